@@ -1,0 +1,157 @@
+"""Typed queues over ZeroMQ: the rest of the code never sees a socket.
+
+Every process has one inbox (PULL, bound) where everything for it arrives, and one outbox with a PUSH
+connection to each address it talks to. Nothing polls: a process with nothing to do sleeps in `recv`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+import msgspec
+import zmq
+import zmq.asyncio
+
+from light_tts.server.core import messages
+
+
+class Inbox:
+    """Blocking inbox of a stage. Only `wake` may be called from another thread."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.PULL)
+        self._socket.set_hwm(0)
+        self._socket.linger = 0
+        self._socket.bind(address)
+        self.address = self._socket.last_endpoint.decode()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._wake_fd, select.POLLIN)
+
+    def wait(self, timeout: float | None = None) -> list[messages.Message]:
+        """All messages that have arrived; sleeps until there is one, `wake` is called, or `timeout` seconds
+        have passed (0 returns at once)."""
+        arrived = self._take_all()
+        if arrived or timeout == 0:
+            return arrived
+        events = dict(self._poller.poll(None if timeout is None else timeout * 1000))
+        if self._wake_fd in events:
+            os.eventfd_read(self._wake_fd)
+        return self._take_all()
+
+    def wake(self) -> None:
+        """Make the present or next `wait` return (thread-safe)."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _take_all(self) -> list[messages.Message]:
+        arrived = []
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return arrived
+            arrived.append(messages.decode([frame.buffer for frame in frames]))
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._socket.close()
+            os.close(self._wake_fd)
+
+
+class AsyncInbox:
+    """Inbox for asyncio processes (HTTP workers, encode, supervisor)."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.PULL)
+        self._socket.set_hwm(0)
+        self._socket.linger = 0
+        self._socket.bind(address)
+        self.address = self._socket.last_endpoint.decode()
+
+    async def recv(self) -> messages.Message:
+        frames = await self._socket.recv_multipart(copy=False)
+        return messages.decode([frame.buffer for frame in frames])
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            self._socket.close()
+
+
+class Outbox:
+    """Sends messages to addresses; connections are made on first use and kept. Thread-safe, never blocks:
+    what the receiver has not taken yet waits in memory (admission bounds how much that can be)."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[str, zmq.Socket] = {}
+        self._lock = threading.Lock()
+
+    def send(self, address: str, message: messages.Message) -> None:
+        frames = messages.encode(message)
+        with self._lock:
+            socket = self._sockets.get(address)
+            if socket is None:
+                socket = zmq.Context.instance().socket(zmq.PUSH)
+                socket.set_hwm(0)
+                socket.linger = 0
+                socket.reconnect_ivl = 20
+                socket.connect(address)
+                self._sockets[address] = socket
+            socket.send_multipart(frames, zmq.NOBLOCK)
+
+    def forget(self, address: str, linger: float = 0.0) -> None:
+        """Close the connection to `address`; unsent messages are dropped after `linger` seconds."""
+        with self._lock:
+            socket = self._sockets.pop(address, None)
+            if socket is not None:
+                socket.close(linger=int(linger * 1000))
+
+    def close(self, linger: float = 0.0) -> None:
+        for address in list(self._sockets):
+            self.forget(address, linger)
+
+
+class Peers:
+    """The other stages as this process knows them: kept up to date from the supervisor's messages, and the
+    one place that turns (stage, index) into an address."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.stages: dict[tuple[str, int], messages.StageInfo] = {}
+        self.draining = False
+
+    def apply(self, message: messages.Message) -> None:
+        """Take in Topology, StageDown, StageUp, StageGivenUp, WorkerGone or Drain; ignore any other."""
+        match message:
+            case messages.Topology(stages=stages, draining=draining):
+                self.stages = {(info.stage, info.index): info for info in stages}
+                self.draining = draining
+            case messages.StageDown(next=following):
+                old = self.stages.get((following.stage, following.index))
+                if old is not None and old.address != following.address:
+                    self.outbox.forget(old.address)
+                self.stages[following.stage, following.index] = following
+            case messages.StageUp(stage=info):
+                self.stages[info.stage, info.index] = info
+            case messages.StageGivenUp(stage=stage, index=index, reason=reason):
+                info = self.stages[stage, index]
+                self.stages[stage, index] = msgspec.structs.replace(info, state="failed", reason=reason)
+            case messages.WorkerGone(address=address):
+                self.outbox.forget(address)
+            case messages.Drain():
+                self.draining = True
+
+    def of(self, stage: str) -> list[messages.StageInfo]:
+        """All processes of one stage, by index."""
+        return [self.stages[key] for key in sorted(self.stages) if key[0] == stage]
+
+    def send(self, stage: str, index: int, message: messages.Message) -> None:
+        """Send to a stage; where it is being restarted the message waits for the next incarnation."""
+        self.outbox.send(self.stages[stage, index].address, message)
+
+    def broadcast(self, message: messages.Message) -> None:
+        """Send to every stage process."""
+        for info in self.stages.values():
+            self.outbox.send(info.address, message)

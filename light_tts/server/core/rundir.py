@@ -1,0 +1,86 @@
+"""Where one running server keeps its sockets, settings, metrics and shared memory.
+
+Two private directories (mode 0700) with one unguessable name: `root` for sockets and small files, `shm` on
+the shared-memory file system for prompt features and counters. Removing both removes every trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
+PREFIX = "light_tts-"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one server. `zmq_mode` is `ipc://<directory>/` or `tcp://`."""
+
+    root: Path
+    shm: Path
+    zmq_mode: str
+
+    @classmethod
+    def create(cls, zmq_mode: str, port: int) -> RunDir:
+        name = f"{PREFIX}{port}-{secrets.token_hex(6)}"
+        parent = (
+            Path(zmq_mode.removeprefix("ipc://")) if zmq_mode.startswith("ipc://") else tempfile.gettempdir()
+        )
+        run = cls(Path(parent) / name, SHARED_MEMORY / name, zmq_mode)
+        # A failure half way must leave nothing.
+        try:
+            for path in {run.root, run.shm, run.metrics, run.pids}:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            run.remove()
+            raise
+        return run
+
+    @property
+    def settings(self) -> Path:
+        """The frozen settings as JSON, read once by each process at its start."""
+        return self.root / "settings.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Directory of Prometheus's multiprocess files."""
+        return self.root / "metrics"
+
+    @property
+    def pids(self) -> Path:
+        """One empty file for each process of this server, named by its pid: what the janitor must end."""
+        return self.root / "pids"
+
+    @property
+    def supervisor(self) -> str:
+        """Address of the supervisor's inbox (always ipc: it is on this machine and private)."""
+        return f"ipc://{self.root}/supervisor"
+
+    def stage_address(self, stage: str, index: int, incarnation: int) -> str:
+        """A fresh inbox address for one incarnation of a stage."""
+        if self.zmq_mode.startswith("tcp://"):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        return f"ipc://{self.root}/{stage}-{index}.{incarnation}"
+
+    def worker_address(self) -> str:
+        """Where this HTTP worker process should bind its inbox (tcp: any free port)."""
+        if self.zmq_mode.startswith("tcp://"):
+            return "tcp://127.0.0.1:*"
+        return f"ipc://{self.root}/http-{os.getpid()}-{secrets.token_hex(3)}"
+
+    def register_process(self, pid: int | None = None) -> None:
+        (self.pids / str(pid or os.getpid())).touch()
+
+    def remove(self) -> None:
+        for path in (self.shm, self.root):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path)
