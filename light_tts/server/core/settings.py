@@ -146,11 +146,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"--max_req_total_len {self.max_req_total_len} is above --max_total_token_num "
                 f"{self.max_total_token_num}: one request could never fit the KV cache"
             )
-        if self.running_max_req_size is not None and self.running_max_req_size < self.gpt_paral_num:
-            raise SettingsError(
-                f"--running_max_req_size {self.running_max_req_size} is below --gpt_paral_num "
-                f"{self.gpt_paral_num}: so many requests could never decode at once"
-            )
         if self.min_prompt_seconds >= self.max_prompt_seconds:
             raise SettingsError(
                 f"--min_prompt_seconds {self.min_prompt_seconds} is not below --max_prompt_seconds "
