@@ -1,0 +1,70 @@
+"""Reading checkpoint files into modules. Whatever is wrong with a file becomes one CheckpointError."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+class CheckpointError(Exception):
+    """A checkpoint file that cannot be used; the message names the file and the tensor, if it concerns one."""
+
+
+def load_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a flat `torch.save` file, on the CPU (mapped, not copied, where the format allows).
+    Entries that are no tensors (training counters) are left out."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (
+        Exception
+    ) as error:  # torch.load has no error type of its own; a bad file raises a dozen different ones
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(
+            f"{path}: truncated or not a checkpoint ({type(error).__name__}: {reason})"
+        ) from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a flat dictionary of tensors, found {type(state).__name__}")
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> tuple[int, ...]:
+    """The shape of a tensor whose size stands nowhere else. Raises CheckpointError."""
+    if name not in state:
+        raise CheckpointError(f"{path}: tensor {name}: expected {dims} dimensions, found none (missing)")
+    shape = tuple(state[name].shape)
+    if len(shape) != dims:
+        raise CheckpointError(f"{path}: tensor {name}: expected {dims} dimensions, found shape {shape}")
+    return shape
+
+
+def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copies `state` into `module`, strictly: the names and shapes must be the same. Tensors of a module that
+    was made on the meta device are created on the CPU. Raises CheckpointError for the first difference and counts
+    the others."""
+    own = module.state_dict()
+    problems = []
+    for name, tensor in own.items():
+        if name not in state:
+            problems.append(f"tensor {name}: expected shape {tuple(tensor.shape)}, found none (missing)")
+        elif state[name].shape != tensor.shape:
+            found = tuple(state[name].shape)
+            problems.append(f"tensor {name}: expected shape {tuple(tensor.shape)}, found {found}")
+    problems += [
+        f"tensor {name}: expected none (unexpected), found shape {tuple(tensor.shape)}"
+        for name, tensor in state.items()
+        if name not in own
+    ]
+    if problems:
+        more = f" (and {len(problems) - 1} more tensors differ)" if len(problems) > 1 else ""
+        raise CheckpointError(f"{path}: {problems[0]}{more}")
+    on_meta = any(tensor.is_meta for tensor in own.values())
+    if on_meta:
+        state = {name: state[name].to(tensor.dtype, copy=True) for name, tensor in own.items()}
+    module.load_state_dict(state, strict=True, assign=on_meta)
