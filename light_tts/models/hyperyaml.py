@@ -1,8 +1,9 @@
 """Reads HyperPyYAML files as plain data: no class is imported, no function is called.
 
 `!new:`, `!name:` and `!apply:` tags are dropped and their mapping, list or scalar is kept. `!ref <key>` is
-looked up when it is read, so a reference in a part nobody reads (training settings) may be anything. Arithmetic
-of references and numbers (`!ref <chunk_size> * <token_mel_ratio>`) is evaluated by walking the parsed expression.
+looked up when it is read, so a reference in a part nobody reads (training settings) may be anything.
+Arithmetic of references and numbers (`!ref <chunk_size> * <token_mel_ratio>`) is evaluated by walking the
+parsed expression.
 """
 
 from __future__ import annotations

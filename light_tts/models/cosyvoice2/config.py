@@ -1,7 +1,7 @@
 """The numbers of a checkpoint that stand in its `cosyvoice2.yaml`, as frozen dataclasses.
 
-Unknown keys (training settings, keys of later releases) are ignored. A key that says something these modules do
-not implement is an error that names the file and the key.
+Unknown keys (training settings, keys of later releases) are ignored. A key that says something these modules
+do not implement is an error that names the file and the key.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class CheckpointError(Exception):
-    """A checkpoint file that cannot be used; the message names the file and the tensor, if it concerns one."""
+    """A checkpoint file that cannot be used; the message names the file and, where it is one, the tensor."""
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -22,13 +22,13 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (
-        Exception
-    ) as error:  # torch.load has no error type of its own; a bad file raises a dozen different ones
-        reason = str(error).strip().split("\n")[0]
+    except pickle.UnpicklingError:  # its message advises to switch the safe mode off
         raise CheckpointError(
-            f"{path}: truncated or not a checkpoint ({type(error).__name__}: {reason})"
+            f"{path}: expected a torch.save file of tensors, found something else"
         ) from None
+    except Exception as error:  # torch.load raises a dozen types for a bad file
+        reason = str(error).strip().split(". ")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: expected a torch.save file, found a damaged one: {reason}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a flat dictionary of tensors, found {type(state).__name__}")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
@@ -46,21 +46,18 @@ def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> t
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Copies `state` into `module`, strictly: the names and shapes must be the same. Tensors of a module that
-    was made on the meta device are created on the CPU. Raises CheckpointError for the first difference and counts
-    the others."""
+    was made on the meta device are created on the CPU. Raises CheckpointError for the first difference and
+    says how many more there are."""
     own = module.state_dict()
     problems = []
     for name, tensor in own.items():
+        expected = tuple(tensor.shape)
         if name not in state:
-            problems.append(f"tensor {name}: expected shape {tuple(tensor.shape)}, found none (missing)")
+            problems.append(f"tensor {name}: expected shape {expected}, found none (missing)")
         elif state[name].shape != tensor.shape:
-            found = tuple(state[name].shape)
-            problems.append(f"tensor {name}: expected shape {tuple(tensor.shape)}, found {found}")
-    problems += [
-        f"tensor {name}: expected none (unexpected), found shape {tuple(tensor.shape)}"
-        for name, tensor in state.items()
-        if name not in own
-    ]
+            problems.append(f"tensor {name}: expected shape {expected}, found {tuple(state[name].shape)}")
+    for name in state.keys() - own.keys():
+        problems.append(f"tensor {name}: expected none, found shape {tuple(state[name].shape)}")
     if problems:
         more = f" (and {len(problems) - 1} more tensors differ)" if len(problems) > 1 else ""
         raise CheckpointError(f"{path}: {problems[0]}{more}")
