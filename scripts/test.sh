@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The second command: installs what the tests need into .venv and runs all of them.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/install.sh test
+# Small models run fastest on one thread, and the tests' servers share the cores.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/python test/parity.py --golden test/golden
+.venv/bin/python -m pytest "$@"
