@@ -27,6 +27,7 @@ class Inbox:
         self._socket.bind(address)
         self.address = self._socket.last_endpoint.decode()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._held: list[messages.Message] = []
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_fd, select.POLLIN)
@@ -46,8 +47,12 @@ class Inbox:
         """Make the present or next `wait` return (thread-safe)."""
         os.eventfd_write(self._wake_fd, 1)
 
+    def put_back(self, held: list[messages.Message]) -> None:
+        """Have the next `wait` return these first."""
+        self._held = held
+
     def _take_all(self) -> list[messages.Message]:
-        arrived = []
+        arrived, self._held = self._held, []
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)

@@ -15,8 +15,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from light_tts.utils import process
+
 SHARED_MEMORY = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 PREFIX = "light_tts-"
+ROOT_LINK = ".root"  # in `shm`: leads to `root`, wherever that is, so that a dead server's remains are found
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,16 @@ class RunDir:
         try:
             for path in {run.root, run.shm, run.metrics, run.pids}:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (run.shm / ROOT_LINK).symlink_to(run.root)
         except OSError:
             run.remove()
             raise
         return run
+
+    @classmethod
+    def open(cls, root: Path, zmq_mode: str) -> RunDir:
+        """The directories of a server that runs already."""
+        return cls(root, SHARED_MEMORY / root.name, zmq_mode)
 
     @property
     def settings(self) -> Path:
@@ -55,8 +64,13 @@ class RunDir:
 
     @property
     def pids(self) -> Path:
-        """One empty file for each process of this server, named by its pid: what the janitor must end."""
+        """One file for each process of this server, named by its pid: what the janitor must end."""
         return self.root / "pids"
+
+    @property
+    def log(self) -> Path:
+        """Socket of the log writer."""
+        return self.root / "log"
 
     @property
     def supervisor(self) -> str:
@@ -78,7 +92,24 @@ class RunDir:
         return f"ipc://{self.root}/http-{os.getpid()}-{secrets.token_hex(3)}"
 
     def register_process(self, pid: int | None = None) -> None:
-        (self.pids / str(pid or os.getpid())).touch()
+        """Note a process together with its start time, so that another one which gets the same pid later is
+        never taken for it."""
+        pid = pid or os.getpid()
+        (self.pids / str(pid)).write_text(process.start_time(pid) or "")
+
+    def forget_process(self, pid: int) -> None:
+        (self.pids / str(pid)).unlink(missing_ok=True)
+
+    def processes(self) -> list[int]:
+        """The registered processes that are alive."""
+        alive = []
+        with contextlib.suppress(OSError):
+            for entry in self.pids.iterdir():
+                with contextlib.suppress(OSError, ValueError):
+                    started = process.start_time(int(entry.name))
+                    if started is not None and started == entry.read_text():
+                        alive.append(int(entry.name))
+        return alive
 
     def remove(self) -> None:
         for path in (self.shm, self.root):

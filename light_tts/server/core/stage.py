@@ -1,0 +1,47 @@
+"""What a stage process is given: its settings, its queues, and how to say that it is ready."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from light_tts.server.core import messages
+from light_tts.server.core.channel import Inbox, Outbox, Peers
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.core.settings import Settings
+
+
+@dataclass
+class StageContext:
+    """Handed to `run(ctx)` of `light_tts.server.tts_<stage>.manager`.
+
+    `peers` knows the topology already; control messages that arrive later go through `peers.apply`.
+    `run` calls `ready` once its models are loaded, then handles messages until `Shutdown` arrives. What it
+    raises before `ready` becomes the reason why the server did not start; later, why the stage is restarted.
+    """
+
+    settings: Settings
+    run_dir: RunDir
+    stage: str
+    index: int
+    incarnation: int
+    inbox: Inbox
+    outbox: Outbox
+    peers: Peers
+    log: logging.Logger
+    is_ready: bool = field(default=False, init=False)
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}-{self.index}"
+
+    def ready(self, info: dict[str, Any] | None = None) -> None:
+        """Tell the supervisor that messages are being taken; `info` reaches the HTTP workers."""
+        self.is_ready = True
+        self.outbox.send(
+            self.run_dir.supervisor,
+            messages.StageReady(
+                stage=self.stage, index=self.index, incarnation=self.incarnation, info=info or {}
+            ),
+        )

@@ -1,0 +1,108 @@
+"""Logging of a server of many processes: every process writes to the console (stdout) and, where there is a
+log directory, sends its finished lines to the one process that writes the file.
+
+The lines travel as datagrams over a Unix socket, so those of one process keep their order, and a line is
+one datagram, so lines never mix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+FILE_NAME = "light-tts.log"
+MAX_BYTES = 50 * 2**20
+BACKUPS = 10
+MAX_LINE = 64 * 1024  # bytes; a datagram must fit the socket's buffer
+SEND_SECONDS = 1.0  # a full writer holds a process up for so long at most
+
+
+class _Formatter(logging.Formatter):
+    default_msec_format = "%s.%03d"
+
+    def __init__(self, process: str) -> None:
+        name = process.replace("%", "%%")
+        super().__init__(f"%(asctime)s %(levelname)s {name}[{os.getpid()}] %(message)s")
+
+
+class _SocketHandler(logging.Handler):
+    """Sends each formatted record to the log writer; without a writer the console alone has the line."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = str(path)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.settimeout(SEND_SECONDS)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.sendto(self.format(record).encode(errors="replace")[:MAX_LINE], self._path)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+class LogWriter:
+    """The one writer of `light-tts.log`; lives in the supervisor.
+
+    `path`: where the socket is bound; `fileno()` is readable when `take()` has lines to write. Raises OSError
+    where the directory cannot be written.
+    """
+
+    def __init__(self, path: Path, directory: str) -> None:
+        os.makedirs(directory, exist_ok=True)
+        self._file = logging.handlers.RotatingFileHandler(
+            Path(directory) / FILE_NAME, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8"
+        )
+        self._file.setFormatter(logging.Formatter("%(message)s"))
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(str(path))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def take(self) -> None:
+        """Write all lines that have arrived."""
+        while True:
+            try:
+                line = self._socket.recv(MAX_LINE)
+            except BlockingIOError:
+                return
+            self.write(line.decode(errors="replace"))
+
+    def write(self, line: str) -> None:
+        self._file.handle(logging.makeLogRecord({"msg": line, "created": time.time()}))
+
+    def close(self) -> None:
+        self.take()
+        self._socket.close()
+        self._file.close()
+
+
+def setup(process: str, level: str, writer: Path | None = None) -> None:
+    """Set up logging of this process, called `process` (replaces an earlier set-up, as after a fork).
+
+    `level`: debug, info, warning or error. `writer`: socket of the log writer, or None for the console only.
+    """
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if writer is not None:
+        handlers.append(_SocketHandler(writer))
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    formatter = _Formatter(process)
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)
+    root.setLevel(level.upper())
+    logging.raiseExceptions = False  # a console that has gone away must not stop a process
+    for noisy in ("httpx", "httpcore", "asyncio", "multipart", "python_multipart", "urllib3"):
+        logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
