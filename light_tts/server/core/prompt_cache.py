@@ -7,7 +7,6 @@ keeps its mapping after an unlink, so processes share no lock, and nothing in us
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import mmap
 import os
@@ -193,10 +192,11 @@ class SharedSpeechCache:
             self._directory.glob(f"{self._prefix}*.prompt"), key=lambda path: path.stat().st_mtime_ns
         )
         for path in paths:
-            with contextlib.suppress(ValueError):
-                entry = _Entry(Future())
+            entry = _Entry(Future())
+            try:
                 entry.future.set_result(CachedPrompt(str(path), attach(path)))
+            except ValueError:
+                path.unlink(missing_ok=True)
+            else:
                 self._entries[path.stem.removeprefix(self._prefix)] = entry
-                continue
-            path.unlink(missing_ok=True)
         self._evict()

@@ -1,0 +1,1 @@
+"""Texts and recordings to token ids and features."""

@@ -1,0 +1,153 @@
+"""Written text to speakable text, in pieces of a length that the model speaks well."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import unicodedata
+from collections.abc import Callable
+
+import inflect
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 80  # of a piece: characters in Chinese, tokens in other languages
+MIN_LENGTH = 60  # a piece ends only after this
+MERGE_LENGTH = 20  # a last piece shorter than this joins the one before
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_DIGITS = re.compile(r"\d+")
+_TRAILING_COMMAS = re.compile(r"[，,、]+$")
+_BLANK_NOT_IN_ASCII = re.compile(r"(?<![!-~]) | (?![!-~])")
+_CHINESE_SYMBOLS = str.maketrans(
+    {
+        "\n": None,
+        "（": None,
+        "）": None,
+        "【": None,
+        "】": None,
+        "`": None,
+        "²": "平方",
+        "³": "立方",
+        ".": "。",
+    }
+)
+_END_MARKS = {"zh": "。？！；：、.?!;", "en": ".?!;:"}
+_FULL_STOP = {"zh": "。", "en": "."}
+_CLOSING_QUOTES = ('"', "”")
+
+Spell = Callable[[str], str]
+
+
+def wetext_spellers() -> dict[str, Spell]:
+    """Numbers, dates, units and the like in words, by language; empty without the wetext package."""
+    try:
+        from wetext import Normalizer
+    except ImportError:
+        return {}
+    return {
+        "zh": Normalizer(lang="zh", operator="tn", remove_erhua=False).normalize,
+        "en": Normalizer(lang="en", operator="tn").normalize,
+    }
+
+
+class TextNormalizer:
+    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's unless given. Thread-safe."""
+
+    def __init__(self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None) -> None:
+        self._count_tokens = count_tokens
+        self._spellers = wetext_spellers() if spellers is None else spellers
+        self._numbers = inflect.engine()
+        self._lock = threading.Lock()  # neither library promises to be thread-safe
+
+    def normalize(self, text: str) -> str:
+        """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is."""
+        return self._normalize(text)[0]
+
+    def split(self, text: str) -> list[str]:
+        """The same in pieces, without those that have nothing to say (symbols only)."""
+        text, language = self._normalize(text)
+        if language is None:
+            return [text]
+        length = len if language == "zh" else self._count_tokens
+        pieces = pack_sentences(split_sentences(text, language), length)
+        return [piece for piece in pieces if is_speakable(piece)]
+
+    def _normalize(self, text: str) -> tuple[str, str | None]:
+        """(normalised text, its language: zh, en, or None if it must stay as it is)."""
+        if not text or ("<|" in text and "|>" in text):
+            return text, None
+        text = _CONTROL.sub("", text).strip()
+        with self._lock:
+            if _CHINESE.search(text):
+                return _tidy_chinese(self._spell(text, "zh")), "zh"
+            return _DIGITS.sub(self._number_in_words, self._spell(text, "en")), "en"
+
+    def _spell(self, text: str, language: str) -> str:
+        speller = self._spellers.get(language)
+        if speller is None or not text:
+            return text
+        try:
+            return speller(text)
+        except Exception:  # text its grammars cannot parse is spoken as written
+            logger.warning("text normalisation failed, text is left as it is", exc_info=True)
+            return text
+
+    def _number_in_words(self, digits: re.Match[str]) -> str:
+        try:
+            return self._numbers.number_to_words(digits[0])
+        except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
+            return self._numbers.number_to_words(digits[0], group=1, comma="")
+
+
+def _tidy_chinese(text: str) -> str:
+    text = text.replace("\n", "")
+    text = _BLANK_NOT_IN_ASCII.sub("", text)
+    text = text.translate(_CHINESE_SYMBOLS).replace(" - ", "，").replace("——", " ")
+    return _TRAILING_COMMAS.sub("。", text)
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """Cut after each end mark; a closing quote stays with the sentence before it, a mark directly after a
+    mark is dropped. A missing last mark is added."""
+    marks = _END_MARKS[language]
+    if not text:
+        return []
+    if text[-1] not in marks:
+        text += _FULL_STOP[language]
+    sentences: list[str] = []
+    start = 0
+    for i, character in enumerate(text):
+        if character not in marks:
+            continue
+        if i > start:
+            sentences.append(text[start : i + 1])
+        start = i + 1
+        if text[start : start + 1] in _CLOSING_QUOTES and sentences:
+            sentences[-1] += text[start]
+            start += 1
+    return sentences
+
+
+def pack_sentences(sentences: list[str], length: Callable[[str], int]) -> list[str]:
+    """Join sentences greedily into pieces of at most MAX_LENGTH where they allow."""
+    pieces: list[str] = []
+    current = ""
+    for sentence in sentences:
+        if length(current + sentence) > MAX_LENGTH and length(current) > MIN_LENGTH:
+            pieces.append(current)
+            current = ""
+        current += sentence
+    if current:
+        if pieces and length(current) < MERGE_LENGTH:
+            pieces[-1] += current
+        else:
+            pieces.append(current)
+    return pieces
+
+
+def is_speakable(text: str) -> bool:
+    """Whether there is more in it than punctuation, symbols and blanks."""
+    return any(unicodedata.category(character)[0] not in "PSZC" for character in text)

@@ -1,0 +1,77 @@
+"""The text tokenizer: Qwen2's byte-level BPE with CosyVoice2's special tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from light_tts.models.cosyvoice2.weights import CheckpointError
+
+FOLDER = "CosyVoice-BlankEN"
+FILES = ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+END_OF_PROMPT = "<|endofprompt|>"
+
+# Added in this order, which gives them the ids that the model was trained with.
+SPECIAL_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    END_OF_PROMPT,
+    "[breath]",
+    "<strong>",
+    "</strong>",
+    "[noise]",
+    "[laughter]",
+    "[cough]",
+    "[clucking]",
+    "[accent]",
+    "[quick_breath]",
+    "<laughter>",
+    "</laughter>",
+    "[hissing]",
+    "[sigh]",
+    "[vocalized-noise]",
+    "[lipsmack]",
+    "[mn]",
+)
+_END_OF_TEXT = "<|endoftext|>"
+
+
+class TextTokenizer:
+    """Text to ids. Thread-safe."""
+
+    def __init__(self, model_dir: Path) -> None:
+        """Raises CheckpointError for a missing or damaged file."""
+        folder = model_dir / FOLDER
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder / name}: no such file")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever a damaged file leads to
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{folder}: cannot load the tokenizer: {reason}") from error
+        tokenizer.add_special_tokens(
+            {
+                "eos_token": _END_OF_TEXT,
+                "pad_token": _END_OF_TEXT,
+                "additional_special_tokens": list(SPECIAL_TOKENS),
+            }
+        )
+        self._encoding = tokenizer.backend_tokenizer
+        self.eos_token_id: int = tokenizer.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens written in it become theirs, none are added."""
+        return self._encoding.encode(text, add_special_tokens=False).ids
+
+    def token_id(self, token: str) -> int:
+        """The id of one token, special or not. Raises KeyError."""
+        found = self._encoding.token_to_id(token)
+        if found is None:
+            raise KeyError(token)
+        return found
+
+    def __len__(self) -> int:
+        """Number of different tokens."""
+        return self._encoding.get_vocab_size(with_added_tokens=True)
