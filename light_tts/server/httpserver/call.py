@@ -1,0 +1,138 @@
+"""SpeechCall: what a route holds of one request, from its arrival to its last byte."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from light_tts.server.core import messages, metrics
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.request import Speech, SpeechRequest
+
+if TYPE_CHECKING:
+    from light_tts.server.httpserver.manager import HttpServerManager
+
+log = logging.getLogger("light_tts.http")
+
+
+class SpeechCall:
+    """Opened when a request arrives; `close` must be called, once at least, and says how it ended.
+
+    `admit` counts it as active, `submit` sets the stages to work; iterating gives PCM in order and ends after
+    the last sample, or raises RequestError.
+    """
+
+    def __init__(self, manager: HttpServerManager, route: str) -> None:
+        self.id = uuid.uuid4().hex[:16]
+        self.request: SpeechRequest | None = None
+        self._manager = manager
+        self._route = route
+        self._arrived = time.monotonic()
+        self._timeout = manager.settings.request_timeout
+        self._deadline: asyncio.TimerHandle | None = None
+        self._admitted = False
+        self._audio: deque[bytes] = deque()
+        self._changed = asyncio.Event()
+        self._first_audio: float | None = None
+        self._samples_sent = 0
+        self._closed = False
+        self.failure: RequestError | None = None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return self._arrived + self._timeout - time.monotonic()
+
+    def admit(self) -> None:
+        """Raises RequestError (429, 503)."""
+        self._manager.admit()
+        self._admitted = True
+
+    def submit(self, speech: Speech) -> None:
+        """Raises RequestError (503). The deadline counts from the arrival of the request."""
+        self.request = SpeechRequest(self.id, speech)
+        self._manager.submit(self)
+        self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
+
+    def append_text(self, text: str) -> None:
+        """The next piece of a bistream request's text."""
+        self.request.texts.append(text)
+        self._manager.append(self.request, messages.AppendText(job=self.request.job, text=text))
+
+    def finish_text(self) -> None:
+        self.request.text_finished = True
+        self._manager.append(self.request, messages.FinishText(job=self.request.job))
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._audio:
+                yield self._audio.popleft()
+            if self.failure is not None:
+                raise self.failure
+            if self.request.complete:
+                return
+            self._changed.clear()
+            await self._changed.wait()
+
+    def note_sent(self, pcm: bytes) -> None:
+        """This audio is on its way to the client."""
+        if self._first_audio is None:
+            self._first_audio = time.monotonic() - self._arrived
+            metrics.time_to_first_audio_seconds.labels(self._route).observe(self._first_audio)
+        self._samples_sent += len(pcm) // 2
+
+    # -- called by the manager
+
+    def deliver(self, audio: list[bytes]) -> None:
+        """More PCM, or the news that all has come."""
+        self._audio.extend(audio)
+        self._changed.set()
+
+    def fail(self, error: RequestError) -> None:
+        """No more audio will come; the stages forget the request. What has come is not sent any more."""
+        if self.failure is None:
+            self.failure = error
+            self._audio.clear()
+            self._changed.set()
+            self._manager.forget(self)
+
+    def _expire(self) -> None:
+        self.fail(RequestError(504, f"the request took longer than {self._timeout:g} s"))
+
+    # -- the end
+
+    def close(self, outcome: str | None = None) -> None:
+        """Free everything, count and log the request. `outcome` None: as the failure says, or "ok"."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self.request is not None:
+            self._manager.forget(self)
+        if self._admitted:
+            self._manager.leave()
+        if outcome is None:
+            outcome = "ok" if self.failure is None else self.failure.outcome
+        duration = time.monotonic() - self._arrived
+        audio_seconds = self._samples_sent / self._manager.sample_rate
+        metrics.requests_total.labels(self._route, outcome).inc()
+        metrics.audio_seconds_total.inc(audio_seconds)
+        if outcome == "ok":
+            metrics.request_duration_seconds.labels(self._route).observe(duration)
+        ttfa = "-" if self._first_audio is None else f"{self._first_audio * 1000:.0f}"
+        log.info(
+            "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s cost_time %.0fms",
+            self.id,
+            self._route,
+            outcome,
+            audio_seconds,
+            ttfa,
+            f" error={self.failure.message!r}" if self.failure is not None else "",
+            duration * 1000,
+        )

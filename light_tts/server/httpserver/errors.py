@@ -1,0 +1,24 @@
+"""What an HTTP worker can answer instead of audio."""
+
+from __future__ import annotations
+
+_OUTCOMES = {413: "rejected", 429: "busy", 503: "unavailable", 504: "timeout"}
+
+
+class RequestError(Exception):
+    """A request that gets no (more) audio: `status` is the HTTP status, `message` is for the client."""
+
+    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after = retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+    @property
+    def outcome(self) -> str:
+        """Value of the metrics' `outcome` label."""
+        return _OUTCOMES.get(self.status, "rejected" if self.status < 500 else "failed")

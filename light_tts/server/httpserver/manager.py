@@ -1,0 +1,228 @@
+"""HttpServerManager: one in each HTTP worker. Submits requests to the stages, hands their audio to the
+routes, and submits again what a dead stage has lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+
+from light_tts.server.core import messages
+from light_tts.server.core.channel import AsyncInbox, Outbox, Peers
+from light_tts.server.core.counters import ActiveRequests
+from light_tts.server.core.metrics import request_recoveries_total
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.core.settings import Settings
+from light_tts.server.core.styles import Style
+from light_tts.server.httpserver import recovery
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.request import LostAudio, SpeechRequest
+
+HELLO_TIMEOUT = 30.0  # seconds for the supervisor's answer
+DEFAULT_SAMPLE_RATE = 24_000
+
+log = logging.getLogger("light_tts.http")
+
+
+class HttpServerManager:
+    """Start and close it in the worker's event loop; all methods belong to that loop."""
+
+    def __init__(self, settings: Settings, run_dir: RunDir, styles: tuple[Style, ...]) -> None:
+        self.settings = settings
+        self.styles = styles
+        self._run_dir = run_dir
+        self._outbox = Outbox()
+        self.peers = Peers(self._outbox)
+        self._slot = -1
+        self._connected = asyncio.Event()
+        self._calls: dict[str, SpeechCall] = {}  # by request id
+        self.heard: dict[int, float] = {}  # decode index -> when audio last came from it
+
+    async def start(self) -> None:
+        """Raises RuntimeError if the supervisor does not answer."""
+        self._run_dir.register_process()
+        self._active = ActiveRequests(self._run_dir.shm)
+        self._inbox = AsyncInbox(self._run_dir.worker_address())
+        self._receiver = asyncio.create_task(self._receive())
+        self._outbox.send(
+            self._run_dir.supervisor, messages.WorkerHello(address=self._inbox.address, pid=os.getpid())
+        )
+        try:
+            await asyncio.wait_for(self._connected.wait(), HELLO_TIMEOUT)
+        except asyncio.TimeoutError:
+            await self.close()
+            raise RuntimeError(f"the supervisor did not answer within {HELLO_TIMEOUT:g} s") from None
+
+    async def close(self) -> None:
+        for call in list(self._calls.values()):
+            call.fail(RequestError(503, "the server is shutting down"))
+        self._receiver.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._receiver
+        self._inbox.close()
+        self._outbox.close(linger=0.2)
+        self._active.close()
+
+    # -- what routes ask
+
+    @property
+    def draining(self) -> bool:
+        return self.peers.draining
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio that goes out, in Hz."""
+        rates = [info.info.get("sample_rate") for info in self.peers.of("decode")]
+        return next((rate for rate in rates if rate), DEFAULT_SAMPLE_RATE)
+
+    @property
+    def checkpoint_speakers(self) -> list[str]:
+        """Speakers stored in the checkpoint."""
+        speakers = [info.info.get("speakers") for info in self.peers.of("encode")]
+        return sorted(next((names for names in speakers if names), []))
+
+    def style_index(self, name: str) -> int:
+        """Index of a `tts_model_name`; "default" is the first. Raises RequestError."""
+        if name == "default":
+            return 0
+        for index, style in enumerate(self.styles):
+            if style.name == name:
+                return index
+        known = ", ".join(["default", *(style.name for style in self.styles)])
+        raise RequestError(400, f"unknown tts_model_name {name!r}; known are {known}")
+
+    def admit(self) -> None:
+        """Count one more active request; to be undone by `leave`. Raises RequestError."""
+        if self.draining:
+            raise RequestError(503, "the server is shutting down", retry_after=5)
+        limit = self.settings.max_pending_requests
+        if not self._active.try_add(self._slot, limit):
+            raise RequestError(429, f"{limit} requests are in work already; try again later", retry_after=1)
+
+    def leave(self) -> None:
+        self._active.remove(self._slot)
+
+    # -- what a call asks
+
+    def submit(self, call: SpeechCall) -> None:
+        """Send the call's request to the stages, now or when they are up. Raises RequestError where a stage
+        that it needs has been given up."""
+        reason = recovery.hindrance(call.request, self.peers)
+        if reason:
+            raise RequestError(503, reason)
+        self._calls[call.request.request_id] = call
+        self._try_to_send(call)
+
+    def append(self, request: SpeechRequest, *parts: messages.Message) -> None:
+        """Send more messages about a submitted bistream request to its encode process; one that waits to be
+        submitted has them in its state already."""
+        if request.submitted:
+            for message in parts:
+                self._send_to_encode(request, message)
+
+    def forget(self, call: SpeechCall) -> None:
+        """The call has ended: free everything that the stages hold for it. May be called twice."""
+        request = call.request
+        if self._calls.pop(request.request_id, None) is None or not request.submitted:
+            return
+        if request.complete:
+            self._send_to_encode(request, messages.Release(job=request.job))
+        else:
+            self.peers.broadcast(messages.Abort(job=request.job))
+
+    # -- inside
+
+    def _send_to_encode(self, request: SpeechRequest, message: messages.Message) -> None:
+        self.peers.send("encode", request.encode_index(len(self.peers.of("encode"))), message)
+
+    def _try_to_send(self, call: SpeechCall) -> None:
+        request = call.request
+        reason = recovery.hindrance(request, self.peers)
+        if reason:
+            call.fail(RequestError(503, reason))
+        elif reason is None:
+            request.submitted = True
+            for message in request.submission(self._inbox.address):
+                self._send_to_encode(request, message)
+
+    def _recover(self, call: SpeechCall, why: str, after_loss: bool = False) -> None:
+        request = call.request
+        self.peers.broadcast(messages.Abort(job=request.job))
+        request.start_attempt(after_loss)
+        if request.fruitless_attempts >= recovery.MAX_FRUITLESS_ATTEMPTS:
+            call.fail(RequestError(503, f"given up after {request.fruitless_attempts} attempts: {why}"))
+            return
+        log.warning("%s attempt %d: %s", request.request_id, request.attempt, why)
+        request_recoveries_total.inc()
+        self._try_to_send(call)
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                self._handle(await self._inbox.recv())
+            except Exception:
+                log.exception("a message could not be handled")
+
+    def _handle(self, message: messages.Message) -> None:
+        match message:
+            case messages.AudioChunk() | messages.Routed() | messages.Failed():
+                call = self._calls.get(message.job.rpartition("/")[0])
+                if call is not None and call.request.submitted and call.request.job == message.job:
+                    self._handle_answer(call, message)
+            case messages.Topology(worker_slot=slot):
+                self.peers.apply(message)
+                self._slot = slot
+                self._active.clear(slot)
+                self._connected.set()
+            case messages.StageDown(stage=stage, index=index, incarnation=incarnation):
+                self.peers.apply(message)
+                self._handle_death(stage, index, incarnation)
+            case messages.StageGivenUp(stage=stage, index=index):
+                incarnation = self.peers.stages[stage, index].incarnation
+                self.peers.apply(message)
+                self._handle_death(stage, index, incarnation)
+                self._send_waiting()
+            case messages.StageUp():
+                self.peers.apply(message)
+                self._send_waiting()
+            case _:
+                self.peers.apply(message)
+
+    def _handle_answer(self, call: SpeechCall, message: messages.Message) -> None:
+        request = call.request
+        match message:
+            case messages.Routed():
+                request.routed = message
+                if recovery.routed_to_dead(message, self.peers):
+                    self._recover(call, f"decode {message.decode} is gone")
+            case messages.AudioChunk():
+                try:
+                    audio = request.take(message)
+                except LostAudio as error:
+                    self._recover(call, str(error), after_loss=True)
+                    return
+                if request.routed is not None:
+                    self.heard[request.routed.decode] = time.monotonic()
+                call.deliver(audio)
+                if request.complete:
+                    self.forget(call)
+            case messages.Failed(retry=True, stage=stage, message=text):
+                self._recover(call, f"{stage}: {text}", after_loss=True)
+            case messages.Failed(stage=stage, code=code, message=text):
+                if code >= 500:
+                    log.error("%s failed in %s: %s", request.request_id, stage, text)
+                call.fail(RequestError(code, text))
+
+    def _handle_death(self, stage: str, index: int, incarnation: int) -> None:
+        encodes = len(self.peers.of("encode"))
+        for call in list(self._calls.values()):
+            if recovery.lost_with(call.request, stage, index, incarnation, encodes):
+                self._recover(call, f"{stage} {index} died")
+
+    def _send_waiting(self) -> None:
+        for call in list(self._calls.values()):
+            if not call.request.submitted:
+                self._try_to_send(call)

@@ -1,0 +1,80 @@
+"""From what a client says about the voice to the Prompt that the encode stage takes."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import secrets
+
+import numpy as np
+
+from light_tts.common.audio import AudioError, read_audio
+from light_tts.server.core.messages import Prompt, Raw, Sampling
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import MAX_SEED, VoiceChoice, check_text, missing
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.voices import VoiceStore
+
+BAD_AUDIO = "audio file format is incorrect"
+
+
+def prompt_from_samples(samples: np.ndarray, sample_rate: int, text: str) -> Prompt:
+    """samples: (n,) float32 mono."""
+    digest = hashlib.sha256(f"{sample_rate} ".encode())
+    digest.update(samples.data)
+    return Prompt(text=text, key=digest.hexdigest(), sample_rate=sample_rate, audio=Raw.of(samples))
+
+
+class PromptReader:
+    """Reads recordings, uploaded or stored, in threads."""
+
+    def __init__(self, manager: HttpServerManager, voices: VoiceStore) -> None:
+        self._manager = manager
+        self._settings = manager.settings
+        self.voices = voices
+
+    async def prompt(self, choice: VoiceChoice) -> Prompt:
+        """The voice that the client chose. Raises RequestError (400) or RequestValidationError (422)."""
+        text = choice.prompt_text
+        if text is not None:
+            check_text("prompt_text", text, self._settings.max_text_length, may_be_empty=True)
+        if choice.spk_id is not None:
+            if choice.prompt_wav is not None:
+                raise RequestError(400, "give spk_id or prompt_wav, not both")
+            return await self._named(choice.spk_id, text)
+        if choice.prompt_wav is None:
+            raise missing("prompt_wav")
+        if text is None:
+            raise missing("prompt_text")
+        return await self.read(choice.prompt_wav, text)
+
+    async def read(self, recording: bytes, text: str) -> Prompt:
+        """Raises RequestError (400): unreadable, too short, too long, sample rate too low."""
+        return await asyncio.to_thread(self._read, recording, text)
+
+    def _read(self, recording: bytes, text: str) -> Prompt:
+        settings = self._settings
+        try:
+            samples, rate = read_audio(recording, settings.min_prompt_seconds, settings.max_prompt_seconds)
+        except AudioError as error:
+            reason = str(error)
+            raise RequestError(400, reason if BAD_AUDIO in reason else f"{BAD_AUDIO}: {reason}") from None
+        return prompt_from_samples(np.ascontiguousarray(samples), rate, text)
+
+    async def _named(self, spk_id: str, text: str | None) -> Prompt:
+        """A stored voice (`text` in place of its own where given) or a speaker of the checkpoint."""
+        if spk_id in self._manager.checkpoint_speakers:
+            return Prompt(text=text or "", speaker=spk_id)
+        voice = await asyncio.to_thread(self.voices.get, spk_id)
+        if voice is None:
+            raise RequestError(400, f"unknown spk_id {spk_id!r}; /spk_list names those there are")
+        return await self.read(voice.recording, voice.prompt_text if text is None else text)
+
+
+def sampling(choice: VoiceChoice) -> Sampling:
+    """Raises RequestError (400)."""
+    least, most = choice.min_new_tokens, choice.max_new_tokens
+    if least is not None and most is not None and least > most:
+        raise RequestError(400, f"min_new_tokens {least} is above max_new_tokens {most}")
+    seed = secrets.randbelow(MAX_SEED + 1) if choice.seed is None else choice.seed
+    return Sampling(seed=seed, min_new_tokens=least, max_new_tokens=most)

@@ -1,0 +1,147 @@
+"""One client request over all its attempts: what was asked, what has come back, what can be sent on.
+
+Pure state, no sockets and no clock. It is the only state of a request that must not be lost: when a stage
+dies, `start_attempt` and `submission` give the messages that make the stages go on where the audio ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+
+from light_tts.server.core import messages
+
+
+class LostAudio(Exception):
+    """A chunk does not follow the one before it: something between was lost."""
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What to speak, and how. `text` is empty for `bistream`, where it comes piece by piece."""
+
+    style: int
+    prompt: messages.Prompt
+    sampling: messages.Sampling
+    text: str = ""
+    stream: bool = False
+    speed: float = 1.0
+    bistream: bool = False
+
+
+@dataclass
+class PartReceived:
+    """`held`: audio that waits until the parts before have ended."""
+
+    tokens: list[int] = field(default_factory=list)
+    samples: int = 0
+    finished: bool = False
+    held: list[bytes] = field(default_factory=list)
+
+
+class SpeechRequest:
+    """`request_id` is unique among all workers of all time; a job is `<request_id>/<attempt>`."""
+
+    def __init__(self, request_id: str, speech: Speech) -> None:
+        self.request_id = request_id
+        self.speech = speech
+        self.attempt = 0
+        self.submitted = False
+        self.routed: messages.Routed | None = None
+        self.fruitless_attempts = 0
+        self.part_count: int | None = None
+        self.parts: list[PartReceived] = []
+        self.texts: list[str] = []
+        self.text_finished = False
+        self._speaking = 0
+
+    @property
+    def job(self) -> str:
+        return f"{self.request_id}/{self.attempt}"
+
+    @property
+    def complete(self) -> bool:
+        """All audio of all parts is here."""
+        return (
+            self.part_count is not None
+            and len(self.parts) == self.part_count
+            and all(part.finished for part in self.parts)
+        )
+
+    def encode_index(self, encode_processes: int) -> int:
+        """The encode process that owns the prompt: everybody computes the same from its key."""
+        key = self.speech.prompt.key or hashlib.sha256(self.speech.prompt.speaker.encode()).hexdigest()
+        return int(key, 16) % encode_processes
+
+    def start_attempt(self, after_loss: bool = False) -> None:
+        """Everything under way for the job before is void from now on. `after_loss`: this attempt follows
+        one that brought nothing, through no death of a stage."""
+        self.attempt += 1
+        self.submitted = False
+        self.routed = None
+        if after_loss:
+            self.fruitless_attempts += 1
+
+    def submission(self, reply_to: str) -> list[messages.Message]:
+        """The messages to the encode process that make the stages speak what has not come back yet."""
+        speech = self.speech
+        first = messages.Synthesize(
+            job=self.job,
+            reply_to=reply_to,
+            style=speech.style,
+            text=speech.text,
+            prompt=speech.prompt,
+            sampling=speech.sampling,
+            stream=speech.stream,
+            speed=speech.speed,
+            bistream=speech.bistream,
+            progress=self.progress(),
+        )
+        pieces = [messages.AppendText(job=self.job, text=text) for text in self.texts]
+        end = [messages.FinishText(job=self.job)] if self.text_finished else []
+        return [first, *pieces, *end]
+
+    def progress(self) -> list[messages.PartProgress]:
+        """What has been received of each part, from part 0 to the last one that anything came of."""
+        return [
+            messages.PartProgress(tokens=list(part.tokens), samples=part.samples, finished=part.finished)
+            for part in self.parts
+        ]
+
+    def take(self, chunk: messages.AudioChunk) -> list[bytes]:
+        """Take in a chunk; returns the PCM that can be sent on now, in order. Audio of a later part is held
+        until the parts before it have ended; a repetition is ignored. Raises LostAudio where a chunk is
+        missing, in which case nothing has changed."""
+        if chunk.job != self.job:
+            return []
+        if not 0 <= chunk.part < chunk.parts or self.part_count not in (None, chunk.parts):
+            raise LostAudio(f"part {chunk.part} of {chunk.parts}, after parts had been {self.part_count}")
+        pcm = bytes(chunk.pcm.data)
+        part = self.parts[chunk.part] if chunk.part < len(self.parts) else PartReceived()
+        if part.finished or chunk.start < part.samples:
+            return []
+        if chunk.start > part.samples:
+            raise LostAudio(f"part {chunk.part} goes on at {chunk.start}, after sample {part.samples}")
+        while len(self.parts) < chunk.part:
+            self.parts.append(PartReceived())
+        if len(self.parts) == chunk.part:
+            self.parts.append(part)
+        self.part_count = chunk.parts
+        self.fruitless_attempts = 0
+        part.tokens += chunk.tokens
+        part.samples += len(pcm) // 2
+        part.finished = chunk.final
+        if pcm:
+            part.held.append(pcm)
+        return self._release()
+
+    def _release(self) -> list[bytes]:
+        audio: list[bytes] = []
+        while self._speaking < len(self.parts):
+            part = self.parts[self._speaking]
+            audio += part.held
+            part.held.clear()
+            if not part.finished:
+                break
+            self._speaking += 1
+        return audio

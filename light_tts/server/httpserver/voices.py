@@ -1,0 +1,92 @@
+"""Named voices: one file each in `--spk_dir`, written at once and in full, so that every worker sees a voice
+as soon as it is there and never half of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from light_tts.server.httpserver.errors import RequestError
+
+SUFFIX = ".voice"
+# A file name, too: begins with a letter, digit or underscore of any script, holds no path separators.
+_SAFE_ID = re.compile(r"\w[\w.\-]{0,47}")
+
+
+class Voice(msgspec.Struct, frozen=True):
+    """`recording`: the sound file as it was uploaded."""
+
+    prompt_text: str
+    recording: bytes
+
+
+def check_id(spk_id: str) -> str:
+    """Raises RequestError (400)."""
+    if not _SAFE_ID.fullmatch(spk_id):
+        raise RequestError(
+            400, "spk_id must have 1 to 48 letters, digits, '_', '-' or '.', and begin with a letter or digit"
+        )
+    return spk_id
+
+
+class VoiceStore:
+    """All methods do blocking file I/O; call them in a thread."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
+
+    def _path(self, spk_id: str) -> Path:
+        return self._directory / f"{check_id(spk_id)}{SUFFIX}"
+
+    def add(self, spk_id: str, voice: Voice) -> None:
+        """Store a voice, in place of one that has this name."""
+        path = self._path(spk_id)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".new-", dir=self._directory)
+        except OSError as error:
+            raise RequestError(507, f"the voice cannot be stored: {error.strerror}") from error
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(msgspec.msgpack.encode(voice))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise RequestError(507, f"the voice cannot be stored: {error.strerror}") from error
+
+    def names(self) -> list[str]:
+        try:
+            entries = os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+        return sorted(
+            name.removesuffix(SUFFIX)
+            for name in entries
+            if name.endswith(SUFFIX) and not name.startswith(".")
+        )
+
+    def get(self, spk_id: str) -> Voice | None:
+        """Raises RequestError (500) for a file that is not a voice."""
+        path = self._path(spk_id)
+        try:
+            return msgspec.msgpack.decode(path.read_bytes(), type=Voice)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError, UnicodeError) as error:
+            raise RequestError(500, f"voice {spk_id!r} cannot be read: {error}") from error
+
+    def remove(self, spk_id: str) -> bool:
+        """False: there was no such voice."""
+        try:
+            self._path(spk_id).unlink()
+        except FileNotFoundError:
+            return False
+        return True
