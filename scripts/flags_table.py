@@ -1,0 +1,62 @@
+"""The README's table of flags, made from Settings so that it cannot go stale.
+
+python scripts/flags_table.py            print the table
+python scripts/flags_table.py --write    put it into README.md between its two markers
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import msgspec
+
+from light_tts.server.core.settings import Settings
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- flags: written by scripts/flags_table.py -->\n", "<!-- end of flags -->"
+
+
+def description(hint: Any) -> str:
+    """What `Annotated[..., Meta(description=...)]` says."""
+    return next(meta.description for meta in reversed(hint.__metadata__) if meta.description)
+
+
+def default_text(value: Any) -> str:
+    """A default as one would type it."""
+    if value is None or value in ("", ()):
+        return ""
+    return f"`{','.join(value) if isinstance(value, tuple) else value}`"
+
+
+def flags_table() -> str:
+    """Markdown table of every setting: flag, default, meaning."""
+    hints = get_type_hints(Settings, include_extras=True)
+    lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
+    for field in msgspec.structs.fields(Settings):
+        lines.append(
+            f"| `--{field.name}` | {default_text(field.default)} | {description(hints[field.name])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def table_in(readme: str) -> str:
+    """The table that a README holds between the markers. Raises ValueError where there is none."""
+    found = re.search(re.escape(BEGIN) + "(.*)" + re.escape(END), readme, re.DOTALL)
+    if found is None:
+        raise ValueError("no table of flags between its markers")
+    return found[1]
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--write"]:
+        readme = README.read_text("utf-8")
+        README.write_text(readme.replace(table_in(readme), flags_table()), "utf-8")
+    else:
+        print(flags_table(), end="")
+
+
+if __name__ == "__main__":
+    main()
