@@ -53,7 +53,9 @@ def table_in(readme: str) -> str:
 def main() -> None:
     if sys.argv[1:] == ["--write"]:
         readme = README.read_text("utf-8")
-        README.write_text(readme.replace(table_in(readme), flags_table()), "utf-8")
+        README.write_text(
+            readme.replace(BEGIN + table_in(readme) + END, BEGIN + flags_table() + END), "utf-8"
+        )
     else:
         print(flags_table(), end="")
 
