@@ -1,0 +1,121 @@
+"""The KV cache: one preallocated pool of token slots per layer, and the table from positions to slots.
+
+A slot holds K and V of one token. Slots are handed out singly, so that no request holds more than it has
+tokens, and given back all at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class KVPool:
+    """K and V of `slots` tokens in each layer. With `int8` they are kept as int8, with one scale for each
+    token and head; `read` gives `dtype` again. The memory is reserved here and on the CPU only used once it
+    is written."""
+
+    def __init__(
+        self,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        int8: bool = False,
+    ) -> None:
+        shape = (layers, slots, kv_heads, head_dim)
+        self.int8 = int8
+        self.dtype = dtype
+        stored = torch.int8 if int8 else dtype
+        self.k = torch.empty(shape, dtype=stored, device=device)
+        self.v = torch.empty(shape, dtype=stored, device=device)
+        self.k_scale = torch.empty(shape[:3] if int8 else 0, dtype=dtype, device=device)
+        self.v_scale = torch.empty_like(self.k_scale)
+
+    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """slots: (tokens,) int64; k, v: (tokens, kv_heads, head_dim)"""
+        if self.int8:
+            k, self.k_scale[layer, slots] = quantize(k)
+            v, self.v_scale[layer, slots] = quantize(v)
+        self.k[layer, slots] = k
+        self.v[layer, slots] = v
+
+    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """slots: (tokens,) int64 -> k, v: (tokens, kv_heads, head_dim) of `dtype`"""
+        k, v = self.k[layer, slots], self.v[layer, slots]
+        if self.int8:
+            k = k.to(self.dtype) * self.k_scale[layer, slots, :, None]
+            v = v.to(self.dtype) * self.v_scale[layer, slots, :, None]
+        return k, v
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x: (tokens, heads, head_dim) -> int8 of the same shape, and scale (tokens, heads): x is about their
+    product, within half a scale."""
+    scale = (x.abs().amax(-1) / 127).clamp(min=torch.finfo(x.dtype).tiny)
+    return (x / scale[..., None]).round().clamp(-127, 127).to(torch.int8), scale
+
+
+class SlotTable:
+    """Which slot each position of each request has. A request is a row, taken with `open` and given back,
+    with all its slots, with `close`.
+
+    The table lies in host memory (`slots_of`) and on the device (`device_slots`: (rows, max_len) int32, what
+    a kernel reads); on the CPU both are the same memory.
+    """
+
+    def __init__(self, slots: int, rows: int, max_len: int, device: torch.device) -> None:
+        self._table = np.zeros((rows, max_len), dtype=np.int32)
+        self._lengths = [0] * rows
+        self._free_rows = list(range(rows))[::-1]
+        self._free = np.arange(slots, dtype=np.int32)[::-1].copy()  # a stack, its top at `self.free`
+        self.free = slots
+        self.device_slots = torch.from_numpy(self._table).to(device)
+        self._mirrored = device.type != "cpu"
+
+    @property
+    def free_rows(self) -> int:
+        return len(self._free_rows)
+
+    def open(self) -> int:
+        """A row for a request without tokens. Raises IndexError when none is left."""
+        return self._free_rows.pop()
+
+    def extend(self, row: int, tokens: int) -> None:
+        """Slots for the next `tokens` positions of the request. Raises IndexError when there are not enough
+        slots or positions; then nothing has changed."""
+        start = self._lengths[row]
+        if tokens > self.free or start + tokens > self._table.shape[1]:
+            raise IndexError(
+                f"{tokens} more KV slots for a request of {start}: {self.free} are free, "
+                f"and a request has at most {self._table.shape[1]}"
+            )
+        taken = self._free[self.free - tokens : self.free][::-1]
+        self.free -= tokens
+        self._table[row, start : start + tokens] = taken
+        self._lengths[row] = start + tokens
+        if self._mirrored:
+            part = torch.from_numpy(self._table[row, start : start + tokens])
+            self.device_slots[row, start : start + tokens].copy_(part)
+
+    def truncate(self, row: int, length: int) -> None:
+        """Give back the slots of all positions from `length` on."""
+        end = self._lengths[row]
+        returned = self._table[row, length:end]
+        self._free[self.free : self.free + len(returned)] = returned[::-1]
+        self.free += len(returned)
+        self._lengths[row] = length
+
+    def close(self, row: int) -> None:
+        self.truncate(row, 0)
+        self._free_rows.append(row)
+
+    def length(self, row: int) -> int:
+        return self._lengths[row]
+
+    def slots_of(self, row: int) -> np.ndarray:
+        """(length,) int32: the slots of the request's positions, in order. A view."""
+        return self._table[row, : self._lengths[row]]

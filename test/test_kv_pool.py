@@ -1,0 +1,81 @@
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from light_tts.common.kv_pool import KVPool, SlotTable
+
+CPU = torch.device("cpu")
+
+
+def pool(int8: bool) -> KVPool:
+    return KVPool(layers=2, slots=16, kv_heads=2, head_dim=8, dtype=torch.float32, device=CPU, int8=int8)
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_is_written_is_read(int8):
+    kv = pool(int8)
+    k, v = torch.randn(3, 2, 8), 100 * torch.randn(3, 2, 8)
+    slots = torch.tensor([5, 1, 9])
+    kv.write(1, slots, k, v)
+    kv.write(0, slots, -k, -v)
+    got_k, got_v = kv.read(1, slots[[2, 0, 1]])
+    for got, written in ((got_k, k), (got_v, v)):
+        written = written[[2, 0, 1]]
+        limit = written.abs().amax(-1, keepdim=True) / 127 / 2 * 1.001 if int8 else torch.zeros(())
+        assert ((got - written).abs() <= limit).all()
+
+
+def test_int8_keeps_zeros_and_tiny_values_finite():
+    kv = pool(int8=True)
+    k = torch.zeros(2, 2, 8)
+    k[1] = 1e-38
+    kv.write(0, torch.tensor([0, 1]), k, k)
+    got, _ = kv.read(0, torch.tensor([0, 1]))
+    assert torch.isfinite(got).all() and (got[0] == 0).all()
+
+
+def test_int8_takes_little_more_than_a_quarter_of_float32():
+    small, large = pool(int8=True), pool(int8=False)
+    assert small.k.nbytes + small.k_scale.nbytes <= large.k.nbytes * 3 / 8
+
+
+def test_no_slot_is_ever_held_twice_or_lost():
+    rng = random.Random(0)
+    table = SlotTable(slots=60, rows=6, max_len=20, device=CPU)
+    lengths: dict[int, int] = {}
+    for _ in range(3000):
+        action = rng.choice(["open", "extend", "extend", "close", "truncate"])
+        if action == "open" and table.free_rows:
+            lengths[table.open()] = 0
+        elif lengths:
+            row = rng.choice(list(lengths))
+            if action == "extend":
+                n = rng.randint(1, 12)
+                if n <= table.free and lengths[row] + n <= 20:
+                    before = table.slots_of(row).copy()
+                    table.extend(row, n)
+                    assert np.array_equal(table.slots_of(row)[: len(before)], before)
+                    lengths[row] += n
+                else:
+                    with pytest.raises(IndexError):
+                        table.extend(row, n)
+            elif action == "truncate":
+                lengths[row] = rng.randint(0, lengths[row])
+                table.truncate(row, lengths[row])
+            else:
+                table.close(row)
+                del lengths[row]
+        held = np.concatenate([table.slots_of(row) for row in lengths] or [np.zeros(0, int)])
+        assert len(set(held.tolist())) == len(held) == sum(lengths.values()) == 60 - table.free
+        assert all(table.length(row) == n for row, n in lengths.items())
+
+
+def test_the_device_sees_the_same_slots():
+    table = SlotTable(slots=30, rows=3, max_len=10, device=CPU)
+    rows = [table.open(), table.open()]
+    for row in rows * 2:
+        table.extend(row, 4)
+    for row in rows:
+        assert table.device_slots[row, :8].tolist() == table.slots_of(row).tolist()
