@@ -150,10 +150,10 @@ class Hift(nn.Module):
         """mel: (batch, mel channels, frames), source: (batch, samples) -> wave (batch, samples), zero where
         padded."""
         spectrum = self.source_spectrum(source, lengths)
-        x = self.conv_pre(_masked(mel, _mask(lengths, mel)))
+        mask = _mask(lengths, mel)
+        x = _masked(self.conv_pre(_masked(mel, mask)), mask)
         rate, last = 1, len(self.ups) - 1
         for level, up in enumerate(self.ups):
-            x = _masked(x, _mask([length * rate for length in lengths], x))
             x = up(F.leaky_relu(x, self.config.lrelu_slope))
             rate *= self.config.upsample_rates[level]
             if level == last:
@@ -167,8 +167,8 @@ class Hift(nn.Module):
             x = sum(block(x, mask) for block in blocks) / branches
         x = self.conv_post(F.leaky_relu(x))
         bins = self.n_fft // 2 + 1
-        magnitude = torch.exp(x[:, :bins]).clamp(max=MAX_MAGNITUDE)
-        wave = self.istft(magnitude, torch.sin(x[:, bins:]), lengths)
+        frames = [length * rate + 1 for length in lengths]
+        wave = self.istft(torch.exp(x[:, :bins]), torch.sin(x[:, bins:]), frames)
         return wave.clamp(-self.config.audio_limit, self.config.audio_limit)
 
     def source_spectrum(self, source: Tensor, lengths: Sequence[int]) -> Tensor:
@@ -182,30 +182,29 @@ class Hift(nn.Module):
         spectrum = torch.stft(
             source.gather(1, index), self.n_fft, self.hop, window=window, center=False, return_complex=True
         )
-        return self._masked_spectrum(torch.cat([spectrum.real, spectrum.imag], dim=1), lengths)
+        frames = [length * self.spectrum_frames + 1 for length in lengths]
+        spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
+        return _masked(spectrum, _mask(frames, spectrum))
 
-    def istft(self, magnitude: Tensor, phase: Tensor, lengths: Sequence[int]) -> Tensor:
-        """magnitude, phase: (batch, bins, spectrum frames) -> wave (batch, samples), zero where padded: the
-        overlap-add of windowed frames over that of the squared window, of each item's own frames."""
+    def istft(self, magnitude: Tensor, phase: Tensor, frames: Sequence[int]) -> Tensor:
+        """magnitude, phase: (batch, bins, spectrum frames); frames: of each item -> wave (batch, samples),
+        zero where padded: the overlap-add of windowed frames over that of the squared window."""
         window = torch.hann_window(self.n_fft, device=magnitude.device)[:, None]
-        frames = torch.fft.irfft(torch.polar(magnitude, phase), n=self.n_fft, dim=1) * window
-        weights = (window * window).expand_as(frames[:1])
-        if min(lengths) < max(lengths):
-            weights = weights.expand_as(frames)
-        samples = (frames.shape[2] - 1) * self.hop
+        spectrum = torch.polar(magnitude.clamp(max=MAX_MAGNITUDE), phase)
+        pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * window
+        mask = _mask(frames, pieces)
+        weights = (window * window).expand_as(pieces if mask is not None else pieces[:1])
+        samples = (pieces.shape[2] - 1) * self.hop
 
-        def overlap_add(frames: Tensor) -> Tensor:
-            frames = self._masked_spectrum(frames, lengths)
-            size = (1, samples + self.n_fft)
-            total = F.fold(frames, size, kernel_size=(1, self.n_fft), stride=(1, self.hop)).flatten(1)
-            return total[:, self.n_fft // 2 : self.n_fft // 2 + samples]
+        def overlap_add(pieces: Tensor) -> Tensor:
+            total = F.fold(
+                _masked(pieces, mask), (1, samples + self.n_fft), (1, self.n_fft), stride=(1, self.hop)
+            )
+            return total.flatten(1)[:, self.n_fft // 2 : self.n_fft // 2 + samples]
 
-        wave = overlap_add(frames) / overlap_add(weights).clamp(min=1e-11)
-        mask = _mask([length * self.samples_per_frame for length in lengths], wave)
-        return _masked(wave, None if mask is None else mask.squeeze(1))
-
-    def _masked_spectrum(self, spectrum: Tensor, lengths: Sequence[int]) -> Tensor:
-        return _masked(spectrum, _mask([length * self.spectrum_frames + 1 for length in lengths], spectrum))
+        wave = overlap_add(pieces) / overlap_add(weights).clamp(min=1e-11)
+        inside = _mask([(count - 1) * self.hop for count in frames], wave)
+        return wave if inside is None else wave * inside.squeeze(1)
 
 
 def _mask(lengths: Sequence[int], x: Tensor) -> Tensor | None:
