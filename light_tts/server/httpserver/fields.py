@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile
-from starlette.requests import ClientDisconnect
 
 from light_tts.server.httpserver.errors import RequestError
 
@@ -138,16 +137,3 @@ def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> 
     if not may_be_empty and not text.strip():
         raise RequestError(400, f"{name} is empty")
     return text
-
-
-__all__ = [
-    "ClientDisconnect",
-    "NewVoiceFields",
-    "SpeechFields",
-    "VoiceChoice",
-    "check_text",
-    "missing",
-    "parse",
-    "parse_json",
-    "read_body",
-]

@@ -1,0 +1,76 @@
+"""The FastAPI application: one in each HTTP worker. No torch is imported here or below."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from light_tts import __version__
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.core.settings import Settings
+from light_tts.server.core.styles import load_styles
+from light_tts.server.httpserver import routes_bistream, routes_speech, routes_status, routes_voices
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.health import HealthCheck
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.prompts import PromptReader
+from light_tts.server.httpserver.upload_limit import UploadLimit
+from light_tts.server.httpserver.voices import VoiceStore
+
+log = logging.getLogger("light_tts.http")
+
+
+def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
+    """May be called before the worker is forked: sockets and tasks come with the lifespan's start."""
+    styles = load_styles(settings.model_dir)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        manager = HttpServerManager(settings, run_dir, styles)
+        await manager.start()
+        app.state.manager = manager
+        app.state.prompts = PromptReader(manager, VoiceStore(settings.spk_dir))
+        app.state.health = HealthCheck(manager)
+        yield
+        await manager.close()
+
+    app = FastAPI(title="Light-TTS", version=__version__, lifespan=lifespan)
+    for routes in (routes_speech, routes_bistream, routes_voices, routes_status):
+        app.include_router(routes.router)
+    app.add_middleware(UploadLimit, max_bytes=int(settings.max_upload_mb * 2**20))
+    app.add_exception_handler(RequestError, _answer_request_error)
+    app.add_exception_handler(RequestValidationError, _answer_invalid_fields)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(Exception, _answer_defect)
+    return app
+
+
+def _headers(request: Request) -> dict[str, str]:
+    request_id = getattr(request.state, "request_id", None)
+    return {} if request_id is None else {"X-Request-Id": request_id}
+
+
+async def _answer_request_error(request: Request, error: RequestError) -> JSONResponse:
+    return JSONResponse({"message": error.message}, error.status, {**_headers(request), **error.headers})
+
+
+async def _answer_invalid_fields(request: Request, error: RequestValidationError) -> JSONResponse:
+    """FastAPI's `detail`, and the same in one line."""
+    detail = [{"type": e["type"], "loc": list(e["loc"]), "msg": e["msg"]} for e in error.errors()]
+    message = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in detail)
+    return JSONResponse({"message": message, "detail": detail}, 422, _headers(request))
+
+
+async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    headers = {**_headers(request), **(error.headers or {})}
+    return JSONResponse({"message": error.detail}, error.status_code, headers)
+
+
+async def _answer_defect(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"message": "internal error"}, 500, _headers(request))

@@ -1,0 +1,101 @@
+"""A real synthesis through every style and every decode process: the answer of /health."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from light_tts.server.core.messages import Sampling
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.prompts import prompt_from_samples
+from light_tts.server.httpserver.request import Speech
+
+TIMEOUT = 60.0  # seconds for the whole check
+# The LLM gives out decode processes in turn, so as many requests as there are processes reach them all
+# unless other requests come in between; then a few more are made.
+MAX_ROUNDS = 4
+
+_RATE = 16_000
+_TEXT = "Hello."
+_SAMPLING = Sampling(seed=0, min_new_tokens=1, max_new_tokens=8)
+
+
+class Health(NamedTuple):
+    ok: bool
+    message: str
+
+
+def _tone() -> np.ndarray:
+    """One second of a voice-like tone: 150 Hz and its overtones. (16000,) float32"""
+    time_axis = np.arange(_RATE, dtype=np.float64) / _RATE
+    waves = [np.sin(2 * np.pi * 150 * n * time_axis) / n for n in range(1, 9)]
+    return (0.2 * np.sum(waves, axis=0)).astype(np.float32)
+
+
+class HealthCheck:
+    """At most one check runs in a worker; its result serves everybody who asks in the seconds after."""
+
+    def __init__(self, manager: HttpServerManager) -> None:
+        self._manager = manager
+        self._prompt = prompt_from_samples(_tone(), _RATE, "")
+        self._lock = asyncio.Lock()
+        self._result: Health | None = None
+        self._finished = 0.0
+
+    async def result(self) -> Health:
+        async with self._lock:
+            age = time.monotonic() - self._finished
+            if self._result is None or age >= self._manager.settings.health_cache_seconds:
+                self._result = await self._check()
+                self._finished = time.monotonic()
+            return self._result
+
+    async def _check(self) -> Health:
+        if self._manager.draining:
+            return Health(False, "the server is shutting down")
+        try:
+            return await asyncio.wait_for(self._check_all(), TIMEOUT)
+        except asyncio.TimeoutError:
+            return Health(False, f"no answer within {TIMEOUT:g} s")
+        except RequestError as error:
+            return Health(False, error.message)
+
+    async def _check_all(self) -> Health:
+        begun = time.monotonic()
+        styles = range(len(self._manager.styles))
+        await asyncio.gather(*(self._speak(style) for style in styles))
+        for _ in range(MAX_ROUNDS):
+            silent = self._silent_since(begun)
+            if not silent:
+                return Health(True, "Ok")
+            await asyncio.gather(*(self._speak(n % len(styles)) for n in range(len(silent))))
+        silent = self._silent_since(begun)
+        return Health(not silent, f"nothing heard from decode {silent}" if silent else "Ok")
+
+    def _silent_since(self, begun: float) -> list[int]:
+        """Decode processes that no audio of any request has come from."""
+        heard = self._manager.heard
+        return [
+            info.index
+            for info in self._manager.peers.of("decode")
+            if info.state == "failed" or heard.get(info.index, 0.0) < begun
+        ]
+
+    async def _speak(self, style: int) -> None:
+        """Not counted among the requests in work: a busy server is healthy."""
+        call = SpeechCall(self._manager, "health")
+        try:
+            call.submit(Speech(style=style, prompt=self._prompt, sampling=_SAMPLING, text=_TEXT))
+            samples = sum([len(pcm) // 2 async for pcm in call])
+            if not samples:
+                raise RequestError(500, f"style {self._manager.styles[style].name} gave no audio")
+        except RequestError as error:
+            call.close(error.outcome)
+            raise
+        finally:
+            call.close("disconnected" if call.request is None or not call.request.complete else None)

@@ -1,0 +1,200 @@
+"""WebSockets on which text arrives while audio leaves.
+
+/inference_zero_shot_bistream: `{"prompt_text": ..., "tts_model_name"?: ...}`, then the recording as one binary
+message, then any number of `{"tts_text": ...}`, then `{"finish": true}`.
+/inference_bistream: the same, but the first message names the voice: `spk_id`, or `prompt_wav` in base64.
+
+Audio comes as binary messages of PCM; the server closes with 1000 after the last. An error comes as
+`{"error": ...}`, then the close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from fastapi.exceptions import RequestValidationError
+from starlette.websockets import WebSocketDisconnect
+
+from light_tts.server.httpserver import prompts
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import VoiceChoice, check_text, parse, parse_json
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.request import Speech
+
+IDLE_SECONDS = 60.0  # longest silence of a client that has not finished
+
+_UNSUPPORTED_DATA, _POLICY, _TOO_BIG, _INTERNAL, _TRY_LATER = 1003, 1008, 1009, 1011, 1013
+
+router = APIRouter()
+
+
+@router.websocket("/inference_zero_shot_bistream")
+async def inference_zero_shot_bistream(websocket: WebSocket) -> None:
+    await BistreamSession(websocket, "zero_shot_bistream").run(prompt_follows=True)
+
+
+@router.websocket("/inference_bistream")
+async def inference_bistream(websocket: WebSocket) -> None:
+    await BistreamSession(websocket, "bistream").run(prompt_follows=False)
+
+
+class BistreamSession:
+    """One WebSocket from accept to close."""
+
+    def __init__(self, websocket: WebSocket, route: str) -> None:
+        self._websocket = websocket
+        self._manager: HttpServerManager = websocket.app.state.manager
+        self._prompts: prompts.PromptReader = websocket.app.state.prompts
+        self._settings = self._manager.settings
+        self._call = SpeechCall(self._manager, route)
+        self._characters = 0
+        self._spoken_text = False  # any text that is not blank
+
+    async def run(self, prompt_follows: bool) -> None:
+        call = self._call
+        headers = {"X-Request-Id": call.id, "X-Sample-Rate": str(self._manager.sample_rate)}
+        raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        try:
+            await self._websocket.accept(headers=raw_headers)
+            speech = await self._opening(prompt_follows)
+            call.submit(speech)
+            await self._converse()
+            await self._close(1000, "")
+            call.close()
+        except WebSocketDisconnect:
+            call.close("disconnected")
+        except RequestError as error:
+            call.close(error.outcome)
+            await self._refuse(error)
+        except RequestValidationError as error:
+            call.close("rejected")
+            problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
+            await self._refuse(RequestError(400, problems))
+        except BaseException:
+            call.close("failed")
+            raise
+
+    # -- opening
+
+    async def _opening(self, prompt_follows: bool) -> Speech:
+        fields = await self._receive_json()
+        if prompt_follows:
+            fields.setdefault("prompt_text", None)
+            for name in ("prompt_wav", "spk_id"):
+                if fields.get(name) is not None:
+                    raise RequestError(
+                        400, f"{name} belongs to /inference_bistream; the recording follows here"
+                    )
+        choice = parse(VoiceChoice, fields)
+        style = self._manager.style_index(choice.tts_model_name)
+        sampling = prompts.sampling(choice)
+        if prompt_follows:
+            if choice.prompt_text is None:
+                raise RequestError(400, "the first message must have prompt_text")
+            choice = choice.model_copy(update={"prompt_wav": await self._receive_recording()})
+        self._call.admit()
+        prompt = await self._prompts.prompt(choice)
+        return Speech(style=style, prompt=prompt, sampling=sampling, stream=True, bistream=True)
+
+    # -- the conversation
+
+    async def _converse(self) -> None:
+        """Returns when all audio has been sent."""
+        listening = asyncio.create_task(self._listen())
+        speaking = asyncio.create_task(self._speak())
+        try:
+            await asyncio.wait(
+                {listening, speaking},
+                timeout=max(0.0, self._call.remaining) + 5.0,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            ended = next((task for task in (speaking, listening) if task.done()), None)
+            if ended is None:
+                raise RequestError(504, "the client does not take its audio")
+            ended.result()
+        finally:
+            for task in (listening, speaking):
+                task.cancel()
+            await asyncio.gather(listening, speaking, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        """Take in text; afterwards only watch the client. Ends by an exception alone."""
+        while not self._call.request.text_finished:
+            fields = await self._receive_json()
+            if "tts_text" in fields:
+                self._take_text(fields["tts_text"])
+            if fields.get("finish"):
+                if not self._spoken_text:
+                    raise RequestError(400, "finish came before any tts_text")
+                self._call.finish_text()
+            elif "tts_text" not in fields:
+                raise RequestError(400, "a message must have tts_text or finish")
+        while True:
+            await self._receive(timeout=None)
+            raise RequestError(400, "a message came after finish")
+
+    def _take_text(self, text: Any) -> None:
+        if not isinstance(text, str):
+            raise RequestError(400, "tts_text must be a string")
+        limit = self._settings.max_text_length
+        check_text("tts_text", text, limit - self._characters, may_be_empty=True)
+        self._characters += len(text)
+        self._spoken_text = self._spoken_text or bool(text.strip())
+        if text:
+            self._call.append_text(text)
+
+    async def _speak(self) -> None:
+        async for pcm in self._call:
+            if pcm:
+                self._call.note_sent(pcm)
+                await self._websocket.send_bytes(pcm)
+
+    # -- messages
+
+    async def _receive(self, timeout: float | None = IDLE_SECONDS) -> dict[str, Any]:
+        """One message. Raises WebSocketDisconnect; RequestError (408, 413)."""
+        try:
+            message = await asyncio.wait_for(self._websocket.receive(), timeout)
+        except asyncio.TimeoutError:
+            raise RequestError(408, f"nothing came from the client for {timeout:g} s") from None
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1006))
+        size = len(message.get("bytes") or message.get("text") or "")
+        if size > self._settings.max_upload_mb * 2**20:
+            raise RequestError(413, f"a message is above {self._settings.max_upload_mb:g} MiB")
+        return message
+
+    async def _receive_json(self) -> dict[str, Any]:
+        text = (await self._receive()).get("text")
+        if text is None:
+            raise RequestError(400, "a JSON text message was expected, not binary data")
+        fields = parse_json(text)
+        if not isinstance(fields, dict):
+            raise RequestError(400, "a JSON object was expected")
+        return fields
+
+    async def _receive_recording(self) -> bytes:
+        data = (await self._receive()).get("bytes")
+        if data is None:
+            raise RequestError(400, "the recording was expected as a binary message")
+        return data
+
+    # -- the end
+
+    async def _refuse(self, error: RequestError) -> None:
+        codes = {408: _POLICY, 413: _TOO_BIG, 429: _TRY_LATER, 503: _TRY_LATER}
+        code = codes.get(error.status, _POLICY if error.status < 500 else _INTERNAL)
+        if error.message.startswith(prompts.BAD_AUDIO):
+            code = _UNSUPPORTED_DATA
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            await self._websocket.send_json({"error": error.message, "status": error.status})
+        await self._close(code, error.message)
+
+    async def _close(self, code: int, reason: str) -> None:
+        """The reason of a close frame holds at most 123 bytes."""
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+            await self._websocket.close(code, reason.encode()[:120].decode(errors="ignore"))

@@ -1,0 +1,76 @@
+"""POST /inference_zero_shot and the names of the styles."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from light_tts.server.httpserver import prompts
+from light_tts.server.httpserver.audio_response import AudioResponse
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import SpeechFields, check_text, read_body
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.request import Speech
+
+router = APIRouter()
+
+
+@router.post("/inference_zero_shot", openapi_extra=body_of(SpeechFields), response_class=Response)
+async def inference_zero_shot(request: Request) -> Response:
+    """Speak `tts_text` with the voice of `prompt_wav` or `spk_id`. 16-bit mono PCM, or WAV."""
+    manager: HttpServerManager = request.app.state.manager
+    call = SpeechCall(manager, "zero_shot")
+    request.state.request_id = call.id
+    try:
+        fields = await asyncio.wait_for(read_body(request, SpeechFields), call.remaining)
+        speech = await _admitted_speech(call, fields, request.app.state.prompts, manager)
+        call.submit(speech)
+    except asyncio.TimeoutError:
+        call.close("timeout")
+        raise RequestError(408, "the request's body did not arrive in time") from None
+    except ClientDisconnect:
+        call.close("disconnected")
+        return Response(status_code=400)
+    except RequestError as error:
+        call.close(error.outcome)
+        raise
+    except (HTTPException, RequestValidationError):
+        call.close("rejected")
+        raise
+    except BaseException:
+        call.close("failed")
+        raise
+    return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, speech.sampling.seed)
+
+
+async def _admitted_speech(
+    call: SpeechCall, fields: SpeechFields, reader: prompts.PromptReader, manager: HttpServerManager
+) -> Speech:
+    """Everything that can be wrong with a request is found here. The costly part, reading the recording,
+    comes last and only for a request that has been admitted."""
+    if fields.stream and fields.speed != 1.0:
+        raise RequestError(400, "speed change only support non-stream inference mode")
+    style = manager.style_index(fields.tts_model_name)
+    text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
+    sampling = prompts.sampling(fields)
+    call.admit()
+    prompt = await reader.prompt(fields)
+    return Speech(
+        style=style,
+        prompt=prompt,
+        sampling=sampling,
+        text=text,
+        stream=fields.stream,
+        speed=fields.speed,
+    )
+
+
+@router.api_route("/query_tts_model", methods=["GET", "POST"])
+async def query_tts_model(request: Request) -> dict[str, list[str]]:
+    return {"tts_models": [style.name for style in request.app.state.manager.styles]}

@@ -1,0 +1,46 @@
+"""What operators and load balancers ask: liveness, readiness, health, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from light_tts.server.core import metrics
+from light_tts.server.httpserver.manager import HttpServerManager
+
+router = APIRouter()
+
+
+@router.get("/liveness")
+async def liveness() -> dict[str, str]:
+    """This worker answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readiness")
+async def readiness(request: Request) -> JSONResponse:
+    """503 while any stage is not up, or the server is ending; the body says which."""
+    manager: HttpServerManager = request.app.state.manager
+    stages = [
+        {"stage": info.stage, "index": info.index, "state": info.state, "reason": info.reason}
+        for _, info in sorted(manager.peers.stages.items())
+    ]
+    ready = bool(stages) and not manager.draining and all(stage["state"] == "up" for stage in stages)
+    body = {"status": "ok" if ready else "unavailable", "draining": manager.draining, "stages": stages}
+    return JSONResponse(body, 200 if ready else 503)
+
+
+@router.get("/health")
+@router.get("/healthz")
+async def health(request: Request) -> JSONResponse:
+    """A real synthesis through every decode process; 503 if one fails."""
+    result = await request.app.state.health.result()
+    return JSONResponse({"message": result.message}, 200 if result.ok else 503)
+
+
+@router.get("/metrics")
+async def prometheus() -> Response:
+    text, content_type = await asyncio.to_thread(metrics.render)
+    return Response(text, headers={"Content-Type": content_type})
