@@ -19,7 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from parity_checks import Check, Comparison, Golden, MissingGolden, all_checks  # noqa: E402
+from parity_checks import Check, Comparison, Golden, MissingGolden, all_checks
 
 
 @dataclass(frozen=True)

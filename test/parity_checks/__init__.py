@@ -1,7 +1,7 @@
 """Comparisons with golden values, one module a part of the model.
 
-A module here lists its checks as `CHECKS: list[Callable[[Golden], Iterator[Comparison]]]`; `test/parity.py` finds
-and runs them. A check reads what it needs from the golden folder, so it works for any sizes and lengths.
+A module here lists its checks as `CHECKS: list[Callable[[Golden], Iterator[Comparison]]]`; `test/parity.py`
+finds and runs them. A check reads what it needs from the golden folder, so it works for any sizes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from light_tts.models.cosyvoice2.config import Config, load_config
 
 @dataclass(frozen=True)
 class Comparison:
-    """`got` and `expected`: arrays of one shape, or any values that are compared with ==. `tolerance`: largest
-    absolute difference allowed; 0 means exact."""
+    """`got` and `expected`: arrays of one shape, or any values that are compared with ==. `tolerance`: the
+    largest absolute difference allowed; 0 means exact."""
 
     stage: str
     got: Any

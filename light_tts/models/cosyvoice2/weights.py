@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class CheckpointError(Exception):
-    """A checkpoint file that cannot be used; the message names the file and, where it is one, the tensor."""
+    """A checkpoint file that cannot be used; the message names the file and the tensor, if any."""
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
@@ -56,8 +56,9 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
             problems.append(f"tensor {name}: expected shape {expected}, found none (missing)")
         elif state[name].shape != tensor.shape:
             problems.append(f"tensor {name}: expected shape {expected}, found {tuple(state[name].shape)}")
-    for name in state.keys() - own.keys():
-        problems.append(f"tensor {name}: expected none, found shape {tuple(state[name].shape)}")
+    for name in state:
+        if name not in own:
+            problems.append(f"tensor {name}: expected none, found shape {tuple(state[name].shape)}")
     if problems:
         more = f" (and {len(problems) - 1} more tensors differ)" if len(problems) > 1 else ""
         raise CheckpointError(f"{path}: {problems[0]}{more}")
