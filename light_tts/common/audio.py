@@ -76,8 +76,9 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     cutoff = min(old, new) * _ROLLOFF
     width = math.ceil(_LOWPASS_WIDTH * old / cutoff)
     taps = np.arange(-width, width + 2)  # input samples around the floor of the position
-    fraction = (np.arange(new) * old % new) / new
-    t = (taps[None, :] - fraction[:, None]) * (cutoff / old)
+    phase = np.arange(new)
+    position = (phase / new).astype(np.float32)  # torchaudio rounds here; log spectra of silence show it
+    t = ((phase[:, None] * old // new + taps) / old - position[:, None]) * cutoff
     window = np.where(np.abs(t) < _LOWPASS_WIDTH, np.cos(t * np.pi / (2 * _LOWPASS_WIDTH)) ** 2, 0.0)
     table = (np.sinc(t) * window * (cutoff / old)).astype(np.float32)
 
@@ -88,5 +89,5 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     step = max(1, _BLOCK // len(taps))
     for start in range(0, length, step):
         m = np.arange(start, min(start + step, length))
-        out[m] = np.einsum("mk,mk->m", windows[m * old // new], table[m % new])
+        out[m] = np.einsum("mk,mk->m", windows[m * old // new], table[m % new], dtype=np.float64)
     return out

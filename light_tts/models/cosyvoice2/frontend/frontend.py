@@ -19,7 +19,7 @@ from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTo
 
 @dataclass(frozen=True)
 class LLMPrompt:
-    """What the LLM is told before the text: `text_ids` in front of it, `speech_token` (n,) int32 behind it."""
+    """What the LLM gets besides the text: `text_ids` before it, `speech_token` (n,) int32 after it."""
 
     text_ids: list[int]
     speech_token: np.ndarray
@@ -65,7 +65,7 @@ class Frontend:
 
     def llm_prompt(self, text: str, features: PromptFeatures) -> LLMPrompt:
         """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|> (the voice is
-        then given to the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
+        then for the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
         if text.endswith(END_OF_PROMPT):
             return LLMPrompt(self.tokenizer.encode(text), _NO_TOKENS)
         if not text.strip():
@@ -73,7 +73,7 @@ class Frontend:
         return LLMPrompt(self.tokenizer.encode(self.normalizer.normalize(text)), features.speech_token)
 
     def speaker_llm_prompt(self, text: str, speaker: str) -> LLMPrompt:
-        """The same for a stored voice: its own transcript counts, so `text` matters as an instruction only."""
+        """The same for a stored voice, with its own transcript: `text` counts as an instruction only."""
         stored = self.speakers[speaker]
         if text.endswith(END_OF_PROMPT):
             return LLMPrompt(self.tokenizer.encode(text), _NO_TOKENS)
