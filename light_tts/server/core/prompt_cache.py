@@ -68,6 +68,7 @@ def write_segment(path: Path, features: PromptFeatures) -> None:
 class CachedPrompt:
     """An entry as its owner hands it out."""
 
+    key: str
     segment: str
     features: PromptFeatures
 
@@ -142,6 +143,11 @@ class SharedSpeechCache:
         return len(self._pins)
 
     def _fill(self, key: str, entry: _Entry, compute: Callable[[], PromptFeatures]) -> None:
+        with self._lock:
+            if not entry.jobs:  # all that wanted it were aborted before its turn came
+                del self._entries[key]
+                entry.future.cancel()
+                return
         try:
             cached = self._store(key, compute())
         except BaseException as error:
@@ -156,7 +162,7 @@ class SharedSpeechCache:
         while True:
             try:
                 write_segment(path, features)
-                return CachedPrompt(str(path), attach(path))
+                return CachedPrompt(key, str(path), attach(path))
             except OSError as error:
                 if error.errno != errno.ENOSPC or not self._evict_one():
                     raise
@@ -192,11 +198,11 @@ class SharedSpeechCache:
             self._directory.glob(f"{self._prefix}*.prompt"), key=lambda path: path.stat().st_mtime_ns
         )
         for path in paths:
-            entry = _Entry(Future())
+            key, entry = path.stem.removeprefix(self._prefix), _Entry(Future())
             try:
-                entry.future.set_result(CachedPrompt(str(path), attach(path)))
+                entry.future.set_result(CachedPrompt(key, str(path), attach(path)))
             except ValueError:
                 path.unlink(missing_ok=True)
             else:
-                self._entries[path.stem.removeprefix(self._prefix)] = entry
+                self._entries[key] = entry
         self._evict()

@@ -18,14 +18,11 @@ from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTo
 
 
 @dataclass(frozen=True)
-class LLMPrompt:
-    """What the LLM gets besides the text: `text_ids` before it, `speech_token` (n,) int32 after it."""
+class PromptText:
+    """What the LLM gets of a prompt: `ids` before the text, and after it the prompt's speech tokens or none."""
 
-    text_ids: list[int]
-    speech_token: np.ndarray
-
-
-_NO_TOKENS = np.zeros(0, np.int32)
+    ids: list[int]
+    with_speech: bool
 
 
 class Frontend:
@@ -59,22 +56,18 @@ class Frontend:
         length = min(len(mel) // ratio, len(tokens))
         return PromptFeatures(tokens[:length], mel[: ratio * length], self._speaker_encoder(speech))
 
-    def speaker_features(self, speaker: str) -> PromptFeatures:
-        """Features of a voice stored in the checkpoint. Raises KeyError."""
-        return self.speakers[speaker].features
-
-    def llm_prompt(self, text: str, features: PromptFeatures) -> LLMPrompt:
+    def prompt_text(self, text: str) -> PromptText:
         """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|> (the voice is
         then for the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
         if text.endswith(END_OF_PROMPT):
-            return LLMPrompt(self.tokenizer.encode(text), _NO_TOKENS)
+            return PromptText(self.tokenizer.encode(text), with_speech=False)
         if not text.strip():
-            return LLMPrompt([], _NO_TOKENS)
-        return LLMPrompt(self.tokenizer.encode(self.normalizer.normalize(text)), features.speech_token)
+            return PromptText([], with_speech=False)
+        return PromptText(self.tokenizer.encode(self.normalizer.normalize(text)), with_speech=True)
 
-    def speaker_llm_prompt(self, text: str, speaker: str) -> LLMPrompt:
+    def speaker_prompt_text(self, text: str, speaker: str) -> PromptText:
         """The same for a stored voice, with its own transcript: `text` counts as an instruction only."""
-        stored = self.speakers[speaker]
         if text.endswith(END_OF_PROMPT):
-            return LLMPrompt(self.tokenizer.encode(text), _NO_TOKENS)
-        return LLMPrompt(stored.prompt_text_ids, stored.llm_speech_token)
+            return self.prompt_text(text)
+        stored = self.speakers[speaker]
+        return PromptText(stored.prompt_text_ids, with_speech=bool(stored.prompt_text_ids))

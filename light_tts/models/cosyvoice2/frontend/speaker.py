@@ -31,12 +31,11 @@ class SpeakerEncoder:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice of the checkpoint. `prompt_text_ids` and `llm_speech_token` ((n,) int32) are the transcript and
-    the tokens of the recording it was saved from; both empty where it is an embedding only."""
+    """A voice of the checkpoint. `prompt_text_ids`: the transcript of the recording it was saved from; empty
+    where there is an embedding only."""
 
     features: PromptFeatures
     prompt_text_ids: list[int]
-    llm_speech_token: np.ndarray
 
 
 def load_speakers(model_dir: Path, config: Config) -> dict[str, Speaker]:
@@ -64,7 +63,7 @@ def _speaker(path: Path, name: str, entry: Any, config: Config) -> Speaker:
     if isinstance(entry, dict) and "embedding" in entry:
         embedding = values("embedding", torch.float32)
         features = PromptFeatures(np.zeros(0, np.int32), np.zeros((0, mels), np.float32), embedding)
-        speaker = Speaker(features, [], np.zeros(0, np.int32))
+        speaker = Speaker(features, [])
     else:
         features = PromptFeatures(
             values("flow_prompt_speech_token", torch.int32),
@@ -72,7 +71,7 @@ def _speaker(path: Path, name: str, entry: Any, config: Config) -> Speaker:
             values("flow_embedding", torch.float32),
         )
         text_ids = values("prompt_text", torch.int64).tolist()
-        speaker = Speaker(features, text_ids, values("llm_prompt_speech_token", torch.int32))
+        speaker = Speaker(features, text_ids)
     if len(features.embedding) != width:
         raise CheckpointError(
             f"{path}: speaker {name!r}: expected an embedding of {width} values, "

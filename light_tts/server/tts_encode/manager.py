@@ -1,0 +1,280 @@
+"""The encode process: texts to token ids, recordings to prompt features.
+
+Messages are handled one after another in one thread, the work is done by a pool of others. A job is in
+work from its admission until its `Generate` messages have left; its prompt stays pinned until `Release`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from light_tts.common.audio import AudioError, check_length
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.models.cosyvoice2.config import load_config
+from light_tts.models.cosyvoice2.frontend.frontend import Frontend, PromptText
+from light_tts.server.core import messages, metrics
+from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
+from light_tts.server.core.stage import StageContext
+
+STAGE = "encode"
+
+
+class RequestError(Exception):
+    """The request cannot be served as it is; the message is for the client."""
+
+
+@dataclass
+class Job:
+    """One job from its arrival to its release. `unsent_ids`: text of a bistream job that arrived before its
+    Generate could be sent."""
+
+    request: messages.Synthesize
+    arrived: float
+    started: float = 0.0
+    texts: Future[tuple[list[list[int]], PromptText]] | None = None
+    prompt: Future[CachedPrompt] | None = None
+    unsent_ids: list[int] = field(default_factory=list)
+    text_finished: bool = False
+    sent: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.request.job
+
+    @property
+    def encoded(self) -> bool:
+        return self.texts is not None and self.texts.done() and self.prompt.done()
+
+
+def run(ctx: StageContext) -> None:
+    """Entry of the stage: returns on Shutdown."""
+    torch.set_num_threads(1)  # the pool's threads are the parallelism
+    model_dir = Path(ctx.settings.model_dir)
+    frontend = Frontend(model_dir, load_config(model_dir))
+    threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
+    pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
+    try:
+        manager = EncodeManager(ctx, frontend, pool)
+        ctx.ready({"speakers": sorted(frontend.speakers)})
+        manager.serve()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class EncodeManager:
+    def __init__(self, ctx: StageContext, frontend: Frontend, pool: ThreadPoolExecutor) -> None:
+        self._ctx = ctx
+        self._frontend = frontend
+        self._pool = pool
+        self._cache = SharedSpeechCache(ctx.run_dir.shm, ctx.index, ctx.settings.cache_capacity, pool)
+        self._jobs: dict[str, Job] = {}
+        self._waiting: dict[str, Job] = {}  # not yet admitted, oldest first
+        self._working: dict[str, Job] = {}  # admitted, Generate not sent
+        self._progressed: deque[Job] = deque()  # filled by the pool's threads
+        self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
+        self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
+        self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
+
+    def serve(self) -> None:
+        """Handle messages until Shutdown."""
+        while True:
+            for message in self._ctx.inbox.wait():
+                if isinstance(message, messages.Shutdown):
+                    return
+                self._take(message)
+            self._hand_on_encoded()
+            self._admit()
+            self._queue_depth.set(len(self._waiting))
+
+    # -- what arrives
+
+    def _take(self, message: messages.Message) -> None:
+        match message:
+            case messages.Synthesize(job=name):
+                self._jobs[name] = self._waiting[name] = Job(message, time.monotonic())
+            case messages.AppendText(job=name, text=text) if name in self._jobs:
+                self._guarded(self._jobs[name], lambda job: self._append_text(job, text))
+            case messages.FinishText(job=name) if name in self._jobs:
+                self._guarded(self._jobs[name], self._finish_text)
+            case messages.Release(job=name) | messages.Abort(job=name):
+                self._forget(name)
+            case messages.WorkerGone(address=address):
+                for job in list(self._jobs.values()):
+                    if job.request.reply_to == address:
+                        self._forget(job.name)
+                self._ctx.peers.apply(message)
+            case _:
+                self._ctx.peers.apply(message)
+
+    def _append_text(self, job: Job, text: str) -> None:
+        if not job.request.bistream or job.text_finished:
+            raise RequestError("text after the end of the text")
+        job.unsent_ids += self._frontend.text_ids(text)
+        self._hand_on_text(job)
+
+    def _finish_text(self, job: Job) -> None:
+        if not job.request.bistream or job.text_finished:
+            raise RequestError("the end of the text comes twice")
+        if not job.sent and not job.unsent_ids:
+            raise RequestError("there is no text to speak")
+        job.text_finished = True
+        self._hand_on_text(job)
+
+    # -- work
+
+    def _admit(self) -> None:
+        while self._waiting and len(self._working) < self._ctx.settings.encode_paral_num:
+            name = next(iter(self._waiting))
+            job = self._working[name] = self._waiting.pop(name)
+            job.started = time.monotonic()
+            self._queue_seconds.observe(job.started - job.arrived)
+            self._guarded(job, self._start)
+
+    def _start(self, job: Job) -> None:
+        job.prompt, known = self._features(job.request)
+        (metrics.prompt_cache_hits_total if known else metrics.prompt_cache_misses_total).inc()
+        job.texts = self._pool.submit(self._encode_texts, job.request)
+        for future in (job.prompt, job.texts):
+            future.add_done_callback(lambda _: self._on_progress(job))
+
+    def _on_progress(self, job: Job) -> None:
+        self._progressed.append(job)
+        self._ctx.inbox.wake()
+
+    def _features(self, request: messages.Synthesize) -> tuple[Future[CachedPrompt], bool]:
+        prompt = request.prompt
+        if prompt.speaker:
+            if prompt.speaker not in self._frontend.speakers:
+                raise RequestError(f"unknown speaker {prompt.speaker!r}")
+            key = hashlib.sha256(f"speaker {prompt.speaker}".encode()).hexdigest()
+            return self._cache.get_or_compute(
+                key, request.job, lambda: self._frontend.speakers[prompt.speaker].features
+            )
+        if prompt.audio is None:
+            raise RequestError("the request has neither a speaker nor a prompt recording")
+        return self._cache.get_or_compute(prompt.key, request.job, lambda: self._compute_features(prompt))
+
+    def _compute_features(self, prompt: messages.Prompt) -> PromptFeatures:
+        samples, settings = prompt.audio.array(np.float32), self._ctx.settings
+        check_length(
+            len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
+        )
+        features = self._frontend.features(samples, prompt.sample_rate)
+        if not len(features.speech_token):
+            raise AudioError("the audio is too short to make speech tokens of")
+        return features
+
+    def _encode_texts(self, request: messages.Synthesize) -> tuple[list[list[int]], PromptText]:
+        prompt = request.prompt
+        prompt_text = (
+            self._frontend.speaker_prompt_text(prompt.text, prompt.speaker)
+            if prompt.speaker
+            else self._frontend.prompt_text(prompt.text)
+        )
+        parts = [[]] if request.bistream else self._frontend.split_text(request.text)
+        if not parts:
+            raise RequestError("there is nothing to speak in the text")
+        return parts, prompt_text
+
+    # -- what is sent
+
+    def _hand_on_encoded(self) -> None:
+        while self._progressed:
+            job = self._progressed.popleft()
+            if job.encoded and self._working.get(job.name) is job:
+                del self._working[job.name]
+                self._work_seconds.observe(time.monotonic() - job.started)
+                self._guarded(job, self._hand_on)
+
+    def _hand_on(self, job: Job) -> None:
+        job.prompt.result()  # what went wrong with the prompt is told first
+        job.texts.result()
+        if job.request.bistream:
+            self._hand_on_text(job)
+        else:
+            self._send_parts(job)
+
+    def _hand_on_text(self, job: Job) -> None:
+        """Send a bistream job's text on; the job itself with the first of it."""
+        if not job.encoded or job.name in self._working or not (job.sent or job.unsent_ids):
+            return
+        style = job.request.style
+        if not job.sent:
+            self._send_parts(job)
+        if job.unsent_ids:
+            self._ctx.peers.send("llm", style, messages.AppendIds(job=job.name, ids=job.unsent_ids))
+            job.unsent_ids = []
+        if job.text_finished:
+            self._ctx.peers.send("llm", style, messages.FinishIds(job=job.name))
+
+    def _send_parts(self, job: Job) -> None:
+        request, cached = job.request, job.prompt.result()
+        parts, prompt_text = job.texts.result()
+        speech_token = cached.features.speech_token
+        reference = messages.PromptRef(key=cached.key, owner=self._ctx.index, segment=cached.segment)
+        for index, text_ids in enumerate(parts):
+            progress = request.progress[index] if index < len(request.progress) else messages.PartProgress()
+            if progress.finished:
+                continue
+            generate = messages.Generate(
+                job=request.job,
+                reply_to=request.reply_to,
+                part=index,
+                parts=len(parts),
+                prompt_text_ids=prompt_text.ids,
+                text_ids=text_ids,
+                prompt_speech_token=messages.Raw.of(
+                    speech_token if prompt_text.with_speech else speech_token[:0]
+                ),
+                flow_prompt_tokens=len(speech_token),
+                prompt=reference,
+                speaker=request.prompt.speaker,
+                sampling=request.sampling,
+                stream=request.stream,
+                speed=request.speed,
+                bistream=request.bistream,
+                progress=progress,
+            )
+            self._ctx.peers.send("llm", request.style, generate)
+            job.sent = True
+        if not job.sent:
+            raise RuntimeError("every part of the job is finished already")
+        # The recording is needed no more, but the job stays here until it is released.
+        job.request = msgspec.structs.replace(request, prompt=messages.Prompt(), text="", progress=[])
+        self._ctx.log.debug("%s encoded: %d parts", request.job, len(parts))
+
+    # -- ends
+
+    def _guarded(self, job: Job, step: Callable[[Job], None]) -> None:
+        """Run one step of a job; if it fails, the job does and nothing else."""
+        try:
+            step(job)
+        except (RequestError, AudioError) as error:
+            self._fail(job, 400, str(error))
+        except Exception as error:
+            self._ctx.log.exception("%s failed", job.name)
+            self._fail(job, 500, f"{type(error).__name__}: {error}")
+
+    def _fail(self, job: Job, code: int, reason: str) -> None:
+        self._forget(job.name)
+        failed = messages.Failed(job=job.name, stage=STAGE, code=code, message=reason)
+        self._ctx.outbox.send(job.request.reply_to, failed)
+
+    def _forget(self, name: str) -> None:
+        job = self._jobs.pop(name, None)
+        self._waiting.pop(name, None)
+        self._working.pop(name, None)
+        if job is not None and job.texts is not None:
+            job.texts.cancel()
+        self._cache.release(name)
