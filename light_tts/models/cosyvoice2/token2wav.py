@@ -1,0 +1,207 @@
+"""Speech tokens -> wave, chunk by chunk: flow and vocoder, overlapped so that chunk borders are inaudible.
+
+Each chunk is the flow over all tokens so far, of which the new mel frames are kept; the vocoder is given the
+last frames of the chunk before as well, its source continues the old one, and the overlap is cross-faded.
+What a chunk leaves to the next is its `Tail`, which depends on this chunk and the one before only: so a
+stream is resumed by speaking its last two chunks again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from light_tts.common import random
+from light_tts.common.chunk_planner import Chunk
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.models.cosyvoice2.config import Config
+from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.hift import Hift
+
+OVERLAP_FRAMES = 8  # mel frames that two chunks share
+REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after them
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A prompt on the device. speech_token: (n,) int64; mel: (frames, mel channels); embedding: (size,)."""
+
+    speech_token: Tensor
+    mel: Tensor
+    embedding: Tensor
+
+    @classmethod
+    def of(cls, features: PromptFeatures, device: torch.device | str) -> Voice:
+        def on_device(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+            return torch.tensor(array, dtype=dtype).to(device)  # copies: shared memory may be read-only
+
+        return cls(
+            on_device(features.speech_token, torch.int64),
+            on_device(features.mel, torch.float32),
+            on_device(features.embedding, torch.float32),
+        )
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the next chunk begins with. mel: (mel channels, OVERLAP_FRAMES); source, speech: (samples,) of
+    these frames; the speech is not yet delivered."""
+
+    mel: Tensor
+    source: Tensor
+    speech: Tensor
+
+
+@dataclass
+class SpeechState:
+    """One part being spoken. `seed` and `part` choose the noise of the source; seed None: no noise.
+    `speed` other than 1 is for parts that are one chunk."""
+
+    voice: Voice
+    seed: int | None
+    part: int = 0
+    speed: float = 1.0
+    tail: Tail | None = None
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """Speak `chunk` of a part. tokens: the part's ids from its start, at least up to `chunk.context_end`, all
+    below the flow's vocabulary size. `stream`: whether the part is spoken in chunks."""
+
+    state: SpeechState
+    tokens: Sequence[int]
+    chunk: Chunk
+    stream: bool
+
+
+class Token2Wav:
+    """`full_last_chunk`: the last chunk of a stream is computed with full attention (the official schedule
+    with growing chunks), else with the chunk mask like the others."""
+
+    def __init__(self, flow: Flow, hift: Hift, config: Config, full_last_chunk: bool) -> None:
+        self.flow = flow
+        self.hift = hift
+        self.frames_per_token = config.token_mel_ratio
+        self.overlap = OVERLAP_FRAMES * hift.samples_per_frame
+        self._full_last_chunk = full_last_chunk
+        self._device = next(hift.parameters()).device
+        # float64 like NumPy's window in the reference
+        window = torch.from_numpy(np.hamming(2 * self.overlap)).to(self._device)
+        self._fade_in, self._fade_out = window[: self.overlap], window[self.overlap :]
+
+    def streaming(self, item: WorkItem) -> bool:
+        """Whether the flow runs with the chunk mask: items that agree share a batch of the flow."""
+        return item.stream and not (item.chunk.final and self._full_last_chunk)
+
+    def samples(self, chunk: Chunk) -> int:
+        """Samples of the part that have been delivered after a chunk of a stream (at speed 1)."""
+        total = chunk.end * self.frames_per_token * self.hift.samples_per_frame
+        return total if chunk.final else total - self.overlap
+
+    @torch.inference_mode()
+    def speak(self, items: Sequence[WorkItem]) -> list[np.ndarray]:
+        """The samples that each chunk adds, float32. States move on only if all has gone well."""
+        filled = [item for item in items if item.chunk.end > item.chunk.start]
+        spoken = iter(self._vocode(filled, self._mels(filled)) if filled else ())
+        return [next(spoken) if item.chunk.end > item.chunk.start else _held_back(item) for item in items]
+
+    def _mels(self, items: Sequence[WorkItem]) -> list[Tensor]:
+        """New mel frames of each item: (mel channels, frames)."""
+        groups: dict[bool, list[int]] = defaultdict(list)
+        for index, item in enumerate(items):
+            groups[self.streaming(item)].append(index)
+        mels: dict[int, Tensor] = {}
+        for streaming, indices in groups.items():
+            group = [items[index] for index in indices]
+            voices = [item.state.voice for item in group]
+            tokens = [torch.tensor(item.tokens[: item.chunk.context_end]) for item in group]
+            mel, _ = self.flow.inference(
+                token=pad_sequence(tokens, batch_first=True).to(self._device),
+                token_len=self._lengths(tokens),
+                prompt_token=pad_sequence([voice.speech_token for voice in voices], batch_first=True),
+                prompt_len=self._lengths([voice.speech_token for voice in voices]),
+                prompt_feat=pad_sequence([voice.mel for voice in voices], batch_first=True),
+                embedding=torch.stack([voice.embedding for voice in voices]),
+                streaming=streaming,
+                finalize=torch.tensor([item.chunk.final for item in group], device=self._device),
+            )
+            for row, (index, item) in enumerate(zip(indices, group, strict=True)):
+                start, end = (edge * self.frames_per_token for edge in (item.chunk.start, item.chunk.end))
+                mels[index] = self._at_speed(mel[row, :, start:end].float(), item.state.speed)
+        return [mels[index] for index in range(len(items))]
+
+    def _vocode(self, items: Sequence[WorkItem], mels: Sequence[Tensor]) -> list[np.ndarray]:
+        states = [item.state for item in items]
+        tails = [state.tail for state in states]
+        mels = [
+            mel if tail is None else torch.cat([tail.mel, mel], dim=1)
+            for mel, tail in zip(mels, tails, strict=True)
+        ]
+        lengths = [mel.shape[1] for mel in mels]
+        batch = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
+        sources = [None if tail is None else tail.source for tail in tails]
+        batch_wave, batch_source = self.hift.inference(
+            batch, lengths, sources, self._noise(items, max(lengths))
+        )
+        following: list[Tail | None] = []
+        for row, (item, tail, mel) in enumerate(zip(items, tails, mels, strict=True)):
+            samples = lengths[row] * self.hift.samples_per_frame
+            wave, source = batch_wave[row, :samples], batch_source[row, :samples]
+            if tail is not None:
+                wave[: self.overlap] = wave[: self.overlap] * self._fade_in + tail.speech * self._fade_out
+            ends = mel[:, -OVERLAP_FRAMES:], source[-self.overlap :], wave[-self.overlap :]
+            following.append(None if item.chunk.final else Tail(*(end.clone() for end in ends)))
+        on_host = batch_wave.cpu().numpy()
+        for state, tail in zip(states, following, strict=True):
+            state.tail = tail
+        return [
+            on_host[row, : length * self.hift.samples_per_frame - (0 if item.chunk.final else self.overlap)]
+            for row, (item, length) in enumerate(zip(items, lengths, strict=True))
+        ]
+
+    def _noise(self, items: Sequence[WorkItem], frames: int) -> Tensor | None:
+        """Standard normal (batch, samples, waves): a function of seed, part and place in the part."""
+        if all(item.state.seed is None for item in items):
+            return None
+        waves, samples = self.hift.m_source.waves, frames * self.hift.samples_per_frame
+        offsets = torch.arange(samples * waves, device=self._device)
+        rows = []
+        for item in items:
+            state = item.state
+            if state.seed is None:
+                rows.append(torch.zeros(samples * waves, device=self._device))
+                continue
+            first = item.chunk.start * self.frames_per_token - (OVERLAP_FRAMES if state.tail else 0)
+            start = first * self.hift.samples_per_frame * waves
+            stream = random.stream_of(random.Purpose.SOURCE, state.part)
+            rows.append(random.normal(state.seed, stream, offsets + start))
+        return torch.stack(rows).view(len(items), samples, waves)
+
+    def _at_speed(self, mel: Tensor, speed: float) -> Tensor:
+        """mel: (mel channels, frames) -> the same with max(1, int(frames / speed)) frames."""
+        if speed == 1.0:
+            return mel
+        size = max(1, int(mel.shape[1] / speed))
+        return F.interpolate(mel[None], size=size, mode="linear")[0]
+
+    def _lengths(self, rows: Sequence[Tensor]) -> Tensor:
+        return torch.tensor([len(row) for row in rows], device=self._device)
+
+
+def _held_back(item: WorkItem) -> np.ndarray:
+    """What is left to say when no token is left."""
+    tail = item.state.tail
+    return np.zeros(0, np.float32) if tail is None else tail.speech.cpu().numpy()
+
+
+def to_pcm16(wave: np.ndarray) -> np.ndarray:
+    """float32 in (-1, 1) -> int16, toward zero."""
+    return (wave * 32768).astype(np.int16)
