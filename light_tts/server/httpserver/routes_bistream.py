@@ -1,7 +1,7 @@
 """WebSockets on which text arrives while audio leaves.
 
-/inference_zero_shot_bistream: `{"prompt_text": ..., "tts_model_name"?: ...}`, then the recording as one binary
-message, then any number of `{"tts_text": ...}`, then `{"finish": true}`.
+/inference_zero_shot_bistream: `{"prompt_text": ..., "tts_model_name"?: ...}`, then the recording as one
+binary message, then any number of `{"tts_text": ...}`, then `{"finish": true}`.
 /inference_bistream: the same, but the first message names the voice: `spk_id`, or `prompt_wav` in base64.
 
 Audio comes as binary messages of PCM; the server closes with 1000 after the last. An error comes as
