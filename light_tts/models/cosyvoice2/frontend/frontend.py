@@ -19,7 +19,7 @@ from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTo
 
 @dataclass(frozen=True)
 class PromptText:
-    """What the LLM gets of a prompt: `ids` before the text, and after it the prompt's speech tokens or none."""
+    """What the LLM gets of a prompt: `ids` before the text, then the prompt's speech tokens or none."""
 
     ids: list[int]
     with_speech: bool
