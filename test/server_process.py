@@ -37,6 +37,11 @@ class Server:
     flags: dict[str, object] = field(default_factory=dict)
 
     @property
+    def pid(self) -> int:
+        """Of the front process, the parent of all."""
+        return self.process.pid
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
