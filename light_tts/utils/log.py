@@ -49,6 +49,17 @@ class _SocketHandler(logging.Handler):
         super().close()
 
 
+class _WriterHandler(logging.Handler):
+    """The writer's own process need not send."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._writer.write(self.format(record))
+
+
 class LogWriter:
     """The one writer of `light-tts.log`; lives in the supervisor.
 
@@ -86,13 +97,15 @@ class LogWriter:
         self._file.close()
 
 
-def setup(process: str, level: str, writer: Path | None = None) -> None:
+def setup(process: str, level: str, writer: Path | LogWriter | None = None) -> None:
     """Set up logging of this process, called `process` (replaces an earlier set-up, as after a fork).
 
-    `level`: debug, info, warning or error. `writer`: socket of the log writer, or None for the console only.
+    `level`: debug, info, warning or error. `writer`: the log writer or its socket; None for the console only.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
-    if writer is not None:
+    if isinstance(writer, LogWriter):
+        handlers.append(_WriterHandler(writer))
+    elif writer is not None:
         handlers.append(_SocketHandler(writer))
     root = logging.getLogger()
     for old in list(root.handlers):

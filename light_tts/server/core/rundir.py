@@ -20,6 +20,7 @@ from light_tts.utils import process
 SHARED_MEMORY = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 PREFIX = "light_tts-"
 ROOT_LINK = ".root"  # in `shm`: leads to `root`, wherever that is, so that a dead server's remains are found
+PIDS_LINK = ".pid_namespace"  # in `shm`: the world in which the pids of `root` mean something
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RunDir:
             for path in {run.root, run.shm, run.metrics, run.pids}:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (run.shm / ROOT_LINK).symlink_to(run.root)
+            (run.shm / PIDS_LINK).symlink_to(os.readlink("/proc/self/ns/pid"))
         except OSError:
             run.remove()
             raise
@@ -51,6 +53,16 @@ class RunDir:
     def open(cls, root: Path, zmq_mode: str) -> RunDir:
         """The directories of a server that runs already."""
         return cls(root, SHARED_MEMORY / root.name, zmq_mode)
+
+    @classmethod
+    def of_shared_memory(cls, shm: Path, zmq_mode: str) -> RunDir | None:
+        """The server whose shared memory this is; None where it belongs to another container."""
+        try:
+            if os.readlink(shm / PIDS_LINK) != os.readlink("/proc/self/ns/pid"):
+                return None
+            return cls(Path(os.readlink(shm / ROOT_LINK)), shm, zmq_mode)
+        except OSError:
+            return None
 
     @property
     def settings(self) -> Path:

@@ -1,0 +1,231 @@
+"""Flags and --config -> one frozen Settings object. The flags are the fields of `Settings`, nothing else
+needs to be written down twice."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import msgspec
+import yaml
+
+from light_tts.server.core.settings import Settings, SettingsError
+from light_tts.utils import gpu
+
+# Flags of LightTTS that never did anything there: accepted, so that its command lines start.
+WITHOUT_EFFECT = (
+    "tokenizer_mode",
+    "trust_remote_code",
+    "cache_reserved_ratio",
+    "sample_close",
+    "load_jit",
+    "load_way",
+)
+NEEDS_CUDA = (
+    "load_trt",
+    "data_type",
+    "mode",
+    "disable_cudagraph",
+    "graph_max_batch_size",
+    "graph_max_len_in_batch",
+)
+ALIASES = {
+    "data_type": {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"},
+    "mode": {"ppl_int8kv": "triton_int8kv"},
+}
+BOOLEANS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+MISSING_MODEL = (
+    "--model_dir is missing: give the directory of a CosyVoice2 checkpoint (cosyvoice2.yaml, llm.pt, "
+    "flow.pt, hift.pt and so on). A small one to try: python scripts/make_tiny_checkpoint.py DIRECTORY"
+)
+DOOR_2_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # run.sh
+PRODUCTION_CONFIG = Path(__file__).resolve().parents[2] / "config" / "production.yaml"
+
+_HINTS = typing.get_type_hints(Settings, include_extras=True)
+_FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
+
+
+class Parsed(NamedTuple):
+    settings: Settings
+    notes: list[str]  # lines for the operator: flags that do nothing
+
+
+def parse(
+    argv: Sequence[str],
+    defaults: Mapping[str, Any] | None = None,
+    config: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Parsed:
+    """Settings from `argv`, over --config (else `config`, where given), over `defaults`.
+
+    Raises SettingsError, which names the flag; argparse itself ends the process (code 2) for an unknown one.
+    """
+    flags = vars(_parser().parse_args(argv))
+    file = Path(flags.pop("config")) if flags.get("config") else config
+    flags.pop("config", None)
+    ignored = [name for name in WITHOUT_EFFECT if name in flags]
+    given = {
+        **(_read_yaml(file, ignored) if file is not None else {}),
+        **{name: value for name, value in flags.items() if name not in WITHOUT_EFFECT},
+    }
+    values = {name: _convert(name, value) for name, value in {**(defaults or {}), **given}.items()}
+    interval = environ.get("HEALTH_CHECK_INTERVAL_SECONDS")
+    if interval and "health_check_interval" not in values:
+        values["health_check_interval"] = _convert(
+            "health_check_interval", interval, "HEALTH_CHECK_INTERVAL_SECONDS"
+        )
+    settings = Settings(**values)
+    settings.check()
+    _check_model_dir(settings)
+    return Parsed(settings, _notes(settings, set(given), ignored))
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Parsed:
+    """Settings of `gunicorn wsgi_wrapper:app`: LIGHT_TTS_FLAGS (a command line), over LIGHT_TTS_CONFIG or
+    config/production.yaml, over run.sh's defaults."""
+    config = Path(environ["LIGHT_TTS_CONFIG"]) if environ.get("LIGHT_TTS_CONFIG") else PRODUCTION_CONFIG
+    default = config == PRODUCTION_CONFIG and not config.exists()
+    argv = shlex.split(environ.get("LIGHT_TTS_FLAGS", ""))
+    return parse(argv, DOOR_2_DEFAULTS, None if default else config, environ)
+
+
+def refuse(error: SettingsError) -> NoReturn:
+    print(f"light-tts: error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m light_tts.server.api_server",
+        description="Text-to-speech server for CosyVoice-format checkpoints.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings by the same names; flags win")
+    for name, hint in _HINTS.items():
+        default = _FIELDS[name].default
+        text = _description(hint)
+        shown = " ".join(default) if isinstance(default, tuple) else default
+        if default not in (None, ""):
+            text += f" (default: {shown})"
+        options: dict[str, Any] = {"help": text.replace("%", "%%")}
+        if _is_bool(hint):
+            options.update(nargs="?", const="True", metavar="True|False")
+        elif name == "mode":
+            options.update(nargs="+", action="extend", metavar="NAME")
+        else:
+            options.update(metavar=_metavar(hint))
+        parser.add_argument(f"--{name}", **options)
+    for name in WITHOUT_EFFECT:
+        parser.add_argument(f"--{name}", nargs="?", const="True", help=argparse.SUPPRESS)
+    return parser
+
+
+def _description(hint: Any) -> str:
+    notes = [meta.description for meta in typing.get_args(hint)[1:] if isinstance(meta, msgspec.Meta)]
+    return next((text for text in reversed(notes) if text), "")
+
+
+def _plain(hint: Any) -> Any:
+    """The type without its Annotated wrappings."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+
+
+def _is_bool(hint: Any) -> bool:
+    return _plain(hint) is bool
+
+
+def _metavar(hint: Any) -> str:
+    plain = _plain(hint)
+    if typing.get_origin(plain) is typing.Literal:
+        return "|".join(typing.get_args(plain))
+    kinds = {int: "N", float: "X", str: "TEXT"}
+    inner = [kinds.get(_plain(kind)) for kind in (plain, *typing.get_args(plain))]
+    return next((name for name in inner if name), "VALUE")
+
+
+def _convert(name: str, value: Any, shown_as: str = "") -> Any:
+    """The value as the setting's type. Raises SettingsError."""
+    shown_as = shown_as or f"--{name}"
+    aliases = ALIASES.get(name, {})
+    if _is_bool(_HINTS[name]) and isinstance(value, str):
+        if value.lower() not in BOOLEANS:
+            raise SettingsError(f"{shown_as} {value}: give True or False")
+        return BOOLEANS[value.lower()]
+    if name == "mode":
+        words = " ".join([value] if isinstance(value, str) else map(str, value)).replace(",", " ").split()
+        names = typing.get_args(typing.get_args(_plain(_HINTS[name]))[0])
+        for word in words:
+            if word not in names and word not in aliases:
+                raise SettingsError(
+                    f"{shown_as} {word}: unknown; the names are {', '.join((*names, *aliases))}"
+                )
+        return tuple(dict.fromkeys(aliases.get(word, word) for word in words))
+    if isinstance(value, str):
+        value = aliases.get(value, value)
+    try:
+        return msgspec.convert(value, type=_HINTS[name], strict=False)
+    except msgspec.ValidationError as error:
+        choices = typing.get_args(_plain(_HINTS[name]))
+        hint = (
+            f"one of {', '.join(choices)}"
+            if all(isinstance(c, str) for c in choices) and choices
+            else str(error)
+        )
+        raise SettingsError(f"{shown_as} {value}: {hint}") from None
+
+
+def _read_yaml(path: Path, ignored: list[str]) -> dict[str, Any]:
+    """The settings in a file; adds to `ignored` what has no effect."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"--config {path}: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(f"--config {path}: lines of the form `name: value` are expected")
+    values = {}
+    for name, value in content.items():
+        if name in WITHOUT_EFFECT:
+            ignored += [name] if name not in ignored else []
+        elif name not in _HINTS:
+            raise SettingsError(f"--config {path}: unknown setting {name!r}")
+        else:
+            values[name] = value
+    return values
+
+
+def _check_model_dir(settings: Settings) -> None:
+    if not settings.model_dir:
+        raise SettingsError(MISSING_MODEL)
+    if not Path(settings.model_dir).is_dir():
+        raise SettingsError(f"--model_dir {settings.model_dir}: there is no such directory")
+
+
+def _notes(settings: Settings, given: set[str], ignored: list[str]) -> list[str]:
+    notes = []
+    if ignored:
+        notes.append(f"without effect: {', '.join(f'--{name}' for name in ignored)}")
+    idle = [
+        name for name in NEEDS_CUDA if name in given and getattr(settings, name) not in (False, "float32")
+    ]
+    if idle and (settings.device == "cpu" or (settings.device == "auto" and not gpu.visible_gpus())):
+        where = "--device cpu" if settings.device == "cpu" else "this machine has no CUDA device"
+        notes.append(f"{where}: {', '.join(f'--{name}' for name in idle)} cannot act here")
+    return notes

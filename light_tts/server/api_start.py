@@ -1,0 +1,238 @@
+"""Starting and stopping: what both doors (api_server.py and wsgi_wrapper.py) have in common.
+
+The front process is gunicorn's master. It starts the supervisor, waits until the stages are up, and only then
+lets gunicorn listen. Afterwards gunicorn's signals are answered here: SIGTERM and Ctrl-C drain, a second
+Ctrl-C ends at once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from gunicorn import glogging
+from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
+
+from light_tts.server import janitor
+from light_tts.server.api_cli import Parsed
+from light_tts.server.core import settings as settings_file
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.core.settings import Settings
+from light_tts.server.supervision.control import Control
+from light_tts.utils import log as logs
+from light_tts.utils import process
+
+TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
+KEEPALIVE = 5  # seconds an idle connection stays open
+STOP_SECONDS = 5.0  # what HTTP workers, then the supervisor, have to end
+LONGEST_SOCKET_PATH = 107  # bytes, of Linux
+LONGEST_NAME = len("/http-4194304-abcdef")
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger("light_tts.front")
+_front: Front | None = None  # of this process, which can be one server only
+_configured = 0  # the process that gunicorn_options was made for
+
+
+class StartFailed(Exception):
+    """The server cannot start; the message is for the operator."""
+
+
+def start(parsed: Parsed) -> FastAPI:
+    """Start everything but the HTTP workers; returns the app that they serve. Where that fails, the reason
+    is printed and the process ends with code 1."""
+    global _front
+    try:
+        with _interruptible():
+            _front = Front(parsed.settings, parsed.notes)
+            from light_tts.server.api_http import create_app  # takes a second, in which the stages load
+
+            app = create_app(parsed.settings, _front.run_dir)
+            _front.wait_ready()
+            return app
+    except StartFailed as error:
+        print(f"light-tts: error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+class Front:
+    """The supervisor as the front process sees it."""
+
+    def __init__(self, config: Settings, notes: list[str]) -> None:
+        """Start the supervisor, which starts the stages. Raises StartFailed."""
+        self.config = config
+        self._pid = os.getpid()
+        self._draining = False
+        self._ignore_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        _check_port(config)
+        swept = janitor.sweep(config.zmq_mode)
+        self._notes = notes + ([f"removed what dead servers left: {', '.join(swept)}"] if swept else [])
+        try:
+            self.run_dir = RunDir.create(config.zmq_mode, config.port)
+        except OSError as error:
+            raise StartFailed(f"--zmq_mode {config.zmq_mode}: {error}") from error
+        atexit.register(self.stop)
+        if len(str(self.run_dir.root)) + LONGEST_NAME > LONGEST_SOCKET_PATH:
+            raise StartFailed(f"--zmq_mode {config.zmq_mode}: the path is too long for a socket")
+        self.run_dir.register_process()
+        settings_file.save(config, str(self.run_dir.settings))
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.run_dir.metrics)
+        logs.setup("front", config.log_level, self._log_socket)
+        ours, theirs = socket.socketpair()
+        self._control = Control(ours)
+        command = [sys.executable, "-m", "light_tts.server.supervisor", "--run_dir", str(self.run_dir.root)]
+        command += ["--front", str(self._pid), "--control", str(theirs.fileno())]
+        self._supervisor = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        self._pidfd = os.pidfd_open(self._supervisor.pid)
+
+    @property
+    def _log_socket(self) -> os.PathLike[str] | None:
+        return self.run_dir.log if self.config.log_dir else None
+
+    def wait_ready(self) -> None:
+        """Wait until every stage is up. Raises StartFailed with the reason."""
+        while not self._control.closed:
+            for event in self._control.receive(timeout=None):
+                if event["event"] == "ready":
+                    return
+                if event["event"] == "failed":
+                    raise StartFailed(event["reason"])
+        raise StartFailed("the supervisor ended; its own message stands above")
+
+    def stop(self) -> None:
+        """Have the supervisor end everything, and wait for that. Called at exit; may be called twice."""
+        if os.getpid() != self._pid:  # in an HTTP worker, which inherits the exit handler
+            return
+        if hasattr(self, "_pidfd"):
+            self._control.send("stop")
+            if not process.wait_ended(self._pidfd, STOP_SECONDS):
+                self._supervisor.kill()
+                process.wait_ended(self._pidfd, 1.0)
+            process.kill_all(self.run_dir.processes())
+        self.run_dir.remove()
+
+    # -- gunicorn's hooks (gunicorn_options)
+
+    def when_ready(self, arbiter: Arbiter) -> None:
+        """gunicorn listens now: take over its signals, which it handles in its main loop."""
+        arbiter.handle_term = lambda: self._drain("SIGTERM")
+        arbiter.handle_int = lambda: self._interrupt(arbiter)
+        arbiter.handle_quit = lambda: self._quit(arbiter)
+        arbiter.handle_hup = lambda: None if self._ignore_hangup else self._drain("SIGHUP")
+        arbiter.handle_usr2 = lambda: log.warning("SIGUSR2 is ignored: start a second server instead")
+        reap = arbiter.handle_chld
+        arbiter.handle_chld = arbiter.handle_cld = lambda: self._child_ended(arbiter, reap)
+        log.info("serving on %s:%d", self.config.host, self.config.port)
+
+    def post_fork(self, _arbiter: Arbiter, worker: Any) -> None:
+        """In a fresh HTTP worker, before anything else."""
+        process.die_with_parent(self._pid)
+        self.run_dir.register_process()
+        logs.setup("http", self.config.log_level, self._log_socket)
+
+    def _interrupt(self, arbiter: Arbiter) -> None:
+        if self._draining:
+            self._end_at_once(arbiter, "second Ctrl-C")
+        self._drain("Ctrl-C (once more to end at once)")
+
+    def _drain(self, why: str) -> None:
+        if not self._draining:
+            log.info("%s: accepted requests finish, new ones get 503", why)
+            self._draining = True
+            self._control.send("drain")
+
+    def _quit(self, arbiter: Arbiter) -> None:
+        """SIGQUIT: of the supervisor, which has said why before, or of the operator."""
+        for event in self._control.receive():
+            if event["event"] == "exit":
+                if event["code"]:
+                    raise HaltServer(event["reason"], event["code"])
+                raise StopIteration
+        self._end_at_once(arbiter, "SIGQUIT")
+
+    def _end_at_once(self, arbiter: Arbiter, why: str) -> None:
+        log.warning("%s: ending at once", why)
+        arbiter.kill_workers(signal.SIGKILL)
+        raise HaltServer(why, 1)
+
+    def _child_ended(self, arbiter: Arbiter, reap: Any) -> None:
+        if process.wait_ended(self._pidfd, 0):
+            log.critical("the supervisor has died: the server ends")
+            arbiter.kill_workers(signal.SIGKILL)
+            raise HaltServer("the supervisor has died", 1)
+        reap()
+
+
+class GunicornLog(glogging.Logger):
+    """gunicorn's lines go where all others go."""
+
+    def setup(self, cfg: Any) -> None:
+        super().setup(cfg)
+        self.error_log.handlers.clear()
+        self.error_log.propagate = True
+
+
+def gunicorn_options(config: Settings) -> dict[str, Any]:
+    """gunicorn's settings for this server; the hooks find the front that `start` has made by then."""
+    global _configured
+    _configured = os.getpid()
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return {
+        "bind": f"{host}:{config.port}",
+        "workers": config.httpserver_workers,
+        "worker_class": "light_tts.server.http_worker.HttpWorker",
+        "timeout": TIMEOUT,
+        "keepalive": KEEPALIVE,
+        "graceful_timeout": int(STOP_SECONDS),
+        "preload_app": True,
+        "logger_class": GunicornLog,
+        "loglevel": "warning" if config.log_level == "info" else config.log_level,
+        "control_socket_disable": True,
+        "when_ready": lambda arbiter: _front.when_ready(arbiter),
+        "post_fork": lambda arbiter, worker: _front.post_fork(arbiter, worker),
+    }
+
+
+def preloading() -> bool:
+    """Whether this process is a gunicorn master that has been given `gunicorn_options`, before its workers
+    are forked."""
+    return _configured == os.getpid()
+
+
+def _check_port(config: Settings) -> None:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except (OSError, OverflowError) as error:
+            raise StartFailed(f"--host {config.host} --port {config.port}: {error}") from error
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Signals that would end the process end it by SystemExit here, so that it is tidied up."""
+
+    def leave(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,57 @@
+"""The gunicorn worker that serves the app: uvicorn's, with the signals of this server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from uvicorn.server import Server
+from uvicorn_worker import UvicornWorker
+
+LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
+
+
+class _Server(Server):
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Ctrl-C reaches the whole process group, but it is the front that decides when a worker ends."""
+        if sig != signal.SIGINT:
+            super().handle_exit(sig, frame)
+
+
+class HttpWorker(UvicornWorker):
+    CONFIG_KWARGS = {  # noqa: RUF012 (declared so by the base class)
+        "loop": "uvloop",
+        "http": "httptools",
+        "lifespan": "on",
+        "access_log": False,
+        "timeout_graceful_shutdown": LAST_BYTES_SECONDS,
+    }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in ("uvicorn.error", "uvicorn.access"):
+            logger = logging.getLogger(name)
+            logger.handlers = []
+            logger.propagate = True
+            logger.setLevel(logging.WARNING)
+
+    def init_signals(self) -> None:
+        super().init_signals()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    async def _serve(self) -> None:
+        self.config.app = self.wsgi
+        server = _Server(config=self.config)
+
+        def quit_now() -> None:
+            server.should_exit = server.force_exit = True
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, quit_now)
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)

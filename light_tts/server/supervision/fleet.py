@@ -1,0 +1,197 @@
+"""All stage processes: starts them, starts dead ones again, and knows the topology."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from prometheus_client import multiprocess
+
+from light_tts.server.core import messages, metrics
+from light_tts.server.core.channel import Outbox
+from light_tts.server.core.messages import StageInfo
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.supervision import threads
+from light_tts.server.supervision.stage_process import StageProcess
+
+DEATHS_BEFORE_GIVING_UP = 3
+DEATH_WINDOW = 60.0  # seconds
+SHUTDOWN_SECONDS = 1.0
+
+log = logging.getLogger("light_tts.supervisor")
+
+
+class StartFailed(Exception):
+    """A stage cannot start; the message is for the operator."""
+
+
+@dataclass
+class _Stage:
+    info: StageInfo
+    process: StageProcess | None = None
+    started: float = 0.0  # time.monotonic() of this incarnation's start
+    deaths: collections.deque[float] = field(
+        default_factory=lambda: collections.deque(maxlen=DEATHS_BEFORE_GIVING_UP)
+    )
+
+
+class Fleet:
+    """`sizes`: processes of each stage. `tell_all` sends a message to every stage and HTTP worker."""
+
+    def __init__(
+        self,
+        run_dir: RunDir,
+        sizes: dict[str, int],
+        outbox: Outbox,
+        tell_all: Callable[[messages.Message], None],
+        log_line: Callable[[str], None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._outbox = outbox
+        self._tell_all = tell_all
+        self._log_line = log_line
+        self._stages = {
+            (stage, index): _Stage(self._fresh_info(stage, index, 0))
+            for stage, count in sizes.items()
+            for index in range(count)
+        }
+        self._environment = {
+            **os.environ,
+            **threads.environment(len(self._stages), os.environ),
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._stopping = False
+        self._all_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def topology(self) -> list[StageInfo]:
+        return [stage.info for stage in self._stages.values()]
+
+    def addresses(self) -> list[str]:
+        return [stage.info.address for stage in self._stages.values() if stage.info.state != "failed"]
+
+    async def start(self) -> None:
+        """Start all stages at once and wait until each is ready. Raises StartFailed."""
+        for stage in self._stages.values():
+            self._spawn(stage)
+        while not self._all_up.done():
+            await asyncio.wait({self._all_up}, timeout=10)
+            loading = [name_of(s.info) for s in self._stages.values() if s.info.state == "starting"]
+            if loading and not self._all_up.done():
+                log.info("still loading: %s", ", ".join(loading))
+        self._all_up.result()
+
+    # -- what stages say
+
+    def on_ready(self, message: messages.StageReady) -> None:
+        stage = self._current(message)
+        if stage is None:
+            return
+        self._set(stage, state="up", info=message.info)
+        log.info("%s is up (%.1f s)", name_of(stage.info), time.monotonic() - stage.started)
+        self._tell_all(messages.StageUp(stage=stage.info))
+        if all(other.info.state == "up" for other in self._stages.values()) and not self._all_up.done():
+            self._all_up.set_result(None)
+
+    def on_start_failed(self, message: messages.StageStartFailed) -> None:
+        stage = self._current(message)
+        if stage is not None and stage.process is not None:
+            stage.process.failure = message.reason
+
+    # -- life and death
+
+    def _spawn(self, stage: _Stage) -> None:
+        info = stage.info
+        command = [sys.executable, "-m", "light_tts.server.stage_main"]
+        arguments = {
+            "run_dir": self._run_dir.root,
+            "stage": info.stage,
+            "index": info.index,
+            "incarnation": info.incarnation,
+            "address": info.address,
+            "supervisor": os.getpid(),
+        }
+        for name, value in arguments.items():
+            command += [f"--{name}", str(value)]
+        log.info("loading %s", name_of(info))
+        stage.started = time.monotonic()
+        stage.process = StageProcess(
+            command,
+            self._environment,
+            lambda line: self._log_line(f"{name_of(info)}: {line}"),
+            lambda process: self._on_end(stage, process),
+        )
+        self._run_dir.register_process(stage.process.pid)
+        self._outbox.send(info.address, messages.Topology(stages=self.topology()))
+
+    def _on_end(self, stage: _Stage, process: StageProcess) -> None:
+        self._run_dir.forget_process(process.pid)
+        multiprocess.mark_process_dead(process.pid)
+        if self._stopping or stage.process is not process:
+            return
+        name, reason = name_of(stage.info), process.reason()
+        if not self._all_up.done():
+            self._all_up.set_exception(StartFailed(f"{name} cannot start: {reason}"))
+            return
+        log.error("%s ended: %s", name, reason)
+        now = time.monotonic()
+        stage.deaths.append(now)
+        self._outbox.forget(stage.info.address)
+        often = len(stage.deaths) == DEATHS_BEFORE_GIVING_UP and now - stage.deaths[0] < DEATH_WINDOW
+        old, stage.process = stage.info, None
+        if often:
+            self._give_up(stage, reason)
+            return
+        metrics.stage_restarts_total.labels(old.stage).inc()
+        stage.info = self._fresh_info(old.stage, old.index, old.incarnation + 1, state="down")
+        self._tell_all(
+            messages.StageDown(
+                stage=old.stage,
+                index=old.index,
+                incarnation=old.incarnation,
+                next=stage.info,
+            )
+        )
+        self._spawn(stage)
+
+    def _give_up(self, stage: _Stage, reason: str) -> None:
+        text = f"{name_of(stage.info)} died {DEATHS_BEFORE_GIVING_UP} times in {DEATH_WINDOW:.0f} s: {reason}"
+        log.critical("%s; it is not started again", text)
+        self._set(stage, state="failed", reason=text)
+        self._tell_all(messages.StageGivenUp(stage=stage.info.stage, index=stage.info.index, reason=text))
+
+    def stop(self) -> None:
+        """Ask all stages to end, wait a moment, kill those that are left. Blocks."""
+        self._stopping = True
+        processes = [s.process for s in self._stages.values() if s.process is not None and s.process.alive]
+        for address in self.addresses():
+            self._outbox.send(address, messages.Shutdown())
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        for process in processes:
+            process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()
+
+    # -- details
+
+    def _fresh_info(self, stage: str, index: int, incarnation: int, state: str = "starting") -> StageInfo:
+        address = self._run_dir.stage_address(stage, index, incarnation)
+        return StageInfo(stage=stage, index=index, incarnation=incarnation, address=address, state=state)
+
+    def _current(self, message: messages.StageReady | messages.StageStartFailed) -> _Stage | None:
+        stage = self._stages.get((message.stage, message.index))
+        return stage if stage is not None and stage.info.incarnation == message.incarnation else None
+
+    @staticmethod
+    def _set(stage: _Stage, **changes: Any) -> None:
+        stage.info = msgspec.structs.replace(stage.info, **changes)
+
+
+def name_of(info: StageInfo) -> str:
+    return f"{info.stage}-{info.index}"

@@ -1,0 +1,102 @@
+"""One process of a stage, watched: when it ends, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+
+from light_tts.utils import process
+
+TAIL_LINES = 8
+
+
+class StageProcess:
+    """Starts `command`; calls `on_end(self)` once it has ended.
+
+    Its standard error goes to ours and, line by line, to `log_line`; the last lines are kept as part of the
+    reason of an unexpected end. `failure` is what the stage itself said, if it came to that.
+    """
+
+    def __init__(
+        self,
+        command: list[str],
+        environment: Mapping[str, str],
+        log_line: Callable[[str], None],
+        on_end: Callable[[StageProcess], None],
+    ) -> None:
+        self.failure = ""
+        self._log_line = log_line
+        self._on_end = on_end
+        self._tail: collections.deque[str] = collections.deque(maxlen=TAIL_LINES)
+        self._partial = b""
+        self._loop = asyncio.get_running_loop()
+        self._popen = subprocess.Popen(
+            command, env=dict(environment), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        self.pid = self._popen.pid
+        self._stderr = self._popen.stderr.fileno()
+        os.set_blocking(self._stderr, False)
+        self._loop.add_reader(self._stderr, self._take_stderr)
+        self.pidfd = os.pidfd_open(self.pid)  # our child: exists until we wait for it
+        self._loop.add_reader(self.pidfd, self._ended)
+
+    @property
+    def alive(self) -> bool:
+        return self._popen.returncode is None
+
+    def kill(self) -> None:
+        """End it now; `on_end` is not called."""
+        if self.alive:
+            self._popen.kill()
+            self._close()
+
+    def wait(self, timeout: float) -> bool:
+        """Block up to `timeout` seconds for the end; whether it has ended."""
+        return not self.alive or process.wait_ended(self.pidfd, timeout)
+
+    def reason(self) -> str:
+        """Why it ended, in words for the operator."""
+        code = self._popen.returncode
+        if self.failure:
+            return self.failure
+        if code == -signal.SIGKILL:
+            return "killed (out of memory?)"
+        how = f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+        return "\n  ".join([how, *self._tail])
+
+    def _take_stderr(self) -> None:
+        try:
+            data = os.read(self._stderr, 65536)
+        except BlockingIOError:
+            return
+        if not data:
+            self._loop.remove_reader(self._stderr)
+            return
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), data)
+        *lines, self._partial = (self._partial + data).split(b"\n")
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            if text:
+                self._tail.append(text)
+                self._log_line(text)
+
+    def _ended(self) -> None:
+        self._take_stderr()
+        self._close()
+        # What the stage said about its end (StageStartFailed) may still be under way.
+        delay = 0.3 if self._popen.returncode == 1 and not self.failure else 0
+        self._loop.call_later(delay, self._on_end, self)
+
+    def _close(self) -> None:
+        self._loop.remove_reader(self._stderr)
+        self._loop.remove_reader(self.pidfd)
+        self._popen.wait()
+        self._popen.stderr.close()
+        os.close(self.pidfd)

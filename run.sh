@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Start the server under gunicorn. Any flag of `python -m light_tts.server.api_server` may follow.
+#   MODEL_DIR  checkpoint directory           WORKERS    HTTP workers (4)
+#   HOST       address to listen on (0.0.0.0) PORT       HTTP port (8080)
+#   TIMEOUT    seconds until a worker without a sign of life is ended (300)
+#   KEEPALIVE  seconds an idle connection stays open (5)
+#   LIGHT_TTS_CONFIG  settings file (config/production.yaml, where there is one; variables and flags win)
+#   PYTHON     interpreter (that of .venv beside this file, else python3)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+if [[ -z "${PYTHON:-}" ]]; then
+    PYTHON=python3
+    [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
+fi
+
+flags=()
+[[ -n "${MODEL_DIR:-}" ]] && flags+=(--model_dir "$MODEL_DIR")
+[[ -n "${WORKERS:-}" ]] && flags+=(--httpserver_workers "$WORKERS")
+[[ -n "${HOST:-}" ]] && flags+=(--host "$HOST")
+[[ -n "${PORT:-}" ]] && flags+=(--port "$PORT")
+LIGHT_TTS_FLAGS=$("$PYTHON" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "${flags[@]}" "$@")
+export LIGHT_TTS_FLAGS TIMEOUT="${TIMEOUT:-300}" KEEPALIVE="${KEEPALIVE:-5}"
+
+# The stages share the cores: without a limit each would start a thread for every core.
+threads=$("$PYTHON" -m light_tts.server.supervision.threads)
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
+export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-$threads}"
+export MKL_NUM_THREADS="${MKL_NUM_THREADS:-$threads}"
+
+exec "$PYTHON" -m gunicorn -c gunicorn.conf.py --preload wsgi_wrapper:app
