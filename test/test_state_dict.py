@@ -10,8 +10,22 @@ import torch
 
 from light_tts.models.cosyvoice2.config import Config, load_config
 from light_tts.models.cosyvoice2.flow import Flow, FlowShapes
+from light_tts.models.cosyvoice2.hift import Hift
+from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
 
 GOLDEN = Path(__file__).parent / "golden"
+QWEN2_0_5B = Qwen2Config(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=151936,
+    max_position_embeddings=32768,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +52,15 @@ def test_flow_has_the_tensors_of_the_release(config: Config) -> None:
         state = {name: torch.empty(shape) for name, shape in expected.items()}
         flow = Flow(config.flow, FlowShapes.from_state(state, Path("flow.pt")))
     assert shapes(flow) == expected
+
+
+def test_hift_has_the_tensors_of_the_release(config: Config) -> None:
+    with torch.device("meta"):
+        hift = Hift(config.hift)
+    assert shapes(hift) == manifest("hift")
+
+
+def test_llm_has_the_tensors_of_the_release(config: Config) -> None:
+    with torch.device("meta"):
+        llm = SpeechLM(QWEN2_0_5B, config.llm)
+    assert shapes(llm) == manifest("llm")
