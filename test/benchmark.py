@@ -225,6 +225,11 @@ def parse_args() -> argparse.Namespace:
     add("--prompt_text", help="what is said in it (default: the text file beside the recording)")
     add("--spk_id", help="a voice that the server knows, instead of a recording")
     add("--tts_model_name", default="default", help="style")
+    add(
+        "--new_tokens",
+        type=parse_count,
+        help="make every part exactly so many speech tokens long (25 a second)",
+    )
     add("--seed", type=int, default=0, help="seed of the first request; each next one has the next seed")
     add("--timeout", type=float, default=300.0, help="seconds without a byte after which a request failed")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
@@ -239,6 +244,8 @@ def make_workload(args: argparse.Namespace) -> Workload:
         if not texts:
             raise ValueError(f"{args.text_file}: no text in it")
     fields: dict[str, Any] = {"stream": args.stream, "tts_model_name": args.tts_model_name}
+    if args.new_tokens:
+        fields |= {"min_new_tokens": args.new_tokens, "max_new_tokens": args.new_tokens}
     if args.spk_id:
         return Workload(texts, {**fields, "spk_id": args.spk_id}, None, args.seed, args.body == "json")
     fields["prompt_text"] = args.prompt_text

@@ -1,10 +1,12 @@
 """The documents say what the code does."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from light_tts.server import api_cli
 from scripts.flags_table import flags_table, table_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,20 @@ def test_readme_has_the_flags_of_this_version():
 def test_chinese_readme_has_the_same_flags_and_defaults():
     chinese = table_in((ROOT / "README_zh.md").read_text("utf-8"))
     assert flags_and_defaults(chinese) == flags_and_defaults(flags_table())
+
+
+def test_readme_names_the_flags_without_effect():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert [name for name in api_cli.WITHOUT_EFFECT if f"`--{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_presets_of_the_readme_start(page: str):
+    presets = re.findall(r"^```\n(--.*)\n```$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    assert len(presets) == 3
+    for preset in presets:
+        checkpoint = str(ROOT / "test" / "golden" / "cosyvoice2" / "checkpoint")
+        assert api_cli.parse([*shlex.split(preset), "--model_dir", checkpoint]).settings
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/architecture.md", "docs/performance.md"])

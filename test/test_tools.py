@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SHORT = ("--new_tokens", "20")
 
 
 def run(*command: str) -> subprocess.CompletedProcess:
@@ -25,13 +26,15 @@ def test_benchmark_reports_every_figure_of_a_run(server, tmp_path: Path, stream:
     texts.write_text("Hello there.\n\nGood morning.\n")
     done = run(
         *("test/benchmark.py", "--url", server.url, "--number", "4", "--concurrency", "2"),
+        *("--new_tokens", "40"),
         *("--stream", stream, "--body", body, "--text_file", str(texts), "--json", str(report)),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "4/4 done, 0 failed" in done.stderr
     found = json.loads(report.read_text())
     assert found["succeeded"] == 4 and not found["errors"]
-    assert found["audio_seconds"] > 0 and found["requests_per_second"] > 0
+    assert found["audio_seconds"] == pytest.approx(4 * 40 / 25)
+    assert found["requests_per_second"] > 0
     for name in ("latency", "first_audio", "rtf"):
         figures = found[name]
         assert 0 < figures["min"] <= figures["p50"] <= figures["p90"] <= figures["p99"] <= figures["max"]
@@ -62,7 +65,7 @@ def test_benchmark_names_the_file_that_is_missing():
 
 
 def test_monitor_sees_requests_and_every_process(server):
-    assert run("test/benchmark.py", "--url", server.url, "--number", "2").returncode == 0
+    assert run("test/benchmark.py", "--url", server.url, "--number", "2", *SHORT).returncode == 0
     done = run("scripts/monitor.py", "--url", server.url, "--once", "--json", "--interval", "0.2")
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -103,8 +106,8 @@ def test_log_stats_gives_the_quantiles_of_cost_time(tmp_path: Path):
 
 
 def test_log_stats_reads_what_the_server_writes(server):
-    assert run("test/benchmark.py", "--url", server.url, "--number", "1").returncode == 0
-    done = run("scripts/log_stats.py", str(Path(server.log_dir) / "light-tts.log"))
+    assert run("test/benchmark.py", "--url", server.url, "--number", "1", *SHORT).returncode == 0
+    done = run("scripts/log_stats.py", str(server.directory / "logs" / "light-tts.log"))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) >= 1
 
