@@ -1,0 +1,78 @@
+"""Everything in a row: recording and texts -> speech tokens -> wave. No noise, the most probable tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from light_tts.common.audio import read_audio
+from light_tts.common.chunk_planner import Chunk
+from light_tts.common.kv_pool import KVPool, SlotTable
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.common.sampling import ban, greedy
+from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.frontend.frontend import Frontend
+from light_tts.models.cosyvoice2.hift import Hift
+from light_tts.models.cosyvoice2.llm import SpeechLM
+from light_tts.models.cosyvoice2.token2wav import SpeechState, Token2Wav, Voice, WorkItem, to_pcm16
+from light_tts.server.tts_llm.attention import Span, TorchAttention
+from light_tts.server.tts_llm.sequence import OneShot
+from parity_checks import Check, Comparison, Golden
+
+FILE = "e2e.npz"
+CPU = torch.device("cpu")
+
+
+def recording_and_texts_to_wave(golden: Golden) -> Iterator[Comparison]:
+    expected = golden.arrays(FILE)
+    frontend = Frontend(golden.checkpoint, golden.config)
+    features = frontend.features(*read_audio(golden.path("prompt.wav").read_bytes(), 0.0, 30.0))
+    prompt = frontend.prompt_text(str(expected["prompt_text"]))
+    text_ids = sum(frontend.split_text(str(expected["text"])), [])
+    yield Comparison("prompt_text_ids", prompt.ids, expected["prompt_text_ids"])
+    yield Comparison("text_ids", text_ids, expected["text_ids"])
+    tokens = _most_probable_tokens(golden, prompt.ids, text_ids, features, len(expected["speech_tokens"]))
+    yield Comparison("speech_tokens", tokens, expected["speech_tokens"])
+    wave = _speak(golden, tokens, features)[None]
+    yield Comparison("wav", wave, expected["wav"], 1e-2)
+    yield Comparison("pcm16", to_pcm16(wave), expected["pcm16"], 400)
+
+
+def _most_probable_tokens(
+    golden: Golden, prompt_text: list[int], text: list[int], voice: PromptFeatures, count: int
+) -> list[int]:
+    model = SpeechLM.from_checkpoint(golden.checkpoint, golden.checkpoint / "llm.pt", golden.config, CPU)
+    limit = model.backbone.max_position_embeddings
+    sequence = OneShot(
+        "e2e", 0, 0, model.ids, limit, prompt_text, text, voice.speech_token.tolist(), [], max_outputs=count
+    )
+    room = len(sequence.inputs) + count
+    shape = model.backbone
+    pool = KVPool(
+        shape.num_hidden_layers, room, shape.num_key_value_heads, shape.head_dim, torch.float32, CPU
+    )
+    table = SlotTable(room, rows=1, max_len=room, device=CPU)
+    attention, row = TorchAttention(pool, table), table.open()
+    while not sequence.finished:
+        span = Span(row, sequence.cached, sequence.pending)
+        table.extend(row, span.length)
+        ids = torch.tensor(sequence.inputs[span.start :])
+        hidden = model(ids, torch.arange(span.start, span.end), attention.prefill([span]))
+        sequence.cached = span.end
+        scores = ban(model.logits(hidden[-1:]), model.ids.eos, torch.tensor([sequence.banned]))
+        sequence.accept(int(greedy(scores)))
+    return sequence.outputs
+
+
+def _speak(golden: Golden, tokens: list[int], features: PromptFeatures) -> np.ndarray:
+    flow = Flow.from_checkpoint(golden.checkpoint, golden.config, CPU)
+    hift = Hift.from_checkpoint(golden.checkpoint, golden.config, CPU)
+    model = Token2Wav(flow, hift, golden.config, full_last_chunk=False)
+    state = SpeechState(Voice.of(features, CPU), seed=None)
+    whole = Chunk(0, len(tokens), len(tokens), final=True)
+    return model.speak([WorkItem(state, tokens, whole, stream=False)])[0]
+
+
+CHECKS: list[Check] = [recording_and_texts_to_wave]
