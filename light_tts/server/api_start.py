@@ -27,6 +27,7 @@ from light_tts.server.api_cli import Parsed
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
+from light_tts.server.core.styles import StyleError, load_styles
 from light_tts.server.supervision.control import Control
 from light_tts.utils import log as logs
 from light_tts.utils import process
@@ -55,13 +56,14 @@ def start(parsed: Parsed) -> FastAPI:
     global _front
     try:
         with _interruptible():
+            load_styles(parsed.settings.model_dir)  # raises where a file is missing, before anything starts
             _front = Front(parsed.settings, parsed.notes)
             from light_tts.server.api_http import create_app  # takes a second, in which the stages load
 
             app = create_app(parsed.settings, _front.run_dir)
             _front.wait_ready()
             return app
-    except StartFailed as error:
+    except (StartFailed, StyleError) as error:
         print(f"light-tts: error: {error}", file=sys.stderr)
         sys.exit(1)
 

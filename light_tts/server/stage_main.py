@@ -17,6 +17,7 @@ from pathlib import Path
 
 import zmq
 
+from light_tts.server import gpu_memory
 from light_tts.server.core import messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.rundir import RunDir
@@ -83,6 +84,7 @@ def _await_topology(ctx: StageContext) -> None:
 def _run(ctx: StageContext) -> int:
     """Run the stage until it ends; its exit code."""
     try:
+        gpu_memory.share(ctx.settings, ctx.stage, ctx.index)
         importlib.import_module(f"light_tts.server.tts_{ctx.stage}.manager").run(ctx)
         return 0
     except BaseException as error:  # a stage must say why it ended, whatever the cause

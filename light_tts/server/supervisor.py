@@ -22,7 +22,7 @@ from light_tts.server.core.channel import AsyncInbox, Outbox
 from light_tts.server.core.counters import ActiveRequests
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
-from light_tts.server.core.styles import StyleError, load_styles
+from light_tts.server.core.styles import load_styles
 from light_tts.server.supervision import health
 from light_tts.server.supervision.control import Control
 from light_tts.server.supervision.fleet import Fleet, StartFailed
@@ -58,8 +58,8 @@ class Supervisor:
         """Serve until told to stop; the exit code."""
         code = 0
         try:
-            self._start_log()
             self._watch_front()
+            self._start_log()
             self._start_janitor()
             self._spawn(self._read_inbox())
             await self._start_stages()
@@ -67,9 +67,10 @@ class Supervisor:
             if self.config.health_monitor:
                 self._spawn(self._monitor_health())
             await self.stop.wait()
-        except (StartFailed, StyleError) as error:
+        except StartFailed as error:
             self.control.send("failed", reason=str(error))
             code = 1
+            await self._front_has_heard()
         finally:
             self._clean_up()
         return code
@@ -167,6 +168,8 @@ class Supervisor:
             self.loop.call_later(0.5, self._start_janitor)
 
     def _worker_gone(self, address: str) -> None:
+        if self.stop.is_set():
+            return
         self.outbox.forget(address)
         for stage in self.fleet.addresses():
             self.outbox.send(stage, messages.WorkerGone(address=address))
@@ -206,6 +209,13 @@ class Supervisor:
             signal.pidfd_send_signal(self.front_pidfd, signal.SIGKILL)
 
     # -- end
+
+    async def _front_has_heard(self) -> None:
+        """End the stages, and wait for the front to say stop: it may still be using the run directory."""
+        if self.fleet is not None:
+            self.fleet.stop()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.stop.wait(), FRONT_STOP)
 
     def _clean_up(self) -> None:
         """No process (but the front, which waits for our end), socket or segment may be left."""
