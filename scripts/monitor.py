@@ -93,7 +93,7 @@ def interpolate(rank: float, bounds: list[float], counts: dict[float, float]) ->
 
 
 class Processes:
-    """The server's processes on this machine: whoever listens on the port, and all its descendants."""
+    """The server's processes on this machine: the one that opened the port, and its descendants."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -108,10 +108,11 @@ class Processes:
         for process in self._known.values():
             try:
                 with process.oneshot():
+                    is_front = process.ppid() not in self._known
                     found.append(
                         {
                             "pid": process.pid,
-                            "name": process_name(process.cmdline()),
+                            "name": "front" if is_front else process_name(process.cmdline()),
                             "cpu_percent": process.cpu_percent(),
                             "memory_mb": process.memory_full_info().pss / MB,
                         }
@@ -124,28 +125,32 @@ class Processes:
         if not self._local:
             return []
         try:
-            pids = {
-                connection.pid
+            listening = {
+                psutil.Process(connection.pid)
                 for connection in psutil.net_connections("tcp")
                 if connection.status == psutil.CONN_LISTEN
                 and connection.laddr.port == self._port
                 and connection.pid
             }
-            listening = [psutil.Process(pid) for pid in pids]
-            masters = [process for process in listening if process.ppid() not in pids]
-            return [p for master in masters for p in (master, *master.children(recursive=True))]
+            # HTTP workers share the socket of the process that started the supervisor.
+            fronts = {
+                process
+                for worker in listening
+                for process in (worker, *worker.parents())
+                if any("light_tts.server.supervisor" in child.cmdline() for child in process.children())
+            }
+            return [process for front in fronts for process in (front, *front.children(recursive=True))]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return []
 
 
 def process_name(command: list[str]) -> str:
-    """`encode 0`, `supervisor`, ... from a command line; `http` for gunicorn's master and workers."""
+    """`encode 0`, `supervisor`, ... from a command line; `http` for gunicorn's workers."""
     if "--stage" in command:
         return f"{command[command.index('--stage') + 1]} {command[command.index('--index') + 1]}"
     for word in command:
-        if word.startswith("light_tts.server."):
-            module = word.rsplit(".", 1)[1]
-            return "http" if module == "api_server" else module
+        if word in ("light_tts.server.supervisor", "light_tts.server.janitor"):
+            return word.rsplit(".", 1)[1]
     return "http"
 
 

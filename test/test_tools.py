@@ -75,7 +75,7 @@ def test_monitor_sees_requests_and_every_process(server):
     assert set(seen["stages"]) == {"encode", "llm", "decode"}
     assert seen["llm"]["kv_slots_total"] > 0
     names = {process["name"] for process in seen["processes"]}
-    assert {"http", "supervisor", "encode 0", "llm 0", "decode 0"} <= names
+    assert {"front", "http", "supervisor", "janitor", "encode 0", "llm 0", "decode 0"} <= names
     assert seen["memory_mb"] > 50
 
 
