@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 
 from fastapi import FastAPI, Request
@@ -17,13 +16,12 @@ from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
 from light_tts.server.httpserver import routes_bistream, routes_speech, routes_status, routes_voices
 from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.upload_limit import UploadLimit
 from light_tts.server.httpserver.voices import VoiceStore
-
-log = logging.getLogger("light_tts.http")
 
 
 def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
@@ -63,8 +61,7 @@ async def _answer_request_error(request: Request, error: RequestError) -> JSONRe
 async def _answer_invalid_fields(request: Request, error: RequestValidationError) -> JSONResponse:
     """FastAPI's `detail`, and the same in one line."""
     detail = [{"type": e["type"], "loc": list(e["loc"]), "msg": e["msg"]} for e in error.errors()]
-    message = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in detail)
-    return JSONResponse({"message": message, "detail": detail}, 422, _headers(request))
+    return JSONResponse({"message": describe(error), "detail": detail}, 422, _headers(request))
 
 
 async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:

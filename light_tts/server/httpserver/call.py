@@ -106,6 +106,11 @@ class SpeechCall:
 
     # -- the end
 
+    def refuse(self, error: RequestError) -> None:
+        """Close for this reason."""
+        self.failure = self.failure or error
+        self.close()
+
     def close(self, outcome: str | None = None) -> None:
         """Free everything, count and log the request. `outcome` None: as the failure says, or "ok"."""
         if self._closed:

@@ -84,6 +84,11 @@ def missing(name: str) -> RequestValidationError:
     return RequestValidationError([{"type": "missing", "loc": ("body", name), "msg": "Field required"}])
 
 
+def describe(error: RequestValidationError) -> str:
+    """All that is wrong with the fields, in one line."""
+    return "; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors())
+
+
 def parse(model: type[Fields], values: Any) -> Fields:
     """Raises RequestValidationError (422)."""
     try:
@@ -108,11 +113,14 @@ async def read_body(request: Request, model: type[Fields]) -> Fields:
     ClientDisconnect."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return parse(model, parse_json(await request.body()))
+        values = parse_json(await request.body())
+        if not isinstance(values, dict):
+            raise RequestError(400, "a JSON object was expected")
+        return parse(model, values)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise RequestError(415, "the body must be multipart/form-data or application/json")
     async with request.form(max_files=4, max_fields=MAX_FORM_FIELDS) as form:
-        values: dict[str, Any] = {}
+        values = {}
         for name, value in form.items():
             is_recording = name == "prompt_wav"
             if is_recording != isinstance(value, UploadFile):

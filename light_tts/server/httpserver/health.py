@@ -94,8 +94,9 @@ class HealthCheck:
             samples = sum([len(pcm) // 2 async for pcm in call])
             if not samples:
                 raise RequestError(500, f"style {self._manager.styles[style].name} gave no audio")
+            call.close()
         except RequestError as error:
-            call.close(error.outcome)
+            call.refuse(error)
             raise
         finally:
-            call.close("disconnected" if call.request is None or not call.request.complete else None)
+            call.close("disconnected")

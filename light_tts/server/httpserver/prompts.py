@@ -58,7 +58,8 @@ class PromptReader:
             samples, rate = read_audio(recording, settings.min_prompt_seconds, settings.max_prompt_seconds)
         except AudioError as error:
             reason = str(error)
-            raise RequestError(400, reason if BAD_AUDIO in reason else f"{BAD_AUDIO}: {reason}") from None
+            unreadable = reason.startswith(BAD_AUDIO)
+            raise RequestError(400, BAD_AUDIO if unreadable else f"{BAD_AUDIO}: {reason}") from None
         return prompt_from_samples(np.ascontiguousarray(samples), rate, text)
 
     async def _named(self, spk_id: str, text: str | None) -> Prompt:

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocketDisconnect
 from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import VoiceChoice, check_text, parse, parse_json
+from light_tts.server.httpserver.fields import VoiceChoice, check_text, describe, parse, parse_json
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech
 
@@ -68,12 +68,12 @@ class BistreamSession:
         except WebSocketDisconnect:
             call.close("disconnected")
         except RequestError as error:
-            call.close(error.outcome)
-            await self._refuse(error)
+            call.refuse(error)
+            await self._explain(error)
         except RequestValidationError as error:
-            call.close("rejected")
-            problems = "; ".join(f"{'.'.join(map(str, e['loc'][1:]))}: {e['msg']}" for e in error.errors())
-            await self._refuse(RequestError(400, problems))
+            refusal = RequestError(400, describe(error))
+            call.refuse(refusal)
+            await self._explain(refusal)
         except BaseException:
             call.close("failed")
             raise
@@ -185,7 +185,7 @@ class BistreamSession:
 
     # -- the end
 
-    async def _refuse(self, error: RequestError) -> None:
+    async def _explain(self, error: RequestError) -> None:
         codes = {408: _POLICY, 413: _TOO_BIG, 429: _TRY_LATER, 503: _TRY_LATER}
         code = codes.get(error.status, _POLICY if error.status < 500 else _INTERNAL)
         if error.message.startswith(prompts.BAD_AUDIO):

@@ -32,13 +32,14 @@ async def inference_zero_shot(request: Request) -> Response:
         speech = await _admitted_speech(call, fields, request.app.state.prompts, manager)
         call.submit(speech)
     except asyncio.TimeoutError:
-        call.close("timeout")
-        raise RequestError(408, "the request's body did not arrive in time") from None
+        error = RequestError(408, "the request's body did not arrive in time")
+        call.refuse(error)
+        raise error from None
     except ClientDisconnect:
         call.close("disconnected")
         return Response(status_code=400)
     except RequestError as error:
-        call.close(error.outcome)
+        call.refuse(error)
         raise
     except (HTTPException, RequestValidationError):
         call.close("rejected")
@@ -71,6 +72,7 @@ async def _admitted_speech(
     )
 
 
-@router.api_route("/query_tts_model", methods=["GET", "POST"])
+@router.get("/query_tts_model")
+@router.post("/query_tts_model")
 async def query_tts_model(request: Request) -> dict[str, list[str]]:
     return {"tts_models": [style.name for style in request.app.state.manager.styles]}
