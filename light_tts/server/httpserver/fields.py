@@ -16,6 +16,7 @@ from light_tts.server.httpserver.errors import RequestError
 
 MAX_FORM_FIELDS = 64
 MAX_SEED = 2**32 - 1
+MAX_TOKENS = 2**20  # of numbers in a request; what a request may use is max_req_total_len
 
 Fields = TypeVar("Fields", bound="BodyFields")
 
@@ -58,8 +59,10 @@ class VoiceChoice(BodyFields):
     spk_id: str | None = Field(None, description="a voice of /spk_list instead of prompt_wav")
     tts_model_name: str = Field("default", description="a style of /query_tts_model")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="same seed, same audio; default: random")
-    min_new_tokens: int | None = Field(None, ge=0, description="least speech tokens of a part (25 a second)")
-    max_new_tokens: int | None = Field(None, ge=1, description="most speech tokens of a part")
+    min_new_tokens: int | None = Field(
+        None, ge=0, le=MAX_TOKENS, description="least speech tokens of a part (25 a second)"
+    )
+    max_new_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="most speech tokens of a part")
 
 
 class SpeechFields(VoiceChoice):

@@ -1,0 +1,213 @@
+"""The WebSockets on which text arrives while audio leaves, against a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import time
+
+import psutil
+import pytest
+import websockets
+from server_process import PROMPT_TEXT, PROMPT_WAV, Server, start_server
+
+RECORDING = PROMPT_WAV.read_bytes()
+PIECES = ["Hello there, ", "how are you ", "on this fine ", "and sunny morning? ", "I am very well."]
+FINISH = {"finish": True}
+BY_RECORDING = {"prompt_text": PROMPT_TEXT, "prompt_wav": base64.b64encode(RECORDING).decode()}
+UPSTREAM = "/inference_zero_shot_bistream"
+OURS = "/inference_bistream"
+
+
+class Talk:
+    """What came back on one WebSocket: audio, errors, the close."""
+
+    def __init__(self) -> None:
+        self.audio = bytearray()
+        self.errors: list[dict] = []
+        self.code: int | None = None
+        self.reason = ""
+        self.headers: dict[str, str] = {}
+
+
+async def send(socket, message) -> None:
+    await socket.send(message if isinstance(message, bytes | str) else json.dumps(message))
+
+
+async def talk(server: Server, path: str, sent: list, timeout: float = 60.0) -> Talk:
+    """Send all at once, then listen until the server closes."""
+    result = Talk()
+    async with websockets.connect(server.websocket_url + path, max_size=None) as socket:
+        result.headers = dict(socket.response.headers)
+        try:
+            for message in sent:
+                await send(socket, message)
+        except websockets.ConnectionClosed:
+            pass
+        try:
+            while True:
+                message = await asyncio.wait_for(socket.recv(), timeout)
+                if isinstance(message, bytes):
+                    result.audio += message
+                else:
+                    result.errors.append(json.loads(message))
+        except websockets.ConnectionClosed as closed:
+            assert closed.rcvd is not None, "the connection was cut without a close"
+            result.code, result.reason = closed.rcvd.code, closed.rcvd.reason
+    return result
+
+
+def say(server: Server, path: str, sent: list) -> Talk:
+    return asyncio.run(talk(server, path, sent))
+
+
+def texts(*pieces: str) -> list[dict]:
+    return [{"tts_text": piece} for piece in pieces]
+
+
+def test_the_upstream_protocol_gives_audio_and_a_clean_close(server):
+    result = say(server, UPSTREAM, [{"prompt_text": PROMPT_TEXT}, RECORDING, *texts(*PIECES), FINISH])
+    assert (result.code, result.errors) == (1000, [])
+    assert len(result.audio) > 0 and len(result.audio) % 2 == 0
+    assert result.headers["x-sample-rate"] == "24000"
+
+
+def test_both_routes_give_the_same_audio_for_the_same_seed(server):
+    first = say(
+        server, UPSTREAM, [{"prompt_text": PROMPT_TEXT, "seed": 4}, RECORDING, *texts(*PIECES), FINISH]
+    )
+    second = say(server, OURS, [{**BY_RECORDING, "seed": 4}, *texts(*PIECES), FINISH])
+    assert first.audio == second.audio
+
+
+def test_a_named_speaker_needs_no_recording(server):
+    result = say(server, OURS, [{"spk_id": "tiny_spk"}, *texts(*PIECES), FINISH])
+    assert (result.code, result.errors) == (1000, [])
+    assert result.audio
+
+
+def test_the_last_text_may_come_with_the_finish(server):
+    init = {**BY_RECORDING, "seed": 4}
+    apart = say(server, OURS, [init, *texts(*PIECES), FINISH])
+    together = say(server, OURS, [init, *texts(*PIECES[:-1]), {"tts_text": PIECES[-1], **FINISH}])
+    assert apart.audio == together.audio
+
+
+def test_audio_leaves_while_text_still_arrives(server):
+    async def converse() -> bytes:
+        async with websockets.connect(server.websocket_url + OURS, max_size=None) as socket:
+            await send(socket, BY_RECORDING)
+            for piece in PIECES * 4:
+                await send(socket, {"tts_text": piece})
+            first = await asyncio.wait_for(socket.recv(), 60)
+            await send(socket, {"tts_text": "And that is all."})
+            await send(socket, FINISH)
+            return first
+
+    assert isinstance(asyncio.run(converse()), bytes)
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "code", "message"),
+    [
+        (UPSTREAM, [FINISH], 1008, "prompt_text"),
+        (UPSTREAM, [{"prompt_text": PROMPT_TEXT}, FINISH], 1008, "recording"),
+        (
+            UPSTREAM,
+            [{"prompt_text": PROMPT_TEXT}, RECORDING, FINISH],
+            1008,
+            "finish came before any tts_text",
+        ),
+        (UPSTREAM, [{"prompt_text": PROMPT_TEXT}, b"no sound"], 1003, "audio file format is incorrect"),
+        (
+            UPSTREAM,
+            [{"prompt_text": PROMPT_TEXT, "tts_model_name": "nobody"}],
+            1008,
+            "unknown tts_model_name",
+        ),
+        (UPSTREAM, [{"prompt_text": 5}], 1008, "prompt_text"),
+        (UPSTREAM, [RECORDING], 1008, "JSON"),
+        (UPSTREAM, ["no JSON"], 1008, "JSON"),
+        (UPSTREAM, ["[1, 2]"], 1008, "JSON object"),
+        (OURS, [FINISH], 1008, "prompt_wav"),
+        (OURS, [{"spk_id": "nobody"}], 1008, "unknown spk_id"),
+        (OURS, [{"spk_id": "../x"}], 1008, "spk_id"),
+        (OURS, [{"prompt_wav": "%", "prompt_text": ""}], 1008, "base64"),
+        (OURS, [{"spk_id": "tiny_spk"}, *texts(" ", "\n"), FINISH], 1008, "finish came before any tts_text"),
+        (OURS, [{"spk_id": "tiny_spk"}, {"tts_text": 5}], 1008, "tts_text"),
+        (OURS, [{"spk_id": "tiny_spk"}, {"tts_text": "a\0"}], 1008, "null"),
+        (OURS, [{"spk_id": "tiny_spk"}, *texts("x" * 3000, "x" * 3000)], 1008, "characters"),
+        (OURS, [{"spk_id": "tiny_spk"}, b"\x00\x01"], 1008, "JSON"),
+        (OURS, [{"spk_id": "tiny_spk"}, {"hello": 1}], 1008, "tts_text or finish"),
+    ],
+)
+def test_an_error_comes_as_json_before_the_close(server, path, sent, code, message):
+    result = say(server, path, sent)
+    assert [message in error["error"] for error in result.errors] == [True], result.errors
+    assert result.code == code
+
+
+def test_a_client_that_goes_away_frees_its_work(server):
+    async def leave() -> None:
+        async with websockets.connect(server.websocket_url + OURS, max_size=None) as socket:
+            await send(socket, BY_RECORDING)
+            for piece in PIECES * 4:
+                await send(socket, {"tts_text": piece})
+            await asyncio.wait_for(socket.recv(), 60)
+
+    before = server.metric("light_tts_requests_total", route="bistream", outcome="disconnected")
+    asyncio.run(leave())
+    end = time.monotonic() + 5
+    while (
+        server.metric("light_tts_requests_total", route="bistream", outcome="disconnected") <= before
+        or server.metric("light_tts_llm_kv_slots_used") > 0
+    ):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_conversation_that_never_finishes_ends_at_its_deadline():
+    with start_server(request_timeout=2) as impatient:
+        result = say(impatient, OURS, [{"spk_id": "tiny_spk"}, *texts("Hello.")])
+        assert result.errors[0]["status"] == 504
+        silent = say(impatient, OURS, [])
+        assert "nothing came" in silent.errors[0]["error"]
+        assert silent.code == 1008
+
+
+@pytest.mark.parametrize("stage", ["encode", "llm", "decode"])
+def test_a_stage_killed_in_a_conversation_loses_no_sample(stage):
+    def kill(server: Server) -> None:
+        for process in psutil.Process(server.pid).children(recursive=True):
+            words = process.cmdline()
+            if "--stage" in words and words[words.index("--stage") + 1] == stage:
+                os.kill(process.pid, signal.SIGKILL)
+                return
+        raise AssertionError(f"no {stage} process")
+
+    async def converse(server: Server, disturb: bool) -> bytes:
+        audio = bytearray()
+        async with websockets.connect(server.websocket_url + OURS, max_size=None) as socket:
+            await send(socket, {**BY_RECORDING, "seed": 11})
+            for piece in PIECES * 4:
+                await send(socket, {"tts_text": piece})
+            audio += await asyncio.wait_for(socket.recv(), 60)
+            if disturb:
+                kill(server)
+            for piece in PIECES * 2:
+                await send(socket, {"tts_text": piece})
+            await send(socket, FINISH)
+            try:
+                while True:
+                    message = await asyncio.wait_for(socket.recv(), 60)
+                    assert isinstance(message, bytes), message
+                    audio += message
+            except websockets.ConnectionClosedOK:
+                return bytes(audio)
+
+    with start_server() as server:
+        undisturbed = asyncio.run(converse(server, disturb=False))
+        assert asyncio.run(converse(server, disturb=True)) == undisturbed
