@@ -6,6 +6,7 @@ Whatever fails, the server is stopped, the reason printed and the exit code is 1
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -40,9 +41,12 @@ def checkpoint() -> tuple[Path, bool]:
         return Path(os.environ["MODEL_DIR"]).resolve(), False
     if not (TINY / "cosyvoice2.yaml").exists():
         say(f"Making a tiny checkpoint with random weights in {TINY.relative_to(ROOT)}")
+        unfinished = TINY.with_name("tiny.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
         command = [sys.executable, "scripts/make_tiny_checkpoint.py", "--size", "tiny", "--seed", "0"]
-        if subprocess.run([*command, "--out", str(TINY)], cwd=ROOT).returncode:
+        if subprocess.run([*command, "--out", str(unfinished)], cwd=ROOT).returncode:
             raise QuickstartError("scripts/make_tiny_checkpoint.py failed; its message is above")
+        unfinished.rename(TINY)
     return TINY, True
 
 
