@@ -53,19 +53,23 @@ class RepetitionAwareSampler:
 
         every_id = torch.arange(scores.shape[1], device=scores.device)
         noise = gumbel(seeds[:, None], stream_of(Purpose.FALLBACK, parts)[:, None], counters + every_id)
-        other = (scores.scatter(1, drawn, -torch.inf) + noise).argmax(-1)
+        other = (self.others(scores, drawn) + noise).argmax(-1)
         return torch.where(self.repeated(drawn, history), other, drawn[:, 0])
 
     def nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """-> (ids, log-probabilities), each (batch, top_k), most probable first; ids outside the nucleus have
         log-probability -inf. The id that crosses `top_p` is inside."""
         # A full stable sort, since ties must fall in the order of the ids.
-        log_probs, ids = scores.log_softmax(-1).sort(-1, descending=True, stable=True)
+        log_probs, ids = scores.log_softmax(-1).sort(dim=-1, descending=True, stable=True)
         log_probs, ids = log_probs[:, : self.top_k], ids[:, : self.top_k]
         mass = log_probs.exp().cumsum(-1)
         inside = torch.ones_like(ids, dtype=torch.bool)
         inside[:, 1:] = mass[:, :-1] < self.top_p
         return ids, log_probs.masked_fill(~inside, -torch.inf)
+
+    def others(self, scores: Tensor, drawn: Tensor) -> Tensor:
+        """What is drawn from when `drawn`, (batch, 1), is rejected: all ids but this one."""
+        return scores.scatter(1, drawn, -torch.inf)
 
     def repeated(self, drawn: Tensor, history: Tensor) -> Tensor:
         """Which of the drawn ids (batch, 1) must be drawn again. -> (batch,) bool"""

@@ -1,0 +1,307 @@
+"""The LLM process of one style: takes `Generate`, hands speech tokens on to a decode process."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from light_tts.common.chunk_planner import ChunkPlanner
+from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.models.cosyvoice2.config import Config, load_config
+from light_tts.models.cosyvoice2.llm import SpeechLM
+from light_tts.server.core import messages, metrics
+from light_tts.server.core.messages import Generate
+from light_tts.server.core.stage import StageContext
+from light_tts.server.core.styles import load_styles
+from light_tts.server.tts_llm.delivery import Delivery
+from light_tts.server.tts_llm.engine import Engine, Work
+from light_tts.server.tts_llm.scheduler import Limits, Scheduler
+from light_tts.server.tts_llm.sequence import Bistream, OneShot, RequestError, Sequence
+from light_tts.server.tts_llm.stats import Stats
+from light_tts.server.tts_llm.turn import GpuTurn
+from light_tts.utils.gpu import choose_device
+
+OPENING = ("job", "reply_to", "part", "parts", "prompt", "speaker", "stream", "speed", "progress")
+TOMBSTONES = 4096  # jobs and workers remembered after their end: messages of theirs may still be under way
+
+
+def run(ctx: StageContext) -> None:
+    """The process's life, until `Shutdown`."""
+    stage = load(ctx)
+    ctx.ready()
+    while True:
+        for message in ctx.inbox.wait(stage.patience()):
+            if isinstance(message, messages.Shutdown):
+                return
+            stage.receive(message)
+        stage.step()
+
+
+def load(ctx: StageContext) -> LLMStage:
+    """The stage with its model. Raises CheckpointError, ConfigError, StyleError or DeviceError."""
+    settings = ctx.settings
+    model_dir = Path(settings.model_dir)
+    config = load_config(model_dir)
+    styles = load_styles(model_dir)
+    device, dtype = choose_device(settings, 0)
+    model = SpeechLM.from_checkpoint(model_dir, styles[ctx.index].llm_path, config, device, dtype)
+    sampling = config.llm.sampling
+    engine = Engine(
+        model,
+        RepetitionAwareSampler(sampling.top_p, sampling.top_k, sampling.win_size, sampling.tau_r),
+        window=sampling.win_size,
+        slots=settings.max_total_token_num,
+        rows=settings.gpt_paral_num,
+        max_len=settings.max_req_total_len,
+        int8=settings.int8_kv,
+    )
+    shared = len(styles) > 1 and device.type == "cuda"
+    turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num) if shared else None
+    return LLMStage(ctx, config, model, engine, turn)
+
+
+@dataclass(eq=False)
+class Speaking:
+    """A part under way."""
+
+    request: Generate
+    sequence: Sequence
+    delivery: Delivery
+    arrived: float
+    opened: bool = False  # the decode process knows of it
+
+
+@dataclass
+class Job:
+    reply_to: str
+    decode: int | None = None  # its decode process, once it has one
+    parts: dict[int, Speaking] = field(default_factory=dict)
+
+
+class LLMStage:
+    """Everything between two messages: jobs, the scheduler over their sequences, and the engine."""
+
+    def __init__(
+        self, ctx: StageContext, config: Config, model: SpeechLM, engine: Engine, turn: GpuTurn | None
+    ) -> None:
+        settings = ctx.settings
+        self._ctx = ctx
+        self._config = config
+        self._ids = model.ids
+        self._engine = engine
+        self._turn = turn
+        self._limit = min(settings.max_req_total_len, model.backbone.max_position_embeddings)
+        self._scheduler = Scheduler(
+            Limits(
+                slots=settings.max_total_token_num,
+                prefill_tokens=settings.prefill_tokens,
+                running=settings.gpt_paral_num,
+                alive=settings.alive_requests,
+                steps_between_admissions=settings.router_max_wait_tokens,
+                busy_ratio=settings.router_token_ratio,
+                assumed_output=settings.router_max_new_token_len,
+            )
+        )
+        self._jobs: dict[str, Job] = {}
+        self._forgotten: OrderedDict[str, None] = OrderedDict()  # jobs, and addresses of dead HTTP workers
+        self._next_decode = ctx.index  # so that styles begin at different decode processes
+        self._stats = Stats(ctx.log, settings)
+
+    def patience(self) -> float | None:
+        """How long to wait for messages: not at all while a step is possible; else as long as it takes, with
+        the GPU left to others."""
+        if self._scheduler.has_work:
+            return 0
+        if self._turn is not None:
+            self._turn.release()
+        self._stats.update(self._scheduler)
+        return None
+
+    def receive(self, message: messages.Message) -> None:
+        match message:
+            case Generate():
+                self._begin(message)
+            case messages.AppendIds(job=name, ids=ids):
+                self._feed(name, lambda sequence: sequence.append_text(ids))
+            case messages.FinishIds(job=name):
+                self._feed(name, Bistream.finish_text)
+            case messages.Abort(job=name):
+                self._forget(name)
+            case messages.WorkerGone(address=address):
+                self._remember(address)
+                for name in [name for name, job in self._jobs.items() if job.reply_to == address]:
+                    self._forget(name)
+        self._ctx.peers.apply(message)
+
+    def step(self) -> None:
+        """Admit, build the batch, run it, hand out the results and forget what is finished."""
+        for sequence in self._scheduler.admit():
+            self._open(self._speaking(sequence))
+        plan = self._scheduler.plan()
+        for sequence in plan.evicted:
+            self._engine.release(sequence)
+        if plan.work:
+            started = time.monotonic()
+            drawn = self._run(plan.work)
+            for sequence, token in drawn:
+                sequence.accept(token)
+                self._hand_out(self._speaking(sequence))
+            self._stats.add(len(drawn), time.monotonic() - started)
+            self._stats.update(self._scheduler)
+
+    # ---- requests
+
+    def _begin(self, request: Generate) -> None:
+        if request.progress.finished or not self._forgotten.keys().isdisjoint(
+            (request.job, request.reply_to)
+        ):
+            return
+        job = self._jobs.setdefault(request.job, Job(request.reply_to))
+        try:
+            sequence = self._sequence(request)
+        except RequestError as error:
+            self._fail(request.job, 400, str(error))
+            return
+        job.parts[request.part] = Speaking(request, sequence, self._delivery(request), time.monotonic())
+        self._scheduler.submit(sequence)
+
+    def _sequence(self, request: Generate) -> Sequence:
+        common = {
+            "job": request.job,
+            "part": request.part,
+            "seed": request.sampling.seed,
+            "ids": self._ids,
+            "limit": self._limit,
+            "prompt_text": request.prompt_text_ids,
+            "prompt_speech": request.prompt_speech_token.array(np.int32).tolist(),
+            "forced": request.progress.tokens,
+            "min_outputs": request.sampling.min_new_tokens,
+            "max_outputs": request.sampling.max_new_tokens,
+        }
+        if not request.bistream:
+            return OneShot(text=request.text_ids, **common)
+        sequence = Bistream(mix=self._config.llm.mix_ratio, **common)
+        sequence.append_text(request.text_ids)
+        if sequence.error:
+            raise RequestError(sequence.error)
+        return sequence
+
+    def _delivery(self, request: Generate) -> Delivery:
+        planner = None
+        if request.stream:
+            hop = self._config.chunk_size
+            max_hop = hop if self._ctx.settings.stream_hop == "fixed" else 4 * hop
+            lookahead = self._config.flow.pre_lookahead_len
+            planner = ChunkPlanner(request.flow_prompt_tokens, hop, lookahead, max_hop)
+        return Delivery(planner, self._ids.speech_tokens)
+
+    def _feed(self, name: str, feed: Callable[[Bistream], None]) -> None:
+        """More text for a bistream job, or its end."""
+        job = self._jobs.get(name)
+        if job is None:
+            return
+        speaking = job.parts[0]
+        try:
+            feed(speaking.sequence)
+        except RequestError as error:
+            self._fail(name, 400, str(error))
+            return
+        if speaking.opened:
+            self._hand_out(speaking)
+
+    def _speaking(self, sequence: Sequence) -> Speaking:
+        return self._jobs[sequence.job].parts[sequence.part]
+
+    # ---- steps
+
+    def _open(self, speaking: Speaking) -> None:
+        """The part has been admitted: for the first time, or again after a pause."""
+        request = speaking.request
+        if not speaking.opened:
+            job = self._jobs[request.job]
+            if job.decode is None and not self._route(request.job, job):
+                self._fail(request.job, 503, "no decode process is available")
+                return
+            shared = {name: getattr(request, name) for name in OPENING}
+            self._ctx.peers.send(
+                "decode", job.decode, messages.OpenSpeech(seed=request.sampling.seed, **shared)
+            )
+            speaking.opened = True
+            metrics.stage_queue_seconds.labels("llm").observe(time.monotonic() - speaking.arrived)
+        self._hand_out(speaking)
+
+    def _route(self, name: str, job: Job) -> bool:
+        """Choose the job's decode process, in turn among those that are up; where all are being restarted,
+        messages wait for one of these."""
+        usable = [info for info in self._ctx.peers.of("decode") if info.state != "failed"]
+        usable = [info for info in usable if info.state == "up"] or usable
+        if not usable:
+            return False
+        chosen = next((info for info in usable if info.index >= self._next_decode), usable[0])
+        self._next_decode = chosen.index + 1
+        job.decode = chosen.index
+        routed = messages.Routed(job=name, decode=chosen.index, incarnation=chosen.incarnation)
+        self._ctx.outbox.send(job.reply_to, routed)
+        return True
+
+    def _run(self, work: Work) -> list[tuple[Sequence, int]]:
+        """The tokens drawn in this step. Where the step fails each request is tried alone, so that only the
+        one that is the cause fails; where the device itself has failed the process ends."""
+        if self._turn is not None:
+            self._turn.take()
+        try:
+            return self._engine.run(work)
+        except Exception:
+            self._engine.check_device()
+            if len(work) > 1:
+                return [drawn for item in work for drawn in self._run([item])]
+            name = work[0][0].job
+            self._ctx.log.exception("%s: the language model failed", name)
+            self._fail(name, 500, "the language model failed")
+            return []
+
+    def _hand_out(self, speaking: Speaking) -> None:
+        """Send the tokens that are due, and forget the part if it is finished."""
+        sequence, request = speaking.sequence, speaking.request
+        if sequence.error:
+            self._fail(request.job, 400, sequence.error)
+            return
+        job = self._jobs[request.job]
+        tokens = speaking.delivery.take(sequence.outputs, sequence.finished)
+        if tokens is not None:
+            due = messages.SpeechTokens(
+                job=request.job, part=request.part, tokens=tokens, final=sequence.finished
+            )
+            self._ctx.peers.send("decode", job.decode, due)
+        if sequence.finished:
+            self._scheduler.end(sequence)
+            self._engine.release(sequence)
+            del job.parts[request.part]
+            if request.part == request.parts - 1:
+                del self._jobs[request.job]
+
+    # ---- ends
+
+    def _fail(self, name: str, code: int, reason: str) -> None:
+        reply_to = self._jobs[name].reply_to
+        self._forget(name)
+        self._ctx.outbox.send(
+            reply_to, messages.Failed(job=name, stage=self._ctx.stage, code=code, message=reason)
+        )
+
+    def _forget(self, name: str) -> None:
+        """Free all the job holds; its messages that are still under way will be ignored."""
+        self._remember(name)
+        self._jobs.pop(name, None)
+        for sequence in self._scheduler.abort(name):
+            self._engine.release(sequence)
+
+    def _remember(self, name: str) -> None:
+        self._forgotten[name] = None
+        if len(self._forgotten) > TOMBSTONES:
+            self._forgotten.popitem(last=False)

@@ -1,0 +1,51 @@
+"""What the LLM stage says about itself: metrics, and a log line of its throughput now and then."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from light_tts.server.core import metrics
+from light_tts.server.core.settings import Settings
+from light_tts.server.tts_llm.scheduler import Scheduler
+
+
+class Stats:
+    def __init__(self, log: logging.Logger, settings: Settings) -> None:
+        self._log = log
+        self._interval = None if settings.disable_log_stats else settings.log_stats_interval
+        self._slots = settings.max_total_token_num
+        self._since = time.monotonic()
+        self._tokens = self._steps = 0
+        metrics.llm_kv_slots_total.set(self._slots)
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """A step took `seconds` and drew `tokens`."""
+        metrics.llm_tokens_total.inc(tokens)
+        metrics.stage_work_seconds.labels("llm").observe(seconds)
+        self._tokens += tokens
+        self._steps += 1
+
+    def update(self, scheduler: Scheduler) -> None:
+        """Show how full the scheduler is; a log line once `log_stats_interval` has passed with work in it."""
+        metrics.stage_queue_depth.labels("llm").set(scheduler.queued)
+        metrics.llm_waiting_requests.set(scheduler.queued)
+        metrics.llm_running_requests.set(len(scheduler.running))
+        metrics.llm_paused_requests.set(len(scheduler.paused))
+        metrics.llm_kv_slots_used.set(scheduler.used_slots)
+        elapsed = time.monotonic() - self._since
+        if self._interval is None or elapsed < self._interval:
+            return
+        if self._steps:
+            self._log.info(
+                "%.1f tokens/s in %.1f steps/s, %d running, %d paused, %d waiting, KV slots %d of %d",
+                self._tokens / elapsed,
+                self._steps / elapsed,
+                len(scheduler.running),
+                len(scheduler.paused),
+                scheduler.queued,
+                scheduler.used_slots,
+                self._slots,
+            )
+        self._since = time.monotonic()
+        self._tokens = self._steps = 0
