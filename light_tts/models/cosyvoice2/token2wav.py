@@ -89,6 +89,7 @@ class Token2Wav:
     def __init__(self, flow: Flow, hift: Hift, config: Config, full_last_chunk: bool) -> None:
         self.flow = flow
         self.hift = hift
+        self.sample_rate = config.sample_rate
         self.frames_per_token = config.token_mel_ratio
         self.overlap = OVERLAP_FRAMES * hift.samples_per_frame
         self._full_last_chunk = full_last_chunk

@@ -1,0 +1,274 @@
+"""The decode process: speech tokens in, audio out.
+
+One thread receives, schedules and hands out; the engine's threads do the work. A job is a queue of parts, of
+which the first is spoken, one chunk at a time, so what reaches the client is always in order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from light_tts.models.cosyvoice2.cfm import MAX_FRAMES
+from light_tts.models.cosyvoice2.config import Config, load_config
+from light_tts.models.cosyvoice2.estimator_backend import choose_estimator
+from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.frontend.speaker import load_speakers
+from light_tts.models.cosyvoice2.hift import Hift
+from light_tts.models.cosyvoice2.token2wav import (
+    REPLAYED_CHUNKS,
+    SpeechState,
+    Token2Wav,
+    WorkItem,
+)
+from light_tts.server.core import messages, metrics
+from light_tts.server.core.stage import StageContext
+from light_tts.server.tts_decode.engine import Engine, Task
+from light_tts.server.tts_decode.policy import DeadlinePolicy, Waiting
+from light_tts.server.tts_decode.speech import ChunkRules, PartSpeech, PartTooLong
+from light_tts.server.tts_decode.voices import UnknownVoice, Voices
+from light_tts.utils.gpu import choose_device
+
+STAGE = "decode"
+GROWTH = 4  # stream_hop grow: chunks become up to so many times the first
+KEPT_TOMBSTONES = 4096
+GONE_SECONDS = 5.0  # how long jobs of a dead HTTP worker may still arrive; later its address may be another's
+
+
+@dataclass
+class Part:
+    """One part of a job. `since`: when its present chunk could be spoken."""
+
+    number: int
+    parts: int
+    speech: PartSpeech
+    state: SpeechState
+    since: float = 0.0
+
+
+@dataclass
+class Job:
+    """`parts`: not yet spoken to their end, in order. `busy`: a chunk of the first one is in the engine."""
+
+    name: str
+    reply_to: str
+    parts: deque[Part] = field(default_factory=deque)
+    busy: bool = False
+
+
+def run(ctx: StageContext) -> None:
+    """Entry of the stage: returns on Shutdown."""
+    settings, model_dir = ctx.settings, Path(ctx.settings.model_dir)
+    device, dtype = choose_device(settings, ctx.index)
+    config = load_config(model_dir)
+    flow = Flow.from_checkpoint(model_dir, config, device, dtype)
+    flow.decoder.backend = choose_estimator(flow.decoder.estimator, settings.load_trt, device)
+    hift = Hift.from_checkpoint(model_dir, config, device)
+    model = Token2Wav(flow, hift, config, full_last_chunk=settings.stream_hop == "grow")
+    speakers = {name: speaker.features for name, speaker in load_speakers(model_dir, config).items()}
+    voices = Voices(speakers, device)
+    engine = Engine(
+        model, device, settings.decode_paral_num, settings.decode_max_batch_size, wake=ctx.inbox.wake
+    )
+    try:
+        manager = DecodeManager(
+            ctx, engine, voices, chunk_rules(config, model, settings.stream_hop == "grow")
+        )
+        ctx.ready({"sample_rate": config.sample_rate, "device": str(device)})
+        manager.serve()
+    finally:
+        engine.close()
+
+
+def chunk_rules(config: Config, model: Token2Wav, grow: bool) -> ChunkRules:
+    return ChunkRules(
+        hop=config.chunk_size,
+        max_hop=config.chunk_size * (GROWTH if grow else 1),
+        lookahead=config.flow.pre_lookahead_len,
+        vocabulary=config.flow.vocab_size,
+        max_tokens=MAX_FRAMES // config.token_mel_ratio,
+        samples_per_token=config.sample_rate // config.token_frame_rate,
+        held_back=model.overlap,
+        replayed=REPLAYED_CHUNKS,
+    )
+
+
+class DecodeManager:
+    def __init__(self, ctx: StageContext, engine: Engine, voices: Voices, rules: ChunkRules) -> None:
+        self._ctx = ctx
+        self._engine = engine
+        self._voices = voices
+        self._rules = rules
+        self._policy = DeadlinePolicy(engine.model.sample_rate, time.monotonic)
+        self._jobs: dict[str, Job] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()  # names of jobs that ended early, oldest first
+        self._gone: dict[str, float] = {}  # addresses of dead HTTP workers, and when they died
+        self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
+        self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
+        self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
+
+    def serve(self) -> None:
+        """Receive, hand out, schedule, until Shutdown."""
+        while True:
+            for message in self._ctx.inbox.wait():
+                if isinstance(message, messages.Shutdown):
+                    return
+                self._take(message)
+            for batch in self._engine.ended():
+                self._work_seconds.observe(batch.seconds)
+                for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
+                    self._hand_out(task.owner, outcome)
+            self._start_work()
+
+    # -- what arrives
+
+    def _take(self, message: messages.Message) -> None:
+        match message:
+            case messages.OpenSpeech(job=name) if name not in self._over:
+                self._open(message)
+            case messages.SpeechTokens(job=name) if name in self._jobs:
+                self._add_tokens(self._jobs[name], message)
+            case messages.Abort(job=name):
+                self._end_early(name)
+            case messages.WorkerGone(address=address):
+                self._gone[address] = time.monotonic()
+                for job in [job for job in self._jobs.values() if job.reply_to == address]:
+                    self._end_early(job.name)
+                self._ctx.peers.apply(message)
+            case _:
+                self._ctx.peers.apply(message)
+
+    def _open(self, message: messages.OpenSpeech) -> None:
+        if self._is_gone(message.reply_to):
+            return
+        job = self._jobs.setdefault(message.job, Job(message.job, message.reply_to))
+        if message.stream and message.speed != 1.0:
+            return self._fail(job, 400, "a speed other than 1 needs an answer that is not streamed")
+        try:
+            voice = self._voices.get(message.prompt, message.speaker)
+        except FileNotFoundError:
+            return self._fail(job, 503, "the features of the prompt have gone", retry=True)
+        except UnknownVoice as error:
+            return self._fail(job, 400, str(error))
+        except Exception as error:  # a damaged segment, or no memory left on the device: this job's end only
+            self._ctx.log.exception("%s: cannot load the prompt", job.name)
+            return self._fail(job, 500, f"cannot load the prompt: {error}")
+        if not job.parts and (message.progress.samples or message.part):
+            self._policy.resumed(job.name)
+        speech = PartSpeech(self._rules, len(voice.speech_token), message.stream, message.progress)
+        state = SpeechState(voice, message.seed, message.part, message.speed)
+        job.parts.append(Part(message.part, message.parts, speech, state))
+
+    def _add_tokens(self, job: Job, message: messages.SpeechTokens) -> None:
+        part = next((part for part in job.parts if part.number == message.part), None)
+        if part is None:
+            return self._fail(job, 500, f"tokens of part {message.part}, which was not opened")
+        waited = part.speech.step is None
+        try:
+            part.speech.add(message.tokens, message.final)
+        except PartTooLong as error:
+            return self._fail(job, 400, str(error))
+        if waited:
+            part.since = time.monotonic()
+
+    # -- work
+
+    def _start_work(self) -> None:
+        waiting = [self._describe(job) for job in self._jobs.values() if _can_speak(job)]
+        while self._engine.has_room and waiting:
+            batch = self._policy.next_batch(waiting, self._engine.batch_limit)
+            self._engine.start([self._begin(self._jobs[chunk.job]) for chunk in batch])
+            metrics.decode_batch_size.observe(len(batch))
+            waiting = [chunk for chunk in waiting if chunk not in batch]
+        self._queue_depth.set(len(waiting))
+
+    def _describe(self, job: Job) -> Waiting:
+        part = job.parts[0]
+        return Waiting(
+            job=job.name,
+            since=part.since,
+            stream=part.speech.stream,
+            masked=self._engine.model.streaming(_work_item(part)),
+            frames=part.speech.prompt_tokens + part.speech.step.chunk.context_end,
+        )
+
+    def _begin(self, job: Job) -> Task:
+        job.busy = True
+        part = job.parts[0]
+        self._queue_seconds.observe(time.monotonic() - part.since)
+        return Task(_work_item(part), owner=job)
+
+    # -- what is handed out
+
+    def _hand_out(self, job: Job, outcome: np.ndarray | Exception) -> None:
+        if self._jobs.get(job.name) is not job:
+            return  # aborted meanwhile
+        job.busy = False
+        if isinstance(outcome, Exception):
+            return self._fail_work(job, outcome)
+        part = job.parts[0]
+        step = part.speech.step
+        if step.skip is not None:
+            pcm = outcome[step.skip :]
+            chunk = messages.AudioChunk(
+                job=job.name,
+                part=part.number,
+                parts=part.parts,
+                start=step.start,
+                tokens=step.tokens,
+                pcm=messages.Raw.of(pcm),
+                final=step.chunk.final,
+            )
+            self._ctx.outbox.send(job.reply_to, chunk)
+            self._policy.delivered(job.name, len(pcm))
+        part.speech.advance()
+        part.since = time.monotonic()
+        if part.speech.done:
+            job.parts.popleft()
+            if part.number == part.parts - 1:
+                self._forget(job.name)
+
+    # -- ends
+
+    def _fail_work(self, job: Job, error: Exception) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            self._ctx.log.error("%s does not fit the memory of the GPU: %s", job.name, error)
+            self._fail(job, 503, "out of GPU memory")
+        else:
+            self._ctx.log.error("%s failed", job.name, exc_info=error)
+            self._fail(job, 500, f"{type(error).__name__}: {error}")
+
+    def _fail(self, job: Job, code: int, reason: str, retry: bool = False) -> None:
+        self._end_early(job.name)
+        failed = messages.Failed(job=job.name, stage=STAGE, code=code, message=reason, retry=retry)
+        self._ctx.outbox.send(job.reply_to, failed)
+
+    def _end_early(self, name: str) -> None:
+        """Forget a job and what is still under way of it: an Abort may even overtake the job itself."""
+        self._forget(name)
+        self._over[name] = None
+        if len(self._over) > KEPT_TOMBSTONES:
+            self._over.popitem(last=False)
+
+    def _forget(self, name: str) -> None:
+        self._jobs.pop(name, None)
+        self._policy.forget(name)
+
+    def _is_gone(self, address: str) -> bool:
+        horizon = time.monotonic() - GONE_SECONDS
+        self._gone = {gone: died for gone, died in self._gone.items() if died > horizon}
+        return address in self._gone
+
+
+def _can_speak(job: Job) -> bool:
+    return not job.busy and bool(job.parts) and job.parts[0].speech.step is not None
+
+
+def _work_item(part: Part) -> WorkItem:
+    speech = part.speech
+    return WorkItem(part.state, speech.ids, speech.step.chunk, speech.stream)

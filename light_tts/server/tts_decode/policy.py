@@ -1,0 +1,71 @@
+"""Which waiting work is done next: first chunks first, then whoever's client runs dry soonest.
+
+Pure: knows nothing of tensors, messages or time other than the clock it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+PADDING_LIMIT = 1.5  # a batch may cost so many times the work of its items alone
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A chunk that can be spoken. `since`: when it could first; `stream`: the client hears it at once;
+    `masked`: the flow's attention, which must agree in a batch; `frames`: its length for the flow."""
+
+    job: Hashable
+    since: float
+    stream: bool
+    masked: bool
+    frames: int
+
+
+class DeadlinePolicy:
+    """Keeps for each job until when its client has audio to play (its deadline). A job that has none and is
+    not waited for by a player is due since it was ready."""
+
+    def __init__(self, sample_rate: int, clock: Callable[[], float]) -> None:
+        self._sample_rate = sample_rate
+        self._clock = clock
+        self._dry_at: dict[Hashable, float] = {}
+
+    def resumed(self, job: Hashable) -> None:
+        """The client of this new job has heard its beginning already: it may be dry now."""
+        self._dry_at[job] = self._clock()
+
+    def delivered(self, job: Hashable, samples: int) -> None:
+        """Audio was sent to the client; a client that was dry plays it from now on."""
+        now = self._clock()
+        self._dry_at[job] = max(self._dry_at.get(job, now), now) + samples / self._sample_rate
+
+    def forget(self, job: Hashable) -> None:
+        self._dry_at.pop(job, None)
+
+    def order(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        """Most urgent first."""
+        return sorted(waiting, key=self._urgency)
+
+    def next_batch(self, waiting: Sequence[Waiting], limit: int) -> list[Waiting]:
+        """The most urgent chunk and up to `limit - 1` more of like length that can share its batch, in order
+        of urgency; empty where nothing waits."""
+        batch: list[Waiting] = []
+        longest = total = 0
+        for chunk in self.order(waiting):
+            if len(batch) == limit:
+                break
+            if batch and chunk.masked != batch[0].masked:
+                continue
+            padded = max(longest, chunk.frames) * (len(batch) + 1)
+            if batch and padded > PADDING_LIMIT * (total + chunk.frames):
+                continue
+            batch.append(chunk)
+            longest, total = max(longest, chunk.frames), total + chunk.frames
+        return batch
+
+    def _urgency(self, chunk: Waiting) -> tuple[bool, float]:
+        dry_at = self._dry_at.get(chunk.job)
+        first = chunk.stream and dry_at is None
+        return not first, chunk.since if dry_at is None or not chunk.stream else dry_at
