@@ -2,8 +2,8 @@
 
 It speaks noise, but everything runs: for trying the server, for tests and for measuring speed.
 
-python scripts/make_tiny_checkpoint.py --out pretrained_models/tiny                small: seconds on a CPU
-python scripts/make_tiny_checkpoint.py --out pretrained_models/full --size full    CosyVoice2-0.5B's sizes, 2.5 GB
+python scripts/make_tiny_checkpoint.py --out pretrained_models/tiny                a small one, 4 MB
+python scripts/make_tiny_checkpoint.py --out pretrained_models/full --size full    sizes of CosyVoice2-0.5B
 
 The text tokenizer and the two ONNX models are the small ones of the golden data, whatever the size.
 """
@@ -38,8 +38,8 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "generat
 
 @dataclass(frozen=True)
 class Sizes:
-    """The first group goes into the yaml, the second into the backbone's config.json, the third stands nowhere
-    but in the shapes of the tensors."""
+    """The first group goes into the yaml, the second into the backbone's config.json; the third shows in the
+    shapes of tensors only."""
 
     hidden_size: int
     speech_token_size: int
