@@ -30,7 +30,8 @@ WITHOUT_EFFECT = (
 NEEDS_CUDA = (
     "load_trt",
     "data_type",
-    "mode",
+    "mode",  # but for int8 KV, which the CPU has too
+    "gpt_paral_step_num",
     "disable_cudagraph",
     "graph_max_batch_size",
     "graph_max_len_in_batch",
@@ -222,10 +223,15 @@ def _notes(settings: Settings, given: set[str], ignored: list[str]) -> list[str]
     notes = []
     if ignored:
         notes.append(f"without effect: {', '.join(f'--{name}' for name in ignored)}")
+    off = (False, "float32")  # what holds without CUDA anyway
     idle = [
-        name for name in NEEDS_CUDA if name in given and getattr(settings, name) not in (False, "float32")
+        f"--{name}"
+        for name in NEEDS_CUDA
+        if name in given and name != "mode" and getattr(settings, name) not in off
     ]
+    if "mode" in given and "triton_flashdecoding" in settings.mode:
+        idle.append("--mode triton_flashdecoding")
     if idle and (settings.device == "cpu" or (settings.device == "auto" and not gpu.visible_gpus())):
         where = "--device cpu" if settings.device == "cpu" else "this machine has no CUDA device"
-        notes.append(f"{where}: {', '.join(f'--{name}' for name in idle)} cannot act here")
+        notes.append(f"{where}: {', '.join(idle)} cannot act here")
     return notes
