@@ -2,9 +2,13 @@
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from server_process import PROMPT_WAV
 
 from light_tts.server import api_cli
 from scripts.flags_table import flags_table, table_in
@@ -25,6 +29,35 @@ def test_readme_has_the_flags_of_this_version():
 def test_chinese_readme_has_the_same_flags_and_defaults():
     chinese = table_in((ROOT / "README_zh.md").read_text("utf-8"))
     assert flags_and_defaults(chinese) == flags_and_defaults(flags_table())
+
+
+def examples(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text("utf-8")
+    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for block in blocks if "localhost:8080" in block]
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_curl_examples_of_the_readme_give_audio(server, page: str, tmp_path: Path):
+    shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
+    for example in examples(page, ""):
+        command = example.replace("localhost:8080", f"127.0.0.1:{server.port}").replace("aplay", "cat #")
+        command = command.replace("curl ", "curl -sS --fail-with-body ")
+        done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, timeout=120)
+        assert done.returncode == 0, (example, done.stdout[-500:], done.stderr[-500:])
+        speech = tmp_path / "speech.wav"
+        assert len(speech.read_bytes() if speech.exists() else done.stdout) > 1_000, example
+        speech.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_websocket_example_of_the_readme_gives_audio(server, page: str, tmp_path: Path):
+    shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
+    [example] = [code for code in examples(page, "python") if "websockets" in code]
+    code = example.replace("localhost:8080", f"127.0.0.1:{server.port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "speech.pcm").stat().st_size > 1_000
 
 
 def test_readme_names_the_flags_without_effect():
