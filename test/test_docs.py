@@ -33,8 +33,8 @@ def test_chinese_readme_has_the_same_flags_and_defaults():
 
 def examples(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text("utf-8")
-    blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [block for block in blocks if "localhost:8080" in block]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for found, code in blocks if found == language and "localhost:8080" in code]
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
