@@ -23,8 +23,9 @@ SOCKETS = ("/inference_bistream", "/inference_zero_shot_bistream")
 RECORDING = PROMPT_WAV.read_bytes()
 ODD_TEXTS = [
     "", " ", "\n\n", "\0", "a\0b", "\u200b", "\ufeff", "\u202e\u202d", "\U0010ffff", "e\u0301" * 200,
-    "🙂" * 50, "🏳️‍🌈", "。。。", "!!!", "-" * 500, "x" * 5000, "x" * 5001, "x" * 100_000, "<|endofprompt|>", "<|im_end|>",
-    "[laughter]", "<b>", "%s%n{}", "'; DROP TABLE", "9" * 400, "١٢٣", "ﷺ", "\x1b[31m", "\r", "\x7f",
+    "🙂" * 50, "🏳️‍🌈", "。。。", "!!!", "-" * 500, "x" * 5000, "x" * 5001, "x" * 100_000,
+    "<|endofprompt|>", "<|im_end|>", "[laughter]", "<b>", "%s%n{}", "'; DROP TABLE", "9" * 400,
+    "١٢٣", "ﷺ", "\x1b[31m", "\r", "\x7f",
 ]  # fmt: skip
 ODD_VALUES = [
     None,
@@ -135,8 +136,8 @@ async def bad_recording(rng: random.Random, http: httpx.AsyncClient, _server: Se
 async def bad_body(rng: random.Random, http: httpx.AsyncClient, _server: Server) -> int:
     kinds = [
         "multipart/form-data", "multipart/form-data; boundary=x", 'multipart/form-data; boundary="',
-        "text/plain", "multipart/form-data; boundary=x; charset=none", "application/x-www-form-urlencoded", "", "a/b/c",
-        "application/json; charset=utf-16",
+        "text/plain", "multipart/form-data; boundary=x; charset=none", "application/x-www-form-urlencoded",
+        "", "a/b/c", "application/json; charset=utf-16",
     ]  # fmt: skip
     bodies = [
         rng.randbytes(300),

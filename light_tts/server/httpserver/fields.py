@@ -15,6 +15,7 @@ from starlette.datastructures import UploadFile
 from light_tts.server.httpserver.errors import RequestError
 
 MAX_FORM_FIELDS = 64
+MAX_PROMPT_TEXT = 2000  # characters; far above what can be said in 30 s
 MAX_SEED = 2**32 - 1
 MAX_TOKENS = 2**20  # of numbers in a request; what a request may use is max_req_total_len
 

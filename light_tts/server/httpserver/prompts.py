@@ -11,7 +11,7 @@ import numpy as np
 from light_tts.common.audio import AudioError, read_audio
 from light_tts.server.core.messages import Prompt, Raw, Sampling
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import MAX_SEED, VoiceChoice, check_text, missing
+from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, MAX_SEED, VoiceChoice, check_text, missing
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.voices import VoiceStore
 
@@ -37,7 +37,7 @@ class PromptReader:
         """The voice that the client chose. Raises RequestError (400) or RequestValidationError (422)."""
         text = choice.prompt_text
         if text is not None:
-            check_text("prompt_text", text, self._settings.max_text_length, may_be_empty=True)
+            check_text("prompt_text", text, MAX_PROMPT_TEXT, may_be_empty=True)
         if choice.spk_id is not None:
             if choice.prompt_wav is not None:
                 raise RequestError(400, "give spk_id or prompt_wav, not both")

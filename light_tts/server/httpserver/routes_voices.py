@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import NewVoiceFields, check_text, read_body
+from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, NewVoiceFields, check_text, read_body
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.prompts import PromptReader
@@ -32,7 +32,7 @@ async def add_spk(request: Request) -> dict[str, str] | Response:
     check_id(fields.spk_id)
     if fields.spk_id in manager.checkpoint_speakers:
         raise RequestError(409, f"{fields.spk_id!r} is a speaker of the checkpoint")
-    check_text("prompt_text", fields.prompt_text, manager.settings.max_text_length, may_be_empty=True)
+    check_text("prompt_text", fields.prompt_text, MAX_PROMPT_TEXT, may_be_empty=True)
     await reader.read(fields.prompt_wav, fields.prompt_text)
     voice = Voice(fields.prompt_text, fields.prompt_wav)
     await asyncio.to_thread(reader.voices.add, fields.spk_id, voice)
