@@ -1,0 +1,163 @@
+"""Stages are killed with SIGKILL under eight concurrent streams: every client still gets all its audio."""
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from server_process import PROMPT_TEXT, PROMPT_WAV, start_server
+
+CLIENTS = 8
+TOKENS = 105
+
+
+@pytest.fixture(scope="module")
+def server():
+    with start_server(decode_process_num=2, httpserver_workers=2) as running:
+        yield running
+
+
+def stage_pid(server, stage: str, index: int = 0) -> int:
+    """The process that runs this stage now; waits while it is being restarted."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for process in psutil.Process(server.pid).children(recursive=True):
+            try:
+                words = process.cmdline()
+            except psutil.Error:
+                continue
+            place = ["--stage", stage, "--index", str(index)]
+            if "light_tts.server.stage_main" in words and place == words[words.index("--stage") :][:4]:
+                return process.pid
+        time.sleep(0.1)
+    raise AssertionError(f"no {stage} process {index}")
+
+
+class Client:
+    """One streaming request; `received` grows as audio arrives."""
+
+    def __init__(self, server, number: int, stream: bool = True) -> None:
+        self.fields = {
+            "tts_text": f"Hello number {number}, how are you today? I am fine.",
+            "prompt_text": PROMPT_TEXT,
+            "stream": str(stream).lower(),
+            "seed": str(1000 + number),
+            "min_new_tokens": str(TOKENS),
+            "max_new_tokens": str(TOKENS),
+        }
+        self.url = f"{server.url}/inference_zero_shot"
+        self.received = bytearray()
+
+    async def run(self) -> bytes:
+        async with httpx.AsyncClient(timeout=120) as http:
+            files = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes(), "audio/wav")}
+            async with http.stream("POST", self.url, data=self.fields, files=files) as response:
+                assert response.status_code == 200, await response.aread()
+                async for piece in response.aiter_raw():
+                    self.received += piece
+        return bytes(self.received)
+
+
+def run_clients(server, disturb=None, stream: bool = True) -> list[np.ndarray]:
+    """Samples of all clients. `disturb(clients)` runs beside them."""
+
+    async def run() -> list[bytes]:
+        clients = [Client(server, number, stream) for number in range(CLIENTS)]
+        tasks = [asyncio.ensure_future(client.run()) for client in clients]
+        if disturb is not None:
+            await disturb(clients)
+        return await asyncio.gather(*tasks)
+
+    return [np.frombuffer(pcm, np.int16) for pcm in asyncio.run(run())]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server):
+    return run_clients(server)
+
+
+def assert_same_audio(got: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for number, (samples, reference) in enumerate(zip(got, expected, strict=True)):
+        assert len(samples) == len(reference), f"client {number}"
+        error = np.abs(samples.astype(int) - reference.astype(int)).max()
+        assert error <= 2, f"client {number} differs by {error} of 32768"
+
+
+def kill_when(server, stage: str, index: int, bytes_received: int, clients_that_far: int):
+    """A disturbance: kill the stage as soon as that many clients have got that much audio."""
+
+    async def disturb(clients: list[Client]) -> None:
+        pid = stage_pid(server, stage, index)
+        while sum(len(client.received) >= bytes_received for client in clients) < clients_that_far:
+            await asyncio.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+
+    return disturb
+
+
+def test_two_undisturbed_runs_give_the_same_samples(server, undisturbed):
+    assert all(len(samples) == TOKENS * 960 for samples in undisturbed)
+    assert_same_audio(run_clients(server), undisturbed)
+
+
+# Each stage dies at most twice in a minute here: the third time it would be given up.
+@pytest.mark.parametrize(
+    ("stage", "index", "bytes_received", "clients_that_far"),
+    [
+        pytest.param("decode", 0, 1, 1, id="decode 0 at the first chunk"),
+        pytest.param("llm", 0, 1, 2, id="llm at the second client's first chunk"),
+        pytest.param("encode", 0, 0, 0, id="encode before any audio"),
+        pytest.param("decode", 1, 90_000, 3, id="decode 1 in the middle"),
+        pytest.param("llm", 0, 0, 0, id="llm before any audio"),
+        pytest.param("encode", 0, 1, 1, id="encode at the first chunk"),
+        pytest.param("decode", 0, 0, 0, id="decode 0 before any audio"),
+    ],
+)
+def test_killed_stage_loses_no_sample(server, undisturbed, stage, index, bytes_received, clients_that_far):
+    server.wait_until_ready()
+    got = run_clients(server, kill_when(server, stage, index, bytes_received, clients_that_far))
+    assert_same_audio(got, undisturbed)
+
+
+def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
+    server.wait_until_ready()
+    workers = [process.pid for process in psutil.Process(server.pid).children() if is_worker(process)]
+    assert len(workers) == 2
+
+    async def run() -> list[bytes | BaseException]:
+        clients = [Client(server, number) for number in range(CLIENTS)]
+        tasks = [asyncio.ensure_future(client.run()) for client in clients]
+        while sum(bool(client.received) for client in clients) < 2:
+            await asyncio.sleep(0.002)
+        os.kill(workers[0], signal.SIGKILL)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = asyncio.run(run())
+    survivors = [number for number, result in enumerate(results) if isinstance(result, bytes)]
+    assert survivors, "both workers' clients were hit"
+    assert_same_audio(
+        [np.frombuffer(results[number], np.int16) for number in survivors],
+        [undisturbed[number] for number in survivors],
+    )
+    for result in results:
+        assert isinstance(result, (bytes, httpx.TransportError)), result
+    deadline = time.monotonic() + 2
+    while server.metric("light_tts_llm_kv_slots_used") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.metric("light_tts_llm_kv_slots_used") == 0
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        now = [process.pid for process in psutil.Process(server.pid).children() if is_worker(process)]
+        if len(now) == 2 and workers[0] not in now:
+            return
+        time.sleep(0.1)
+    raise AssertionError("gunicorn did not start another worker")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """A gunicorn worker is a fork of the front process: it has the same command line."""
+    return process.cmdline() == process.parent().cmdline()
