@@ -108,6 +108,8 @@ class OneShot(Sequence):
         """Raises RequestError when the request cannot fit."""
         super().__init__(job, part, seed, ids, limit)
         self._check(prompt_text + text, prompt_speech + forced)
+        if not text:
+            raise RequestError("the text is empty")
         self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
         self.min_outputs = MIN_TOKENS_PER_TEXT_ID * len(text) if min_outputs is None else min_outputs
         longest = MAX_TOKENS_PER_TEXT_ID * len(text) if max_outputs is None else max_outputs

@@ -1,0 +1,337 @@
+"""The LLM stage from outside: messages in, messages out, over real sockets."""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from parity_checks import Golden
+from parity_checks.llm import finish, golden_ids, load_engine, load_model, one_shot
+
+from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.server.core import messages, settings
+from light_tts.server.core.channel import Inbox, Outbox, Peers
+from light_tts.server.core.messages import Generate, PartProgress, Raw, Sampling, StageInfo
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.core.settings import Settings
+from light_tts.server.core.stage import StageContext
+from light_tts.server.tts_llm import manager
+
+GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
+ARRAYS = GOLDEN.arrays("llm.npz")
+TEXT = golden_ids(ARRAYS, "text_ids")
+PROMPT = golden_ids(ARRAYS, "prompt_speech_token")
+SIZE = GOLDEN.config.llm.speech_token_size
+SECONDS = 20.0  # for anything to happen
+
+
+class Receiver:
+    """A process that messages are sent to."""
+
+    def __init__(self, address: str) -> None:
+        self.inbox = Inbox(address)
+        self.address = self.inbox.address
+        self.seen: list[messages.Message] = []
+
+    def until(self, condition) -> list[messages.Message]:
+        """All messages so far, once `condition(messages)` holds."""
+        deadline = time.monotonic() + SECONDS
+        while not condition(self.seen):
+            left = deadline - time.monotonic()
+            assert left > 0, f"still waiting; seen {self.seen}"
+            self.seen += self.inbox.wait(left)
+        return self.seen
+
+    def nothing_for(self, seconds: float) -> bool:
+        """Whether no message comes in this time."""
+        arrived = self.inbox.wait(seconds)
+        self.seen += arrived
+        return not arrived
+
+
+class World:
+    """An LLM stage in a thread, and receivers in place of its neighbours."""
+
+    def __init__(self, decoders: int = 1, **changes) -> None:
+        self.run_dir = RunDir.create("ipc:///tmp/", 1)
+        options = {"device": "cpu", "disable_log_stats": True, "max_total_token_num": 4096, **changes}
+        self.settings = Settings(model_dir=str(GOLDEN.checkpoint), max_req_total_len=2048, **options)
+        root = self.run_dir.root
+        self.supervisor = Receiver(self.run_dir.supervisor)
+        self.worker = Receiver(f"ipc://{root}/worker")
+        self.decoders = [Receiver(f"ipc://{root}/decode-{i}") for i in range(decoders)]
+        self.outbox = Outbox()
+        stages = [
+            StageInfo(stage="decode", index=i, incarnation=0, address=receiver.address, state="up")
+            for i, receiver in enumerate(self.decoders)
+        ]
+        peers = Peers(self.outbox)
+        peers.apply(messages.Topology(stages=stages))
+        self.llm = f"ipc://{root}/llm-0"
+        self.context = StageContext(
+            self.settings, self.run_dir, "llm", 0, 0, Inbox(self.llm), self.outbox, peers, logging.getLogger()
+        )
+        self.thread = threading.Thread(target=manager.run, args=(self.context,), daemon=True)
+
+    def __enter__(self) -> "World":
+        self.thread.start()
+        self.supervisor.until(lambda seen: seen)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.send(messages.Shutdown())
+        self.thread.join(SECONDS)
+        alive = self.thread.is_alive()
+        self.outbox.close()
+        for receiver in (self.supervisor, self.worker, *self.decoders):
+            receiver.inbox.close()
+        self.context.inbox.close()
+        self.run_dir.remove()
+        assert not alive
+
+    def send(self, *sent: messages.Message) -> None:
+        for message in sent:
+            self.outbox.send(self.llm, message)
+
+    def generate(self, job: str, **changes) -> Generate:
+        options = {
+            "part": 0,
+            "parts": 1,
+            "prompt_text_ids": [],
+            "text_ids": TEXT,
+            "prompt_speech_token": Raw.of(np.array(PROMPT, np.int32)),
+            "flow_prompt_tokens": len(PROMPT),
+            "prompt": None,
+            "speaker": "",
+            "sampling": Sampling(seed=42, min_new_tokens=60, max_new_tokens=90),
+            "stream": True,
+            "speed": 1.0,
+            "bistream": False,
+            "progress": PartProgress(),
+            **changes,
+        }
+        return Generate(job=job, reply_to=self.worker.address, **options)
+
+
+def expected(seed: int = 42, **options) -> list[int]:
+    """What the model says to the request of `World.generate`."""
+    options = {"min_outputs": 60, "max_outputs": 90, **options}
+    sequence = one_shot(GOLDEN, TEXT, prompt_speech=PROMPT, **options)
+    sequence.seed = seed
+    return finish(load_engine(GOLDEN, RepetitionAwareSampler(0.8, 25, 10, 0.1)), sequence)
+
+
+def speech(seen: list[messages.Message], job: str, part: int = 0) -> list[messages.SpeechTokens]:
+    return [m for m in seen if isinstance(m, messages.SpeechTokens) and (m.job, m.part) == (job, part)]
+
+
+def is_over(job: str, part: int = 0):
+    return lambda seen: any(message.final for message in speech(seen, job, part))
+
+
+def of_type(seen: list[messages.Message], kind: type) -> list:
+    return [message for message in seen if isinstance(message, kind)]
+
+
+def test_tokens_of_a_stream_are_handed_on_when_a_chunk_can_be_made():
+    with World() as world:
+        world.send(world.generate("a/0"))
+        seen = world.decoders[0].until(is_over("a/0"))
+        assert isinstance(seen[0], messages.OpenSpeech) and seen[0].seed == 42
+        sent = speech(seen, "a/0")
+        # first chunk: 2 to fill up the prompt of 98, a hop of 25, 3 to look ahead
+        assert [len(m.tokens) for m in sent[:-1]] == [30, 25, *[25] * (len(sent) - 3)]
+        assert [m.final for m in sent] == [False] * (len(sent) - 1) + [True]
+        assert [token for m in sent for token in m.tokens] == expected()
+        routed = world.worker.until(lambda seen: seen)
+        assert routed == [messages.Routed(job="a/0", decode=0, incarnation=0)]
+
+
+def test_without_streaming_tokens_are_handed_on_once():
+    with World() as world:
+        world.send(world.generate("a/0", stream=False))
+        sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
+        assert [(m.tokens, m.final) for m in sent] == [(expected(), True)]
+
+
+def test_a_resumed_part_begins_with_the_tokens_it_had():
+    whole = expected()
+    with World() as world:
+        for delivered in (27, 52, len(whole)):
+            progress = PartProgress(tokens=whole[:delivered], samples=1)
+            world.send(world.generate(f"{delivered}/1", progress=progress))
+            seen = world.decoders[0].until(is_over(f"{delivered}/1"))
+            sent = speech(seen, f"{delivered}/1")
+            assert sent[0].tokens[:delivered] == whole[:delivered]
+            assert [token for m in sent for token in m.tokens] == whole
+
+
+def test_many_requests_at_once_say_what_each_says_alone():
+    with World(gpt_paral_num=3, max_total_token_num=2048, router_max_wait_tokens=2) as world:
+        world.send(
+            *(world.generate(f"{i}/0", sampling=Sampling(seed=i, max_new_tokens=90)) for i in range(8))
+        )
+        for i in range(8):
+            sent = speech(world.decoders[0].until(is_over(f"{i}/0")), f"{i}/0")
+            assert [t for m in sent for t in m.tokens] == expected(i, min_outputs=2 * len(TEXT))
+
+
+def test_parts_are_spoken_in_order_by_one_decode_process_and_finished_ones_are_left_out():
+    with World(decoders=2) as world:
+        done = PartProgress(finished=True)
+        world.send(world.generate("x/0"))
+        parts = [done, PartProgress(), PartProgress()]
+        world.send(*(world.generate("a/1", part=i, parts=3, progress=p) for i, p in enumerate(parts)))
+        seen = world.decoders[1].until(is_over("a/1", 2))
+        order = [message.part for message in seen]
+        assert order == sorted(order) and set(order) == {1, 2}
+        assert len([m for m in seen if isinstance(m, messages.OpenSpeech)]) == 2
+
+
+def test_decode_processes_take_turns_and_those_down_are_left_out():
+    with World(decoders=3) as world:
+        world.context.peers.stages["decode", 1] = msgspec.structs.replace(
+            world.context.peers.stages["decode", 1], state="down"
+        )
+        world.send(*(world.generate(f"{i}/0") for i in range(4)))
+        routed = of_type(world.worker.until(lambda seen: len(seen) == 4), messages.Routed)
+        assert [m.decode for m in routed] == [0, 2, 0, 2]
+
+
+def test_without_any_decode_process_a_request_ends_in_503():
+    with World() as world:
+        world.send(messages.StageGivenUp(stage="decode", index=0, reason="test"), world.generate("a/0"))
+        (failed,) = world.worker.until(lambda seen: seen)
+        assert (failed.job, failed.code, failed.stage) == ("a/0", 503, "llm")
+
+
+@pytest.mark.parametrize("changes", [{"text_ids": TEXT * 130}, {"text_ids": []}, {"text_ids": [10**7]}])
+def test_a_request_that_cannot_be_served_fails_with_400_and_others_go_on(changes):
+    with World() as world:
+        world.send(world.generate("bad/0", **changes), world.generate("good/0"))
+        world.decoders[0].until(is_over("good/0"))
+        (failed,) = of_type(world.worker.until(lambda seen: len(seen) == 2), messages.Failed)
+        assert (failed.job, failed.code) == ("bad/0", 400)
+
+
+def test_an_aborted_job_is_dropped_even_if_the_abort_overtakes_it():
+    with World() as world:
+        long = Sampling(seed=1, min_new_tokens=1500, max_new_tokens=1500)
+        world.send(world.generate("a/0", sampling=long))
+        world.decoders[0].until(lambda seen: len(seen) > 2)
+        world.send(messages.Abort(job="a/0"), messages.Abort(job="b/0"), world.generate("b/0"))
+        world.send(world.generate("c/0"))
+        seen = world.decoders[0].until(is_over("c/0"))
+        assert not speech(seen, "b/0") and not any(m.final for m in speech(seen, "a/0"))
+        assert world.decoders[0].nothing_for(0.2)
+        assert not of_type(world.worker.seen, messages.Failed)
+
+
+def test_all_jobs_of_a_dead_http_worker_are_dropped():
+    with World() as world:
+        long = Sampling(seed=1, min_new_tokens=1500, max_new_tokens=1500)
+        world.send(*(world.generate(f"{i}/0", sampling=long) for i in range(3)))
+        world.decoders[0].until(lambda seen: len(of_type(seen, messages.OpenSpeech)) == 3)
+        world.send(messages.WorkerGone(address=world.worker.address), world.generate("late/0"))
+        while not world.decoders[0].nothing_for(0.5):
+            pass
+        assert not any(is_over(f"{i}/0")(world.decoders[0].seen) for i in range(3))
+        assert not speech(world.decoders[0].seen, "late/0")
+
+
+def test_bistream_speaks_while_text_arrives():
+    with World() as world:
+        sampling = Sampling(seed=3, max_new_tokens=80)
+        world.send(world.generate("a/0", bistream=True, text_ids=[], sampling=sampling))
+        assert world.decoders[0].nothing_for(0.2)
+        text = golden_ids(ARRAYS, "bi_text_ids") * 2
+        world.send(messages.AppendIds(job="a/0", ids=text[:45]))
+        world.decoders[0].until(lambda seen: speech(seen, "a/0"))
+        world.send(messages.AppendIds(job="a/0", ids=text[45:]), messages.FinishIds(job="a/0"))
+        sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
+        tokens = [token for m in sent for token in m.tokens]
+        assert set(tokens) <= {*range(SIZE), load_model(GOLDEN).ids.fill}
+        assert sum(token < SIZE for token in sent[0].tokens) == 30  # fill ids are no audio
+
+
+def test_bistream_without_text_fails_with_400():
+    with World() as world:
+        world.send(world.generate("a/0", bistream=True, text_ids=[]), messages.FinishIds(job="a/0"))
+        (failed,) = world.worker.until(lambda seen: seen)
+        assert (failed.job, failed.code) == ("a/0", 400)
+
+
+def test_a_request_that_breaks_a_step_fails_alone(monkeypatch):
+    sample = RepetitionAwareSampler.__call__
+
+    def breaks(self, scores, history, seeds, parts, steps):
+        if (seeds == 13).any():
+            raise RuntimeError("unlucky")
+        return sample(self, scores, history, seeds, parts, steps)
+
+    monkeypatch.setattr(RepetitionAwareSampler, "__call__", breaks)
+    with World() as world:
+        world.send(*(world.generate(f"{seed}/0", sampling=Sampling(seed=seed)) for seed in (11, 12, 13, 14)))
+        for seed in (11, 12, 14):
+            world.decoders[0].until(is_over(f"{seed}/0"))
+        (failed,) = of_type(world.worker.until(lambda seen: len(seen) == 5), messages.Failed)
+        assert (failed.job, failed.code) == ("13/0", 500)
+
+
+class Process:
+    """The stage as the supervisor starts it."""
+
+    def __init__(self, run_dir: RunDir, model_dir: Path) -> None:
+        settings.save(
+            Settings(model_dir=str(model_dir), device="cpu", log_dir="", max_req_total_len=2048),
+            str(run_dir.settings),
+        )
+        self.address = run_dir.stage_address("llm", 0, 0)
+        info = StageInfo(stage="llm", index=0, incarnation=0, address=self.address, state="starting")
+        self.topology = messages.Topology(stages=[info])
+        options = {"run_dir": run_dir.root, "stage": "llm", "index": 0, "incarnation": 0}
+        options |= {"address": self.address, "supervisor": os.getpid()}
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "light_tts.server.stage_main", *flags]
+        self.process = subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment)
+
+
+@pytest.fixture
+def run_dir():
+    run = RunDir.create("ipc:///tmp/", 1)
+    yield run
+    run.remove()
+
+
+def test_stage_process_is_ready_works_and_ends(run_dir):
+    supervisor = Receiver(run_dir.supervisor)
+    outbox, stage = Outbox(), Process(run_dir, GOLDEN.checkpoint)
+    outbox.send(stage.address, stage.topology)
+    (ready,) = supervisor.until(lambda seen: seen)
+    assert isinstance(ready, messages.StageReady)
+    outbox.send(stage.address, messages.Shutdown())
+    assert stage.process.wait(SECONDS) == 0
+    outbox.close()
+    supervisor.inbox.close()
+
+
+def test_stage_process_says_which_file_is_broken(run_dir, tmp_path):
+    for path in GOLDEN.checkpoint.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "llm.pt").unlink()
+    (tmp_path / "llm.pt").write_bytes((GOLDEN.checkpoint / "llm.pt").read_bytes()[:5000])
+    supervisor = Receiver(run_dir.supervisor)
+    outbox, stage = Outbox(), Process(run_dir, tmp_path)
+    outbox.send(stage.address, stage.topology)
+    (failed,) = supervisor.until(lambda seen: seen)
+    assert isinstance(failed, messages.StageStartFailed) and "llm.pt" in failed.reason
+    assert stage.process.wait(SECONDS) == 1
+    outbox.close()
+    supervisor.inbox.close()
