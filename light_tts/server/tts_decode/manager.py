@@ -18,7 +18,6 @@ from light_tts.models.cosyvoice2.cfm import MAX_FRAMES
 from light_tts.models.cosyvoice2.config import Config, load_config
 from light_tts.models.cosyvoice2.estimator_backend import choose_estimator
 from light_tts.models.cosyvoice2.flow import Flow
-from light_tts.models.cosyvoice2.frontend.speaker import load_speakers
 from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.token2wav import (
     REPLAYED_CHUNKS,
@@ -31,7 +30,7 @@ from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.engine import Engine, Task
 from light_tts.server.tts_decode.policy import DeadlinePolicy, Waiting
 from light_tts.server.tts_decode.speech import ChunkRules, PartSpeech, PartTooLong
-from light_tts.server.tts_decode.voices import UnknownVoice, Voices
+from light_tts.server.tts_decode.voices import Voices
 from light_tts.utils.gpu import choose_device
 
 STAGE = "decode"
@@ -70,8 +69,7 @@ def run(ctx: StageContext) -> None:
     flow.decoder.backend = choose_estimator(flow.decoder.estimator, settings.load_trt, device)
     hift = Hift.from_checkpoint(model_dir, config, device)
     model = Token2Wav(flow, hift, config, full_last_chunk=settings.stream_hop == "grow")
-    speakers = {name: speaker.features for name, speaker in load_speakers(model_dir, config).items()}
-    voices = Voices(speakers, device)
+    voices = Voices(device)
     engine = Engine(
         model, device, settings.decode_paral_num, settings.decode_max_batch_size, wake=ctx.inbox.wake
     )
@@ -149,12 +147,12 @@ class DecodeManager:
         job = self._jobs.setdefault(message.job, Job(message.job, message.reply_to))
         if message.stream and message.speed != 1.0:
             return self._fail(job, 400, "a speed other than 1 needs an answer that is not streamed")
+        if message.prompt is None:  # encode hands out the checkpoint's speakers as prompts, too
+            return self._fail(job, 500, "the job has no prompt features")
         try:
-            voice = self._voices.get(message.prompt, message.speaker)
+            voice = self._voices.get(message.prompt)
         except FileNotFoundError:
             return self._fail(job, 503, "the features of the prompt have gone", retry=True)
-        except UnknownVoice as error:
-            return self._fail(job, 400, str(error))
         except Exception as error:  # a damaged segment, or no memory left on the device: this job's end only
             self._ctx.log.exception("%s: cannot load the prompt", job.name)
             return self._fail(job, 500, f"cannot load the prompt: {error}")
