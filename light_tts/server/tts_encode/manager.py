@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -68,6 +69,7 @@ def run(ctx: StageContext) -> None:
         manager = EncodeManager(ctx, frontend, pool)
         ctx.ready({"speakers": sorted(frontend.speakers)})
         manager.serve()
+        manager.close()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -82,6 +84,8 @@ class EncodeManager:
         self._waiting: dict[str, Job] = {}  # not yet admitted, oldest first
         self._working: dict[str, Job] = {}  # admitted, Generate not sent
         self._progressed: deque[Job] = deque()  # filled by the pool's threads
+        self._closed = False
+        self._wake_lock = threading.Lock()
         self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
         self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
         self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
@@ -96,6 +100,11 @@ class EncodeManager:
             self._hand_on_encoded()
             self._admit()
             self._queue_depth.set(len(self._waiting))
+
+    def close(self) -> None:
+        """Let the inbox alone from now on: work that is still under way ends unheard."""
+        with self._wake_lock:
+            self._closed = True
 
     # -- what arrives
 
@@ -150,7 +159,9 @@ class EncodeManager:
 
     def _on_progress(self, job: Job) -> None:
         self._progressed.append(job)
-        self._ctx.inbox.wake()
+        with self._wake_lock:
+            if not self._closed:
+                self._ctx.inbox.wake()
 
     def _features(self, request: messages.Synthesize) -> tuple[Future[CachedPrompt], bool]:
         prompt = request.prompt

@@ -91,8 +91,8 @@ class TextNormalizer:
             return text
         try:
             return speller(text)
-        except Exception:  # text its grammars cannot parse is spoken as written
-            logger.warning("text normalisation failed, text is left as it is", exc_info=True)
+        except Exception as error:  # text that its grammars cannot parse is spoken as written
+            logger.warning("text normalisation failed, text is left as it is: %r", error)
             return text
 
     def _number_in_words(self, digits: re.Match[str]) -> str:
