@@ -218,6 +218,24 @@ def test_requests_that_can_never_fit_name_the_limit():
     assert len(long.inputs) <= 60
 
 
+@pytest.mark.parametrize(
+    ("given", "limits"),
+    [
+        ({}, (2, 20)),
+        ({"max_outputs": 9}, (2, 9)),
+        ({"max_outputs": 1}, (1, 1)),
+        ({"min_outputs": 30}, (30, 30)),
+        ({"min_outputs": 0}, (0, 20)),
+        ({"limit": 11}, (2, 8)),
+    ],
+)
+def test_length_of_speech_follows_that_of_the_text_unless_given(given, limits):
+    options = {"min_outputs": None, "max_outputs": None, "limit": SLOTS, **given}
+    ids = load_model(GOLDEN).ids
+    part = OneShot("j/0", 0, 1, ids, prompt_text=[], text=TEXT[:1], prompt_speech=[], forced=[], **options)
+    assert (part.min_outputs, part.max_outputs) == limits
+
+
 def test_bistream_without_text_is_refused():
     with pytest.raises(RequestError, match="empty"):
         bistream().finish_text()

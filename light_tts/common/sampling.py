@@ -51,10 +51,13 @@ class RepetitionAwareSampler:
         noise = gumbel(seeds[:, None], stream_of(Purpose.NUCLEUS, parts)[:, None], counters + ids)
         drawn = ids.gather(1, (log_probs + noise).argmax(-1, keepdim=True))
 
+        again = self.repeated(drawn, history)
+        if again.device.type == "cpu" and not again.any():  # a GPU would have to be waited for
+            return drawn[:, 0]
         every_id = torch.arange(scores.shape[1], device=scores.device)
         noise = gumbel(seeds[:, None], stream_of(Purpose.FALLBACK, parts)[:, None], counters + every_id)
         other = (self.others(scores, drawn) + noise).argmax(-1)
-        return torch.where(self.repeated(drawn, history), other, drawn[:, 0])
+        return torch.where(again, other, drawn[:, 0])
 
     def nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """-> (ids, log-probabilities), each (batch, top_k), most probable first; ids outside the nucleus have

@@ -65,9 +65,9 @@ class TorchAttention:
     decode = prefill
 
     def _view(self, span: Span) -> tuple[Tensor, Tensor | None]:
-        """Slots of all the request's tokens, and which of them each query sees (None: all)."""
+        """Slots of all the request's tokens, and which of them each query sees (None: see `attention`)."""
         slots = self._table.device_slots[span.row, : span.end].long()
-        if span.length == 1:
+        if span.length == 1 or span.start == 0:
             return slots, None
         mask = torch.ones(span.length, span.end, dtype=torch.bool, device=slots.device)
         return slots, mask.tril_(span.start)
@@ -75,6 +75,9 @@ class TorchAttention:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped-query attention of one request. q: (queries, heads, head_dim); k, v: (keys, kv_heads,
-    head_dim); mask: (queries, keys), True where a query sees a key -> like q"""
+    head_dim); mask: (queries, keys), True where a query sees a key; None: a single query, which sees all, or
+    as many queries as keys, each of which sees those before it -> like q"""
+    causal = mask is None and q.shape[0] > 1
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    return out[0].transpose(0, 1)

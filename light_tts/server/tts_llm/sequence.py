@@ -111,14 +111,17 @@ class OneShot(Sequence):
         if not text:
             raise RequestError("the text is empty")
         self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
-        self.min_outputs = MIN_TOKENS_PER_TEXT_ID * len(text) if min_outputs is None else min_outputs
-        longest = MAX_TOKENS_PER_TEXT_ID * len(text) if max_outputs is None else max_outputs
-        self.max_outputs = min(longest, limit - len(self.inputs))
+        if max_outputs is None:
+            max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
+        if min_outputs is None:
+            min_outputs = min(MIN_TOKENS_PER_TEXT_ID * len(text), max_outputs)
+        self.min_outputs = min_outputs
+        self.max_outputs = min(max_outputs, limit - len(self.inputs))
         if self.max_outputs < max(1, self.min_outputs):
             raise RequestError(
                 f"prompt and text take {len(self.inputs)} tokens, which leaves {max(0, self.max_outputs)} "
                 f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
-                f"(--max_req_total_len), and {longest} for the speech alone"
+                f"(--max_req_total_len), and {max_outputs} for the speech alone"
             )
         for token in forced:
             self.accept(token)
