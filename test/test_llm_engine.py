@@ -263,3 +263,17 @@ def test_a_failed_step_leaves_everything_as_it_was():
         engine.run([(sequence, sequence.pending)])
     assert sequence.cached == 0 and engine._table.free == SLOTS
     assert finish(engine, sequence) == alone(4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_gpu_says_what_the_golden_values_say(int8):
+    engine = load_engine(GOLDEN, device="cuda", int8=int8)
+    assert finish(engine, greedy_sequence(GOLDEN, "zs")) == golden_ids(ARRAYS, "greedy_zs")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_draws_what_the_cpu_draws():
+    assert finish(load_engine(GOLDEN, SAMPLER, device="cuda"), request(3)) == alone(3)

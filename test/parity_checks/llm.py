@@ -21,12 +21,14 @@ SLOTS = 4096
 
 
 @cache
-def load_model(golden: Golden) -> SpeechLM:
+def load_model(golden: Golden, device: str = "cpu") -> SpeechLM:
     path = golden.checkpoint / "llm.pt"
-    return SpeechLM.from_checkpoint(golden.checkpoint, path, golden.config, torch.device("cpu"))
+    return SpeechLM.from_checkpoint(golden.checkpoint, path, golden.config, torch.device(device))
 
 
-def load_engine(golden: Golden, sampler: Callable | None = None, slots: int = SLOTS, **options) -> Engine:
+def load_engine(
+    golden: Golden, sampler: Callable | None = None, slots: int = SLOTS, device: str = "cpu", **options
+) -> Engine:
     """`sampler`: greedy unless given."""
     options = {"rows": 8, "max_len": slots, "int8": False, **options}
     window = golden.config.llm.sampling.win_size
