@@ -21,7 +21,7 @@ from light_tts.server import janitor
 from light_tts.server.core import rundir
 from light_tts.server.core.rundir import RunDir
 
-LONG_TEXT = "The quick brown fox jumps over the lazy dog and runs away. " * 12
+LONG_TEXT = "The quick brown fox jumps over the lazy dog and runs away. " * 8
 
 
 def processes(server: Server) -> list[psutil.Process]:
@@ -71,7 +71,13 @@ def stream_in_background(server: Server) -> tuple[threading.Thread, dict[str, ob
     speaking = threading.Event()
 
     def read() -> None:
-        form = {"tts_text": LONG_TEXT, "prompt_text": PROMPT_TEXT, "stream": "true", "seed": "1"}
+        form = {
+            "tts_text": LONG_TEXT,
+            "prompt_text": PROMPT_TEXT,
+            "stream": "true",
+            "seed": "1",
+            "max_new_tokens": "150",
+        }
         files = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes())}
         try:
             with httpx.stream(
