@@ -17,6 +17,7 @@ class Stats:
         self._slots = settings.max_total_token_num
         self._since = time.monotonic()
         self._tokens = self._steps = 0
+        self._seconds = 0.0  # spent in steps
         metrics.llm_kv_slots_total.set(self._slots)
 
     def add(self, tokens: int, seconds: float) -> None:
@@ -25,6 +26,7 @@ class Stats:
         metrics.stage_work_seconds.labels("llm").observe(seconds)
         self._tokens += tokens
         self._steps += 1
+        self._seconds += seconds
 
     def update(self, scheduler: Scheduler) -> None:
         """Show how full the scheduler is; a log line once `log_stats_interval` has passed with work in it."""
@@ -38,9 +40,10 @@ class Stats:
             return
         if self._steps:
             self._log.info(
-                "%.1f tokens/s in %.1f steps/s, %d running, %d paused, %d waiting, KV slots %d of %d",
-                self._tokens / elapsed,
-                self._steps / elapsed,
+                "%.1f tokens/s, %d tokens in %d steps, %d running, %d paused, %d waiting, KV slots %d of %d",
+                self._tokens / self._seconds,
+                self._tokens,
+                self._steps,
                 len(scheduler.running),
                 len(scheduler.paused),
                 scheduler.queued,
@@ -49,3 +52,4 @@ class Stats:
             )
         self._since = time.monotonic()
         self._tokens = self._steps = 0
+        self._seconds = 0.0
