@@ -164,6 +164,20 @@ def test_ctrl_c_twice_ends_at_once():
         assert nothing_left(server)
 
 
+def test_drain_timeout_ends_what_takes_longer_also_over_tcp():
+    with start_server(drain_timeout=1, zmq_mode="tcp://") as server:
+        thread, result, speaking = stream_in_background(server)
+        assert speaking.wait(60)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == 0
+        assert time.monotonic() - began < 8
+        thread.join(10)
+        assert "error" in result, "the client must see that its audio is incomplete"
+        assert "1 requests are cut off" in server.output
+        assert nothing_left(server)
+
+
 # ---------------------------------------------------------------- sudden death
 
 
