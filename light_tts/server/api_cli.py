@@ -52,7 +52,7 @@ BOOLEANS = {
 }
 MISSING_MODEL = (
     "--model_dir is missing: give the directory of a CosyVoice2 checkpoint (cosyvoice2.yaml, llm.pt, "
-    "flow.pt, hift.pt and so on). A small one to try: python scripts/make_tiny_checkpoint.py DIRECTORY"
+    "flow.pt, hift.pt and so on). A small one to try: python scripts/make_tiny_checkpoint.py --out DIRECTORY"
 )
 DOOR_2_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # run.sh
 PRODUCTION_CONFIG = Path(__file__).resolve().parents[2] / "config" / "production.yaml"
