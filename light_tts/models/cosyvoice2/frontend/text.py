@@ -8,8 +8,6 @@ import threading
 import unicodedata
 from collections.abc import Callable
 
-import inflect
-
 logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 80  # of a piece: characters in Chinese, tokens in other languages
@@ -59,8 +57,7 @@ class TextNormalizer:
     def __init__(self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None) -> None:
         self._count_tokens = count_tokens
         self._spellers = wetext_spellers() if spellers is None else spellers
-        self._numbers = inflect.engine()
-        self._lock = threading.Lock()  # neither library promises to be thread-safe
+        self._lock = threading.Lock()  # wetext does not promise to be thread-safe
 
     def normalize(self, text: str) -> str:
         """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is."""
@@ -83,7 +80,7 @@ class TextNormalizer:
         with self._lock:
             if _CHINESE.search(text):
                 return _tidy_chinese(self._spell(text, "zh")), "zh"
-            return _DIGITS.sub(self._number_in_words, self._spell(text, "en")), "en"
+            return _DIGITS.sub(_number_in_words, self._spell(text, "en")), "en"
 
     def _spell(self, text: str, language: str) -> str:
         speller = self._spellers.get(language)
@@ -95,11 +92,15 @@ class TextNormalizer:
             logger.warning("text normalisation failed, text is left as it is: %r", error)
             return text
 
-    def _number_in_words(self, digits: re.Match[str]) -> str:
-        try:
-            return self._numbers.number_to_words(digits[0])
-        except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
-            return self._numbers.number_to_words(digits[0], group=1, comma="")
+
+def _number_in_words(digits: re.Match[str]) -> str:
+    import inflect  # takes seconds, and wetext leaves hardly any digits
+
+    numbers = inflect.engine()
+    try:
+        return numbers.number_to_words(digits[0])
+    except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
+        return numbers.number_to_words(digits[0], group=1, comma="")
 
 
 def _tidy_chinese(text: str) -> str:
