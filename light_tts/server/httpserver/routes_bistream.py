@@ -51,6 +51,7 @@ class BistreamSession:
         self._prompts: prompts.PromptReader = websocket.app.state.prompts
         self._settings = self._manager.settings
         self._call = SpeechCall(self._manager, route)
+        self._idle = min(IDLE_SECONDS, self._settings.request_timeout)
         self._characters = 0
         self._spoken_text = False  # any text that is not blank
 
@@ -134,7 +135,7 @@ class BistreamSession:
             elif "tts_text" not in fields:
                 raise RequestError(400, "a message must have tts_text or finish")
         while True:
-            await self._receive(timeout=None)
+            await self._receive(may_be_silent=True)
             raise RequestError(400, "a message came after finish")
 
     def _take_text(self, text: Any) -> None:
@@ -155,8 +156,9 @@ class BistreamSession:
 
     # -- messages
 
-    async def _receive(self, timeout: float | None = IDLE_SECONDS) -> dict[str, Any]:
+    async def _receive(self, may_be_silent: bool = False) -> dict[str, Any]:
         """One message. Raises WebSocketDisconnect; RequestError (408, 413)."""
+        timeout = None if may_be_silent else self._idle
         try:
             message = await asyncio.wait_for(self._websocket.receive(), timeout)
         except asyncio.TimeoutError:
