@@ -13,6 +13,8 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
+# A WebSocket message above this is dropped unread; --max_upload_mb is checked after that, with a clear error.
+MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 class _Server(Server):
@@ -29,6 +31,7 @@ class HttpWorker(UvicornWorker):
         "lifespan": "on",
         "access_log": False,
         "timeout_graceful_shutdown": LAST_BYTES_SECONDS,
+        "ws_max_size": MAX_MESSAGE_BYTES,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
