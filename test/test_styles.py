@@ -58,7 +58,7 @@ def test_a_wrong_style_file_is_refused_by_name(model_dir, entries, reason):
 
 def test_a_style_file_that_is_no_json_is_refused(model_dir):
     (model_dir / "style_config.json").write_text("{")
-    with pytest.raises(StyleError, match="style_config.json"):
+    with pytest.raises(StyleError, match=r"style_config\.json"):
         load_styles(model_dir)
 
 
