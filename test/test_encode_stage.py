@@ -229,10 +229,12 @@ def test_one_in_work_at_a_time_keeps_the_order_and_drops_the_aborted(make_stage)
 def test_prompts_stay_while_they_are_used_and_no_longer(make_stage):
     stage = make_stage(cache_capacity=1)
     voices = [prompt(noise(1, seed=n)) for n in range(3)]
-    stage.send(*(synthesize(stage, f"{n}/1", voice) for n, voice in enumerate(voices)))
+    owners = [stage.worker.address, stage.worker.address, "ipc:///gone"]
+    for n, voice in enumerate(voices):
+        stage.send(synthesize(stage, f"{n}/1", voice, reply_to=owners[n]))
     kept = {stage.next(stage.llm).prompt.segment for _ in voices}
     assert {str(path) for path in stage.segments()} == kept and len(kept) == 3
-    stage.send(m.Release(job="0/1"), m.Abort(job="1/1"), m.WorkerGone(address=stage.worker.address))
+    stage.send(m.Release(job="0/1"), m.Abort(job="1/1"), m.WorkerGone(address="ipc:///gone"))
     stage.send(synthesize(stage, "again/1", voices[2]))
     assert stage.next(stage.llm).prompt.segment == str(stage.segments()[0])
     assert len(stage.segments()) == 1
@@ -244,6 +246,7 @@ def test_a_worker_that_is_gone_gets_no_work_done(make_stage):
     stage.send(synthesize(stage, "second/1", prompt(noise(1)), reply_to="ipc:///gone"))
     stage.send(m.WorkerGone(address="ipc:///gone"), synthesize(stage, "other/1", prompt(noise(1, seed=1))))
     assert stage.next(stage.llm).job == "other/1"
+    stage.send(synthesize(stage, "late/1", prompt(noise(1)), reply_to="ipc:///gone"))  # was under way
     assert stage.is_silent(stage.llm)
 
 

@@ -26,6 +26,7 @@ from light_tts.models.cosyvoice2.token2wav import (
     WorkItem,
 )
 from light_tts.server.core import messages, metrics
+from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.engine import Engine, Task
 from light_tts.server.tts_decode.policy import DeadlinePolicy, Waiting
@@ -36,7 +37,6 @@ from light_tts.utils.gpu import choose_device
 STAGE = "decode"
 GROWTH = 4  # stream_hop grow: chunks become up to so many times the first
 KEPT_TOMBSTONES = 4096
-GONE_SECONDS = 5.0  # how long jobs of a dead HTTP worker may still arrive; later its address may be another's
 
 
 @dataclass
@@ -105,7 +105,7 @@ class DecodeManager:
         self._policy = DeadlinePolicy(engine.model.sample_rate, time.monotonic)
         self._jobs: dict[str, Job] = {}
         self._over: OrderedDict[str, None] = OrderedDict()  # names of jobs that ended early, oldest first
-        self._gone: dict[str, float] = {}  # addresses of dead HTTP workers, and when they died
+        self._gone = GoneWorkers()
         self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
         self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
         self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
@@ -134,7 +134,7 @@ class DecodeManager:
             case messages.Abort(job=name):
                 self._end_early(name)
             case messages.WorkerGone(address=address):
-                self._gone[address] = time.monotonic()
+                self._gone.add(address)
                 for job in [job for job in self._jobs.values() if job.reply_to == address]:
                     self._end_early(job.name)
                 self._ctx.peers.apply(message)
@@ -142,7 +142,7 @@ class DecodeManager:
                 self._ctx.peers.apply(message)
 
     def _open(self, message: messages.OpenSpeech) -> None:
-        if self._is_gone(message.reply_to):
+        if message.reply_to in self._gone:
             return
         job = self._jobs.setdefault(message.job, Job(message.job, message.reply_to))
         if message.stream and message.speed != 1.0:
@@ -256,11 +256,6 @@ class DecodeManager:
     def _forget(self, name: str) -> None:
         self._jobs.pop(name, None)
         self._policy.forget(name)
-
-    def _is_gone(self, address: str) -> bool:
-        horizon = time.monotonic() - GONE_SECONDS
-        self._gone = {gone: died for gone, died in self._gone.items() if died > horizon}
-        return address in self._gone
 
 
 def _can_speak(job: Job) -> bool:

@@ -25,6 +25,7 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend, PromptText
 from light_tts.server.core import messages, metrics
+from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
 from light_tts.server.core.stage import StageContext
 
@@ -83,6 +84,7 @@ class EncodeManager:
         self._jobs: dict[str, Job] = {}
         self._waiting: dict[str, Job] = {}  # not yet admitted, oldest first
         self._working: dict[str, Job] = {}  # admitted, Generate not sent
+        self._gone = GoneWorkers()
         self._progressed: deque[Job] = deque()  # filled by the pool's threads
         self._closed = False
         self._wake_lock = threading.Lock()
@@ -110,7 +112,9 @@ class EncodeManager:
 
     def _take(self, message: messages.Message) -> None:
         match message:
-            case messages.Synthesize(job=name):
+            case messages.Synthesize(job=name, reply_to=address):
+                if address in self._gone:
+                    return  # nobody would ever release it
                 self._jobs[name] = self._waiting[name] = Job(message, time.monotonic())
             case messages.AppendText(job=name, text=text) if name in self._jobs:
                 self._guarded(self._jobs[name], lambda job: self._append_text(job, text))
@@ -119,6 +123,7 @@ class EncodeManager:
             case messages.Release(job=name) | messages.Abort(job=name):
                 self._forget(name)
             case messages.WorkerGone(address=address):
+                self._gone.add(address)
                 for job in list(self._jobs.values()):
                     if job.request.reply_to == address:
                         self._forget(job.name)

@@ -15,6 +15,7 @@ from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.models.cosyvoice2.config import Config, load_config
 from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.core import messages, metrics
+from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
@@ -27,7 +28,7 @@ from light_tts.server.tts_llm.turn import GpuTurn
 from light_tts.utils.gpu import choose_device
 
 OPENING = ("job", "reply_to", "part", "parts", "prompt", "speaker", "stream", "speed", "progress")
-TOMBSTONES = 4096  # jobs and workers remembered after their end: messages of theirs may still be under way
+TOMBSTONES = 4096  # jobs remembered after their end: messages of theirs may still be under way
 
 
 def run(ctx: StageContext) -> None:
@@ -108,7 +109,8 @@ class LLMStage:
             )
         )
         self._jobs: dict[str, Job] = {}
-        self._forgotten: OrderedDict[str, None] = OrderedDict()  # jobs, and addresses of dead HTTP workers
+        self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self._gone = GoneWorkers()
         self._next_decode = ctx.index  # so that styles begin at different decode processes
         self._stats = Stats(ctx.log, settings)
 
@@ -133,7 +135,7 @@ class LLMStage:
             case messages.Abort(job=name):
                 self._forget(name)
             case messages.WorkerGone(address=address):
-                self._remember(address)
+                self._gone.add(address)
                 for name in [name for name, job in self._jobs.items() if job.reply_to == address]:
                     self._forget(name)
         self._ctx.peers.apply(message)
@@ -157,9 +159,7 @@ class LLMStage:
     # ---- requests
 
     def _begin(self, request: Generate) -> None:
-        if request.progress.finished or not self._forgotten.keys().isdisjoint(
-            (request.job, request.reply_to)
-        ):
+        if request.progress.finished or request.job in self._forgotten or request.reply_to in self._gone:
             return
         job = self._jobs.setdefault(request.job, Job(request.reply_to))
         try:
