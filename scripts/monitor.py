@@ -137,18 +137,26 @@ class Processes:
                 process
                 for worker in listening
                 for process in (worker, *worker.parents())
-                if any("light_tts.server.supervisor" in child.cmdline() for child in process.children())
+                if any("light_tts.server.supervisor" in command(child) for child in process.children())
             }
             return [process for front in fronts for process in (front, *front.children(recursive=True))]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return []
 
 
-def process_name(command: list[str]) -> str:
+def command(process: psutil.Process) -> list[str]:
+    """Its command line; empty where it has ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def process_name(words: list[str]) -> str:
     """`encode 0`, `supervisor`, ... from a command line; `http` for gunicorn's workers."""
-    if "--stage" in command:
-        return f"{command[command.index('--stage') + 1]} {command[command.index('--index') + 1]}"
-    for word in command:
+    if "--stage" in words:
+        return f"{words[words.index('--stage') + 1]} {words[words.index('--index') + 1]}"
+    for word in words:
         if word in ("light_tts.server.supervisor", "light_tts.server.janitor"):
             return word.rsplit(".", 1)[1]
     return "http"
