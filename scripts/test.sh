@@ -7,5 +7,4 @@ bash scripts/install.sh test
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python test/parity.py --golden test/golden
 .venv/bin/python -m pytest "$@"

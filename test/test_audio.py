@@ -46,6 +46,7 @@ def test_channels_are_averaged(format):
         (sound(np.full(16_000, np.nan), subtype="FLOAT"), "not finite"),
         (sound(np.full(16_000, 1e30), subtype="FLOAT"), "full scale"),
     ],
+    ids=["empty", "text", "cut", "8 kHz", "400 kHz", "short", "no samples", "long", "NaN", "loud"],
 )
 def test_unusable_recordings_are_refused_with_the_reason(data, reason):
     with pytest.raises(AudioError, match=reason):

@@ -125,23 +125,25 @@ def test_killed_stage_loses_no_sample(server, undisturbed, stage, index, bytes_r
 
 def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
     server.wait_until_ready()
-    workers = [process.pid for process in psutil.Process(server.pid).children() if is_worker(process)]
+    workers = [process for process in psutil.Process(server.pid).children() if is_worker(process)]
     assert len(workers) == 2
 
     async def run() -> list[bytes | BaseException]:
-        clients = [Client(server, number) for number in range(CLIENTS)]
-        tasks = [asyncio.ensure_future(client.run()) for client in clients]
-        while sum(bool(client.received) for client in clients) < 2:
-            await asyncio.sleep(0.002)
-        os.kill(workers[0], signal.SIGKILL)
+        tasks: list[asyncio.Future] = []
+        # The kernel spreads connections as it likes: call again until both workers have some.
+        while len(tasks) < CLIENTS or not all(serves_somebody(server, worker) for worker in workers):
+            tasks.append(asyncio.ensure_future(Client(server, len(tasks) % CLIENTS).run()))
+            assert len(tasks) < 60, "one worker gets all connections"
+            await asyncio.sleep(0.02)
+        workers[0].kill()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     results = asyncio.run(run())
     survivors = [number for number, result in enumerate(results) if isinstance(result, bytes)]
-    assert survivors, "both workers' clients were hit"
+    assert 0 < len(survivors) < len(results)
     assert_same_audio(
         [np.frombuffer(results[number], np.int16) for number in survivors],
-        [undisturbed[number] for number in survivors],
+        [undisturbed[number % CLIENTS] for number in survivors],
     )
     for result in results:
         assert isinstance(result, (bytes, httpx.TransportError)), result
@@ -151,7 +153,7 @@ def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
     assert server.metric("light_tts_llm_kv_slots_used") == 0
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        now = [process.pid for process in psutil.Process(server.pid).children() if is_worker(process)]
+        now = [process for process in psutil.Process(server.pid).children() if is_worker(process)]
         if len(now) == 2 and workers[0] not in now:
             return
         time.sleep(0.1)
@@ -161,3 +163,8 @@ def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
 def is_worker(process: psutil.Process) -> bool:
     """A gunicorn worker is a fork of the front process: it has the same command line."""
     return process.cmdline() == process.parent().cmdline()
+
+
+def serves_somebody(server, worker: psutil.Process) -> bool:
+    connections = worker.net_connections(kind="tcp")
+    return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == server.port for c in connections)

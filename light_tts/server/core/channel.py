@@ -27,6 +27,7 @@ class Inbox:
         self._socket.bind(address)
         self.address = self._socket.last_endpoint.decode()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._closing = threading.Lock()  # a thread must not wake a descriptor that is another file by now
         self._held: list[messages.Message] = []
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
@@ -44,8 +45,10 @@ class Inbox:
         return self._take_all()
 
     def wake(self) -> None:
-        """Make the present or next `wait` return (thread-safe)."""
-        os.eventfd_write(self._wake_fd, 1)
+        """Make the present or next `wait` return (thread-safe; does nothing after `close`)."""
+        with self._closing:
+            if not self._socket.closed:
+                os.eventfd_write(self._wake_fd, 1)
 
     def put_back(self, held: list[messages.Message]) -> None:
         """Have the next `wait` return these first."""
@@ -61,9 +64,10 @@ class Inbox:
             arrived.append(messages.decode([frame.buffer for frame in frames]))
 
     def close(self) -> None:
-        if not self._socket.closed:
-            self._socket.close()
-            os.close(self._wake_fd)
+        with self._closing:
+            if not self._socket.closed:
+                self._socket.close()
+                os.close(self._wake_fd)
 
 
 class AsyncInbox:

@@ -40,7 +40,8 @@ class RunDir:
         run = cls(Path(parent) / name, SHARED_MEMORY / name, zmq_mode)
         # A failure half way must leave nothing.
         try:
-            for path in {run.root, run.shm, run.metrics, run.pids}:
+            # Parents first: a directory made on the way to another one would be open to everybody.
+            for path in (run.root, run.shm, run.metrics, run.pids):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (run.shm / ROOT_LINK).symlink_to(run.root)
             (run.shm / PIDS_LINK).symlink_to(os.readlink("/proc/self/ns/pid"))
