@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "test" / "golden" / "cosyvoice2"
@@ -53,6 +54,12 @@ class Server:
     def output(self) -> str:
         """What the command has printed so far."""
         return (self.directory / "output.log").read_text(errors="replace")
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The HTTP workers: forks of the front process, with its command line."""
+        front = psutil.Process(self.pid)
+        return [child for child in front.children() if child.cmdline() == front.cmdline()]
 
     def client(self, **options) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=options.pop("timeout", 120.0), **options)

@@ -125,7 +125,7 @@ def test_killed_stage_loses_no_sample(server, undisturbed, stage, index, bytes_r
 
 def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
     server.wait_until_ready()
-    workers = [process for process in psutil.Process(server.pid).children() if is_worker(process)]
+    workers = server.workers
     assert len(workers) == 2
 
     async def run() -> list[bytes | BaseException]:
@@ -153,16 +153,11 @@ def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
     assert server.metric("light_tts_llm_kv_slots_used") == 0
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
-        now = [process for process in psutil.Process(server.pid).children() if is_worker(process)]
+        now = server.workers
         if len(now) == 2 and workers[0] not in now:
             return
         time.sleep(0.1)
     raise AssertionError("gunicorn did not start another worker")
-
-
-def is_worker(process: psutil.Process) -> bool:
-    """A gunicorn worker is a fork of the front process: it has the same command line."""
-    return process.cmdline() == process.parent().cmdline()
 
 
 def serves_somebody(server, worker: psutil.Process) -> bool:
