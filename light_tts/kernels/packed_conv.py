@@ -1,0 +1,205 @@
+"""Causal convolution over packed rows, with all that follows it in the flow's residual blocks.
+
+A packed batch is the frames of several sequences one after the other, without padding between them: rows
+(rows, channels). `position` says for each row its frame in its sequence, -1 for rows without meaning at the
+end of the buffer; those are neither computed nor written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the channels, then Mish. weight, bias: (channels,)"""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Residual:
+    """x @ weight + bias is added at the end. x: (rows, in); weight: (in, out); bias: (out,)"""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def packed_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    out: Tensor,
+    norm: Norm | None = None,
+    shift: Tensor | None = None,
+    step: Tensor | None = None,
+    residual: Residual | None = None,
+) -> Tensor:
+    """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the present frame;
+    position: (rows,) int32; out: (rows, out), no part of x. After convolution, norm and Mish, row `step` of
+    `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device."""
+    taps, channels_in, channels_out = weight.shape
+    rows = x.shape[0]
+    block_out = triton.next_power_of_2(channels_out)
+    block_in = min(64, max(16, triton.next_power_of_2(channels_in)))
+    block_rows = 16 if rows <= 1024 else 32 if rows <= 4096 else 64
+    # what is absent is never read; any tensor serves in its place
+    norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
+    side = Residual(x, weight, bias) if residual is None else residual
+    _conv[(triton.cdiv(rows, block_rows),)](
+        x,
+        x.stride(0),
+        weight,
+        bias,
+        norm_weight,
+        norm_bias,
+        bias if shift is None else shift,
+        position if step is None else step,
+        side.x,
+        side.x.stride(0),
+        side.weight,
+        side.bias,
+        position,
+        out,
+        out.stride(0),
+        rows,
+        0.0 if norm is None else norm.eps,
+        TAPS=taps,
+        IN=channels_in,
+        OUT=channels_out,
+        SIDE_IN=side.x.shape[1],
+        NORM=norm is not None,
+        SHIFT=shift is not None,
+        SIDE=residual is not None,
+        BLOCK_ROWS=block_rows,
+        BLOCK_IN=block_in,
+        BLOCK_OUT=block_out,
+        num_warps=8 if block_rows == 64 else 4,
+        num_stages=3,
+    )
+    return out
+
+
+def packed_conv_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    out: Tensor,
+    norm: Norm | None = None,
+    shift: Tensor | None = None,
+    step: Tensor | None = None,
+    residual: Residual | None = None,
+) -> Tensor:
+    taps = weight.shape[0]
+    total = bias.float().expand(x.shape[0], -1)
+    for tap in range(taps):
+        back = taps - 1 - tap
+        earlier = torch.roll(x.float(), back, dims=0) * (position >= back)[:, None]
+        total = total + earlier @ weight[tap].float()
+    if norm is not None:
+        total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
+        total = F.mish(total)
+    if shift is not None:
+        total = total + shift[step.long()].view(1, -1)
+    if residual is not None:
+        total = total + residual.x.float() @ residual.weight.float() + residual.bias.float()
+    inside = position >= 0
+    out[inside] = total[inside].to(out.dtype)
+    return out
+
+
+@triton.jit
+def _conv(
+    x,
+    x_stride,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    shift,
+    step,
+    side,
+    side_stride,
+    side_weight,
+    side_bias,
+    position,
+    out,
+    out_stride,
+    rows,
+    eps,
+    TAPS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    SIDE_IN: tl.constexpr,
+    NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_OUT)
+    inner = tl.arange(0, BLOCK_IN)
+    here = tl.load(position + row, mask=row < rows, other=-1)
+    if tl.max(here, axis=0) < 0:
+        return
+    total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
+    for tap in tl.static_range(TAPS):
+        inside = here >= TAPS - 1 - tap
+        source = x + (row - (TAPS - 1 - tap))[:, None] * x_stride
+        for start in range(0, IN, BLOCK_IN):
+            channel = start + inner
+            a = tl.load(source + channel[None, :], mask=inside[:, None] & (channel < IN)[None, :], other=0.0)
+            b = tl.load(
+                weight + (tap * IN + channel)[:, None] * OUT + column[None, :],
+                mask=(channel < IN)[:, None] & (column < OUT)[None, :],
+                other=0.0,
+            )
+            total = tl.dot(a, b, total, input_precision="ieee")
+    total += tl.load(bias + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+    if NORM:
+        mean = tl.sum(total, axis=1) / OUT  # columns beyond OUT are zero
+        centred = tl.where((column < OUT)[None, :], total - mean[:, None], 0.0)
+        scale = tl.rsqrt(tl.sum(centred * centred, axis=1) / OUT + eps)
+        gain = tl.load(norm_weight + column, mask=column < OUT, other=0.0).to(tl.float32)
+        offset = tl.load(norm_bias + column, mask=column < OUT, other=0.0).to(tl.float32)
+        total = centred * scale[:, None] * gain[None, :] + offset[None, :]
+        # mish(y) = y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y
+        e = tl.exp(tl.minimum(total, 20.0))
+        n = e * (e + 2.0)
+        total = total * n / (n + 2.0)
+    if SHIFT:
+        at = shift + tl.load(step) * OUT + column
+        total += tl.load(at, mask=column < OUT, other=0.0)[None, :]
+    if SIDE:
+        for start in range(0, SIDE_IN, BLOCK_IN):
+            channel = start + inner
+            a = tl.load(
+                side + row[:, None] * side_stride + channel[None, :],
+                mask=(here >= 0)[:, None] & (channel < SIDE_IN)[None, :],
+                other=0.0,
+            )
+            b = tl.load(
+                side_weight + channel[:, None] * OUT + column[None, :],
+                mask=(channel < SIDE_IN)[:, None] & (column < OUT)[None, :],
+                other=0.0,
+            )
+            total = tl.dot(a, b, total, input_precision="ieee")
+        total += tl.load(side_bias + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+    tl.store(
+        out + row[:, None] * out_stride + column[None, :],
+        total.to(out.dtype.element_ty),
+        mask=(here >= 0)[:, None] & (column < OUT)[None, :],
+    )
