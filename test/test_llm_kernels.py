@@ -1,0 +1,105 @@
+"""Every kernel of the language model against its PyTorch reference, on the GPU where there is one, else in
+Triton's interpreter (see conftest.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from light_tts.kernels.activation import silu_mul, silu_mul_reference
+from light_tts.kernels.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
+from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+GOLDEN = (4, 2, 16)  # heads, kv heads, head_dim of the small checkpoint
+FULL = (14, 2, 64)  # of CosyVoice2-0.5B
+SHAPES = [pytest.param(GOLDEN, id="golden"), pytest.param(FULL, id="full")]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+
+
+def ints(values: list[int] | Tensor) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.int32).to(DEVICE)
+
+
+def close(actual: Tensor, expected: Tensor, steps: float = 1.0) -> None:
+    """Equal within `steps` units in the last place of the dtype, relative to the largest value."""
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    error = (actual.float() - expected.float()).abs().max()
+    bound = steps * torch.finfo(expected.dtype).eps * expected.float().abs().max().clamp(min=1e-6)
+    assert error <= bound, f"error {error:.3g}, allowed {bound:.3g}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens,size", [(3, 64), (2, 896)])
+def test_norm(tokens: int, size: int, dtype: torch.dtype) -> None:
+    x, weight = randn(tokens, size, dtype=dtype), randn(size, dtype=dtype, seed=1)
+    close(rms_norm(x, weight, 1e-6), rms_norm_reference(x, weight, 1e-6), 2)
+
+    residual = randn(tokens, size, dtype=dtype, seed=2)
+    expected_residual = residual.clone()
+    expected = add_rms_norm_reference_(expected_residual, x, weight, 1e-6)
+    close(add_rms_norm_(residual, x, weight, 1e-6), expected, 2)
+    close(residual, expected_residual, 1)  # the interpreter rounds bfloat16 towards zero
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [128, 4864])
+def test_silu_mul(size: int, dtype: torch.dtype) -> None:
+    x = 3 * randn(3, 2 * size, dtype=dtype)
+    close(silu_mul(x), silu_mul_reference(x), 2)
+
+
+class Pool:
+    """One layer of a pool; `fill` puts random tokens into the first slots."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, int8: bool, slots: int) -> None:
+        _, kv_heads, head_dim = shape
+        stored = torch.int8 if int8 else dtype
+        self.k, self.v = (
+            torch.zeros(slots, kv_heads, head_dim, dtype=stored, device=DEVICE) for _ in range(2)
+        )
+        self.k_scale, self.v_scale = (
+            torch.zeros(slots, kv_heads, dtype=dtype, device=DEVICE) if int8 else None for _ in range(2)
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.k, self.v, self.k_scale, self.v_scale
+
+
+def rope(positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    frequencies = 1e6 ** -(torch.arange(0, head_dim, 2) / head_dim)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return angles.cos().to(DEVICE), angles.sin().to(DEVICE)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_kv_write(dtype: torch.dtype, int8: bool, shape: tuple[int, int, int]) -> None:
+    heads, kv_heads, head_dim = shape
+    tokens = 5
+    qkv = randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype)
+    qkv[1] = 0
+    positions, slots = ints([0, 7, 39, 3, 0]), ints([4, 9, 0, 5, -1])
+    tables = rope(40, head_dim)
+    pool, expected_pool = (Pool(shape, dtype, int8, slots=10) for _ in range(2))
+    q = rotary_kv_write(qkv, *tables, positions, slots, *pool.tensors)
+    expected = rotary_kv_write_reference(qkv, *tables, positions, slots, *expected_pool.tensors)
+    close(q, expected, 1)
+    for part, expected in zip(pool.tensors, expected_pool.tensors, strict=True):
+        if part is None:
+            continue
+        if part.dtype == torch.int8:  # a value that lies between two steps may fall on either side
+            assert (part.int() - expected.int()).abs().max() <= 1
+            assert (part != expected).float().mean() < 0.05
+        else:
+            close(part, expected, 2)
