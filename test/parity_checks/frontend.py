@@ -15,6 +15,7 @@ from light_tts.models.cosyvoice2.frontend.tokenizer import TextTokenizer
 from parity_checks import Check, Comparison, Golden
 
 FILE = "frontend.npz"
+BORDER_FRAMES = 2  # of the mel spectrogram, whose windows reach beyond the end of a signal
 WETEXT_VERSION = "0.1.8"  # the one that the goldens' normalised texts come from
 
 
@@ -39,9 +40,13 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
         again = resample(speech, SPEECH_RATE, golden.config.sample_rate)
         start = expected["wav24_from16_first24000"][0]
         yield Comparison("resample.16k_to_24k", again[: len(start)], start, 1e-6)
-        yield Comparison(
-            "mel.16k_to_24k", flow_mel(again, golden.config.mel), expected["mel24_from16"][0], 1e-4
-        )
+        mel, mels = expected["mel24_from16"][0], golden.config.mel
+        exact = len(start) // mels.hop_size - BORDER_FRAMES  # frames that see nothing behind `start`
+        yield Comparison("mel.16k_to_24k.given", flow_mel(start, mels)[:exact], mel[:exact], 1e-4)
+        # In the chain, rounding of the wave counts: nothing is left above 8 kHz and in pauses, and where the
+        # magnitude is near the floor of 3e-5 its logarithm turns one unit in the last place of the samples
+        # (6e-8) into up to 5e-3.
+        yield Comparison("mel.16k_to_24k", flow_mel(again, mels), mel, 5e-3)
 
 
 def tokenizer(golden: Golden) -> Iterator[Comparison]:
