@@ -9,12 +9,22 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from light_tts.common.kv_pool import quantize
+from light_tts.kernels import arrival
 from light_tts.kernels.activation import silu_mul, silu_mul_reference
+from light_tts.kernels.decode_attention import (
+    DecodeConfig,
+    decode_attention,
+    decode_attention_reference,
+)
 from light_tts.kernels.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
+from light_tts.kernels.prefill_attention import prefill_attention, prefill_attention_reference, prefill_blocks
 from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+# The interpreter multiplies bfloat16 matrices as if they were integers.
+DOT_DTYPES = DTYPES if DEVICE.type == "cuda" else DTYPES[:2]
 GOLDEN = (4, 2, 16)  # heads, kv heads, head_dim of the small checkpoint
 FULL = (14, 2, 64)  # of CosyVoice2-0.5B
 SHAPES = [pytest.param(GOLDEN, id="golden"), pytest.param(FULL, id="full")]
@@ -103,3 +113,60 @@ def test_rotary_kv_write(dtype: torch.dtype, int8: bool, shape: tuple[int, int, 
             assert (part != expected).float().mean() < 0.05
         else:
             close(part, expected, 2)
+
+
+def filled_pool(
+    shape: tuple[int, int, int], dtype: torch.dtype, int8: bool, rows: int, max_len: int
+) -> tuple[Pool, Tensor]:
+    """A pool with random tokens in all slots, and a table to them in random order."""
+    slots = rows * max_len
+    pool = Pool(shape, dtype, int8, slots)
+    order = torch.randperm(slots, generator=torch.Generator().manual_seed(3))
+    for seed, (stored, scales) in enumerate(((pool.k, pool.k_scale), (pool.v, pool.v_scale))):
+        x = randn(*stored.shape, dtype=dtype, seed=seed)
+        if int8:
+            stored[:], scales[:] = quantize(x)
+        else:
+            stored[:] = x
+    return pool, ints(order.reshape(rows, max_len))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DOT_DTYPES)
+def test_decode_attention(dtype: torch.dtype, int8: bool, shape: tuple[int, int, int]) -> None:
+    heads, _, head_dim = shape
+    pool, table = filled_pool(shape, dtype, int8, rows=5, max_len=200)
+    rows, lengths = ints([3, 0, -1, 4, 2, 1]), ints([1, 200, 0, 32, 33, 129])
+    q = randn(len(rows), heads, head_dim, dtype=dtype, seed=5)
+    config = DecodeConfig(block=16, split=32, warps=4, stages=2)
+    out = decode_attention(q, *pool.tensors, table, rows, lengths, 256, config)
+    close(out, decode_attention_reference(q, *pool.tensors, table, rows, lengths, 256), 4)
+    assert (out[2] == 0).all()
+    assert (arrival.counters(q.device) == 0).all()
+
+
+def test_decode_attention_does_not_depend_on_the_batch() -> None:
+    pool, table = filled_pool(GOLDEN, torch.float16, False, rows=3, max_len=200)
+    q, rows, lengths = randn(3, 4, 16, dtype=torch.float16), ints([0, 1, 2]), ints([200, 70, 130])
+    together = decode_attention(q, *pool.tensors, table, rows, lengths, 256)
+    for i in range(3):
+        one = slice(i, i + 1)
+        alone = decode_attention(q[one], *pool.tensors, table, rows[one], lengths[one], 256)
+        assert torch.equal(alone[0], together[i])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", DOT_DTYPES)
+def test_prefill_attention(dtype: torch.dtype, int8: bool, shape: tuple[int, int, int]) -> None:
+    heads, _, head_dim = shape
+    pool, table = filled_pool(shape, dtype, int8, rows=4, max_len=200)
+    starts, lengths = [0, 30, 0, 199], [70, 64, 3, 1]
+    offsets = [sum(lengths[:i]) for i in range(4)]
+    spans = [ints(x) for x in ([2, 0, 3, 1], starts, lengths, offsets)]
+    blocks = ints([*prefill_blocks(lengths), (-1, 0), (-1, 0)])
+    q = randn(sum(lengths) + 2, heads, head_dim, dtype=dtype, seed=5)
+    out = prefill_attention(q, *pool.tensors, table, *spans, blocks)
+    close(out, prefill_attention_reference(q, *pool.tensors, table, *spans, blocks), 4)
+    assert (out[-2:] == 0).all()

@@ -1,0 +1,24 @@
+"""Launch configurations measured by scripts/tune_kernels.py: one JSON file for each GPU, named after it."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import torch
+
+_FOLDER = Path(__file__).parent
+
+
+def path_of(device: torch.device) -> Path:
+    """The file of the GPU (of "cpu" for the interpreter), whether it exists or not."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return _FOLDER / f"{name.replace(' ', '_').replace('/', '_')}.json"
+
+
+@cache
+def measured(device: torch.device, kernel: str) -> list[dict[str, int | str]]:
+    """The entries of a kernel; none for a GPU that was never measured."""
+    path = path_of(device)
+    return json.loads(path.read_text()).get(kernel, []) if path.exists() else []
