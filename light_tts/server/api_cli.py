@@ -39,6 +39,7 @@ NEEDS_CUDA = (
 ALIASES = {
     "data_type": {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"},
     "mode": {"ppl_int8kv": "triton_int8kv"},
+    "mps": {True: "on", False: "off"},  # what YAML makes of on and off
 }
 BOOLEANS = {
     "true": True,
@@ -177,7 +178,7 @@ def _convert(name: str, value: Any, shown_as: str = "") -> Any:
                     f"{shown_as} {word}: unknown; the names are {', '.join((*names, *aliases))}"
                 )
         return tuple(dict.fromkeys(aliases.get(word, word) for word in words))
-    if isinstance(value, str):
+    if isinstance(value, str | bool):
         value = aliases.get(value, value)
     try:
         return msgspec.convert(value, type=_HINTS[name], strict=False)

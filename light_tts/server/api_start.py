@@ -22,7 +22,7 @@ from gunicorn import glogging
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-from light_tts.server import janitor
+from light_tts.server import janitor, mps
 from light_tts.server.api_cli import Parsed
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
@@ -125,6 +125,7 @@ class Front:
                 self._supervisor.kill()
                 process.wait_ended(self._pidfd, 1.0)
             process.kill_all(self.run_dir.processes())
+        mps.stop(self.run_dir)
         self.run_dir.remove()
 
     # -- gunicorn's hooks (gunicorn_options)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from light_tts.server import mps
 from light_tts.server.core.rundir import PREFIX, SHARED_MEMORY, RunDir
 from light_tts.utils import process
 
@@ -51,6 +52,7 @@ def clean(run_dir: RunDir, front: int) -> None:
         if not left:
             break
         process.kill_all(left)
+    mps.stop(run_dir)
     run_dir.remove()
 
 
@@ -59,6 +61,7 @@ def sweep(zmq_mode: str) -> list[str]:
     removed = []
     for run_dir in _run_dirs(zmq_mode):
         if not run_dir.processes() and not _maybe_starting(run_dir):
+            mps.stop(run_dir)
             run_dir.remove()
             removed.append(run_dir.root.name)
     return removed

@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from light_tts.server import mps
 from light_tts.server.core import messages, settings
 from light_tts.server.core.channel import AsyncInbox, Outbox
 from light_tts.server.core.counters import ActiveRequests
@@ -67,7 +68,7 @@ class Supervisor:
             if self.config.health_monitor:
                 self._spawn(self._monitor_health())
             await self.stop.wait()
-        except StartFailed as error:
+        except (StartFailed, mps.MpsError) as error:
             self.control.send("failed", reason=str(error))
             code = 1
             await self._front_has_heard()
@@ -108,8 +109,13 @@ class Supervisor:
             "llm": len(load_styles(self.config.model_dir)),
             "decode": self.config.decode_process_num,
         }
-        self.fleet = Fleet(self.run_dir, sizes, self.outbox, self._tell_all, self._log_line)
         started = time.monotonic()
+        sharing = await asyncio.to_thread(mps.prepare, self.config, self.run_dir)
+        if self.stop.is_set():
+            return
+        self.fleet = Fleet(
+            self.run_dir, sizes, self.outbox, self._tell_all, self._log_line, sharing.environment
+        )
         starting = asyncio.ensure_future(self.fleet.start())
         stopping = asyncio.ensure_future(self.stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -118,6 +124,8 @@ class Supervisor:
             starting.cancel()
             return
         await starting
+        gpu_pids = self.fleet.pids("llm", "decode")
+        await asyncio.to_thread(mps.check_attached, self.config, sharing, gpu_pids)
         log.info("all stages are up (%.1f s)", time.monotonic() - started)
 
     # -- what arrives
@@ -227,6 +235,7 @@ class Supervisor:
         process.kill_all(pid for pid in self.run_dir.processes() if pid != self.front)
         if self.janitor is not None:
             self.janitor.wait()
+        mps.stop(self.run_dir)
         log.info("stopped")
         if self.writer is not None:
             self.writer.close()

@@ -58,6 +58,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     decode_process_num: Annotated[Count, Meta(description="decode processes (GPU = index % GPUs)")] = 1
     decode_paral_num: Annotated[Count, Meta(description="batches in flight in a decode process")] = 1
     decode_max_batch_size: Annotated[Count, Meta(description="requests in one decode batch")] = 1
+    mps: Annotated[
+        Literal["auto", "on", "off"],
+        Meta(
+            description="CUDA MPS lets processes use a GPU at the same time: auto (where it works), on (or "
+            "the start fails), off"
+        ),
+    ] = "auto"
     cache_capacity: Annotated[
         Count, Meta(description="prompts whose features are kept, per encode process")
     ] = 200

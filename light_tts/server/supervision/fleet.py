@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,8 @@ class _Stage:
 
 
 class Fleet:
-    """`sizes`: processes of each stage. `tell_all` sends a message to every stage and HTTP worker."""
+    """`sizes`: processes of each stage. `tell_all` sends a message to every stage and HTTP worker.
+    `environment`: what the stages get in addition to ours."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Fleet:
         outbox: Outbox,
         tell_all: Callable[[messages.Message], None],
         log_line: Callable[[str], None],
+        environment: Mapping[str, str],
     ) -> None:
         self._run_dir = run_dir
         self._outbox = outbox
@@ -66,6 +68,7 @@ class Fleet:
         self._environment = {
             **os.environ,
             **threads.environment(len(self._stages), os.environ),
+            **environment,
             "PYTHONUNBUFFERED": "1",
         }
         self._stopping = False
@@ -76,6 +79,11 @@ class Fleet:
 
     def addresses(self) -> list[str]:
         return [stage.info.address for stage in self._stages.values() if stage.info.state != "failed"]
+
+    def pids(self, *names: str) -> list[int]:
+        """Processes of these stages that run now."""
+        stages = self._stages.values()
+        return [s.process.pid for s in stages if s.info.stage in names and s.process is not None]
 
     async def start(self) -> None:
         """Start all stages at once and wait until each is ready. Raises StartFailed."""
