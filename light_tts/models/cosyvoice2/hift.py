@@ -2,6 +2,9 @@
 
 Takes padded batches: what lies beyond an item's length is kept at zero before every convolution, which is
 the padding that the item would have alone, so an item's samples do not depend on its neighbours.
+
+Lengths are numbers on the host, or a tensor on the model's device: then nothing is read back from there, as
+a CUDA graph demands.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from light_tts.models.cosyvoice2.weights import load_into, load_state_dict
 
 FILE_NAME = "hift.pt"
 MAX_MAGNITUDE = 100.0
+
+Lengths = Sequence[int] | Tensor  # (batch,)
 
 
 class Snake(nn.Module):
@@ -127,7 +132,7 @@ class Hift(nn.Module):
     def inference(
         self,
         mel: Tensor,
-        lengths: Sequence[int],
+        lengths: Lengths,
         cache_source: Sequence[Tensor | None] | None = None,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -141,14 +146,15 @@ class Hift(nn.Module):
                 source[row, : len(cached)] = cached
         return self.decode(mel, source, lengths), source
 
-    def f0(self, mel: Tensor, lengths: Sequence[int]) -> Tensor:
+    def f0(self, mel: Tensor, lengths: Lengths) -> Tensor:
         """mel: (batch, mel channels, frames) -> pitch in Hz (batch, frames)."""
         mask = _mask(lengths, mel)
         return self.f0_predictor(_masked(mel, mask), mask)
 
-    def decode(self, mel: Tensor, source: Tensor, lengths: Sequence[int]) -> Tensor:
+    def decode(self, mel: Tensor, source: Tensor, lengths: Lengths) -> Tensor:
         """mel: (batch, mel channels, frames), source: (batch, samples) -> wave (batch, samples), zero where
         padded."""
+        lengths = torch.as_tensor(lengths)
         spectrum = self.source_spectrum(source, lengths)
         mask = _mask(lengths, mel)
         x = _masked(self.conv_pre(_masked(mel, mask)), mask)
@@ -158,7 +164,7 @@ class Hift(nn.Module):
             rate *= self.config.upsample_rates[level]
             if level == last:
                 x = F.pad(x, (1, 0), mode="reflect")  # the spectrum has one frame more: both ends are centres
-            mask = _mask([length * rate + (level == last) for length in lengths], x)
+            mask = _mask(lengths * rate + int(level == last), x)
             x = _masked(x, mask)
             excitation = _masked(self.source_downs[level](spectrum), mask)
             x = x + self.source_resblocks[level](excitation, mask)
@@ -167,14 +173,14 @@ class Hift(nn.Module):
             x = sum(block(x, mask) for block in blocks) / branches
         x = self.conv_post(F.leaky_relu(x))
         bins = self.n_fft // 2 + 1
-        frames = [length * rate + 1 for length in lengths]
-        wave = self.istft(torch.exp(x[:, :bins]), torch.sin(x[:, bins:]), frames)
+        wave = self.istft(torch.exp(x[:, :bins]), torch.sin(x[:, bins:]), lengths * rate + 1)
         return wave.clamp(-self.config.audio_limit, self.config.audio_limit)
 
-    def source_spectrum(self, source: Tensor, lengths: Sequence[int]) -> Tensor:
+    def source_spectrum(self, source: Tensor, lengths: Lengths) -> Tensor:
         """source: (batch, samples) -> real and imaginary parts (batch, 2 * bins, spectrum frames), zero where
         padded. Centred frames; each item is mirrored at its own end."""
-        samples = torch.tensor(lengths, device=source.device)[:, None] * self.samples_per_frame
+        lengths = torch.as_tensor(lengths)
+        samples = lengths.to(source.device)[:, None] * self.samples_per_frame
         half = self.n_fft // 2
         index = torch.arange(-half, source.shape[1] + half, device=source.device).abs()
         index = torch.where(index < samples, index, 2 * (samples - 1) - index).clamp(min=0)
@@ -182,13 +188,13 @@ class Hift(nn.Module):
         spectrum = torch.stft(
             source.gather(1, index), self.n_fft, self.hop, window=window, center=False, return_complex=True
         )
-        frames = [length * self.spectrum_frames + 1 for length in lengths]
         spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
-        return _masked(spectrum, _mask(frames, spectrum))
+        return _masked(spectrum, _mask(lengths * self.spectrum_frames + 1, spectrum))
 
-    def istft(self, magnitude: Tensor, phase: Tensor, frames: Sequence[int]) -> Tensor:
+    def istft(self, magnitude: Tensor, phase: Tensor, frames: Lengths) -> Tensor:
         """magnitude, phase: (batch, bins, spectrum frames); frames: of each item -> wave (batch, samples),
         zero where padded: the overlap-add of windowed frames over that of the squared window."""
+        frames = torch.as_tensor(frames)
         window = torch.hann_window(self.n_fft, device=magnitude.device)[:, None]
         spectrum = torch.polar(magnitude.clamp(max=MAX_MAGNITUDE), phase)
         pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * window
@@ -203,16 +209,17 @@ class Hift(nn.Module):
             return total.flatten(1)[:, self.n_fft // 2 : self.n_fft // 2 + samples]
 
         wave = overlap_add(pieces) / overlap_add(weights).clamp(min=1e-11)
-        inside = _mask([(count - 1) * self.hop for count in frames], wave)
+        inside = _mask((frames - 1) * self.hop, wave)
         return wave if inside is None else wave * inside.squeeze(1)
 
 
-def _mask(lengths: Sequence[int], x: Tensor) -> Tensor | None:
+def _mask(lengths: Lengths, x: Tensor) -> Tensor | None:
     """1 within each item's length: (batch, 1, frames); None where nothing of x (batch, ..., frames) is
-    padded."""
-    if min(lengths) >= x.shape[-1]:
+    padded, so far as the host knows."""
+    lengths = torch.as_tensor(lengths)
+    if lengths.device.type == "cpu" and int(lengths.min()) >= x.shape[-1]:
         return None
-    inside = torch.arange(x.shape[-1], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
+    inside = torch.arange(x.shape[-1], device=x.device) < lengths.to(x.device)[:, None]
     return inside.unsqueeze(1).to(x.dtype)
 
 
