@@ -1,200 +1,34 @@
 """Load generator: sends requests to a running server and prints how fast the answers came.
 
-    python test/benchmark.py --concurrency 8 --number 64 --stream True
+    python test/benchmark.py --concurrency 8 --number 64 --stream True     8 clients, 64 requests
+    python test/benchmark.py --sweep 1,8,16,32,64 --stream True            one line for each number of clients
+    python test/benchmark.py --rate 5 --duration 60 --stream True          Poisson arrivals, 5 a second
+    python test/benchmark.py --find_rate --duration 30 --stream True       the highest rate it keeps up with
 
-Each of `--concurrency` clients sends its next request as soon as its last one is answered, until `--number`
-requests are done. Exit code 0: every answer was complete; 1: some were not (they are counted by kind).
+Closed loop (`--concurrency`, `--sweep`): each client sends its next request when its last one is answered.
+Open loop (`--rate`, `--find_rate`): requests are sent at random times, whatever the answers do.
+Exit code 0: every answer was complete (`--find_rate`: a rate was found); 1: some were not (they are counted
+by kind); 2: a file or an argument is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import sys
-import time
-from collections import Counter
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
+from bench import figures
+from bench.client import open_session
+from bench.plot import draw
+from bench.runs import Benchmark
+from bench.workload import GOLDEN, PRESETS, TEXTS, Workload, read_texts, recording
 
-GOLDEN = Path(__file__).parent / "golden" / "cosyvoice2"
-TEXTS = (
-    "The morning train was late again, and nobody seemed to mind.",
-    "Please leave the keys with the neighbour before you go.",
-    "Rain is expected in the north, with some sun towards the evening.",
-    "She opened the letter slowly and read it twice.",
-)
-BYTES_PER_SAMPLE = 2  # 16-bit mono PCM
-
-
-# ---------------------------------------------------------------- what is sent
-
-
-@dataclass(frozen=True)
-class Workload:
-    """The requests of one run; request i speaks text i (round and round) with seed `seed + i`."""
-
-    texts: tuple[str, ...]
-    fields: dict[str, Any]
-    prompt_wav: bytes | None
-    seed: int
-    as_json: bool
-
-    def body(self, index: int) -> dict[str, Any]:
-        """Keyword arguments of the HTTP call for request `index`."""
-        text = self.texts[index % len(self.texts)]
-        fields = {**self.fields, "tts_text": text, "seed": self.seed + index}
-        if self.as_json:
-            if self.prompt_wav is not None:
-                fields["prompt_wav"] = base64.b64encode(self.prompt_wav).decode()
-            return {"json": fields}
-        form = {name: str(value) for name, value in fields.items()}
-        if self.prompt_wav is None:
-            return {"data": form}
-        return {"data": form, "files": {"prompt_wav": ("prompt.wav", self.prompt_wav, "audio/wav")}}
-
-
-# ---------------------------------------------------------------- what came back
-
-
-@dataclass
-class Outcome:
-    """One request as its client saw it. Times are in seconds from the moment it was sent; `error` is the kind
-    of failure, empty where the answer was complete."""
-
-    latency: float = 0.0
-    first_audio: float = 0.0
-    audio: float = 0.0
-    error: str = ""
-
-
-async def speak(client: httpx.AsyncClient, body: dict[str, Any]) -> Outcome:
-    """Send one request and take its whole answer."""
-    outcome = Outcome()
-    received = 0
-    start = time.perf_counter()
-    try:
-        async with client.stream("POST", "/inference_zero_shot", **body) as response:
-            if response.status_code != 200:
-                outcome.error = f"HTTP {response.status_code}"
-                return outcome
-            sample_rate = int(response.headers["x-sample-rate"])
-            async for piece in response.aiter_raw():
-                if not received:
-                    outcome.first_audio = time.perf_counter() - start
-                received += len(piece)
-        outcome.audio = received / BYTES_PER_SAMPLE / sample_rate
-        if not received:
-            outcome.error = "no audio"
-    except httpx.TimeoutException:
-        outcome.error = "timeout"
-    except httpx.RemoteProtocolError:
-        outcome.error = "incomplete answer"
-    except httpx.TransportError as error:
-        outcome.error = type(error).__name__
-    finally:
-        outcome.latency = time.perf_counter() - start
-    return outcome
-
-
-# ---------------------------------------------------------------- when it is sent
-
-
-async def closed_loop(
-    client: httpx.AsyncClient, workload: Workload, number: int, concurrency: int, progress: Progress
-) -> list[Outcome]:
-    """`concurrency` clients, each with one request under way at any time."""
-    indices = iter(range(number))
-    outcomes: list[Outcome] = []
-
-    async def one_client() -> None:
-        for index in indices:
-            outcomes.append(await speak(client, workload.body(index)))
-            progress.show(outcomes)
-
-    await asyncio.gather(*(one_client() for _ in range(min(concurrency, number))))
-    return outcomes
-
-
-@dataclass
-class Progress:
-    """One line on stderr, rewritten at most five times a second."""
-
-    number: int
-    start: float = field(default_factory=time.perf_counter)
-    shown: float = 0.0
-
-    def show(self, outcomes: list[Outcome]) -> None:
-        now = time.perf_counter()
-        finished = len(outcomes) == self.number
-        if now - self.shown < 0.2 and not finished:
-            return
-        self.shown = now
-        errors = sum(bool(outcome.error) for outcome in outcomes)
-        line = f"\r{len(outcomes)}/{self.number} done, {errors} failed, {now - self.start:.0f} s"
-        print(line, end="\n" if finished else "", file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------- what it means
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Average, quantiles and extremes; empty where there is nothing."""
-    if not values:
-        return {}
-    p50, p90, p99 = np.percentile(values, (50, 90, 99))
-    found = {
-        "avg": np.mean(values),
-        "p50": p50,
-        "p90": p90,
-        "p99": p99,
-        "min": min(values),
-        "max": max(values),
-    }
-    return {name: float(value) for name, value in found.items()}
-
-
-def summarize(outcomes: list[Outcome], wall: float) -> dict[str, Any]:
-    """Figures of a run that took `wall` seconds. Times in seconds; `rtf` is a request's latency divided by
-    the length of its audio (below 1: faster than the audio plays). Failed requests count as errors only."""
-    good = [outcome for outcome in outcomes if not outcome.error]
-    return {
-        "requests": len(outcomes),
-        "succeeded": len(good),
-        "errors": dict(Counter(outcome.error for outcome in outcomes if outcome.error)),
-        "wall_seconds": wall,
-        "requests_per_second": len(good) / wall,
-        "audio_seconds": sum(outcome.audio for outcome in good),
-        "audio_seconds_per_second": sum(outcome.audio for outcome in good) / wall,
-        "latency": spread([outcome.latency for outcome in good]),
-        "first_audio": spread([outcome.first_audio for outcome in good]),
-        "rtf": spread([outcome.latency / outcome.audio for outcome in good]),
-    }
-
-
-def table(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    columns = ("avg", "p50", "p90", "p99", "min", "max")
-    lines = [" " * 20 + "".join(f"{name.upper() if name[0] == 'p' else name:>9}" for name in columns)]
-    for key, title in (("latency", "latency, s"), ("first_audio", "first audio, s"), ("rtf", "RTF")):
-        figures = "".join(f"{summary[key][name]:9.3f}" for name in columns) if summary[key] else "        -"
-        lines.append(f"{title:<20}{figures}")
-    lines.append(f"{'requests':<20}{summary['succeeded']} of {summary['requests']} complete")
-    lines.append(f"{'time':<20}{summary['wall_seconds']:.2f} s")
-    lines.append(f"{'throughput':<20}{summary['requests_per_second']:.2f} requests/s")
-    audio, rate = summary["audio_seconds"], summary["audio_seconds_per_second"]
-    lines.append(f"{'audio':<20}{audio:.2f} s made, {rate:.2f} s/s")
-    for kind, count in sorted(summary["errors"].items()):
-        lines.append(f"{'error':<20}{kind}: {count}")
-    return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- command line
+NUMBER = 10
+LEAD_IN = 0.2  # of --duration, with --find_rate
 
 
 def parse_bool(text: str) -> bool:
@@ -209,40 +43,90 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_counts(text: str) -> list[int]:
+    return [parse_count(part.strip()) for part in text.split(",")]
+
+
+def parse_positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Send requests to a running server and print latencies and throughput.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8080", help="the server")
+    add("--timeout", type=parse_positive, default=300.0, help="seconds without a byte: the request failed")
+
+    add = parser.add_argument_group("load").add_argument
     add("--concurrency", type=parse_count, default=1, help="clients, each with one request under way")
-    add("--number", type=parse_count, default=10, help="requests in all")
+    add("--sweep", type=parse_counts, metavar="C,C,...", help="one run for each of these numbers of clients")
+    add("--rate", type=parse_positive, help="requests a second at random (Poisson) times, instead of clients")
+    add("--find_rate", action="store_true", help="search the highest rate (first try: --rate, or 1)")
+    add("--slo_first_audio", type=parse_positive, default=0.4, help="of --find_rate: P95 of first audio, s")
+    add("--precision", type=parse_positive, default=0.1, help="of --find_rate: fraction of the rate")
+    add("--number", type=parse_count, help=f"requests in all (without --duration: {NUMBER})")
+    add("--duration", type=parse_positive, help="seconds during which requests are sent, instead of --number")
+    add("--warmup", type=int, default=0, help="requests before the first run, not counted")
+    add("--lead_in", type=float, help="open loop: seconds of load before those that count")
+    add("--arrival_seed", type=int, default=0, help="of the random times")
+
+    add = parser.add_argument_group("requests").add_argument
+    add("--preset", choices=tuple(PRESETS), help="texts, prompt and length of known figures")
     add("--stream", type=parse_bool, default=False, help="ask for audio while it is made")
     add("--body", choices=("form", "json"), default="form", help="multipart form or JSON")
     add("--text_file", type=Path, help="texts to speak, one a line (default: four short sentences)")
     add("--prompt_wav", type=Path, default=GOLDEN / "prompt.wav", help="recording of the voice")
+    add("--prompt_seconds", type=parse_positive, help="cut or repeat the recording to this length")
     add("--prompt_text", help="what is said in it (default: the text file beside the recording)")
     add("--spk_id", help="a voice that the server knows, instead of a recording")
     add("--tts_model_name", default="default", help="style")
-    add(
-        "--new_tokens",
-        type=parse_count,
-        help="make every part exactly so many speech tokens long (25 a second)",
-    )
+    add("--new_tokens", type=parse_count, help="make every part so many speech tokens long (25 a second)")
     add("--seed", type=int, default=0, help="seed of the first request; each next one has the next seed")
-    add("--timeout", type=float, default=300.0, help="seconds without a byte after which a request failed")
-    add("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
-    return parser.parse_args()
+
+    add = parser.add_argument_group("results").add_argument
+    add("--csv", type=Path, metavar="FILE", help="add a line for each run to this file")
+    add("--json", type=Path, metavar="FILE", help="write the figures to this file")
+    add("--records", action="store_true", help="with every request and the time of every piece in --json")
+    add("--plot", type=Path, metavar="FILE", help="draw the runs (needs matplotlib)")
+    parser.set_defaults(texts=TEXTS)
+    return parser
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.preset:
+        parser.set_defaults(**PRESETS[args.preset])
+        args = parser.parse_args(argv)
+    if args.sweep and (args.rate or args.find_rate):
+        parser.error("--sweep is closed loop, --rate and --find_rate are open loop")
+    if args.find_rate and not args.duration:
+        parser.error("--find_rate needs --duration")
+    if args.number and args.duration and not args.sweep:
+        parser.error("--number and --duration: one of them")
+    if args.lead_in and not args.duration:
+        parser.error("--lead_in needs --duration")
+    if args.plot and not find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
+    if not args.number and not args.duration:
+        args.number = NUMBER
+    if args.lead_in is None:
+        args.lead_in = LEAD_IN * args.duration if args.find_rate else 0.0
+    return args
 
 
 def make_workload(args: argparse.Namespace) -> Workload:
     """Read the files that the arguments name. Raises OSError or ValueError naming the file."""
-    texts = TEXTS
-    if args.text_file:
-        texts = tuple(line.strip() for line in args.text_file.read_text("utf-8").splitlines() if line.strip())
-        if not texts:
-            raise ValueError(f"{args.text_file}: no text in it")
+    texts = read_texts(args.text_file) if args.text_file else args.texts
     fields: dict[str, Any] = {"stream": args.stream, "tts_model_name": args.tts_model_name}
     if args.new_tokens:
         fields |= {"min_new_tokens": args.new_tokens, "max_new_tokens": args.new_tokens}
@@ -251,30 +135,49 @@ def make_workload(args: argparse.Namespace) -> Workload:
     fields["prompt_text"] = args.prompt_text
     if args.prompt_text is None:
         fields["prompt_text"] = args.prompt_wav.with_suffix(".txt").read_text("utf-8").strip()
-    return Workload(texts, fields, args.prompt_wav.read_bytes(), args.seed, args.body == "json")
+    voice = recording(args.prompt_wav, args.prompt_seconds)
+    return Workload(texts, fields, voice, args.seed, args.body == "json")
 
 
-async def run(args: argparse.Namespace, workload: Workload) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=args.concurrency)
-    async with httpx.AsyncClient(base_url=args.url, timeout=args.timeout, limits=limits) as client:
-        start = time.perf_counter()
-        outcomes = await closed_loop(client, workload, args.number, args.concurrency, Progress(args.number))
-        return summarize(outcomes, time.perf_counter() - start)
+async def run(args: argparse.Namespace, workload: Workload) -> Benchmark:
+    """Make the runs that the arguments ask for."""
+    async with open_session(args.url, args.timeout) as session:
+        benchmark = Benchmark(args, workload, session)
+        if args.warmup:
+            await benchmark.warm_up()
+        if args.sweep:
+            await benchmark.sweep()
+        elif args.find_rate:
+            await benchmark.find_rate()
+        else:
+            await benchmark.single()
+        return benchmark
 
 
-def main() -> int:
-    args = parse_args()
+def report(args: argparse.Namespace, benchmark: Benchmark) -> dict[str, Any]:
+    """What --json writes: the settings with the figures of the run, or with those of each run."""
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    if not (args.sweep or args.find_rate):
+        return {"settings": settings, **benchmark.points[0]}
+    found = {"settings": settings, "points": benchmark.points}
+    return found | {"highest_rate": benchmark.highest_rate} if args.find_rate else found
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     try:
         workload = make_workload(args)
     except (OSError, ValueError) as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    summary = asyncio.run(run(args, workload))
-    print(table(summary))
+    benchmark = asyncio.run(run(args, workload))
     if args.json:
-        settings = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps({"settings": settings, **summary}, indent=2, default=str) + "\n")
-    return 1 if summary["errors"] else 0
+        args.json.write_text(json.dumps(report(args, benchmark), indent=2, default=str) + "\n")
+    if args.plot:
+        draw([figures.flat(point) for point in benchmark.points], args.plot)
+    if args.find_rate:
+        return 0 if benchmark.highest_rate else 1
+    return 1 if any(point["failed"] for point in benchmark.points) else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Parts of the load generator `test/benchmark.py`."""
