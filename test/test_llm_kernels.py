@@ -1,14 +1,21 @@
 """Every kernel of the language model against its PyTorch reference, on the GPU where there is one, else in
 Triton's interpreter (see conftest.py)."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
+import triton.language as tl
+
+from light_tts.common import random
 from light_tts.common.kv_pool import quantize
 from light_tts.kernels import arrival
 from light_tts.kernels.activation import silu_mul, silu_mul_reference
@@ -19,7 +26,10 @@ from light_tts.kernels.decode_attention import (
 )
 from light_tts.kernels.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
 from light_tts.kernels.prefill_attention import prefill_attention, prefill_attention_reference, prefill_blocks
+from light_tts.kernels.random import gumbel
 from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
+from light_tts.kernels.row_state import RowState, advance, advance_reference
+from light_tts.kernels.sampling import sample, sample_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -170,3 +180,100 @@ def test_prefill_attention(dtype: torch.dtype, int8: bool, shape: tuple[int, int
     out = prefill_attention(q, *pool.tensors, table, *spans, blocks)
     close(out, prefill_attention_reference(q, *pool.tensors, table, *spans, blocks), 4)
     assert (out[-2:] == 0).all()
+
+
+@pytest.mark.parametrize("batch", [3, 130])
+def test_advance(batch: int) -> None:
+    states = [RowState.empty(200, 10, DEVICE) for _ in range(2)]
+    for state in states:
+        state.next_id.copy_(torch.arange(200) * 3)
+        state.position.copy_(torch.arange(200) % 7)
+    table = ints(torch.arange(200 * 9).reshape(200, 9))
+    rows = ints(torch.randperm(200, generator=torch.Generator().manual_seed(0))[:batch])
+    rows[1] = -1
+    for _ in range(2):
+        outputs = advance(states[0], table, rows), advance_reference(states[1], table, rows)
+        for a, b in zip(*outputs, strict=True):
+            assert torch.equal(a, b)
+        assert torch.equal(states[0].position, states[1].position)
+
+
+def test_gumbel() -> None:
+    """The same bits; the logarithms of two libraries may differ by one step of float32."""
+    n = 256
+    generator = torch.Generator().manual_seed(0)
+    counters = torch.randint(-(2**62), 2**62, (n,), generator=generator).to(DEVICE)
+    for seed, stream in ((0, 0), (-5, 2 << 32), (2**62 + 1, (3 << 32) + 7), (2**40, 2**63 - 1)):
+        seed, stream = (torch.tensor([x], device=DEVICE) for x in (seed, stream))
+        out = torch.empty(n, device=DEVICE)
+        gumbel_kernel[(1,)](seed, stream, counters, out, N=n)
+        torch.testing.assert_close(out, random.gumbel(seed, stream, counters), rtol=2e-7, atol=2e-7)
+
+
+@triton.jit
+def gumbel_kernel(seed, stream, counters, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(out + i, gumbel(tl.load(seed), tl.load(stream), tl.load(counters + i)))
+
+
+def filled_state(rows: int, likely: Tensor) -> RowState:
+    """Requests in the middle of their parts. likely: (rows, n) ids to have come up lately"""
+    generator = torch.Generator().manual_seed(1)
+    state = RowState.empty(rows, 10, DEVICE)
+    state.seed.copy_(torch.randint(-(2**62), 2**62, (rows,), generator=generator))
+    state.part.copy_(torch.arange(rows) % 3)
+    state.step.copy_(torch.arange(rows) * 50)
+    state.min_outputs.copy_(torch.tensor([0, 10**6] * rows)[:rows])
+    state.banned.copy_(torch.randint(0, 2, (rows, 3), generator=generator))
+    for row in range(rows):
+        state.history[row, 10 - row % 11 :] = likely[row, : row % 11].to(DEVICE)
+    return state
+
+
+SAMPLING = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize("vocabulary,rows,spread", [(200, 24, 3), (732, 6, 0.3), (6564, 8, 3)])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_sample(dtype: torch.dtype, vocabulary: int, rows: int, spread: float, greedy: bool) -> None:
+    """Token for token; half precision logits have many ties."""
+    logits = (spread * randn(rows, vocabulary)).to(dtype)
+    logits[:, -3:] += 2 * spread
+    likely = logits.topk(10).indices
+    states = [filled_state(rows, likely) for _ in range(2)]
+    batch = ints(torch.arange(rows).flip(0))
+    batch[3] = -1
+    outs = [ints([7] * rows) for _ in range(2)]
+    for _ in range(2):
+        for function, state, out in zip((sample, sample_reference), states, outs, strict=True):
+            function(logits, state, batch, out, 1000, vocabulary - 3, **SAMPLING, greedy=greedy)
+        assert torch.equal(*outs)
+        for field in dataclasses.fields(RowState):
+            assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
+    assert outs[0][3] == -1
+
+
+def test_sample_draws_again_what_repeats() -> None:
+    logits = torch.full((1, 200), -4.0, device=DEVICE)
+    logits[0, 5] = 8
+    state = RowState.empty(1, 10, DEVICE)
+    out, row = ints([0]), ints([0])
+    drawn = []
+    for _ in range(12):
+        sample(logits, state, row, out, 1000, 197, **SAMPLING)
+        drawn.append(out.item())
+    assert drawn[0] == 5 and drawn[11] == 5
+    assert 5 not in drawn[1:11]
+    assert state.history[0].tolist() == drawn[2:]
+    assert state.next_id.item() == 1000 + drawn[-1] and state.step.item() == 12
+
+
+def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
+    for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
+        logits = torch.full((1, 200), value, device=DEVICE)
+        state = RowState.empty(1, 10, DEVICE)
+        out = ints([0])
+        for _ in range(2):
+            sample(logits, state, ints([0]), out, 1000, 197, **SAMPLING)
+            assert 0 <= out.item() < 200
