@@ -100,12 +100,18 @@ def slow_client(point: dict[str, Any]) -> str:
     return f"this client was up to {worst:.3f} s late (P99): part of the times above is its own"
 
 
+def load(point: dict[str, Any]) -> str:
+    """Rate or number of clients."""
+    return f"{point['rate']:.2f}/s" if point["mode"] == "open" else f"{point['concurrency']}"
+
+
 def table(point: dict[str, Any]) -> str:
     """One run for a person."""
     lines = [" " * 20 + "".join(f"{name.upper() if name[0] == 'p' else name:>9}" for name in SPREAD)]
     for key, title in SPREADS.items():
         figures = "".join(f"{point[key][name]:9.3f}" for name in SPREAD) if point[key] else "        -"
         lines.append(f"{title:<20}{figures}")
+    lines.append(f"{'load':<20}{load(point)}")
     lines.append(f"{'requests':<20}{point['succeeded']} of {point['requests']} complete")
     lines.append(f"{'under way at once':<20}{point['most_under_way']} at most")
     lines.append(f"{'time':<20}{point['wall_seconds']:.2f} s")
@@ -147,7 +153,7 @@ def heading() -> str:
 def line(point: dict[str, Any]) -> str:
     """One run as a line of that table."""
     values = flat(point)
-    values["load"] = f"{point['rate']:.2f}/s" if point["mode"] == "open" else f"{point['concurrency']}"
+    values["load"] = load(point)
     cells = []
     for title, key, form in LINE:
         cell = format(values[key], form) if values.get(key) is not None else "-"
