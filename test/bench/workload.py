@@ -21,7 +21,7 @@ TEXTS = (
 )
 
 # Which tokenizer the server has cannot be known here. These are words so common that each is one token in the
-# small vocabulary of test/golden/cosyvoice2/checkpoint, and most likely in a large one; punctuation is one each.
+# small vocabulary of test/golden/cosyvoice2/checkpoint, and most likely in a large one too.
 TEXTS_OF_20_TOKENS = (
     "The day was long and bright, so we bought water for you and a train to the beach.",
     "We were on the quick train for ten minutes, and then you were out on the cold beach.",
