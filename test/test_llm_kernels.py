@@ -30,6 +30,15 @@ from light_tts.kernels.random import gumbel
 from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
 from light_tts.kernels.row_state import RowState, advance, advance_reference
 from light_tts.kernels.sampling import sample, sample_reference
+from light_tts.kernels.small_linear import (
+    LinearConfig,
+    linear_add_,
+    linear_add_reference_,
+    norm_gate_up_silu,
+    norm_gate_up_silu_reference,
+    norm_linear,
+    norm_linear_reference,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -277,3 +286,80 @@ def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
         for _ in range(2):
             sample(logits, state, ints([0]), out, 1000, 197, **SAMPLING)
             assert 0 <= out.item() < 200
+
+
+# Allowed error of a long sum, rounded to the dtype at its end.
+SUM_STEPS = {torch.float32: 64, torch.float16: 8, torch.bfloat16: 8}
+# rows, inputs, outputs: whole tiles, and none of them whole
+LINEAR_SIZES = [(1, 896, 96), (5, 64, 40), (17, 200, 33), (32, 128, 64)]
+
+
+def linear_inputs(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x with a row as large and one as small as they come, norm weight, weight"""
+    x = randn(rows, inputs, dtype=dtype)
+    x[0, 3] = 6e4
+    x[-1] *= 0.01
+    weight = randn(outputs, inputs, dtype=dtype, seed=2) * inputs**-0.5
+    return x, 4 * randn(inputs, dtype=dtype, seed=1), weight
+
+
+@pytest.mark.parametrize("rows,inputs,outputs", LINEAR_SIZES)
+@pytest.mark.parametrize("dtype", DOT_DTYPES)
+def test_norm_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    x, norm_weight, weight = linear_inputs(rows, inputs, outputs, dtype)
+    bias = randn(outputs, dtype=dtype, seed=3)
+    for b in (bias, None):
+        out = norm_linear(x, norm_weight, 1e-6, weight, b)
+        for row, expected in zip(out, norm_linear_reference(x, norm_weight, 1e-6, weight, b), strict=True):
+            close(row, expected, SUM_STEPS[dtype])
+
+
+@pytest.mark.parametrize("rows,inputs,outputs", LINEAR_SIZES)
+@pytest.mark.parametrize("dtype", DOT_DTYPES)
+def test_norm_gate_up_silu(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
+    x, norm_weight, weight = linear_inputs(rows, inputs, 2 * outputs, dtype)
+    out = norm_gate_up_silu(x, norm_weight, 1e-6, weight)
+    for row, expected in zip(out, norm_gate_up_silu_reference(x, norm_weight, 1e-6, weight), strict=True):
+        close(row, expected, SUM_STEPS[dtype])
+
+
+@pytest.mark.parametrize("splits", [1, 3, 4])
+@pytest.mark.parametrize("rows,inputs,outputs", LINEAR_SIZES)
+@pytest.mark.parametrize("dtype", DOT_DTYPES)
+def test_linear_add(dtype: torch.dtype, rows: int, inputs: int, outputs: int, splits: int) -> None:
+    y, residual = randn(rows, inputs, dtype=dtype), randn(rows, outputs, dtype=dtype, seed=1)
+    weight = randn(outputs, inputs, dtype=dtype, seed=2) * inputs**-0.5
+    expected = residual.clone()
+    linear_add_reference_(expected, y, weight)
+    linear_add_(residual, y, weight, LinearConfig(block_k=64, splits=splits))
+    close(residual, expected, SUM_STEPS[dtype])
+    assert (arrival.counters(y.device) == 0).all()
+
+
+def test_small_linear_refuses_many_rows() -> None:
+    with pytest.raises(ValueError, match="33 rows"):
+        linear_add_(randn(33, 16), randn(33, 16), randn(16, 16))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
+def test_split_reductions_repeat_exactly() -> None:
+    """Many programs at once arrive in any order; the result must not show it."""
+    pool, table = filled_pool(FULL, torch.float16, False, rows=32, max_len=1024)
+    q, rows = randn(32, 14, 64, dtype=torch.float16), ints(torch.arange(32))
+    lengths = ints(torch.arange(1, 33) * 32)
+    y, weight = randn(32, 4864, dtype=torch.float16), randn(896, 4864, dtype=torch.float16, seed=1) / 70
+    residual = randn(32, 896, dtype=torch.float16, seed=2)
+
+    def run() -> tuple[Tensor, Tensor]:
+        total = residual.clone()
+        linear_add_(total, y, weight)
+        return decode_attention(q, *pool.tensors, table, rows, lengths, 1024), total
+
+    first = run()
+    close(first[0], decode_attention_reference(q, *pool.tensors, table, rows, lengths, 1024), 4)
+    expected = residual.clone()
+    linear_add_reference_(expected, y, weight)
+    close(first[1], expected, 4)
+    for _ in range(200):
+        assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))

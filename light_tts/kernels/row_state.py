@@ -46,7 +46,7 @@ def advance_reference(state: RowState, table: Tensor, rows: Tensor) -> tuple[Ten
     return ids, positions, slots, positions + live.int()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _advance_kernel(
     next_id_ptr,
     position_ptr,

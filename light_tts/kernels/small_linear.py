@@ -1,0 +1,274 @@
+"""Linear layers for a few rows, fused with what surrounds them.
+
+With few rows a linear layer takes as long as reading its weight does, so the weight is read exactly once, by
+as many programs as keep all of the GPU's memory channels busy, and everything else of a transformer block's
+half (norm, bias, activation, residual) is done by the same kernel. All products are summed in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from light_tts.kernels import arrival, configs
+from light_tts.kernels.arrival import is_last
+from light_tts.kernels.norm import rms_norm_reference
+
+MAX_ROWS = 32
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """A program computes `block_out` outputs of all rows from a `splits`-th of the inputs, `block_k` inputs
+    at a time (`splits`: of `linear_add_` alone)."""
+
+    block_out: int = 16
+    block_k: int = 128
+    splits: int = 1
+    warps: int = 4
+    stages: int = 4
+
+
+@cache
+def linear_config(device: torch.device, kernel: str, outputs: int, inputs: int) -> LinearConfig:
+    """What was measured to be fastest for a weight (outputs, inputs) on this GPU."""
+    for entry in configs.measured(device, kernel):
+        if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
+            return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
+    tiles = triton.cdiv(outputs, LinearConfig.block_out)
+    splits = min(triton.cdiv(192, tiles), triton.cdiv(inputs, 512)) if kernel == "linear_add_" else 1
+    return LinearConfig(splits=splits)
+
+
+def norm_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    config: LinearConfig | None = None,
+) -> Tensor:
+    """rms_norm(x) @ weight.T + bias. x: (rows, inputs) of at most MAX_ROWS rows; norm_weight: (inputs,);
+    weight: (outputs, inputs); bias: (outputs,) or None -> (rows, outputs). Raises ValueError for more
+    rows."""
+    config = config or linear_config(x.device, "norm_linear", *weight.shape)
+    return _norm_linear(x, norm_weight, eps, weight, bias, weight.shape[0], False, config)
+
+
+def norm_linear_reference(
+    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    return F.linear(rms_norm_reference(x, norm_weight, eps), weight, bias)
+
+
+def norm_gate_up_silu(
+    x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor, config: LinearConfig | None = None
+) -> Tensor:
+    """silu(gate) * up, where both come from rms_norm(x). gate_up_weight: (2 * outputs, inputs), gate first;
+    otherwise as `norm_linear` -> (rows, outputs)"""
+    config = config or linear_config(x.device, "norm_gate_up_silu", *gate_up_weight.shape)
+    return _norm_linear(x, norm_weight, eps, gate_up_weight, None, gate_up_weight.shape[0] // 2, True, config)
+
+
+def norm_gate_up_silu_reference(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor) -> Tensor:
+    gate, up = norm_linear_reference(x, norm_weight, eps, gate_up_weight, None).float().chunk(2, dim=-1)
+    return (F.silu(gate) * up).to(x.dtype)
+
+
+def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfig | None = None) -> None:
+    """residual += y @ weight.T. residual: (rows, outputs); y: (rows, inputs) of at most MAX_ROWS rows;
+    weight: (outputs, inputs). Raises ValueError for more rows."""
+    (rows, inputs), outputs = y.shape, weight.shape[0]
+    config = config or linear_config(y.device, "linear_add_", outputs, inputs)
+    tiles = triton.cdiv(outputs, config.block_out)
+    row_block = _row_block(rows)
+    partial = y.new_empty(tiles * config.splits * row_block * config.block_out, dtype=torch.float32)
+    _linear_add_kernel[(tiles, config.splits)](
+        residual,
+        y,
+        weight,
+        partial,
+        arrival.counters(y.device),
+        rows,
+        OUTPUTS=outputs,
+        INPUTS=inputs,
+        ROWS=row_block,
+        BLOCK_OUT=config.block_out,
+        BLOCK_K=config.block_k,
+        SPLITS=config.splits,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+
+
+def linear_add_reference_(residual: Tensor, y: Tensor, weight: Tensor) -> None:
+    residual += F.linear(y, weight)
+
+
+def _row_block(rows: int) -> int:
+    if rows > MAX_ROWS:
+        raise ValueError(f"small_linear: {rows} rows, at most {MAX_ROWS}")
+    return 16 if rows <= 16 else 32
+
+
+def _norm_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: int,
+    gated: bool,
+    config: LinearConfig,
+) -> Tensor:
+    rows, inputs = x.shape
+    out = x.new_empty(rows, outputs)
+    _norm_linear_kernel[(triton.cdiv(outputs, config.block_out),)](
+        x,
+        norm_weight,
+        weight,
+        bias,
+        out,
+        rows,
+        eps,
+        OUTPUTS=outputs,
+        INPUTS=inputs,
+        ROWS=_row_block(rows),
+        BLOCK_OUT=config.block_out,
+        BLOCK_K=config.block_k,
+        BIAS=bias is not None,
+        GATED=gated,
+        num_warps=config.warps,
+        num_stages=config.stages,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _norm_linear_kernel(
+    x_ptr,
+    norm_weight_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    rows,
+    eps,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BIAS: tl.constexpr,
+    GATED: tl.constexpr,
+):
+    """One program a tile of outputs. The norm of a row is only known after its last input, so it scales the
+    sums."""
+    # The input before the norm times its weight may exceed the range of float16; a 64th of it does not.
+    RANGE: tl.constexpr = 64.0
+    row = tl.arange(0, ROWS)
+    row_exists = row < rows
+    o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    o_exists = o < OUTPUTS
+    i = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + row[:, None] * INPUTS + i[None, :]
+    weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
+    up_ptrs = weight_ptrs + OUTPUTS * INPUTS
+    dtype = x_ptr.dtype.element_ty
+
+    squares = tl.zeros([ROWS], tl.float32)
+    sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
+    up_sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
+    for start in range(0, INPUTS, BLOCK_K):
+        if INPUTS % BLOCK_K == 0:
+            x_mask = row_exists[:, None]
+            norm_weight = tl.load(norm_weight_ptr + start + i)
+            weight_mask = o_exists[None, :]
+        else:
+            inside = start + i < INPUTS
+            x_mask = row_exists[:, None] & inside[None, :]
+            norm_weight = tl.load(norm_weight_ptr + start + i, mask=inside, other=0.0)
+            weight_mask = o_exists[None, :] & inside[:, None]
+        weight = tl.load(weight_ptrs + start, mask=weight_mask, other=0.0)
+        x = tl.load(x_ptrs + start, mask=x_mask, other=0.0).to(tl.float32)
+        squares += tl.sum(x * x, 1)
+        x = (x * (norm_weight.to(tl.float32)[None, :] / RANGE)).to(dtype)
+        sums = tl.dot(x, weight, sums, input_precision="ieee")
+        if GATED:
+            up = tl.load(up_ptrs + start, mask=weight_mask, other=0.0)
+            up_sums = tl.dot(x, up, up_sums, input_precision="ieee")
+
+    scale = (RANGE * tl.rsqrt(squares / INPUTS + eps))[:, None]
+    out = sums * scale
+    if BIAS:
+        out += tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        out = out * tl.sigmoid(out) * (up_sums * scale)
+    out_ptrs = out_ptr + row[:, None] * OUTPUTS + o[None, :]
+    tl.store(out_ptrs, out.to(dtype), mask=row_exists[:, None] & o_exists[None, :])
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _linear_add_kernel(
+    residual_ptr,
+    y_ptr,
+    weight_ptr,
+    partial_ptr,
+    counters_ptr,
+    rows,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """One program a tile of outputs and a share of the inputs; the last one to arrive adds the shares, in
+    their order."""
+    SHARE: tl.constexpr = (INPUTS + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
+    tile = tl.program_id(0)
+    split = tl.program_id(1)
+    row = tl.arange(0, ROWS)
+    row_exists = row < rows
+    o = tile * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    o_exists = o < OUTPUTS
+    i = tl.arange(0, BLOCK_K)
+    y_ptrs = y_ptr + row[:, None] * INPUTS + i[None, :]
+    weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
+
+    sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
+    first = split * SHARE
+    for start in range(first, tl.minimum(first + SHARE, INPUTS), BLOCK_K):
+        if INPUTS % BLOCK_K == 0:
+            y_mask = row_exists[:, None]
+            weight_mask = o_exists[None, :]
+        else:
+            inside = start + i < INPUTS
+            y_mask = row_exists[:, None] & inside[None, :]
+            weight_mask = o_exists[None, :] & inside[:, None]
+        weight = tl.load(weight_ptrs + start, mask=weight_mask, other=0.0)
+        y = tl.load(y_ptrs + start, mask=y_mask, other=0.0)
+        sums = tl.dot(y, weight, sums, input_precision="ieee")
+
+    out_ptrs = residual_ptr + row[:, None] * OUTPUTS + o[None, :]
+    out_mask = row_exists[:, None] & o_exists[None, :]
+    if SPLITS == 1:
+        residual = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
+        tl.store(out_ptrs, (residual + sums).to(residual_ptr.dtype.element_ty), mask=out_mask)
+    else:
+        SIZE: tl.constexpr = ROWS * BLOCK_OUT
+        partial_ptrs = partial_ptr + tile * SPLITS * SIZE
+        partial_ptrs = partial_ptrs + row[:, None] * BLOCK_OUT + tl.arange(0, BLOCK_OUT)[None, :]
+        tl.store(partial_ptrs + split * SIZE, sums, mask=row_exists[:, None])
+        if is_last(counters_ptr + tile, SPLITS):
+            total = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
+            for s in tl.static_range(SPLITS):
+                total += tl.load(
+                    partial_ptrs + s * SIZE, mask=row_exists[:, None], other=0.0, cache_modifier=".cg"
+                )
+            tl.store(out_ptrs, total.to(residual_ptr.dtype.element_ty), mask=out_mask)
