@@ -49,9 +49,9 @@ def _norm_kernel(residual_ptr, x_ptr, weight_ptr, out_ptr, size, eps, ADD: tl.co
     x = tl.load(x_ptr + offset, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + offset, mask=inside, other=0.0).to(tl.float32)
-        x = x.to(dtype)
-        tl.store(residual_ptr + offset, x, mask=inside)
-        x = x.to(tl.float32)
+        x = x.to(dtype).to(tl.float32)
+        tl.debug_barrier()  # threads beyond a short row repeat the others' loads: all come before the store
+        tl.store(residual_ptr + offset, x.to(dtype), mask=inside)
     weight = tl.load(weight_ptr + i, mask=inside, other=0.0).to(tl.float32)
     normed = (x * tl.rsqrt(tl.sum(x * x, 0) / size + eps)).to(dtype).to(tl.float32)
     tl.store(out_ptr + offset, (normed * weight).to(dtype), mask=inside)

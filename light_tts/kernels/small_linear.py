@@ -177,36 +177,39 @@ def _norm_linear_kernel(
     o_exists = o < OUTPUTS
     i = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + row[:, None] * INPUTS + i[None, :]
+    # The norm weight once for each row, as an asynchronous copy needs more than one value a thread.
+    norm_weight_ptrs = norm_weight_ptr + row[:, None] * 0 + i[None, :]
     weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
     up_ptrs = weight_ptrs + OUTPUTS * INPUTS
     dtype = x_ptr.dtype.element_ty
 
-    squares = tl.zeros([ROWS], tl.float32)
+    if BIAS:
+        bias = tl.load(bias_ptr + o, mask=o_exists, other=0.0)
+    squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     up_sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     for start in range(0, INPUTS, BLOCK_K):
         if INPUTS % BLOCK_K == 0:
             x_mask = row_exists[:, None]
-            norm_weight = tl.load(norm_weight_ptr + start + i)
             weight_mask = o_exists[None, :]
         else:
             inside = start + i < INPUTS
             x_mask = row_exists[:, None] & inside[None, :]
-            norm_weight = tl.load(norm_weight_ptr + start + i, mask=inside, other=0.0)
             weight_mask = o_exists[None, :] & inside[:, None]
         weight = tl.load(weight_ptrs + start, mask=weight_mask, other=0.0)
         x = tl.load(x_ptrs + start, mask=x_mask, other=0.0).to(tl.float32)
-        squares += tl.sum(x * x, 1)
-        x = (x * (norm_weight.to(tl.float32)[None, :] / RANGE)).to(dtype)
+        norm_weight = tl.load(norm_weight_ptrs + start, mask=x_mask, other=0.0).to(tl.float32)
+        squares += x * x
+        x = (x * (norm_weight * (1 / RANGE))).to(dtype)
         sums = tl.dot(x, weight, sums, input_precision="ieee")
         if GATED:
             up = tl.load(up_ptrs + start, mask=weight_mask, other=0.0)
             up_sums = tl.dot(x, up, up_sums, input_precision="ieee")
 
-    scale = (RANGE * tl.rsqrt(squares / INPUTS + eps))[:, None]
+    scale = (RANGE * tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps))[:, None]
     out = sums * scale
     if BIAS:
-        out += tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)[None, :]
+        out += bias.to(tl.float32)[None, :]
     if GATED:
         out = out * tl.sigmoid(out) * (up_sums * scale)
     out_ptrs = out_ptr + row[:, None] * OUTPUTS + o[None, :]
@@ -241,6 +244,9 @@ def _linear_add_kernel(
     y_ptrs = y_ptr + row[:, None] * INPUTS + i[None, :]
     weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
 
+    out_ptrs = residual_ptr + row[:, None] * OUTPUTS + o[None, :]
+    out_mask = row_exists[:, None] & o_exists[None, :]
+    total = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     first = split * SHARE
     for start in range(first, tl.minimum(first + SHARE, INPUTS), BLOCK_K):
@@ -255,18 +261,14 @@ def _linear_add_kernel(
         y = tl.load(y_ptrs + start, mask=y_mask, other=0.0)
         sums = tl.dot(y, weight, sums, input_precision="ieee")
 
-    out_ptrs = residual_ptr + row[:, None] * OUTPUTS + o[None, :]
-    out_mask = row_exists[:, None] & o_exists[None, :]
     if SPLITS == 1:
-        residual = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
-        tl.store(out_ptrs, (residual + sums).to(residual_ptr.dtype.element_ty), mask=out_mask)
+        tl.store(out_ptrs, (total + sums).to(residual_ptr.dtype.element_ty), mask=out_mask)
     else:
         SIZE: tl.constexpr = ROWS * BLOCK_OUT
         partial_ptrs = partial_ptr + tile * SPLITS * SIZE
         partial_ptrs = partial_ptrs + row[:, None] * BLOCK_OUT + tl.arange(0, BLOCK_OUT)[None, :]
         tl.store(partial_ptrs + split * SIZE, sums, mask=row_exists[:, None])
         if is_last(counters_ptr + tile, SPLITS):
-            total = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
             for s in tl.static_range(SPLITS):
                 total += tl.load(
                     partial_ptrs + s * SIZE, mask=row_exists[:, None], other=0.0, cache_modifier=".cg"
