@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -34,14 +35,34 @@ class TorchEstimator:
         return self._module(x, masks, mu, t, spks, cond)
 
 
-def choose_estimator(module: Estimator, load_trt: bool, device: torch.device) -> EstimatorBackend:
-    """`load_trt`: prefer TensorRT; where it cannot serve, one log line says why."""
+def choose_estimator(
+    module: Estimator,
+    load_trt: bool,
+    device: torch.device,
+    model_dir: Path | None = None,
+    max_batch_size: int = 1,
+) -> EstimatorBackend:
+    """`load_trt`: prefer TensorRT, with an engine for `max_batch_size` requests at once that is kept in
+    `model_dir`; where it cannot serve, whatever the cause, one log line says why."""
     if load_trt:
-        if device.type != "cuda":
-            reason = "this process has no CUDA device"
-        elif importlib.util.find_spec("tensorrt") is None:
-            reason = "the package tensorrt is not installed"
-        else:
-            reason = "this version has no TensorRT engine"
+        reason = _missing(device)
+        if not reason:
+            try:
+                from light_tts.models.cosyvoice2 import estimator_trt
+
+                backend = estimator_trt.load(module, device, model_dir, max_batch_size)
+                log.info("load_trt: a TensorRT engine serves")
+                return backend
+            except Exception as error:  # TensorRT is an option: its failure must not end the start
+                log.debug("TensorRT cannot be used", exc_info=True)
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         log.warning("load_trt: %s; the built-in flow estimator serves", reason)
     return TorchEstimator(module)
+
+
+def _missing(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "this process has no CUDA device"
+    if importlib.util.find_spec("tensorrt") is None:
+        return "the package tensorrt is not installed"
+    return ""

@@ -66,7 +66,9 @@ def run(ctx: StageContext) -> None:
     device, dtype = choose_device(settings, ctx.index)
     config = load_config(model_dir)
     flow = Flow.from_checkpoint(model_dir, config, device, dtype)
-    flow.decoder.backend = choose_estimator(flow.decoder.estimator, settings.load_trt, device)
+    flow.decoder.backend = choose_estimator(
+        flow.decoder.estimator, settings.load_trt, device, model_dir, settings.decode_max_batch_size
+    )
     hift = Hift.from_checkpoint(model_dir, config, device)
     model = Token2Wav(flow, hift, config, full_last_chunk=settings.stream_hop == "grow")
     voices = Voices(device)
