@@ -324,16 +324,35 @@ def test_search_finds_the_limit_to_the_precision(limit: float):
         tried.append(rate)
         return rate <= limit
 
-    found = asyncio.run(find_highest(probe, 2.0, 0.1))
+    found = asyncio.run(find_highest(probe, 2.0, 0.1, 0.005))
     assert limit / 1.1 - 1e-9 <= found <= limit
     assert tried[0] == 2.0 and found in tried and len(tried) < 16
 
 
 def test_search_ends_where_nothing_is_fast_enough():
+    tried: list[float] = []
+
     async def probe(rate: float) -> bool:
+        tried.append(rate)
         return False
 
-    assert asyncio.run(find_highest(probe, 1.0, 0.1)) == 0.0
+    assert asyncio.run(find_highest(probe, 1.0, 0.1, 0.25)) == 0.0
+    assert tried == [1.0, 0.5, 0.25]
+
+
+def test_a_run_without_requests_has_no_figures(fake, tmp_path: Path, capsys):
+    options = (
+        "--rate",
+        "0.001",
+        "--duration",
+        "0.1",
+        "--lead_in",
+        "0.1",
+        "--csv",
+        str(tmp_path / "runs.csv"),
+    )
+    assert bench(fake, *options, "--csv", str(tmp_path / "runs.csv")) == 0
+    assert "0 of 0 complete" in capsys.readouterr().out
 
 
 def test_what_is_hopeless_would_have_missed_the_goal():

@@ -58,6 +58,7 @@ def summarize(run: Run) -> dict[str, Any]:
     good = [outcome for outcome in run.outcomes if not outcome.error]
     errors = Counter(outcome.error for outcome in run.outcomes if outcome.error)
     audio = sum(outcome.audio for outcome in good)
+    per_second = 1 / run.wall if good else 0.0
     return {
         "requests": len(run.outcomes),
         "succeeded": len(good),
@@ -65,9 +66,9 @@ def summarize(run: Run) -> dict[str, Any]:
         "errors": dict(errors),
         "given_up": run.given_up,
         "wall_seconds": run.wall,
-        "requests_per_second": len(good) / run.wall,
+        "requests_per_second": len(good) * per_second,
         "audio_seconds": audio,
-        "audio_seconds_per_second": audio / run.wall,
+        "audio_seconds_per_second": audio * per_second,
         "most_under_way": most_under_way(run.outcomes),
         "underrun_requests": sum(outcome.playback.underruns > 0 for outcome in good),
         "underruns": sum(outcome.playback.underruns for outcome in good),

@@ -22,9 +22,9 @@ Send = Callable[[int, float], Awaitable[Outcome]]
 
 @dataclass
 class Run:
-    """What a load gave: the counted requests, the seconds from the first of them to the end of the last, how
-    late the event loop of this process woke up (seconds, every LAG_STEP), and whether the run was given up
-    before its end."""
+    """What a load gave: the counted requests, the seconds from when requests count to the end of the last,
+    how late the event loop of this process woke up (seconds, every LAG_STEP), and whether the run was given
+    up before its end."""
 
     outcomes: list[Outcome]
     wall: float
@@ -141,5 +141,5 @@ async def open_loop(
             unfinished.cancel()
         await asyncio.gather(watch, *tasks, return_exceptions=True)
         progress.show("\n")
-    run.wall = time.perf_counter() - start - lead_in
+    run.wall = max(0.0, time.perf_counter() - start - lead_in)
     return run

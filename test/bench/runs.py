@@ -16,6 +16,7 @@ from bench.workload import Workload
 
 WARMUP_CLIENTS = 8
 REQUESTS_PER_CLIENT = 3  # at least, in a sweep
+FEWEST = 5  # requests of a probe; a rate at which --duration has fewer is too low to be judged
 
 
 class Benchmark:
@@ -57,7 +58,8 @@ class Benchmark:
             return not shortfall
 
         print(figures.heading())
-        self.highest_rate = await find_highest(probe, self.args.rate or 1.0, self.args.precision)
+        first, lowest = self.args.rate or 1.0, FEWEST / self.args.duration
+        self.highest_rate = await find_highest(probe, first, self.args.precision, lowest)
         print(f"highest rate: {self.highest_rate:.2f} requests/s")
 
     async def _send(self, index: int, due: float) -> Outcome:

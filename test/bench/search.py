@@ -8,8 +8,6 @@ from typing import Any
 
 from bench.client import Outcome
 
-HALVINGS = 10  # below the first rate divided by 2**HALVINGS the search gives up
-
 
 @dataclass(frozen=True)
 class Goal:
@@ -43,21 +41,21 @@ class Goal:
         return late > 0.05 * (planned - 1) + 1
 
 
-async def find_highest(probe: Callable[[float], Awaitable[bool]], first: float, precision: float) -> float:
+async def find_highest(
+    probe: Callable[[float], Awaitable[bool]], first: float, precision: float, lowest: float
+) -> float:
     """The highest rate that `probe` accepts, to within the fraction `precision`: doubled from `first` until
-    one fails (or halved until one passes), then bisected. 0.0 where none passes."""
+    one fails (or halved until one passes), then bisected. 0.0 where none from `lowest` on passes."""
     low, high = 0.0, first
     if await probe(first):
         low, high = first, 2 * first
         while await probe(high):
             low, high = high, 2 * high
     else:
-        for _ in range(HALVINGS):
-            low = high / 2
-            if await probe(low):
-                break
-            high = low
-        else:
+        low = high / 2
+        while low >= lowest and not await probe(low):
+            low, high = low / 2, low
+        if low < lowest:
             return 0.0
     while high - low > precision * low:
         middle = (low + high) / 2
