@@ -44,11 +44,17 @@ class GraphCache:
         one."""
         for _ in range(self.WARM_UP_RUNS):
             function()
-        torch.cuda.current_stream().synchronize()
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads of the process may allocate and launch meanwhile
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"
-        ):
+        # Not torch.cuda.graph(): it empties the allocator's cache each time. thread_local: other threads of
+        # the process may allocate and launch meanwhile.
+        torch.cuda.current_stream().synchronize()
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
             result = function()
+        finally:
+            graph.capture_end()
         self._graphs[key] = (graph, result)
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._graphs.clear()

@@ -50,7 +50,7 @@ class ConditionalFlowMatching(nn.Module):
         )
         # The first half of the batch is conditioned, the second is not.
         mu, spks, cond = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond))
-        for t, dt in _euler_steps():
+        for t, dt in euler_steps():
             time = torch.full((len(mu),), t, device=mu.device, dtype=mu.dtype)
             velocity = self.backend(torch.cat([x, x]), masks, mu, time, spks, cond)
             conditioned, unconditioned = velocity.chunk(2)
@@ -59,7 +59,7 @@ class ConditionalFlowMatching(nn.Module):
 
 
 @cache
-def _euler_steps() -> list[tuple[float, float]]:
+def euler_steps() -> list[tuple[float, float]]:
     """(t, dt) of each step; t is the float32 sum of the steps so far, as the models were tuned with."""
     span = time_steps()
     steps, t = [], span[0]

@@ -42,24 +42,38 @@ class UpsampleConformerEncoder(nn.Module):
         self.up_encoders = nn.ModuleList(ConformerBlock(config) for _ in range(num_up_blocks))
 
     def forward(
-        self, x: Tensor, lengths: Tensor, streaming: bool, finalize: bool | Tensor
+        self,
+        x: Tensor,
+        lengths: Tensor,
+        streaming: bool | Tensor,
+        finalize: bool | Tensor,
+        longest: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x: (B, T, input_size) embedded tokens, lengths: (B,); finalize: bool or (B,) bool, False: the last
-        `lookahead` tokens are only context. Returns (B, ratio * T', width) and its lengths (B,)."""
+        """x: (B, T, input_size) embedded tokens, lengths: (B,); streaming: bool or (B,) bool, attention in
+        chunks; finalize: bool or (B,) bool, False: the last `lookahead` tokens are only context; longest: T'
+        or more, None: looked up, for which a GPU is waited for. Returns (B, ratio * T', width) and its
+        lengths (B,)."""
         x = self.embed(x) * length_mask(lengths, x.shape[1])[..., None]
         x = self.pre_lookahead_layer(x)
         finalize = torch.as_tensor(finalize, device=lengths.device)
         lengths = torch.where(finalize, lengths, lengths - self.lookahead)
-        x = x[:, : int(lengths.max())]
-        chunk = self.chunk_size if streaming else None
-        x = _run_blocks(self.encoders, x, lengths, chunk)
+        x = x[:, : int(lengths.max()) if longest is None else longest]
+        x = _run_blocks(self.encoders, x, lengths, self._chunk(streaming, x.shape[1], self.chunk_size))
         x = self.up_embed(self.up_layer(x))
         lengths = lengths * self.ratio
-        x = _run_blocks(self.up_encoders, x, lengths, chunk and chunk * self.ratio)
+        chunk = self._chunk(streaming, x.shape[1], self.chunk_size * self.ratio)
+        x = _run_blocks(self.up_encoders, x, lengths, chunk)
         return self.after_norm(x), lengths
 
+    @staticmethod
+    def _chunk(streaming: bool | Tensor, size: int, chunk: int) -> int | Tensor | None:
+        """See `attention_mask`."""
+        if isinstance(streaming, Tensor):
+            return torch.where(streaming, chunk, size)
+        return chunk if streaming else None
 
-def _run_blocks(blocks: nn.ModuleList, x: Tensor, lengths: Tensor, chunk: int | None) -> Tensor:
+
+def _run_blocks(blocks: nn.ModuleList, x: Tensor, lengths: Tensor, chunk: int | Tensor | None) -> Tensor:
     mask = attention_mask(lengths, x.shape[1], chunk)
     positions = relative_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
     for block in blocks:

@@ -108,10 +108,16 @@ class Flow(nn.Module):
         return self.spk_embed_affine_layer(normal)
 
     def encode(
-        self, ids: Tensor, lengths: Tensor, streaming: bool, finalize: bool | Tensor
+        self,
+        ids: Tensor,
+        lengths: Tensor,
+        streaming: bool | Tensor,
+        finalize: bool | Tensor,
+        longest: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """ids: (B, T) int64 -> features (B, frames, width) and their lengths (B,)."""
-        return self.encoder(self.input_embedding(ids.clamp(min=0)), lengths, streaming, finalize)
+        """ids: (B, T) int64 -> features (B, frames, width) and their lengths (B,). The rest as for the
+        encoder."""
+        return self.encoder(self.input_embedding(ids.clamp(min=0)), lengths, streaming, finalize, longest)
 
 
 def _join(first: Tensor, first_len: Tensor, second: Tensor, second_len: Tensor) -> Tensor:

@@ -11,10 +11,11 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def attention_mask(lengths: Tensor, size: int, chunk: int | None) -> Tensor | None:
+def attention_mask(lengths: Tensor, size: int, chunk: int | Tensor | None) -> Tensor | None:
     """Which keys a query may see: (B, 1, size, size) or (B, 1, 1, size) bool; None: all of them.
 
-    `chunk`: query i sees the keys before the end of its chunk, j < (i // chunk + 1) * chunk; None: all keys.
+    `chunk`: query i sees the keys before the end of its chunk, j < (i // chunk + 1) * chunk; (B,) int: each
+    item its own; None: all keys.
     Key 0 is always seen, so that the rows of padding stay finite.
     """
     if chunk is None and len(lengths) == 1:
@@ -22,6 +23,8 @@ def attention_mask(lengths: Tensor, size: int, chunk: int | None) -> Tensor | No
     mask = length_mask(lengths, size)[:, None, None, :]
     if chunk is not None:
         position = torch.arange(size, device=lengths.device)
+        if isinstance(chunk, Tensor):
+            chunk = chunk[:, None, None]
         chunk_end = (position // chunk + 1) * chunk
-        mask = mask & (position < chunk_end[:, None])
+        mask = mask & (position < chunk_end.unsqueeze(-1))
     return mask

@@ -1,0 +1,237 @@
+"""The estimator on a GPU: one Euler step of a packed batch in about 320 kernels, ready to be a CUDA graph.
+
+The same arithmetic as estimator.py, over the rows of all sequences without padding (see
+kernels/packed_conv.py). The batch stands in the rows twice, conditioned and not. What depends on the time
+alone, which takes ten fixed values, is computed once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from light_tts.kernels.flow_step import flow_step
+from light_tts.kernels.packed_attention import packed_attention
+from light_tts.kernels.packed_conv import Norm, Residual, packed_conv
+from light_tts.kernels.packed_linear import fold_norm, linear_add_, norm_linear
+from light_tts.models.cosyvoice2.estimator import (
+    CausalBlock,
+    Estimator,
+    ResnetBlock,
+    TransformerBlock,
+    sinusoids,
+)
+
+COPIES = 2  # with and without guidance
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The buffers of one size: `rows` frames, COPIES times. Views into those of the largest size.
+
+    x: (rows, mels) float32, the state of the integration; inputs: (2 rows, estimator input); position:
+    (2 rows,) int32, -1 without meaning; blocks: see packed_attention; step: (1,) int32.
+    """
+
+    x: Tensor
+    inputs: Tensor
+    position: Tensor
+    blocks: Tensor
+    step: Tensor
+    block_rows: int
+    hidden: tuple[Tensor, Tensor, Tensor]  # (2 rows, width)
+    joined: Tensor  # (2 rows, 2 width): what the up block reads, its skip in the second half
+    qkv: Tensor  # (2 rows, 3 inner)
+    attended: Tensor  # (2 rows, inner)
+    feed: Tensor  # (2 rows, 4 width)
+
+
+@dataclass(frozen=True)
+class Conv:
+    weight: Tensor  # (taps, in, out)
+    bias: Tensor
+
+    @classmethod
+    def of(cls, conv: nn.Conv1d, dtype: torch.dtype) -> Conv:
+        return cls(conv.weight.float().permute(2, 1, 0).contiguous().to(dtype), conv.bias.float())
+
+
+@dataclass(frozen=True)
+class ConvBlock:
+    conv: Conv
+    norm: Norm
+
+    @classmethod
+    def of(cls, block: CausalBlock, dtype: torch.dtype) -> ConvBlock:
+        conv, _, norm, _ = block.block
+        return cls(Conv.of(conv, dtype), Norm(norm.weight.float(), norm.bias.float(), norm.eps))
+
+
+@dataclass(frozen=True)
+class Resnet:
+    first: ConvBlock
+    shift: Tensor  # (steps, width) float32: what the time adds
+    second: ConvBlock
+    side: Conv
+
+    @classmethod
+    def of(cls, block: ResnetBlock, times: Tensor, dtype: torch.dtype) -> Resnet:
+        """times: (steps, time_embed_dim) float32"""
+        linear = block.mlp[1]
+        shift = F.linear(F.mish(times), linear.weight.float(), linear.bias.float())
+        return cls(
+            ConvBlock.of(block.block1, dtype),
+            shift.contiguous(),
+            ConvBlock.of(block.block2, dtype),
+            Conv.of(block.res_conv, dtype),
+        )
+
+    def __call__(self, rows: Rows, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
+        """x: (2 rows, in) -> out: (2 rows, width)"""
+        position = rows.position
+        first, second = self.first, self.second
+        packed_conv(
+            x, first.conv.weight, first.conv.bias, position, between, first.norm, self.shift, rows.step
+        )
+        side = Residual(x, self.side.weight[0], self.side.bias)
+        return packed_conv(
+            between, second.conv.weight, second.conv.bias, position, out, second.norm, residual=side
+        )
+
+
+@dataclass(frozen=True)
+class Transformer:
+    heads: int
+    eps: float
+    qkv: tuple[Tensor, Tensor]
+    out: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, block: TransformerBlock, dtype: torch.dtype) -> Transformer:
+        attention, feed = block.attn1, block.ff.net
+
+        def folded(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+            bias = bias if bias is None else bias.float()
+            weight, bias = fold_norm(norm.weight.float(), norm.bias.float(), weight.float(), bias)
+            return weight.to(dtype), bias.contiguous()
+
+        def plain(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+            return linear.weight.float().T.contiguous().to(dtype), linear.bias.float()
+
+        projections = (attention.to_q, attention.to_k, attention.to_v)
+        return cls(
+            attention.heads,
+            block.norm1.eps,
+            folded(block.norm1, torch.cat([linear.weight for linear in projections]), None),
+            plain(attention.to_out[0]),
+            folded(block.norm3, feed[0].proj.weight, feed[0].proj.bias),
+            plain(feed[2]),
+        )
+
+    def __call__(self, rows: Rows, x: Tensor) -> None:
+        """x: (2 rows, width), in place"""
+        position = rows.position
+        norm_linear(x, *self.qkv, position, rows.qkv, self.eps, gelu=False)
+        packed_attention(rows.qkv, rows.blocks, rows.attended, self.heads, rows.block_rows, COPIES)
+        linear_add_(x, rows.attended, *self.out, position)
+        norm_linear(x, *self.up, position, rows.feed, self.eps, gelu=True)
+        linear_add_(x, rows.feed, *self.down, position)
+
+
+class PackedEstimator:
+    """`steps`: (t, dt) of each Euler step; `guidance`: of classifier-free guidance; `dtype`: of weights and
+    activations; sums, norms and the state of the integration are float32."""
+
+    def __init__(
+        self,
+        estimator: Estimator,
+        steps: Sequence[tuple[float, float]],
+        guidance: float,
+        dtype: torch.dtype,
+    ) -> None:
+        device = estimator.final_proj.weight.device
+        self.dtype = dtype
+        self.device = device
+        self.steps = len(steps)
+        self.mels = estimator.final_proj.out_channels
+        self._guidance = guidance
+        self._width = estimator.final_proj.in_channels
+        self._inputs = estimator.time_channels
+        times = torch.tensor([t for t, _ in steps], device=device)
+        self._dt = torch.tensor([dt for _, dt in steps], device=device)
+        times = _time_embedding(estimator, times)
+
+        def stage(resnet: ResnetBlock, blocks: nn.ModuleList) -> tuple[Resnet, list[Transformer]]:
+            return Resnet.of(resnet, times, dtype), [Transformer.of(block, dtype) for block in blocks]
+
+        resnet, blocks, conv = estimator.down_blocks[0]
+        self._down, self._down_conv = stage(resnet, blocks), Conv.of(conv, dtype)
+        self._mid = [stage(*pair) for pair in estimator.mid_blocks]
+        resnet, blocks, conv = estimator.up_blocks[0]
+        self._up, self._up_conv = stage(resnet, blocks), Conv.of(conv, dtype)
+        self._final = ConvBlock.of(estimator.final_block, dtype)
+        projection = Conv.of(estimator.final_proj, dtype)
+        self._projection = projection.weight[0].contiguous(), projection.bias
+        self._inner = self._down[1][0].out[0].shape[0]
+
+    def step(self, rows: Rows) -> None:
+        """One Euler step: moves `rows.x`, and the x in `rows.inputs`, on; adds 1 to `rows.step`."""
+        width, position = self._width, rows.position
+        joined, skip = rows.joined[:, :width], rows.joined[:, width:]
+        a, b, between = rows.hidden
+
+        resnet, blocks = self._down
+        x = resnet(rows, rows.inputs, between, skip)
+        for block in blocks:
+            block(rows, x)
+        x, other = packed_conv(x, self._down_conv.weight, self._down_conv.bias, position, a), b
+        for index, (resnet, blocks) in enumerate(self._mid):
+            target = joined if index == len(self._mid) - 1 else other
+            x, other = resnet(rows, x, between, target), x
+            for block in blocks:
+                block(rows, x)
+        resnet, blocks = self._up
+        x = resnet(rows, rows.joined, between, a)
+        for block in blocks:
+            block(rows, x)
+        x = packed_conv(x, self._up_conv.weight, self._up_conv.bias, position, b)
+        x = packed_conv(x, self._final.conv.weight, self._final.conv.bias, position, a, self._final.norm)
+        weight, bias = self._projection
+        flow_step(x, weight, bias, self._guidance, self._dt, rows.step, position, rows.x, rows.inputs)
+        rows.step.add_(1)
+
+    def allocate(self, rows: int) -> Rows:
+        """Buffers for `rows` frames; what says where rows belong is the caller's (`Rows.position`, `blocks`
+        and `step` are empty here)."""
+        width, dtype, device = self._width, self.dtype, self.device
+
+        def matrix(columns: int, count: int = COPIES * rows, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.zeros(count, columns, dtype=dtype, device=device)
+
+        nothing = torch.empty(0, dtype=torch.int32, device=device)
+        return Rows(
+            x=matrix(self.mels, rows, torch.float32),
+            inputs=matrix(self._inputs),
+            position=nothing,
+            blocks=nothing,
+            step=nothing,
+            block_rows=0,
+            hidden=(matrix(width), matrix(width), matrix(width)),
+            joined=matrix(2 * width),
+            qkv=matrix(3 * self._inner),
+            attended=matrix(self._inner),
+            feed=matrix(4 * width),
+        )
+
+
+def _time_embedding(estimator: Estimator, times: Tensor) -> Tensor:
+    """times: (steps,) -> (steps, time_embed_dim) float32"""
+    first, second = estimator.time_mlp.linear_1, estimator.time_mlp.linear_2
+    hidden = F.linear(sinusoids(times, estimator.time_channels), first.weight.float(), first.bias.float())
+    return F.linear(F.silu(hidden), second.weight.float(), second.bias.float())

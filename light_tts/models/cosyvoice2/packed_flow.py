@@ -1,0 +1,249 @@
+"""The flow on a GPU: speech tokens of any mixture of requests to mel frames, in one packed batch.
+
+Long and short, first chunks and later ones, with and without the chunk mask: all share the rows of one batch
+(see packed_estimator.py), so nothing is spent on padding but for the encoder, a fiftieth of the work. Encoder
+and Euler step are CUDA graphs by size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from light_tts.common.cuda_graphs import GraphCache
+from light_tts.kernels.packed_attention import attention_blocks
+from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, euler_steps, fixed_noise
+from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.packed_estimator import COPIES, PackedEstimator, Rows
+
+ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.
+ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 of one encoder run: bounds the memory of its attention
+
+
+@dataclass(frozen=True)
+class FlowItem:
+    """prompt: (p,) int ids on the host; prompt_mel: (ratio * p or more, mels) and embedding: (size,) on the
+    device; tokens: ids to speak. streaming: attention in chunks; finalize: False: the last `lookahead` tokens
+    are only context."""
+
+    prompt: np.ndarray
+    prompt_mel: Tensor
+    embedding: Tensor
+    tokens: Sequence[int]
+    streaming: bool
+    finalize: bool
+
+
+def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
+    """The estimator of a flow that is in float32, with weights in `dtype`."""
+    return PackedEstimator(flow.decoder.estimator, euler_steps(), flow.decoder.guidance, dtype)
+
+
+class PackedFlow:
+    """`estimator`: `pack(flow)`, shared by all instances; `items`: most that come at once. The results of one
+    call do not depend on which items share it but for rounding. Not thread-safe; all work is done in the
+    current CUDA stream, which must not change."""
+
+    def __init__(self, flow: Flow, estimator: PackedEstimator, items: int, graphs: bool = True) -> None:
+        self._flow = flow
+        self._items = items
+        self._device = flow.spk_embed_affine_layer.weight.device
+        self._chunk = flow.decoder.chunk_size
+        self._estimator = estimator
+        self._mels = estimator.mels
+        self._noise = fixed_noise(self._mels, self._device)[0].T.contiguous()  # (MAX_FRAMES, mels)
+        self._graphs = GraphCache(self._device, graphs)
+        self._largest = self._estimator.allocate(0)
+        self._sizes: dict[int, Rows] = {}
+        self._tables: dict[int, Tensor] = {}
+        self._encoder_inputs: dict[tuple[int, int], Tensor] = {}
+
+    def frames(self, item: FlowItem) -> int:
+        """Mel frames of prompt and speech. Raises ValueError when there is nothing to speak or too much."""
+        spoken = len(item.tokens) - (0 if item.finalize else self._flow.lookahead)
+        if spoken <= 0:
+            raise ValueError(f"flow: {len(item.tokens)} tokens leave nothing to speak")
+        frames = self._flow.ratio * (len(item.prompt) + spoken)
+        if frames > MAX_FRAMES:
+            raise ValueError(f"{frames} mel frames of prompt and speech are more than {MAX_FRAMES}")
+        return frames
+
+    @torch.inference_mode()
+    def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
+        """The mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
+        frames = [self.frames(item) for item in items]
+        order = sorted(range(len(items)), key=lambda index: frames[index])
+        mels: dict[int, Tensor] = {}
+        for batch in _split(order, lambda batch: sum(frames[i] for i in batch) <= ROW_LIMIT):
+            mels.update(self._solve(batch, items, frames))
+        return [mels[index] for index in range(len(items))]
+
+    def warm_up(self, frames: int) -> None:
+        """Record what a batch of `frames` mel frames needs, but for its encoder."""
+        self._prepare(self._rows(_bucket(frames)))
+
+    def _solve(self, batch: list[int], items: Sequence[FlowItem], frames: list[int]) -> dict[int, Tensor]:
+        total = sum(frames[index] for index in batch)
+        size = _bucket(total)
+        rows = self._rows(size)
+        self._prepare(rows)
+        self._place(rows, size, [frames[i] for i in batch], [items[i].streaming for i in batch])
+        self._fill(rows, [items[index] for index in batch], [frames[index] for index in batch])
+        for _ in range(self._estimator.steps):
+            self._graphs.run(("step", size), lambda: self._estimator.step(rows))
+        mel, start, found = rows.x[:total].clone(), 0, {}
+        for index in batch:
+            prompt = self._flow.ratio * len(items[index].prompt)
+            found[index] = mel[start + prompt : start + frames[index]]
+            start += frames[index]
+        return found
+
+    # ---- rows
+
+    def _rows(self, size: int) -> Rows:
+        """The buffers for `size` frames; all sizes share the memory of the largest so far."""
+        if size in self._sizes:
+            return self._sizes[size]
+        if size > len(self._largest.x):
+            self._graphs.clear()  # they know the old addresses
+            self._encoder_inputs.clear()
+            self._sizes.clear()
+            self._tables.clear()
+            self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
+        block_rows = 32 if size <= 512 else 64
+        blocks = 4 * (size // block_rows + self._items)
+        table = torch.zeros(4 + COPIES * size + blocks, dtype=torch.int32, device=self._device)
+        position = table[4 : 4 + COPIES * size]
+        position.fill_(-1)
+        large = self._largest
+        self._tables[size] = table
+        self._sizes[size] = replace(
+            large,
+            x=large.x[:size],
+            inputs=large.inputs[: COPIES * size],
+            position=position,
+            blocks=table[4 + COPIES * size :].view(-1, 4),
+            step=table[:1],
+            block_rows=block_rows,
+            hidden=tuple(tensor[: COPIES * size] for tensor in large.hidden),
+            joined=large.joined[: COPIES * size],
+            qkv=large.qkv[: COPIES * size],
+            attended=large.attended[: COPIES * size],
+            feed=large.feed[: COPIES * size],
+        )
+        return self._sizes[size]
+
+    def _prepare(self, rows: Rows) -> None:
+        """Record the step while the rows are empty: running it moves x and counts."""
+        size = len(rows.x)
+        if self._graphs.enabled and ("step", size) not in self._graphs:
+            table = self._tables[size]
+            table.zero_()
+            rows.position.fill_(-1)
+            self._graphs.record(("step", size), lambda: self._estimator.step(rows))
+
+    def _place(self, rows: Rows, size: int, frames: list[int], streaming: list[bool]) -> None:
+        """Say on the device where each item's rows are, and begin at step 0."""
+        table = np.full(len(self._tables[size]), -1, np.int32)
+        table[:4] = 0
+        position = np.concatenate([np.arange(count, dtype=np.int32) for count in frames])
+        for copy in range(COPIES):
+            table[4 + copy * size :][: len(position)] = position
+        chunks = [self._chunk if masked else 0 for masked in streaming]
+        blocks = attention_blocks(frames, chunks, rows.block_rows, len(rows.blocks))
+        table[4 + COPIES * size :] = blocks.ravel()
+        self._tables[size].copy_(self._on_host(table), non_blocking=True)
+
+    def _fill(self, rows: Rows, items: list[FlowItem], frames: list[int]) -> None:
+        """What the estimator is given: noise, encoded tokens, speaker and the prompt's mel, side by side; of
+        these the unconditioned copy has the noise only."""
+        mels, size, total = self._mels, len(rows.x), sum(frames)
+        x = rows.x[:total]
+        torch.index_select(self._noise, 0, rows.position[:total], out=x)
+        conditioned, unconditioned = rows.inputs[:total], rows.inputs[size : size + total]
+        conditioned[:, :mels] = x
+        unconditioned[:, :mels] = x
+        unconditioned[:, mels:].zero_()
+        conditioned[:, 3 * mels :].zero_()
+        speakers = self._flow.speaker(torch.stack([item.embedding for item in items]))
+        start = 0
+        for item, speaker, count in zip(items, speakers, frames, strict=True):
+            span = conditioned[start : start + count]
+            span[:, 2 * mels : 3 * mels] = speaker
+            prompt = self._flow.ratio * len(item.prompt)
+            if prompt:
+                span[:prompt, 3 * mels :] = item.prompt_mel[:prompt]
+            start += count
+        start = 0
+        for batch in _split(items, _encoder_has_room):
+            count = sum(frames[: len(batch)])
+            conditioned[start : start + count, mels : 2 * mels] = self._encode(batch, frames[: len(batch)])
+            start, frames = start + count, frames[len(batch) :]
+
+    # ---- encoder
+
+    def _encode(self, items: list[FlowItem], frames: list[int]) -> Tensor:
+        """-> (sum of frames, mels), the encoder's features of all items one after the other."""
+        ids = [np.concatenate([item.prompt, item.tokens]) for item in items]
+        width = _round_up(max(map(len, ids)), 32)
+        height = _batch_bucket(len(items))
+        table = np.zeros((height, 3 + width), np.int32)
+        table[:, 0], table[:, 2] = 1, 1  # items that are not there: one token, finalize
+        for row, (item, own) in enumerate(zip(items, ids, strict=True)):
+            table[row, :3] = len(own), item.streaming, item.finalize
+            table[row, 3 : 3 + len(own)] = own
+        inputs = self._encoder_inputs.get((height, width))
+        if inputs is None:
+            inputs = torch.empty(height, 3 + width, dtype=torch.int32, device=self._device)
+            self._encoder_inputs[height, width] = inputs
+        inputs.copy_(self._on_host(table), non_blocking=True)
+
+        def run() -> Tensor:
+            lengths, streaming, finalize = inputs[:, 0].long(), inputs[:, 1] > 0, inputs[:, 2] > 0
+            features, _ = self._flow.encode(inputs[:, 3:].long(), lengths, streaming, finalize, width)
+            return self._flow.encoder_proj(features).flatten(0, 1)
+
+        features = self._graphs.run(("encode", height, width), run)
+        row_length = self._flow.ratio * width
+        index = np.concatenate(
+            [np.arange(count, dtype=np.int32) + row * row_length for row, count in enumerate(frames)]
+        )
+        return features.index_select(0, self._on_host(index).to(self._device, non_blocking=True))
+
+    def _on_host(self, array: np.ndarray) -> Tensor:
+        """Pinned where there is a GPU, so that the copy does not wait."""
+        tensor = torch.from_numpy(array)
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
+
+
+def _split(items: list, fits) -> list[list]:
+    """Cut into runs of neighbours that fit (one alone always does)."""
+    batches: list[list] = []
+    for item in items:
+        if batches and fits([*batches[-1], item]):
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+    return batches
+
+
+def _encoder_has_room(items: list[FlowItem]) -> bool:
+    longest = max(len(item.prompt) + len(item.tokens) for item in items)
+    return len(items) * longest**2 <= ENCODER_LIMIT
+
+
+def _bucket(frames: int) -> int:
+    """The next size of which there are buffers: steps of an eighth to a quarter, at least 64."""
+    return _round_up(frames, max(64, 2 ** (frames.bit_length() - 1) // 4))
+
+
+def _batch_bucket(items: int) -> int:
+    return _round_up(items, max(1, 2 ** (items.bit_length() - 1) // 2))
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step

@@ -1,0 +1,153 @@
+"""The packed flow against the plain one: the same mel frames, whoever shares the batch. On a machine without
+a GPU the references stand in for the kernels, which the interpreter runs too slowly for a whole flow
+(test_flow_kernels.py compares them)."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parity_checks import Golden
+
+from light_tts.kernels import flow_step, packed_attention, packed_conv, packed_linear
+from light_tts.models.cosyvoice2 import packed_estimator
+from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.packed_flow import FlowItem, PackedFlow, _bucket, pack
+
+GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
+ARRAYS = GOLDEN.arrays("flow.npz")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = 1e-3  # of the goldens, for a whole flow in float32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE.type == "cpu":
+            patch.setattr(packed_estimator, "flow_step", flow_step.flow_step_reference)
+            patch.setattr(packed_estimator, "linear_add_", packed_linear.linear_add_reference_)
+            patch.setattr(packed_estimator, "norm_linear", packed_linear.norm_linear_reference)
+            patch.setattr(packed_estimator, "packed_attention", packed_attention.packed_attention_reference)
+            patch.setattr(packed_estimator, "packed_conv", packed_conv.packed_conv_reference)
+        yield
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    return Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE)
+
+
+@pytest.fixture(scope="module")
+def packed(flow) -> PackedFlow:
+    return new_packed(flow)
+
+
+def new_packed(flow: Flow, **options) -> PackedFlow:
+    if DEVICE.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())
+    return PackedFlow(flow, pack(flow, torch.float32), items=8, **options)
+
+
+def item(tokens: int = 57, prompt: int = 33, streaming: bool = False, finalize: bool = True) -> FlowItem:
+    return FlowItem(
+        prompt=ARRAYS["prompt_token"][0, :prompt].astype(np.int32),
+        prompt_mel=torch.from_numpy(ARRAYS["prompt_feat"][0]).to(DEVICE),
+        embedding=torch.from_numpy(ARRAYS["embedding"][0]).to(DEVICE),
+        tokens=ARRAYS["token"][0, :tokens].tolist(),
+        streaming=streaming,
+        finalize=finalize,
+    )
+
+
+def plain(flow: Flow, one: FlowItem) -> torch.Tensor:
+    """(frames, mels)"""
+    ratio = GOLDEN.config.token_mel_ratio
+    mel, _ = flow.inference(
+        token=torch.tensor([one.tokens], device=DEVICE),
+        token_len=torch.tensor([len(one.tokens)], device=DEVICE),
+        prompt_token=torch.from_numpy(one.prompt.astype(np.int64))[None].to(DEVICE),
+        prompt_len=torch.tensor([len(one.prompt)], device=DEVICE),
+        prompt_feat=one.prompt_mel[None, : ratio * len(one.prompt)],
+        embedding=one.embedding[None],
+        streaming=one.streaming,
+        finalize=one.finalize,
+    )
+    return mel[0].T
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mel_full", {}),
+        ("mel_stream_final", {"streaming": True}),
+        ("mel_stream_partial", {"streaming": True, "finalize": False}),
+        ("mel_partial_nostream", {"finalize": False}),
+        ("mel_stream_prefix45", {"tokens": 45, "streaming": True, "finalize": False}),
+    ],
+)
+def test_mel_is_the_golden_one(packed, name, options):
+    (mel,) = packed([item(**options)])
+    error = (mel.cpu() - torch.from_numpy(ARRAYS[name][0].T)).abs().max().item()
+    print(f"{name}: {error:.2e}")
+    assert error < TOLERANCE
+
+
+def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed):
+    items = [
+        item(),
+        item(tokens=5, prompt=0),
+        item(tokens=41, streaming=True, finalize=False),
+        item(tokens=4, prompt=20, streaming=True, finalize=False),
+        item(tokens=1, streaming=True),
+    ]
+    for one, mel in zip(items, packed(items), strict=True):
+        expected = plain(flow, one)
+        assert mel.shape == expected.shape
+        assert (mel - expected).abs().max() < TOLERANCE
+
+
+def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, monkeypatch):
+    monkeypatch.setattr("light_tts.models.cosyvoice2.packed_flow.ROW_LIMIT", 100)
+    monkeypatch.setattr("light_tts.models.cosyvoice2.packed_flow.ENCODER_LIMIT", 40**2)
+    items = [item(tokens=9), item(tokens=57), item(tokens=3), item(tokens=20, prompt=0)]
+    for one, mel in zip(items, new_packed(flow)(items), strict=True):
+        assert (mel - plain(flow, one)).abs().max() < TOLERANCE
+
+
+def test_items_that_cannot_be_spoken_are_refused(packed):
+    with pytest.raises(ValueError, match="nothing to speak"):
+        packed([item(tokens=3, finalize=False)])
+    with pytest.raises(ValueError, match="15000"):
+        packed([item(tokens=1), replace(item(), tokens=[1] * 7500)])
+
+
+@pytest.mark.parametrize("frames", [1, 63, 64, 65, 250, 251, 424, 1000, 8192, 8193, 15000])
+def test_buckets_waste_little(frames):
+    assert frames <= _bucket(frames) <= max(frames + 63, 1.25 * frames)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
+def test_half_precision_on_a_gpu(flow, dtype, tolerance):
+    """Relative error (norm) of the mel spectrogram against float32."""
+    torch.cuda.set_stream(torch.cuda.Stream())
+    half = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE, dtype)
+    packed = PackedFlow(half, pack(flow, dtype), items=8)
+    for one, mel in zip([item(), item(streaming=True)], packed([item(), item(streaming=True)]), strict=True):
+        expected = plain(flow, one)
+        error = ((mel - expected).norm() / expected.norm()).item()
+        print(f"{dtype}: {error:.2e}")
+        assert error < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_graphs_change_nothing(flow):
+    items = [item(), item(tokens=41, streaming=True, finalize=False)]
+    plainly, recorded = new_packed(flow, graphs=False), new_packed(flow)
+    for _ in range(2):
+        for a, b in zip(plainly(items), recorded(items), strict=True):
+            assert torch.equal(a, b)
