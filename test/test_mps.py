@@ -214,9 +214,7 @@ def test_where_no_daemon_can_start_auto_goes_on_and_on_fails(fake, run_dir, monk
         monkeypatch.setattr(mps, "LONGEST_PIPES", 10)
     with caplog.at_level(logging.WARNING):
         found = mps.prepare(settings(mps="auto"), run_dir)
-    assert found.daemon == "" and not any(
-        Path(path).exists() for path in found.environment.values() if "log" not in path
-    )
+    assert found == mps.Mps({})
     [record] = caplog.records
     assert reason in record.getMessage()
     with pytest.raises(mps.MpsError, match=f"--mps on: .*{reason}"):
@@ -243,9 +241,23 @@ def test_a_running_daemon_that_does_not_serve_us_is_passed_over(fake, run_dir, m
     assert len(fake.daemons()) == 1
 
 
+def test_stages_are_led_away_from_a_broken_daemon(fake: Fake, run_dir: RunDir, monkeypatch):
+    start_default_daemon(fake)
+
+    def refuse(environment: dict[str, str]) -> None:
+        raise mps.MpsError("a trial process cannot use the GPU: it waits")
+
+    monkeypatch.setattr(mps, "_probe", refuse)
+    found = mps.prepare(settings(), run_dir)
+    assert found.daemon == ""
+    assert found.environment["CUDA_MPS_PIPE_DIRECTORY"] == str(run_dir.root / "mps")
+    assert not (run_dir.root / "mps").exists()
+
+
 def test_a_control_program_that_hangs_is_given_up(fake: Fake, run_dir: RunDir, monkeypatch):
     (fake.path / "nvidia-cuda-mps-control").write_text("#!/bin/sh\nexec sleep 60\n")
-    monkeypatch.setattr(mps, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(mps, "START_SECONDS", 0.2)
+    monkeypatch.setattr(mps._control, "__defaults__", (0.1,))
     with pytest.raises(mps.MpsError, match=r"does not answer within 0\.2 s"):
         mps.prepare(settings(mps="on"), run_dir)
 

@@ -28,7 +28,7 @@ CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "mps", "mps-log"  # in the run directory
 LONGEST_PIPES = 80  # bytes; the sockets that MPS makes in it may have 107 with their names
 ANSWER_SECONDS = 3.0  # for a command of the control program
-START_SECONDS = 5.0  # from the daemon's start to its first answer
+START_SECONDS = 10.0  # for the daemon to start, and again to its first answer
 PROBE_SECONDS = 30.0  # the first client waits until the daemon has started an MPS server
 QUIT_SECONDS = 1  # that MPS servers have to end on their own
 
@@ -64,8 +64,7 @@ def prepare(config: Settings, run_dir: RunDir) -> Mps:
         if config.mps == "on":
             raise MpsError(f"--mps on: {error}") from error
         log.warning("MPS: not used, processes on one GPU take turns: %s", error)
-        # A directory without a daemon: no stage shall wait for one that has been found broken.
-        return Mps(_environment(run_dir) if shutil.which(CONTROL) else {})
+        return Mps(_away_from_running_daemon(run_dir))
 
 
 def check_attached(config: Settings, mps: Mps, pids: Collection[int]) -> None:
@@ -126,6 +125,15 @@ def _running_daemon_works() -> bool:
     return True
 
 
+def _away_from_running_daemon(run_dir: RunDir) -> dict[str, str]:
+    """No stage shall wait for a daemon that has been found broken: there is none where these lead."""
+    try:
+        _servers({})
+    except MpsError:
+        return {}
+    return _environment(run_dir)
+
+
 def _check_owner(servers: Sequence[int]) -> None:
     """A server takes clients of one user; those of others wait until its own are gone."""
     for pid in servers:
@@ -150,13 +158,13 @@ def _start(run_dir: RunDir) -> dict[str, str]:
     pipes, logs = run_dir.root / PIPES, run_dir.root / LOGS
     if len(os.fsencode(pipes)) > LONGEST_PIPES:
         raise MpsError(f"{pipes} is too long for the path of sockets (--zmq_mode)")
-    for directory in (pipes, logs):
-        directory.mkdir(mode=0o700, exist_ok=True)
     try:
-        _control(["-d"], "", environment)
+        for directory in (pipes, logs):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        _control(["-d"], "", environment, START_SECONDS)
         _await_answer(environment)
         _probe(environment)
-    except MpsError as error:
+    except (MpsError, OSError) as error:
         stop(run_dir)
         raise MpsError("; ".join([str(error), *_last_line(logs / "control.log")])) from error
     return environment
@@ -209,13 +217,15 @@ def _ask(command: str, environment: Mapping[str, str]) -> str:
     return _control([], command + "\n", environment)
 
 
-def _control(arguments: Sequence[str], commands: str, environment: Mapping[str, str]) -> str:
+def _control(
+    arguments: Sequence[str], commands: str, environment: Mapping[str, str], seconds: float = ANSWER_SECONDS
+) -> str:
     variables = {**os.environ, **environment}
     # The daemon shows every GPU; which ones a client takes is for the client's own variable to say, whose
     # numbers would otherwise count twice.
     if arguments:
         variables.pop("CUDA_VISIBLE_DEVICES", None)
-    code, output = _run([CONTROL, *arguments], commands, variables, ANSWER_SECONDS)
+    code, output = _run([CONTROL, *arguments], commands, variables, seconds)
     if code != 0 or "cannot find" in output.lower():
         raise MpsError(f"{CONTROL}: {output or f'exit code {code}'}")
     return output
