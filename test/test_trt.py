@@ -4,6 +4,7 @@ with a stand-in for the package tensorrt (see fake_tensorrt.py): TensorRT itself
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -126,6 +127,28 @@ def test_half_precision_keeps_float32_between_the_products(exported):
         assert kinds_of(operation) == {single}, operation
     assert kinds_of("Conv") == {half}
     assert half in kinds_of("MatMul")
+
+
+def test_graph_has_only_common_operations(exported):
+    """All in the support matrix of TensorRT's parser, none that computes shapes in a roundabout way."""
+    import onnx
+
+    module, _ = exported
+    known = (
+        "Add Cast Concat Constant ConstantOfShape Conv Cos Div Equal Erf Expand Gather Gemm "
+        "LayerNormalization MatMul Mul Reshape Shape Sigmoid Sin Slice Softmax Softplus Tanh Transpose Unsqueeze Where"
+    )
+    graph = onnx.load_from_string(estimator_onnx.export(module)).graph
+    assert {node.op_type for node in graph.node} <= set(known.split())
+
+
+def test_script_writes_the_graph(tmp_path: Path):
+    out = tmp_path / "estimator.onnx"
+    command = [sys.executable, str(GOLDEN.parents[2] / "scripts" / "export_estimator.py")]
+    command += ["--model_dir", str(CHECKPOINT), "--out", str(out), "--data_type", "float16"]
+    subprocess.run(command, check=True, timeout=100)
+    [x, *_] = onnxruntime.InferenceSession(out).get_inputs()
+    assert (x.name, x.type) == ("x", "tensor(float16)")
 
 
 # -- TensorRT, pretended

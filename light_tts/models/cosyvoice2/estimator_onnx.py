@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.cosyvoice2.estimator import (
+    CausalConv1d,
     Estimator,
     EstimatorMasks,
     GeluProjection,
@@ -113,7 +114,7 @@ class _Graph(nn.Module):
     def __init__(self, module: Estimator) -> None:
         super().__init__()
         self.estimator = copy.deepcopy(module)
-        _write_out_types(self.estimator)
+        _rewrite(self.estimator)
 
     def forward(
         self, x: Tensor, frames: Tensor, attention: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
@@ -121,16 +122,19 @@ class _Graph(nn.Module):
         return self.estimator(x, EstimatorMasks(frames, attention), mu, t, spks, cond)
 
 
-def _write_out_types(parent: nn.Module) -> None:
+def _rewrite(parent: nn.Module) -> None:
+    """Replace, in place, what has implicit types or exports to needlessly many nodes."""
     for name, child in parent.named_children():
         if isinstance(child, nn.LayerNorm | nn.Mish | TimeMLP):
             setattr(parent, name, _InFloat32(child))
         elif isinstance(child, SelfAttention):
             setattr(parent, name, _Attention(child))
+        elif isinstance(child, CausalConv1d):
+            setattr(parent, name, _CausalConv(child))
         elif isinstance(child, GeluProjection):
             setattr(parent, name, _Gelu(child))
         else:
-            _write_out_types(child)
+            _rewrite(child)
 
 
 class _InFloat32(nn.Module):
@@ -151,22 +155,36 @@ class _Gelu(nn.Module):
         return F.gelu(self.proj(x).float()).to(x.dtype)
 
 
+class _CausalConv(nn.Module):
+    """Padded on both sides by the convolution itself; what has seen the right side is cut off."""
+
+    def __init__(self, module: CausalConv1d) -> None:
+        super().__init__()
+        self.conv = module
+        self.padding = module.kernel_size[0] - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.conv1d(x, self.conv.weight, self.conv.bias, padding=self.padding)
+        return y[:, :, : -self.padding]
+
+
 class _Attention(nn.Module):
     """Two products with a softmax in float32 between them, the pattern that TensorRT fuses."""
 
     def __init__(self, module: SelfAttention) -> None:
         super().__init__()
         self.module = module
-        self.scale = (module.to_q.out_features // module.heads) ** -0.5
+        self.head_dim = module.to_q.out_features // module.heads
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        heads = self.module.heads
+        shape = (x.shape[0], -1, self.module.heads, self.head_dim)
         q, k, v = (
-            linear(x).unflatten(2, (heads, -1)).transpose(1, 2)
+            linear(x).reshape(shape).transpose(1, 2)
             for linear in (self.module.to_q, self.module.to_k, self.module.to_v)
         )
-        scores = ((q * self.scale) @ k.transpose(2, 3)).float()
+        scores = ((q * self.head_dim**-0.5) @ k.transpose(2, 3)).float()
         # Finite, so that no sum of infinities can arise; far below any score.
         hidden = torch.full((), torch.finfo(torch.float16).min, device=x.device)
         weights = torch.softmax(torch.where(mask, scores, hidden), dim=-1).to(x.dtype)
-        return self.module.to_out((weights @ v).transpose(1, 2).flatten(2))
+        joined = (weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.module.heads * self.head_dim)
+        return self.module.to_out(joined)
