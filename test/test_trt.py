@@ -136,7 +136,8 @@ def test_graph_has_only_common_operations(exported):
     module, _ = exported
     known = (
         "Add Cast Concat Constant ConstantOfShape Conv Cos Div Equal Erf Expand Gather Gemm "
-        "LayerNormalization MatMul Mul Reshape Shape Sigmoid Sin Slice Softmax Softplus Tanh Transpose Unsqueeze Where"
+        "LayerNormalization MatMul Mul Reshape Shape Sigmoid Sin Slice Softmax Softplus Tanh Transpose "
+        "Unsqueeze Where"
     )
     graph = onnx.load_from_string(estimator_onnx.export(module)).graph
     assert {node.op_type for node in graph.node} <= set(known.split())
