@@ -197,3 +197,22 @@ def test_a_part_longer_than_the_flow_can_take_names_the_limit():
     speech.add(np.zeros(7402, int).tolist(), final=False)
     with pytest.raises(PartTooLong, match="limit of 7500 speech tokens"):
         speech.add([0], final=False)
+
+
+def test_a_packed_batch_takes_any_lengths_and_masks_up_to_its_size(clock):
+    policy = DeadlinePolicy(RATE, clock, packed=True)
+    chunks = [
+        waiting(str(i), float(i), stream=False, masked=i % 2 == 0, frames=50 + 4000 * i) for i in range(3)
+    ]
+    assert names(policy.next_batch(chunks, 3)) == ["0", "1"]  # 50 + 4050 + 8050 frames are too many
+
+
+def test_a_packed_batch_with_a_first_chunk_is_short(clock):
+    policy = DeadlinePolicy(RATE, clock, packed=True)
+    policy.delivered("playing", RATE)
+    policy.delivered("other", RATE)
+    chunks = [waiting("playing", frames=1500), waiting("other", frames=400)]
+    firsts = [waiting(f"first {i}", float(i), frames=600) for i in range(3)]
+    assert names(policy.next_batch(chunks, 8)) == ["playing", "other"]
+    assert names(policy.next_batch([*chunks, *firsts], 8)) == ["first 0", "first 1", "first 2"]
+    assert names(policy.next_batch([*chunks, firsts[0]], 8)) == ["first 0", "other"]

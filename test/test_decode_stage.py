@@ -278,7 +278,7 @@ def model():
 
 def run_batch(model, items: list[WorkItem]) -> list[np.ndarray | Exception]:
     done = queue.SimpleQueue()
-    engine = Engine(model, torch.device("cpu"), parallel=1, max_batch_size=8, wake=lambda: done.put(None))
+    engine = Engine([model], torch.device("cpu"), max_batch_size=8, wake=lambda: done.put(None))
     engine.start([Task(item, owner=None) for item in items])
     assert not engine.has_room
     done.get(timeout=PATIENCE)

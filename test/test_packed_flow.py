@@ -14,7 +14,8 @@ from parity_checks import Golden
 from light_tts.kernels import flow_step, packed_attention, packed_conv, packed_linear
 from light_tts.models.cosyvoice2 import packed_estimator
 from light_tts.models.cosyvoice2.flow import Flow
-from light_tts.models.cosyvoice2.packed_flow import FlowItem, PackedFlow, _bucket, pack
+from light_tts.models.cosyvoice2.flow_backend import FlowItem, PaddedFlow
+from light_tts.models.cosyvoice2.packed_flow import PackedFlow, _bucket, pack
 
 GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
 ARRAYS = GOLDEN.arrays("flow.npz")
@@ -63,18 +64,8 @@ def item(tokens: int = 57, prompt: int = 33, streaming: bool = False, finalize: 
 
 def plain(flow: Flow, one: FlowItem) -> torch.Tensor:
     """(frames, mels)"""
-    ratio = GOLDEN.config.token_mel_ratio
-    mel, _ = flow.inference(
-        token=torch.tensor([one.tokens], device=DEVICE),
-        token_len=torch.tensor([len(one.tokens)], device=DEVICE),
-        prompt_token=torch.from_numpy(one.prompt.astype(np.int64))[None].to(DEVICE),
-        prompt_len=torch.tensor([len(one.prompt)], device=DEVICE),
-        prompt_feat=one.prompt_mel[None, : ratio * len(one.prompt)],
-        embedding=one.embedding[None],
-        streaming=one.streaming,
-        finalize=one.finalize,
-    )
-    return mel[0].T
+    (mel,) = PaddedFlow(flow)([one])
+    return mel
 
 
 @pytest.mark.parametrize(

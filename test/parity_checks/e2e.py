@@ -9,17 +9,15 @@ import torch
 
 from light_tts.common.audio import read_audio
 from light_tts.common.chunk_planner import Chunk
-from light_tts.common.kv_pool import KVPool, SlotTable
 from light_tts.common.prompt_features import PromptFeatures
-from light_tts.common.sampling import ban, greedy
 from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.flow_backend import PaddedFlow
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend
 from light_tts.models.cosyvoice2.hift import Hift
-from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.models.cosyvoice2.token2wav import SpeechState, Token2Wav, Voice, WorkItem, to_pcm16
-from light_tts.server.tts_llm.attention import Span, TorchAttention
 from light_tts.server.tts_llm.sequence import OneShot
 from parity_checks import Check, Comparison, Golden
+from parity_checks.llm import finish, load_engine, load_model
 
 FILE = "e2e.npz"
 CPU = torch.device("cpu")
@@ -43,33 +41,18 @@ def recording_and_texts_to_wave(golden: Golden) -> Iterator[Comparison]:
 def _most_probable_tokens(
     golden: Golden, prompt_text: list[int], text: list[int], voice: PromptFeatures, count: int
 ) -> list[int]:
-    model = SpeechLM.from_checkpoint(golden.checkpoint, golden.checkpoint / "llm.pt", golden.config, CPU)
+    model = load_model(golden)
     limit = model.backbone.max_position_embeddings
     sequence = OneShot(
         "e2e", 0, 0, model.ids, limit, prompt_text, text, voice.speech_token.tolist(), [], max_outputs=count
     )
-    room = len(sequence.inputs) + count
-    shape = model.backbone
-    pool = KVPool(
-        shape.num_hidden_layers, room, shape.num_key_value_heads, shape.head_dim, torch.float32, CPU
-    )
-    table = SlotTable(room, rows=1, max_len=room, device=CPU)
-    attention, row = TorchAttention(pool, table), table.open()
-    while not sequence.finished:
-        span = Span(row, sequence.cached, sequence.pending)
-        table.extend(row, span.length)
-        ids = torch.tensor(sequence.inputs[span.start :])
-        hidden = model(ids, torch.arange(span.start, span.end), attention.prefill([span]))
-        sequence.cached = span.end
-        scores = ban(model.logits(hidden[-1:]), model.ids.eos, torch.tensor([sequence.banned]))
-        sequence.accept(int(greedy(scores)))
-    return sequence.outputs
+    return finish(load_engine(golden, slots=len(sequence.inputs) + count), sequence)
 
 
 def _speak(golden: Golden, tokens: list[int], features: PromptFeatures) -> np.ndarray:
     flow = Flow.from_checkpoint(golden.checkpoint, golden.config, CPU)
     hift = Hift.from_checkpoint(golden.checkpoint, golden.config, CPU)
-    model = Token2Wav(flow, hift, golden.config, full_last_chunk=False)
+    model = Token2Wav(PaddedFlow(flow), hift, golden.config, full_last_chunk=False)
     state = SpeechState(Voice.of(features, CPU), seed=None)
     whole = Chunk(0, len(tokens), len(tokens), final=True)
     return model.speak([WorkItem(state, tokens, whole, stream=False)])[0]

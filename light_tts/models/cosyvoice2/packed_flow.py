@@ -8,7 +8,7 @@ and Euler step are CUDA graphs by size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,24 +18,11 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.packed_attention import attention_blocks
 from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, euler_steps, fixed_noise
 from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.flow_backend import FlowItem
 from light_tts.models.cosyvoice2.packed_estimator import COPIES, PackedEstimator, Rows
 
 ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.
 ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 of one encoder run: bounds the memory of its attention
-
-
-@dataclass(frozen=True)
-class FlowItem:
-    """prompt: (p,) int ids on the host; prompt_mel: (ratio * p or more, mels) and embedding: (size,) on the
-    device; tokens: ids to speak. streaming: attention in chunks; finalize: False: the last `lookahead` tokens
-    are only context."""
-
-    prompt: np.ndarray
-    prompt_mel: Tensor
-    embedding: Tensor
-    tokens: Sequence[int]
-    streaming: bool
-    finalize: bool
 
 
 def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
@@ -47,6 +34,8 @@ class PackedFlow:
     """`estimator`: `pack(flow)`, shared by all instances; `items`: most that come at once. The results of one
     call do not depend on which items share it but for rounding. Not thread-safe; all work is done in the
     current CUDA stream, which must not change."""
+
+    packed = True
 
     def __init__(self, flow: Flow, estimator: PackedEstimator, items: int, graphs: bool = True) -> None:
         self._flow = flow

@@ -8,7 +8,6 @@ stream is resumed by speaking its last two chunks again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from light_tts.common import random
 from light_tts.common.chunk_planner import Chunk
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.models.cosyvoice2.config import Config
-from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.flow_backend import FlowBackend, FlowItem
 from light_tts.models.cosyvoice2.hift import Hift
 
 OVERLAP_FRAMES = 8  # mel frames that two chunks share
@@ -31,22 +30,22 @@ REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after th
 
 @dataclass(frozen=True)
 class Voice:
-    """A prompt on the device. speech_token: (n,) int64; mel: (frames, mel channels); embedding: (size,)."""
+    """A prompt. speech_token: (n,) int32 on the host; mel: (frames, mel channels) and embedding: (size,) on
+    the device."""
 
-    speech_token: Tensor
+    speech_token: np.ndarray
     mel: Tensor
     embedding: Tensor
 
     @classmethod
     def of(cls, features: PromptFeatures, device: torch.device | str) -> Voice:
-        def on_device(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-            return torch.tensor(array, dtype=dtype).to(device)  # copies: shared memory may be read-only
+        """Copies: shared memory may be read-only."""
 
-        return cls(
-            on_device(features.speech_token, torch.int64),
-            on_device(features.mel, torch.float32),
-            on_device(features.embedding, torch.float32),
-        )
+        def on_device(array: np.ndarray) -> Tensor:
+            return torch.tensor(array, dtype=torch.float32).to(device)
+
+        tokens = np.array(features.speech_token, dtype=np.int32)
+        return cls(tokens, on_device(features.mel), on_device(features.embedding))
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,10 @@ class WorkItem:
 
 
 class Token2Wav:
-    """`full_last_chunk`: the last chunk of a stream is computed with full attention (the official schedule
-    with growing chunks), else with the chunk mask like the others."""
+    """`flow`: see flow_backend; `full_last_chunk`: the last chunk of a stream is computed with full attention
+    (the official schedule with growing chunks), else with the chunk mask like the others."""
 
-    def __init__(self, flow: Flow, hift: Hift, config: Config, full_last_chunk: bool) -> None:
+    def __init__(self, flow: FlowBackend, hift: Hift, config: Config, full_last_chunk: bool) -> None:
         self.flow = flow
         self.hift = hift
         self.sample_rate = config.sample_rate
@@ -116,28 +115,23 @@ class Token2Wav:
 
     def _mels(self, items: Sequence[WorkItem]) -> list[Tensor]:
         """New mel frames of each item: (mel channels, frames)."""
-        groups: dict[bool, list[int]] = defaultdict(list)
-        for index, item in enumerate(items):
-            groups[self.streaming(item)].append(index)
-        mels: dict[int, Tensor] = {}
-        for streaming, indices in groups.items():
-            group = [items[index] for index in indices]
-            voices = [item.state.voice for item in group]
-            tokens = [torch.tensor(item.tokens[: item.chunk.context_end]) for item in group]
-            mel, _ = self.flow.inference(
-                token=pad_sequence(tokens, batch_first=True).to(self._device),
-                token_len=self._lengths(tokens),
-                prompt_token=pad_sequence([voice.speech_token for voice in voices], batch_first=True),
-                prompt_len=self._lengths([voice.speech_token for voice in voices]),
-                prompt_feat=pad_sequence([voice.mel for voice in voices], batch_first=True),
-                embedding=torch.stack([voice.embedding for voice in voices]),
-                streaming=streaming,
-                finalize=torch.tensor([item.chunk.final for item in group], device=self._device),
-            )
-            for row, (index, item) in enumerate(zip(indices, group, strict=True)):
-                start, end = (edge * self.frames_per_token for edge in (item.chunk.start, item.chunk.end))
-                mels[index] = self._at_speed(mel[row, :, start:end].float(), item.state.speed)
-        return [mels[index] for index in range(len(items))]
+        mels = self.flow([self._flow_item(item) for item in items])
+        found = []
+        for item, mel in zip(items, mels, strict=True):
+            start, end = (edge * self.frames_per_token for edge in (item.chunk.start, item.chunk.end))
+            found.append(self._at_speed(mel[start:end].T, item.state.speed))
+        return found
+
+    def _flow_item(self, item: WorkItem) -> FlowItem:
+        voice = item.state.voice
+        return FlowItem(
+            prompt=voice.speech_token,
+            prompt_mel=voice.mel,
+            embedding=voice.embedding,
+            tokens=item.tokens[: item.chunk.context_end],
+            streaming=self.streaming(item),
+            finalize=item.chunk.final,
+        )
 
     def _vocode(self, items: Sequence[WorkItem], mels: Sequence[Tensor]) -> list[np.ndarray]:
         states = [item.state for item in items]
@@ -192,9 +186,6 @@ class Token2Wav:
             return mel
         size = max(1, int(mel.shape[1] / speed))
         return F.interpolate(mel[None], size=size, mode="linear")[0]
-
-    def _lengths(self, rows: Sequence[Tensor]) -> Tensor:
-        return torch.tensor([len(row) for row in rows], device=self._device)
 
 
 def _held_back(item: WorkItem) -> np.ndarray:

@@ -44,24 +44,23 @@ class Ended:
 
 
 class Engine:
-    """`parallel`: batches in flight; `max_batch_size`: tasks in a batch on a GPU. `wake` is called from a
-    worker thread when a batch has ended."""
+    """`models`: one for each batch in flight; `max_batch_size`: tasks in a batch on a GPU. `wake` is called
+    from a worker thread when a batch has ended."""
 
     def __init__(
-        self,
-        model: Token2Wav,
-        device: torch.device,
-        parallel: int,
-        max_batch_size: int,
-        wake: Callable[[], None],
+        self, models: Sequence[Token2Wav], device: torch.device, max_batch_size: int, wake: Callable[[], None]
     ) -> None:
-        self.model = model
+        parallel = len(models)
+        self.model = models[0]  # for questions that all answer alike
         self.padded = device.type == "cuda"
         self.batch_limit = max_batch_size if self.padded else 1
         self._device = device
         self._free = parallel
         self._wake = wake
         self._ended: queue.SimpleQueue[Future[Ended]] = queue.SimpleQueue()
+        self._models: queue.SimpleQueue[Token2Wav] = queue.SimpleQueue()
+        for model in models:
+            self._models.put(model)
         self._threads = ThreadPoolExecutor(parallel, "speak", self._init_thread)
         self._thread = threading.local()
 
@@ -89,6 +88,7 @@ class Engine:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _init_thread(self) -> None:
+        self._thread.model = self._models.get_nowait()
         self._thread.context = contextlib.nullcontext()
         if self.padded:
             torch.cuda.set_device(self._device)
@@ -108,7 +108,7 @@ class Engine:
         """An error of a batch is looked for in its halves: memory may suffice for those, and what is wrong
         with one item must not hurt the others."""
         try:
-            return [_pcm_or_error(wave) for wave in self.model.speak(items)]
+            return [_pcm_or_error(wave) for wave in self._thread.model.speak(items)]
         except Exception as error:
             self._recover(error)
             if len(items) == 1:

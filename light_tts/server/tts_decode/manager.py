@@ -16,8 +16,7 @@ import torch
 
 from light_tts.models.cosyvoice2.cfm import MAX_FRAMES
 from light_tts.models.cosyvoice2.config import Config, load_config
-from light_tts.models.cosyvoice2.estimator_backend import choose_estimator
-from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.flow_backend import choose_flow
 from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.token2wav import (
     REPLAYED_CHUNKS,
@@ -65,20 +64,18 @@ def run(ctx: StageContext) -> None:
     settings, model_dir = ctx.settings, Path(ctx.settings.model_dir)
     device, dtype = choose_device(settings, ctx.index)
     config = load_config(model_dir)
-    flow = Flow.from_checkpoint(model_dir, config, device, dtype)
-    flow.decoder.backend = choose_estimator(
-        flow.decoder.estimator, settings.load_trt, device, model_dir, settings.decode_max_batch_size
+    new_flow = choose_flow(
+        model_dir, config, device, dtype, settings.load_trt, settings.decode_max_batch_size
     )
     hift = Hift.from_checkpoint(model_dir, config, device)
-    model = Token2Wav(flow, hift, config, full_last_chunk=settings.stream_hop == "grow")
+    grow = settings.stream_hop == "grow"
+    models = [
+        Token2Wav(new_flow(), hift, config, full_last_chunk=grow) for _ in range(settings.decode_paral_num)
+    ]
     voices = Voices(device)
-    engine = Engine(
-        model, device, settings.decode_paral_num, settings.decode_max_batch_size, wake=ctx.inbox.wake
-    )
+    engine = Engine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     try:
-        manager = DecodeManager(
-            ctx, engine, voices, chunk_rules(config, model, settings.stream_hop == "grow")
-        )
+        manager = DecodeManager(ctx, engine, voices, chunk_rules(config, engine.model, grow))
         ctx.ready({"sample_rate": config.sample_rate, "device": str(device)})
         manager.serve()
     finally:
@@ -104,7 +101,9 @@ class DecodeManager:
         self._engine = engine
         self._voices = voices
         self._rules = rules
-        self._policy = DeadlinePolicy(engine.model.sample_rate, time.monotonic)
+        self._policy = DeadlinePolicy(
+            engine.model.sample_rate, time.monotonic, packed=engine.model.flow.packed
+        )
         self._jobs: dict[str, Job] = {}
         self._over: OrderedDict[str, None] = OrderedDict()  # names of jobs that ended early, oldest first
         self._gone = GoneWorkers()

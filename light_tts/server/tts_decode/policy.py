@@ -9,6 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 PADDING_LIMIT = 1.5  # a batch may cost so many times the work of its items alone
+# Mel frames of a packed batch. More would hardly be faster, and what arrives meanwhile waits for all of it;
+# with a first chunk in it, whose client hears nothing yet, a batch is kept short.
+PACKED_FRAMES = 8192
+FIRST_CHUNK_FRAMES = 2048
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,11 @@ class Waiting:
 
 class DeadlinePolicy:
     """Keeps for each job until when its client has audio to play (its deadline). A job that has none and is
-    not waited for by a player is due since it was ready."""
+    not waited for by a player is due since it was ready. `packed`: a batch is not padded, so that any chunks
+    may share it."""
 
-    def __init__(self, sample_rate: int, clock: Callable[[], float]) -> None:
+    def __init__(self, sample_rate: int, clock: Callable[[], float], packed: bool = False) -> None:
+        self._packed = packed
         self._sample_rate = sample_rate
         self._clock = clock
         self._dry_at: dict[Hashable, float] = {}
@@ -49,23 +55,25 @@ class DeadlinePolicy:
         return sorted(waiting, key=self._urgency)
 
     def next_batch(self, waiting: Sequence[Waiting], limit: int) -> list[Waiting]:
-        """The most urgent chunk and up to `limit - 1` more of like length that can share its batch, in order
-        of urgency; empty where nothing waits."""
+        """The most urgent chunk and up to `limit - 1` more that can share its batch, in order of urgency;
+        empty where nothing waits."""
         batch: list[Waiting] = []
-        longest = total = 0
         for chunk in self.order(waiting):
-            if len(batch) == limit:
-                break
-            if batch and chunk.masked != batch[0].masked:
-                continue
-            padded = max(longest, chunk.frames) * (len(batch) + 1)
-            if batch and padded > PADDING_LIMIT * (total + chunk.frames):
-                continue
-            batch.append(chunk)
-            longest, total = max(longest, chunk.frames), total + chunk.frames
+            if len(batch) < limit and (not batch or self._may_join(chunk, batch)):
+                batch.append(chunk)
         return batch
+
+    def _may_join(self, chunk: Waiting, batch: list[Waiting]) -> bool:
+        frames = [other.frames for other in batch] + [chunk.frames]
+        if self._packed:
+            only_later = self._is_first(batch[0]) and not self._is_first(chunk)
+            return sum(frames) <= (FIRST_CHUNK_FRAMES if only_later else PACKED_FRAMES)
+        padded = max(frames) * len(frames)
+        return chunk.masked == batch[0].masked and padded <= PADDING_LIMIT * sum(frames)
+
+    def _is_first(self, chunk: Waiting) -> bool:
+        return chunk.stream and chunk.job not in self._dry_at
 
     def _urgency(self, chunk: Waiting) -> tuple[bool, float]:
         dry_at = self._dry_at.get(chunk.job)
-        first = chunk.stream and dry_at is None
-        return not first, chunk.since if dry_at is None or not chunk.stream else dry_at
+        return not self._is_first(chunk), chunk.since if dry_at is None or not chunk.stream else dry_at

@@ -1,0 +1,131 @@
+"""The flow alone on a GPU, at the sizes of CosyVoice2-0.5B with random weights.
+
+    python scripts/bench_flow.py [--json FILE] [--profile]
+
+Each line: so many requests at once, each with a prompt of 87 tokens (3.5 s): a first streamed chunk (38 new
+tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are medians, with
+everything from ids on the host to mel frames on the device; error is relative to the plain float32 flow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from light_tts.models.cosyvoice2.flow import Flow  # noqa: E402
+from light_tts.models.cosyvoice2.flow_backend import FlowItem, PaddedFlow  # noqa: E402
+from light_tts.models.cosyvoice2.packed_flow import PackedFlow, pack  # noqa: E402
+from scripts import random_models  # noqa: E402
+
+PROMPT = 87
+GFLOP_PER_FRAME = 2.84  # estimator: 10 steps, guided, without attention's part that grows with the length
+ATTENTION_LAYERS, INNER = 56, 512
+
+
+def item(seed: int, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
+    random = np.random.default_rng(seed)
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return FlowItem(
+        prompt=random.integers(0, 6561, PROMPT).astype(np.int32),
+        prompt_mel=torch.randn(2 * PROMPT, 80, device="cuda", generator=generator) - 5,
+        embedding=torch.randn(192, device="cuda", generator=generator),
+        tokens=random.integers(0, 6561, tokens).tolist(),
+        streaming=streaming,
+        finalize=finalize,
+    )
+
+
+def milliseconds(call, seconds: float = 0.6) -> float:
+    """Median of at least 5 calls, each waited for."""
+    times: list[float] = []
+    while len(times) < 5 or (sum(times) < seconds and len(times) < 100):
+        start = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--batches", default="1,4,8,16,32")
+    parser.add_argument("--profile", action="store_true", help="kernels of one step, by time")
+    args = parser.parse_args()
+    dtype = getattr(torch, args.dtype)
+    torch.cuda.set_stream(torch.cuda.Stream())
+    torch.set_grad_enabled(False)
+    flow32 = random_models.flow("cuda")
+    estimator = pack(flow32, dtype)
+    packed = PackedFlow(random_models.flow("cuda").to(dtype), estimator, items=32)
+    plain = PaddedFlow(flow32)
+
+    rows = []
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.dtype}")
+    print("chunk  requests  frames  bucket ms  TFLOP/s  error")
+    for name, tokens, streaming, finalize in (("first", 41, True, False), ("whole", 125, False, True)):
+        for count in map(int, args.batches.split(",")):
+            items = [item(seed, tokens, streaming, finalize) for seed in range(count)]
+            frames = sum(packed.frames(one) for one in items)
+            started = time.perf_counter()
+            mels = packed(items)
+            torch.cuda.synchronize()
+            first = time.perf_counter() - started
+            ms = milliseconds(lambda items=items: packed(items))
+            length = frames // count
+            gflop = frames * (GFLOP_PER_FRAME + 20 * ATTENTION_LAYERS * 4 * length * INNER / 1e9)
+            error = None
+            if count <= 4:
+                expected = torch.cat(plain(items))
+                error = ((torch.cat(mels) - expected).norm() / expected.norm()).item()
+            rows.append(
+                {
+                    "chunk": name,
+                    "requests": count,
+                    "frames": frames,
+                    "ms": ms,
+                    "first_call_ms": 1e3 * first,
+                    "tflops": gflop / ms,
+                    "error": error,
+                }
+            )
+            shown = "-" if error is None else f"{error:.1e}"
+            print(f"{name}  {count:8}  {frames:6}  {ms:9.2f}  {gflop / ms:7.1f}  {shown}", flush=True)
+    half = PaddedFlow(random_models.flow("cuda").to(dtype))
+    for name, tokens, streaming, finalize in (("first", 41, True, False), ("whole", 125, False, True)):
+        items = [item(0, tokens, streaming, finalize)]
+        half(items)
+        ms = milliseconds(lambda items=items: half(items))
+        print(f"plain PyTorch, {args.dtype}, {name}, 1 request: {ms:.1f} ms")
+    if args.profile:
+        for tokens, streaming, finalize, count in ((41, True, False, 1), (125, False, True, 16)):
+            profile(flow32, estimator, [item(seed, tokens, streaming, finalize) for seed in range(count)])
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2))
+
+
+def profile(flow: Flow, estimator, items: list[FlowItem]) -> None:
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    packed = PackedFlow(flow.to(estimator.dtype), estimator, items=32, graphs=False)
+    packed(items)
+    with record(activities=[ProfilerActivity.CUDA]) as recorded:
+        packed(items)
+        torch.cuda.synchronize()
+    print(recorded.key_averages().table(sort_by="cuda_time_total", row_limit=14, max_name_column_width=40))
+
+
+if __name__ == "__main__":
+    main()
