@@ -1,10 +1,8 @@
 """The engine on the golden checkpoint: how a sequence is run never changes what it says."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from parity_checks import Golden
+from llm_requests import ARRAYS, GOLDEN, SAMPLER, TEXT, Loop, alone, bistream, request, speak
 from parity_checks.llm import (
     SLOTS,
     bistream_sequence,
@@ -13,100 +11,23 @@ from parity_checks.llm import (
     greedy_sequence,
     load_engine,
     load_model,
+    run,
 )
 
-from light_tts.common.sampling import RepetitionAwareSampler
-from light_tts.server.tts_llm.scheduler import Limits, Scheduler
-from light_tts.server.tts_llm.sequence import Bistream, OneShot, RequestError, Sequence
-
-GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
-ARRAYS = GOLDEN.arrays("llm.npz")
-TEXT = golden_ids(ARRAYS, "bi_text_ids")
-PROMPT = golden_ids(ARRAYS, "prompt_speech_token")
-SAMPLER = RepetitionAwareSampler(0.8, 25, 10, 0.1)
-
-
-def request(i: int, forced: list[int] = (), **options) -> OneShot:
-    """One of many different requests."""
-    options = {"min_outputs": 20 + i, "max_outputs": 40 + 5 * i, "limit": SLOTS, **options}
-    return OneShot(
-        job=f"{i}/0",
-        part=i % 2,
-        seed=1000 + i,
-        ids=load_model(GOLDEN).ids,
-        prompt_text=TEXT[: i % 4],
-        text=TEXT[i : 3 * i + 4],
-        prompt_speech=PROMPT[: 13 * i],
-        forced=list(forced),
-        **options,
-    )
-
-
-def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
-    return Bistream(
-        job="b/0",
-        part=0,
-        seed=seed,
-        ids=load_model(GOLDEN).ids,
-        **{"limit": SLOTS, "max_outputs": 100, **options},
-        prompt_text=TEXT[:7],
-        prompt_speech=PROMPT[:20],
-        forced=list(forced),
-        mix=(5, 15),
-    )
-
-
-def speak(sequence: Bistream, pieces: list[list[int]]) -> list[int]:
-    """Outputs of a bistream sequence when each piece of text comes only after all that was possible."""
-    engine = load_engine(GOLDEN, SAMPLER)
-    for piece in pieces:
-        sequence.append_text(piece)
-        while sequence.ready:
-            for _, token in engine.run([(sequence, sequence.pending)]):
-                sequence.accept(token)
-    sequence.finish_text()
-    return finish(engine, sequence)
-
-
-def alone(i: int) -> list[int]:
-    return finish(load_engine(GOLDEN, SAMPLER), request(i))
-
-
-def run_together(sequences: list[Sequence], slots: int = SLOTS, **limits) -> tuple[int, int]:
-    """Run all through the scheduler -> how often one was paused, most tokens of a step."""
-    limits = {"prefill_tokens": 512, "running": 8, "alive": 8, "steps_between_admissions": 4, **limits}
-    limits = {"busy_ratio": 0.0, "assumed_output": 10, **limits}
-    scheduler = Scheduler(Limits(slots=slots, **limits))
-    engine = load_engine(GOLDEN, SAMPLER, slots=slots, max_len=min(slots, SLOTS))
-    for sequence in sequences:
-        scheduler.submit(sequence)
-    paused = widest = 0
-    while scheduler.has_work:
-        scheduler.admit()
-        plan = scheduler.plan()
-        paused += len(plan.evicted)
-        widest = max(widest, sum(tokens for _, tokens in plan.work))
-        for sequence in plan.evicted:
-            engine.release(sequence)
-        for sequence, token in engine.run(plan.work):
-            sequence.accept(token)
-            if sequence.finished:
-                scheduler.end(sequence)
-                engine.release(sequence)
-    assert engine._table.free == slots and engine._table.free_rows == 8
-    return paused, widest
+from light_tts.server.tts_llm.sequence import OneShot, RequestError
 
 
 def test_requests_in_a_batch_say_what_they_say_alone():
     sequences = [request(i) for i in range(6)]
-    run_together(sequences)
+    Loop().run(sequences)
     assert [s.outputs for s in sequences] == [alone(i) for i in range(6)]
 
 
 def test_prefill_in_pieces_changes_nothing():
     sequences = [request(i) for i in range(6)]
-    _, widest = run_together(sequences, prefill_tokens=16)
-    assert widest == 16
+    loop = Loop(prefill_tokens=16)
+    loop.run(sequences)
+    assert max(sum(tokens for _, tokens in work) for work in loop.launched) == 16
     assert [s.outputs for s in sequences] == [alone(i) for i in range(6)]
 
 
@@ -115,16 +36,17 @@ def test_scores_of_a_prefill_in_pieces_are_those_of_one():
     for piece in (1000, 7):
         sequence = request(5)
         engine = load_engine(GOLDEN, lambda s, *_: scores.append(s) or s.argmax(-1))
-        while sequence.pending:
-            engine.run([(sequence, min(piece, sequence.pending))])
+        while not sequence.on_device:
+            engine.launch([(sequence, min(piece, sequence.pending))])
     assert len(scores) == 2 and torch.allclose(*scores, atol=1e-4, rtol=0)
 
 
 def test_paused_requests_go_on_with_the_same_tokens():
     sequences = [request(i) for i in range(6)]
     longest = max(len(s.inputs) + s.max_outputs for s in sequences)
-    paused, _ = run_together(sequences, slots=longest, busy_ratio=1.0, assumed_output=1)
-    assert paused > 3
+    loop = Loop(slots=longest, busy_ratio=1.0, assumed_output=1)
+    loop.run(sequences)
+    assert loop.paused > 3
     assert [s.outputs for s in sequences] == [alone(i) for i in range(6)]
 
 
@@ -183,8 +105,7 @@ def test_bistream_speaks_before_its_text_has_ended_and_waits_for_more():
     sequence, engine = bistream_sequence(GOLDEN, "noprompt"), load_engine(GOLDEN, SAMPLER)
     sequence.append_text(TEXT[:1])
     while sequence.ready:
-        for _, token in engine.run([(sequence, sequence.pending)]):
-            sequence.accept(token)
+        run(engine, sequence)
     assert sequence.outputs[-1] == load_model(GOLDEN).ids.fill and not sequence.finished
     sequence.append_text(TEXT[1:2])  # 3 of the prompt text and these make 5
     assert sequence.ready
@@ -260,20 +181,6 @@ def test_a_failed_step_leaves_everything_as_it_was():
     engine = load_engine(GOLDEN, sampler)
     sequence = request(4)
     with pytest.raises(RuntimeError):
-        engine.run([(sequence, sequence.pending)])
+        run(engine, sequence)
     assert sequence.cached == 0 and engine._table.free == SLOTS
     assert finish(engine, sequence) == alone(4)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_gpu_says_what_the_golden_values_say(int8):
-    engine = load_engine(GOLDEN, device="cuda", int8=int8)
-    assert finish(engine, greedy_sequence(GOLDEN, "zs")) == golden_ids(ARRAYS, "greedy_zs")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_gpu_draws_what_the_cpu_draws():
-    assert finish(load_engine(GOLDEN, SAMPLER, device="cuda"), request(3)) == alone(3)

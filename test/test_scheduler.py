@@ -20,6 +20,7 @@ class Request:
     arrival: int = 0
     asleep: bool = False
     finished: bool = False
+    ahead: int = 0
 
     def __post_init__(self):
         self.inputs = [0] * self.prompt
@@ -38,8 +39,20 @@ class Request:
         return len(self.inputs) - self.cached
 
     @property
+    def on_device(self):
+        return bool(self.outputs) and self.pending + self.ahead == 1
+
+    @property
+    def free_steps(self):
+        return self.longest_rest - self.ahead
+
+    @property
     def ready(self):
-        return not self.finished and not self.asleep and self.pending > 0
+        return not self.finished and not self.asleep and self.pending + self.ahead > 0
+
+    @property
+    def runnable(self):
+        return self.ready and (not self.on_device or self.free_steps > 0)
 
 
 def scheduler(**changes) -> Scheduler:

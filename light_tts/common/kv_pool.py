@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from light_tts.common.transfer import upload
+
 
 class KVPool:
     """K and V of `slots` tokens in each layer. With `int8` they are kept as int8, with one scale for each
@@ -51,6 +53,11 @@ class KVPool:
             v = v.to(self.dtype) * self.v_scale[layer, slots, :, None]
         return k, v
 
+    def layers(self) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
+        """k, v, k_scale, v_scale of each layer, as kernels take them: views; scales with int8 only."""
+        scales = zip(self.k_scale, self.v_scale, strict=True) if self.int8 else [(None, None)] * len(self.k)
+        return [(k, v, *scale) for k, v, scale in zip(self.k, self.v, scales, strict=True)]
+
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: (tokens, heads, head_dim) -> int8 of the same shape, and scale (tokens, heads): x is about their
@@ -64,7 +71,7 @@ class SlotTable:
     with all its slots, with `close`.
 
     The table lies in host memory (`slots_of`) and on the device (`device_slots`: (rows, max_len) int32, what
-    a kernel reads); on the CPU both are the same memory.
+    a kernel reads); on the CPU both are the same memory, elsewhere `upload` brings the device up to date.
     """
 
     def __init__(self, slots: int, rows: int, max_len: int, device: torch.device) -> None:
@@ -75,6 +82,7 @@ class SlotTable:
         self.free = slots
         self.device_slots = torch.from_numpy(self._table).to(device)
         self._mirrored = device.type != "cpu"
+        self._changed: list[tuple[int, int, int]] = []  # row, start, end of what the device has not seen
 
     @property
     def free_rows(self) -> int:
@@ -98,8 +106,18 @@ class SlotTable:
         self._table[row, start : start + tokens] = taken
         self._lengths[row] = start + tokens
         if self._mirrored:
-            part = torch.from_numpy(self._table[row, start : start + tokens])
-            self.device_slots[row, start : start + tokens].copy_(part)
+            self._changed.append((row, start, start + tokens))
+
+    def upload(self) -> None:
+        """Bring the device's table up to date, in one copy and without waiting for it: work queued before
+        still sees the old one."""
+        if not self._changed:
+            return
+        max_len = self._table.shape[1]
+        places = np.concatenate([np.arange(start, end) + row * max_len for row, start, end in self._changed])
+        self._changed.clear()
+        changes = upload(np.stack([places, self._table.reshape(-1)[places]]), self.device_slots.device)
+        self.device_slots.view(-1).index_copy_(0, changes[0], changes[1].int())
 
     def truncate(self, row: int, length: int) -> None:
         """Give back the slots of all positions from `length` on."""

@@ -11,6 +11,8 @@ import torch
 from light_tts.common.sampling import NO_TOKEN, RepetitionAwareSampler, greedy
 from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.tts_llm.engine import Engine
+from light_tts.server.tts_llm.options import EngineOptions
+from light_tts.server.tts_llm.runner import Runner
 from light_tts.server.tts_llm.sequence import Bistream, OneShot, Sequence
 
 from . import Comparison, Golden
@@ -20,21 +22,31 @@ RAS_ARRAYS = ("logp", "history", "nucleus_ids", "nucleus_probs", "resample", "re
 SLOTS = 4096
 
 
-@cache
 def load_model(golden: Golden, device: str = "cpu") -> SpeechLM:
+    return _load_model(golden, device)  # so that it is found in the cache however it was asked for
+
+
+@cache
+def _load_model(golden: Golden, device: str) -> SpeechLM:
     path = golden.checkpoint / "llm.pt"
     return SpeechLM.from_checkpoint(golden.checkpoint, path, golden.config, torch.device(device))
 
 
 def load_engine(
-    golden: Golden, sampler: Callable | None = None, slots: int = SLOTS, device: str = "cpu", **options
+    golden: Golden,
+    sampler: Callable | None = None,
+    device: str = "cpu",
+    runner: type[Runner] | None = None,
+    **options,
 ) -> Engine:
     """`sampler`: greedy unless given."""
-    options = {"rows": 8, "max_len": slots, "int8": False, **options}
-    window = golden.config.llm.sampling.win_size
-    return Engine(
-        load_model(golden), sampler or (lambda scores, *_: greedy(scores)), window, slots, **options
-    )
+    options = {"slots": SLOTS, "rows": 8, "window": golden.config.llm.sampling.win_size, **options}
+    options = EngineOptions(**{"max_len": options["slots"], **options})
+    return Engine(load_model(golden, device), sampler or greedy_draw, options, runner)
+
+
+def greedy_draw(scores: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return greedy(scores)
 
 
 def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
@@ -43,11 +55,16 @@ def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
     return OneShot(job="j/0", part=0, seed=0, ids=ids, limit=SLOTS, text=text_ids, **options)
 
 
+def run(engine: Engine, sequence: Sequence) -> None:
+    """One step of a sequence that is run alone."""
+    engine.launch([(sequence, sequence.pending)])
+    engine.collect()
+
+
 def finish(engine: Engine, sequence: Sequence) -> list[int]:
     """All outputs of a sequence that is run alone."""
     while sequence.ready:
-        for _, token in engine.run([(sequence, sequence.pending)]):
-            sequence.accept(token)
+        run(engine, sequence)
     engine.release(sequence)
     return sequence.outputs
 
@@ -64,14 +81,14 @@ def prefill(golden: Golden) -> Iterator[Comparison]:
         prompt_text=golden_ids(arrays, "prompt_text_ids"),
         prompt_speech=golden_ids(arrays, "prompt_speech_token"),
     )
-    rows = []
+    inputs, rows = list(sequence.inputs), []
     hook = model.llm.model.model.norm.register_forward_hook(
         lambda module, inputs, output: rows.append(output)
     )
-    load_engine(golden).run([(sequence, sequence.pending)])
+    run(load_engine(golden), sequence)
     hook.remove()
     hidden, logits = rows[0], model.logits(rows[0])
-    yield Comparison("lm_input", model.embed(torch.tensor(sequence.inputs))[None], arrays["lm_input"])
+    yield Comparison("lm_input", model.embed(torch.tensor(inputs))[None], arrays["lm_input"])
     yield Comparison("prefill_hidden_last", hidden[-1:], arrays["prefill_hidden_last"], 1e-4)
     yield Comparison("prefill_logits_last", logits[-1], arrays["prefill_logits_last"], 1e-4)
     yield Comparison("prefill_logits_argmax_all", greedy(logits), arrays["prefill_logits_argmax_all"])
@@ -135,8 +152,7 @@ def bistream_decoding(golden: Golden) -> Iterator[Comparison]:
         lengths = []
         while sequence.ready:
             lengths.append(sequence.pending)
-            for _, token in engine.run([(sequence, sequence.pending)]):
-                sequence.accept(token)
+            run(engine, sequence)
         spoken = [token for token in sequence.outputs if token < golden.config.llm.speech_token_size]
         yield Comparison(f"bi_{name}_lm_inputs_len", lengths, arrays[f"bi_{name}_lm_inputs_len"])
         yield Comparison(f"bi_{name}_tokens", spoken, arrays[f"bi_{name}_tokens"])

@@ -1,5 +1,4 @@
-"""Attention over the KV pool: the interface of a backend, and the plain PyTorch one, which runs everywhere
-and is the reference of faster ones.
+"""Attention over the KV pool in plain PyTorch, which runs everywhere and is the reference of the kernels.
 
 A batch is the new tokens of some requests; those before them are in the pool already. So a prefill, a piece
 of a prefill and a decode step differ in their lengths only.
@@ -8,7 +7,6 @@ of a prefill and a decode step differ in their lengths only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +29,6 @@ class Span:
         return self.start + self.length
 
 
-class AttentionBackend(Protocol):
-    def prefill(self, spans: list[Span]) -> AttentionContext:
-        """For any lengths; the spans' tokens follow one another in the batch. Every request attends to all
-        its tokens up to the position of the query."""
-
-    def decode(self, spans: list[Span]) -> AttentionContext:
-        """The same where each span has length 1."""
-
-
 class TorchAttention:
     """One request at a time, so that the result never depends on who else is in the batch."""
 
@@ -47,7 +36,9 @@ class TorchAttention:
         self._pool = pool
         self._table = table
 
-    def prefill(self, spans: list[Span]) -> AttentionContext:
+    def __call__(self, spans: list[Span]) -> AttentionContext:
+        """For any lengths; the spans' tokens follow one another in the batch. Every request attends to all
+        its tokens up to the position of the query."""
         requests = [(span.length, *self._view(span)) for span in spans]
         new_slots = torch.cat([slots[-length:] for length, slots, _ in requests])
 
@@ -61,8 +52,6 @@ class TorchAttention:
             return out
 
         return attend
-
-    decode = prefill
 
     def _view(self, span: Span) -> tuple[Tensor, Tensor | None]:
         """Slots of all the request's tokens, and which of them each query sees (None: see `attention`)."""

@@ -1,100 +1,165 @@
-"""Runs one step of the language model: forward over the planned tokens, one draw for each request that has
-all its ids in the model."""
+"""Runs the language model: a prefill, or a round of decode steps, is launched, and its tokens are collected
+later. What is drawn stays on the device and is fed there, so that more can be launched before anything has
+been collected."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from light_tts.common.kv_pool import KVPool, SlotTable
-from light_tts.common.sampling import NO_TOKEN, ban
+from light_tts.common.row_state import RowState
+from light_tts.common.transfer import Download
 from light_tts.models.cosyvoice2.llm import SpeechLM
-from light_tts.server.tts_llm.attention import AttentionBackend, Span, TorchAttention
+from light_tts.server.tts_llm.attention import Span
+from light_tts.server.tts_llm.options import EngineOptions
+from light_tts.server.tts_llm.row_states import set_states
+from light_tts.server.tts_llm.runner import Runner, Sampler, choose_runner
 from light_tts.server.tts_llm.sequence import Sequence
 
-Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see RepetitionAwareSampler.__call__
 Work = list[tuple[Sequence, int]]
 
 
+@dataclass
+class Flight:
+    """What was launched: for each entry (a sequence, its epoch, how many tokens it draws) a column of
+    `tokens`, (steps, entries)."""
+
+    entries: list[tuple[Sequence, int, int]]
+    tokens: Download
+
+
 class Engine:
-    """`slots`: size of the KV pool in tokens; `rows`: most requests in it; `max_len`: most tokens of one."""
+    """Everything it queues on a GPU is on one stream of its own, in order. So slots and rows may be given
+    back and taken again while work that uses them is still queued."""
 
     def __init__(
-        self, model: SpeechLM, sampler: Sampler, window: int, slots: int, rows: int, max_len: int, int8: bool
+        self,
+        model: SpeechLM,
+        sampler: Sampler,
+        options: EngineOptions,
+        runner: type[Runner] | None = None,
     ) -> None:
+        """`runner`: the fastest for the model's device unless given."""
         weight = model.embedding.weight
-        self._model = model
-        self._sampler = sampler
-        self._window = window
         self._device = weight.device
+        self._stream = None
+        if self._device.type == "cuda":
+            self._stream = torch.cuda.Stream(self._device)
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))  # which loaded the model
         backbone = model.backbone
-        self._table = SlotTable(slots, rows, max_len, self._device)
-        pool = KVPool(
-            backbone.num_hidden_layers,
-            slots,
-            backbone.num_key_value_heads,
-            backbone.head_dim,
-            weight.dtype,
-            self._device,
-            int8,
-        )
-        self._attention: AttentionBackend = TorchAttention(pool, self._table)
+        self._window = options.window
+        self._flights: deque[Flight] = deque()
+        with self._on_stream(), torch.inference_mode():
+            self._table = SlotTable(options.slots, options.rows, options.max_len, self._device)
+            pool = KVPool(
+                backbone.num_hidden_layers,
+                options.slots,
+                backbone.num_key_value_heads,
+                backbone.head_dim,
+                weight.dtype,
+                self._device,
+                options.int8,
+            )
+            self._states = RowState.empty(options.rows, options.window, self._device)
+            runner = runner or choose_runner(self._device)
+            self._runner = runner(model, sampler, pool, self._table, self._states, options)
+
+    @property
+    def in_flight(self) -> int:
+        """Launches that have not been collected."""
+        return len(self._flights)
 
     @torch.inference_mode()
-    def run(self, work: Work) -> list[tuple[Sequence, int]]:
-        """One step. -> the token drawn for each sequence that has no more pending ids; `accept` is the
-        caller's. After an exception the sequences are as before."""
+    def warm_up(self) -> None:
+        """Do now what would hold up the first requests."""
+        with self._on_stream():
+            self._runner.warm_up()
+
+    def launch(self, work: Work) -> None:
+        """Begin one of the scheduler's plans. After an exception nothing has begun, but what the device knows
+        of the sequences is of no use: when all launches before have been collected, `restart` them."""
         try:
-            spans = [self._extend(sequence, tokens) for sequence, tokens in work]
-            hidden = self._forward(work, spans)
-            complete = [i for i, (sequence, tokens) in enumerate(work) if tokens == sequence.pending]
-            sequences = [work[i][0] for i in complete]
-            drawn = self._draw(hidden[complete], sequences) if sequences else []
+            with self._on_stream(), torch.inference_mode():
+                self._flights.append(self._launch(work))
         except BaseException:
             for sequence, _ in work:
                 if sequence.row is not None:
                     self._table.truncate(sequence.row, sequence.cached)
             raise
+
+    def restart(self, work: Work) -> Work:
+        """After a failed launch -> the same work, as it can be tried again, without the sequences that have
+        ended or wait for text."""
+        again = []
         for sequence, tokens in work:
-            sequence.cached += tokens
-        return list(zip(sequences, drawn, strict=True))
+            if sequence.ready:
+                sequence.recall(len(sequence.inputs) - 1)
+                if sequence.row is not None:
+                    self._table.truncate(sequence.row, sequence.cached)
+                again.append((sequence, min(tokens, sequence.pending)))
+        return again
+
+    def collect(self) -> tuple[list[tuple[Sequence, int]], int]:
+        """Wait for the oldest launch and let the sequences accept their tokens -> (sequence, how many it took
+        in) for those that got any, and the steps that it took. A sequence that has changed its course since
+        gets none."""
+        flight = self._flights.popleft()
+        tokens = flight.tokens.wait()
+        columns = tokens.T.tolist()
+        taken = []
+        for (sequence, epoch, draws), column in zip(flight.entries, columns, strict=True):
+            if sequence.epoch == epoch:
+                taken.append((sequence, sequence.accept_all(column[:draws])))
+                if not sequence.on_device:
+                    self._table.truncate(sequence.row, sequence.cached)
+        return taken, len(tokens)
 
     def release(self, sequence: Sequence) -> None:
         """Give back all slots of the sequence; it may go on later by a new prefill."""
         if sequence.row is not None:
             self._table.close(sequence.row)
             sequence.row = None
-        sequence.cached = 0
+        sequence.recall(0)
+
+    def synchronize(self) -> None:
+        """Wait until the device has nothing left to do."""
+        if self._stream is not None:
+            self._stream.synchronize()
 
     def check_device(self) -> None:
         """Raises when the device no longer works, so that only a new process can go on."""
         torch.zeros(1, device=self._device).item()
+        self.synchronize()
+
+    def _on_stream(self) -> AbstractContextManager:
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+    def _launch(self, work: Work) -> Flight:
+        spans = [self._extend(sequence, tokens) for sequence, tokens in work]
+        self._table.upload()
+        if work[0][0].on_device:
+            drawing = work
+            tokens = self._runner.decode(spans)
+        else:
+            complete = [i for i, (sequence, tokens) in enumerate(work) if tokens == sequence.pending]
+            drawing = [(work[i][0], 1) for i in complete]
+            set_states(self._states, [(work[i][0], spans[i].end) for i in complete], self._window)
+            ids = [i for s, tokens in work for i in s.inputs[s.cached : s.cached + tokens]]
+            tokens = self._runner.prefill(ids, spans, complete)
+        download = Download(tokens)
+        for sequence, tokens in work:
+            sequence.cached += tokens
+        for sequence, draws in drawing:
+            sequence.on_device = True
+            sequence.ahead += draws
+        return Flight([(sequence, sequence.epoch, draws) for sequence, draws in drawing], download)
 
     def _extend(self, sequence: Sequence, tokens: int) -> Span:
         if sequence.row is None:
             sequence.row = self._table.open()
         self._table.extend(sequence.row, tokens)
         return Span(sequence.row, sequence.cached, tokens)
-
-    def _forward(self, work: Work, spans: list[Span]) -> Tensor:
-        """-> (requests, hidden): the last row of each."""
-        ids = [i for s, n in work for i in s.inputs[s.cached : s.cached + n]]
-        positions = [position for span in spans for position in range(span.start, span.end)]
-        input_ids, positions = torch.tensor([ids, positions], device=self._device)
-        decode = all(span.length == 1 for span in spans)
-        attention = self._attention.decode(spans) if decode else self._attention.prefill(spans)
-        hidden = self._model(input_ids, positions, attention)
-        last = torch.tensor([span.length for span in spans], device=self._device).cumsum(0) - 1
-        return hidden[last]
-
-    def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> list[int]:
-        """hidden: (requests, hidden)"""
-        banned = torch.tensor([s.banned for s in sequences], device=self._device)
-        scores = ban(self._model.logits(hidden), self._model.ids.speech_tokens, banned)
-        history = [s.latest(self._window) for s in sequences]
-        history = [[NO_TOKEN] * (self._window - len(latest)) + latest for latest in history]
-        state = [[s.seed, s.part, len(s.outputs)] for s in sequences]
-        history, state = (torch.tensor(rows, device=self._device) for rows in (history, state))
-        return self._sampler(scores, history, *state.T).tolist()

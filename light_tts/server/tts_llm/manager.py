@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from light_tts.common.chunk_planner import ChunkPlanner
 from light_tts.common.sampling import RepetitionAwareSampler
@@ -17,10 +18,12 @@ from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
+from light_tts.server.core.settings import Settings
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
 from light_tts.server.tts_llm.delivery import Delivery
 from light_tts.server.tts_llm.engine import Engine, Work
+from light_tts.server.tts_llm.options import EngineOptions
 from light_tts.server.tts_llm.scheduler import Limits, Scheduler
 from light_tts.server.tts_llm.sequence import Bistream, OneShot, RequestError, Sequence
 from light_tts.server.tts_llm.stats import Stats
@@ -52,18 +55,42 @@ def load(ctx: StageContext) -> LLMStage:
     device, dtype = choose_device(settings, 0)
     model = SpeechLM.from_checkpoint(model_dir, styles[ctx.index].llm_path, config, device, dtype)
     sampling = config.llm.sampling
+    pace = choose_pace(settings, device)
+    graphs = not settings.disable_cudagraph
     engine = Engine(
         model,
         RepetitionAwareSampler(sampling.top_p, sampling.top_k, sampling.win_size, sampling.tau_r),
-        window=sampling.win_size,
-        slots=settings.max_total_token_num,
-        rows=settings.gpt_paral_num,
-        max_len=settings.max_req_total_len,
-        int8=settings.int8_kv,
+        EngineOptions(
+            slots=settings.max_total_token_num,
+            rows=settings.gpt_paral_num,
+            max_len=min(settings.max_req_total_len, model.backbone.max_position_embeddings),
+            window=sampling.win_size,
+            int8=settings.int8_kv,
+            round_steps=pace.round_steps,
+            graph_max_batch=settings.graph_max_batch_size if graphs else 0,
+            graph_max_len=settings.graph_max_len_in_batch,
+        ),
     )
+    engine.warm_up()
     shared = len(styles) > 1 and device.type == "cuda"
-    turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num) if shared else None
-    return LLMStage(ctx, config, model, engine, turn)
+    turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize) if shared else None
+    return LLMStage(ctx, config, model, engine, turn, pace)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """`round_steps`: most decode steps begun at once; `ahead`: launches begun before the results of one are
+    looked at."""
+
+    round_steps: int
+    ahead: int
+
+
+def choose_pace(settings: Settings, device: torch.device) -> Pace:
+    """A GPU is never kept waiting for the host; on a CPU both are the same, and tokens are wanted at once."""
+    if device.type == "cpu":
+        return Pace(round_steps=1, ahead=0)
+    return Pace(round_steps=settings.router_max_wait_tokens, ahead=1)
 
 
 @dataclass(eq=False)
@@ -88,7 +115,13 @@ class LLMStage:
     """Everything between two messages: jobs, the scheduler over their sequences, and the engine."""
 
     def __init__(
-        self, ctx: StageContext, config: Config, model: SpeechLM, engine: Engine, turn: GpuTurn | None
+        self,
+        ctx: StageContext,
+        config: Config,
+        model: SpeechLM,
+        engine: Engine,
+        turn: GpuTurn | None,
+        pace: Pace,
     ) -> None:
         settings = ctx.settings
         self._ctx = ctx
@@ -96,6 +129,8 @@ class LLMStage:
         self._ids = model.ids
         self._engine = engine
         self._turn = turn
+        self._ahead = pace.ahead
+        self._busy_since = 0.0  # while launches are under way: since when nothing has been counted
         self._limit = min(settings.max_req_total_len, model.backbone.max_position_embeddings)
         self._scheduler = Scheduler(
             Limits(
@@ -106,6 +141,7 @@ class LLMStage:
                 steps_between_admissions=settings.router_max_wait_tokens,
                 busy_ratio=settings.router_token_ratio,
                 assumed_output=settings.router_max_new_token_len,
+                round_steps=pace.round_steps,
             )
         )
         self._jobs: dict[str, Job] = {}
@@ -115,9 +151,9 @@ class LLMStage:
         self._stats = Stats(ctx.log, settings)
 
     def patience(self) -> float | None:
-        """How long to wait for messages: not at all while a step is possible; else as long as it takes, with
-        the GPU left to others."""
-        if self._scheduler.has_work:
+        """How long to wait for messages: not at all while a step is possible or under way; else as long as it
+        takes, with the GPU left to others."""
+        if self._scheduler.has_work or self._engine.in_flight:
             return 0
         if self._turn is not None:
             self._turn.release()
@@ -141,20 +177,18 @@ class LLMStage:
         self._ctx.peers.apply(message)
 
     def step(self) -> None:
-        """Admit, build the batch, run it, hand out the results and forget what is finished."""
+        """Admit, begin the next steps; then look at the results of earlier ones, while these run."""
         for sequence in self._scheduler.admit():
             self._open(self._speaking(sequence))
         plan = self._scheduler.plan()
         for sequence in plan.evicted:
             self._engine.release(sequence)
         if plan.work:
-            started = time.monotonic()
-            drawn = self._run(plan.work)
-            for sequence, token in drawn:
-                sequence.accept(token)
-                self._hand_out(self._speaking(sequence))
-            self._stats.add(len(drawn), time.monotonic() - started)
-            self._stats.update(self._scheduler)
+            self._launch(plan.work)
+        elif self._engine.in_flight:
+            self._collect()
+        while self._engine.in_flight > self._ahead:
+            self._collect()
 
     # ---- requests
 
@@ -249,21 +283,36 @@ class LLMStage:
         self._ctx.outbox.send(job.reply_to, routed)
         return True
 
-    def _run(self, work: Work) -> list[tuple[Sequence, int]]:
-        """The tokens drawn in this step. Where the step fails each request is tried alone, so that only the
-        one that is the cause fails; where the device itself has failed the process ends."""
+    def _launch(self, work: Work) -> None:
+        """Where it fails each request is tried alone, so that only the one that is the cause fails; where the
+        device itself has failed the process ends."""
         if self._turn is not None:
-            self._turn.take()
+            self._turn.take(max(tokens for _, tokens in work) if work[0][0].on_device else 1)
+        if not self._engine.in_flight:
+            self._busy_since = time.monotonic()
         try:
-            return self._engine.run(work)
+            self._engine.launch(work)
         except Exception:
             self._engine.check_device()
+            while self._engine.in_flight:
+                self._collect()
             if len(work) > 1:
-                return [drawn for item in work for drawn in self._run([item])]
+                for item in self._engine.restart(work):
+                    self._launch([item])
+                return
             name = work[0][0].job
             self._ctx.log.exception("%s: the language model failed", name)
             self._fail(name, 500, "the language model failed")
-            return []
+
+    def _collect(self) -> None:
+        """Hand out the results of the oldest launch."""
+        taken, steps = self._engine.collect()
+        for sequence, _ in taken:
+            self._hand_out(self._speaking(sequence))
+        now = time.monotonic()
+        self._stats.add(sum(tokens for _, tokens in taken), steps, now - self._busy_since)
+        self._stats.update(self._scheduler)
+        self._busy_since = now
 
     def _hand_out(self, speaking: Speaking) -> None:
         """Send the tokens that are due, and forget the part if it is finished."""

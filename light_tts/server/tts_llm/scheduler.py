@@ -18,7 +18,8 @@ from light_tts.server.tts_llm.sequence import Sequence
 class Limits:
     """`slots`: KV pool; `prefill_tokens`: one prefill step; `running`: requests with KV slots; `alive`:
     running and paused; `steps_between_admissions`: decode steps; `busy_ratio`: share of the pool in use from
-    which each request is counted with its longest possible output, below it with `assumed_output`."""
+    which each request is counted with its longest possible output, below it with `assumed_output`;
+    `round_steps`: most decode steps that are begun at once."""
 
     slots: int
     prefill_tokens: int
@@ -27,12 +28,14 @@ class Limits:
     steps_between_admissions: int
     busy_ratio: float
     assumed_output: int
+    round_steps: int = 1
 
 
 @dataclass
 class Plan:
-    """`work`: (sequence, how many of its pending ids go into the model in this step);
-    `evicted`: sequences whose slots must be given back first."""
+    """`work`: either a prefill, (sequence, how many of its pending ids go into the model), or a round of
+    decode steps, (sequence, how many steps it takes part in); empty: only steps under way can bring a request
+    on; `evicted`: sequences whose slots must be given back first."""
 
     work: list[tuple[Sequence, int]] = field(default_factory=list)
     evicted: list[Sequence] = field(default_factory=list)
@@ -51,7 +54,7 @@ class Scheduler:
         self._arrivals = 0
         self._evicted: list[Sequence] = []
         self._steps = 0  # since the last admission
-        self._prefilled = False  # in the last step
+        self._prefilled = False  # what was begun last is a prefill
 
     @property
     def used_slots(self) -> int:
@@ -98,20 +101,22 @@ class Scheduler:
         return admitted
 
     def plan(self) -> Plan:
-        """The next step: prefill of those that have more than one pending id, as many as fit, the last one
-        in part; else, and after each prefill, one token of all others."""
+        """What to begin next: prefill of those that have ids the device does not know, as many as fit, the
+        last one in part; else, and after each prefill, decode steps of all others."""
         work: list[tuple[Sequence, int]] = []
-        while not work and any(s.ready for s in self.running):
-            ready = sorted((s for s in self.running if s.ready), key=lambda s: s.arrival)
-            prefill = [s for s in ready if s.pending > 1]
-            decode = [s for s in ready if s.pending == 1]
-            self._prefilled = bool(prefill) and not (decode and self._prefilled)
-            if self._prefilled:
-                work = self._prefill(prefill)
-            else:
-                work = [(s, 1) for s in decode]
-                self._steps += 1
+        while runnable := sorted((s for s in self.running if s.runnable), key=lambda s: s.arrival):
+            prefill = [s for s in runnable if not s.on_device]
+            decode = [s for s in runnable if s.on_device]
+            prefills = bool(prefill) and not (decode and self._prefilled)
+            work = self._prefill(prefill) if prefills else self._decode(decode)
+            if self._must_wait_for_slots(work):
+                work = []
+                break
             self._find_slots(work)
+            self._prefilled = prefills
+            if work:
+                self._steps += 0 if prefills else max(steps for _, steps in work)
+                break
         plan = Plan(work, self._evicted)
         self._evicted = []
         return plan
@@ -150,9 +155,24 @@ class Scheduler:
             room -= tokens
         return work
 
+    def _decode(self, sequences: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """A round up to the next admission; a shorter one where slots are short."""
+        most = max(1, self._limits.steps_between_admissions - self._steps)
+        room = max(1, (self._limits.slots - self.used_slots) // len(sequences))
+        most = min(most, room, self._limits.round_steps)
+        return [(sequence, min(most, sequence.free_steps)) for sequence in sequences]
+
+    def _must_wait_for_slots(self, work: list[tuple[Sequence, int]]) -> bool:
+        """Whether the slots are too few while steps are under way, after which there may be more: a request
+        that turns out to have ended gives back its own."""
+        return self._lacks_slots(work) and any(s.ahead for s in self.running)
+
+    def _lacks_slots(self, work: list[tuple[Sequence, int]]) -> bool:
+        return self.used_slots + sum(tokens for _, tokens in work) > self._limits.slots
+
     def _find_slots(self, work: list[tuple[Sequence, int]]) -> None:
-        """Pause until the step's tokens have slots: idle requests first, then the youngest."""
-        while self.used_slots + sum(tokens for _, tokens in work) > self._limits.slots:
+        """Pause until the work's tokens have slots: idle requests first, then the youngest."""
+        while self._lacks_slots(work):
             victim = max(self.running, key=lambda s: (not s.ready, s.arrival))
             work[:] = [(sequence, tokens) for sequence, tokens in work if sequence is not victim]
             self._pause(victim)

@@ -4,6 +4,10 @@ A sequence knows the ids that go into the model (`inputs`, of which the first `c
 and what came out (`outputs`). Whoever runs it feeds `inputs[cached:]`, draws a token from the last row and
 hands it to `accept`. Putting it back into an earlier state needs its outputs alone: they are given as
 `forced` and take the place of draws.
+
+Between two looks of the host the device may draw several tokens in a row and feed each back by itself
+(`on_device`). Of these, `ahead` have not been accepted yet; they are in the pool, so `cached` counts them,
+and `inputs` does not.
 """
 
 from __future__ import annotations
@@ -31,6 +35,9 @@ class Sequence:
         self.outputs: list[int] = []  # speech ids, bistream fill ids included, stop ids never
         self.cached = 0
         self.row: int | None = None  # in the slot table
+        self.on_device = False  # the next id is the last token drawn, which the device knows
+        self.ahead = 0  # tokens drawn, or being drawn, and not yet accepted
+        self.epoch = 0  # draws that were begun in an earlier one are void
         self.arrival = 0  # set by the scheduler
         self.finished = False
         self.error: str | None = None  # why it finished without reaching its end
@@ -41,13 +48,29 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Ids that have yet to go into the model."""
+        """Ids that have yet to go into the model, less those that it has drawn and fed itself since."""
         return len(self.inputs) - self.cached
 
     @property
     def ready(self) -> bool:
-        """Whether a step would bring it on."""
-        return not self.finished and self.pending > 0
+        """Whether a step would bring it on, or one is under way that will."""
+        return not self.finished and self.pending + self.ahead > 0
+
+    @property
+    def runnable(self) -> bool:
+        """Whether a step may be begun now."""
+        return self.ready and (not self.on_device or self.free_steps > 0)
+
+    @property
+    def free_steps(self) -> int:
+        """Most tokens that may be drawn before the host has to look at those drawn."""
+        return self._straight_on - self.ahead
+
+    @property
+    def _straight_on(self) -> int:
+        """Draws from here to one after which, for certain, the host's word is needed."""
+        room = self._limit - len(self.inputs) + 1
+        return room if self.max_outputs is None else min(room, max(1, self.max_outputs - len(self.outputs)))
 
     @property
     def longest_rest(self) -> int:
@@ -57,7 +80,8 @@ class Sequence:
 
     @property
     def banned(self) -> list[bool]:
-        """Which of the special speech ids must not be drawn now."""
+        """Which of the special speech ids must not be drawn before the host has other ids to feed. The end is
+        banned besides while there are fewer than `min_outputs`."""
         raise NotImplementedError
 
     def latest(self, window: int) -> list[int]:
@@ -67,6 +91,25 @@ class Sequence:
     def accept(self, token: int) -> None:
         """Take in the token drawn after `inputs`."""
         raise NotImplementedError
+
+    def accept_all(self, tokens: list[int]) -> int:
+        """Take in what the device drew one after another, up to the end or to where it should have been fed
+        something else; the rest was in vain. -> how many were taken in"""
+        self.ahead -= len(tokens)
+        for taken, token in enumerate(tokens, 1):
+            self.accept(token)
+            if self.finished or not self.on_device:
+                self.recall(len(self.inputs))
+                return taken
+        return len(tokens)
+
+    def recall(self, cached: int) -> None:
+        """The device goes no further by itself: what it has drawn and was not accepted is void, and of the
+        ids in the pool at most `cached` stay."""
+        self.cached = min(self.cached, cached)
+        self.on_device = False
+        self.ahead = 0
+        self.epoch += 1
 
     def _speak(self, token: int) -> None:
         """Keep a speech token and feed it back, unless it is the last."""
@@ -128,15 +171,21 @@ class OneShot(Sequence):
 
     @property
     def banned(self) -> list[bool]:
-        banned = [False] * len(self._ids.stop)
-        banned[0] = len(self.outputs) < self.min_outputs
-        return banned
+        return [False] * len(self._ids.stop)
 
     def accept(self, token: int) -> None:
         if token in self._ids.stop:
             self.finished = True
         elif not self.finished:
             self._speak(token)
+
+    def accept_all(self, tokens: list[int]) -> int:
+        if len(self.outputs) + len(tokens) >= self.max_outputs or max(tokens) >= self._ids.speech_tokens:
+            return super().accept_all(tokens)
+        self.ahead -= len(tokens)
+        self.outputs += tokens
+        self.inputs += map(self._ids.speech, tokens)
+        return len(tokens)
 
 
 class Bistream(Sequence):
@@ -188,11 +237,14 @@ class Bistream(Sequence):
     @property
     def banned(self) -> list[bool]:
         banned = [True] * len(self._ids.stop)
-        if self._last:
-            banned[0] = len(self.outputs) < self.min_outputs
-        else:
-            banned[self._ids.fill - self._ids.speech_tokens] = False
+        allowed = self._ids.eos if self._last else self._ids.fill
+        banned[allowed - self._ids.speech_tokens] = False
         return banned
+
+    @property
+    def _straight_on(self) -> int:
+        straight_on = super()._straight_on
+        return straight_on if self._last else min(straight_on, self._next_fill - len(self.outputs) + 1)
 
     def append_text(self, text: list[int]) -> None:
         """More text. Raises RequestError for ids the model does not know."""
@@ -270,6 +322,7 @@ class Bistream(Sequence):
             self._next_fill = len(self.outputs) + self._speech_per_block + 1
             self.outputs.append(token)
             self._waiting = True
+            self.recall(len(self.inputs))  # text comes next
         elif token in self._ids.stop:
             self.finished = True
         else:

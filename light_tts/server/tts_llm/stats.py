@@ -17,15 +17,16 @@ class Stats:
         self._slots = settings.max_total_token_num
         self._since = time.monotonic()
         self._tokens = self._steps = 0
-        self._seconds = 0.0  # spent in steps
+        self._seconds = 0.0  # with steps under way
         metrics.llm_kv_slots_total.set(self._slots)
 
-    def add(self, tokens: int, seconds: float) -> None:
-        """A step took `seconds` and drew `tokens`."""
+    def add(self, tokens: int, steps: int, seconds: float) -> None:
+        """`steps` steps took `seconds` together and drew `tokens`."""
         metrics.llm_tokens_total.inc(tokens)
-        metrics.stage_work_seconds.labels("llm").observe(seconds)
+        for _ in range(steps):
+            metrics.stage_work_seconds.labels("llm").observe(seconds / steps)
         self._tokens += tokens
-        self._steps += 1
+        self._steps += steps
         self._seconds += seconds
 
     def update(self, scheduler: Scheduler) -> None:

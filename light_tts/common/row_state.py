@@ -1,0 +1,42 @@
+"""What the device keeps of each request between steps, so that a step needs nothing from the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from light_tts.common.sampling import NO_TOKEN
+
+SPECIAL_IDS = 3  # the speech ids above the spoken ones; the first ends a part
+
+
+@dataclass(frozen=True)
+class RowState:
+    """One entry for each row of the slot table."""
+
+    next_id: Tensor  # (rows,) int32: unified id to feed next
+    position: Tensor  # (rows,) int32: tokens in the KV cache
+    seed: Tensor  # (rows,) int64
+    part: Tensor  # (rows,) int64
+    step: Tensor  # (rows,) int32: the part's outputs so far
+    min_outputs: Tensor  # (rows,) int32: no end of the part before so many
+    banned: Tensor  # (rows, SPECIAL_IDS) int8: special ids that are never drawn
+    history: Tensor  # (rows, window) int32: the latest outputs, newest last, filled up with NO_TOKEN
+
+    @classmethod
+    def empty(cls, rows: int, window: int, device: torch.device) -> RowState:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=device)
+
+        return cls(
+            next_id=zeros(rows),
+            position=zeros(rows),
+            seed=zeros(rows, dtype=torch.int64),
+            part=zeros(rows, dtype=torch.int64),
+            step=zeros(rows),
+            min_outputs=zeros(rows),
+            banned=zeros(rows, SPECIAL_IDS, dtype=torch.int8),
+            history=zeros(rows, window).fill_(NO_TOKEN),
+        )

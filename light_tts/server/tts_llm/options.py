@@ -1,0 +1,21 @@
+"""Sizes of an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """`slots`: size of the KV pool in tokens; `rows`: most requests in it; `max_len`: most tokens of one;
+    `window`: outputs that the sampler looks back on; `round_steps`: most decode steps of one launch;
+    `graph_max_batch`, `graph_max_len`: largest batch and longest request that run as CUDA graphs, 0: none."""
+
+    slots: int
+    rows: int
+    max_len: int
+    window: int
+    int8: bool = False
+    round_steps: int = 1
+    graph_max_batch: int = 0
+    graph_max_len: int = 0

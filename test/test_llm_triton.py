@@ -1,0 +1,108 @@
+"""The Triton path of the language model against the plain one: on a GPU where there is one, else through
+Triton's interpreter, which is slow: short requests."""
+
+import pytest
+import torch
+from llm_requests import ARRAYS, GOLDEN, SAMPLER, TEXT, Loop, bistream, request
+from parity_checks.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
+
+from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.server.tts_llm.engine import Engine
+from light_tts.server.tts_llm.runner import TorchRunner
+
+pytest.importorskip("triton")
+from light_tts.server.tts_llm.triton_runner import TritonRunner
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GREEDY = RepetitionAwareSampler(top_p=1.0, top_k=1, win_size=10, tau_r=2.0)
+GRAPHS = {"graph_max_batch": 8, "graph_max_len": 1024}
+gpu = pytest.mark.gpu
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def triton(sampler: RepetitionAwareSampler = SAMPLER, **options) -> Engine:
+    options = {"slots": 1024, **GRAPHS, **options}
+    return load_engine(GOLDEN, sampler, device=DEVICE, runner=TritonRunner, **options)
+
+
+def loop(ahead: int, round_steps: int, runner: type, device: str = DEVICE, **options) -> Loop:
+    options = {"runner": runner, "device": device, "max_len": 1024, **GRAPHS, **options}
+    return Loop(ahead, round_steps, slots=2048, prefill_tokens=90, engine=options)
+
+
+def short(count: int) -> list:
+    return [request(i, min_outputs=4, max_outputs=6 + i) for i in range(count)]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_greedy_tokens_are_the_golden_ones(int8):
+    expected = golden_ids(ARRAYS, "greedy_zs")
+    sequence = greedy_sequence(GOLDEN, "zs")
+    sequence.max_outputs = len(expected) if DEVICE == "cuda" else 12
+    assert finish(triton(GREEDY, int8=int8), sequence) == expected[: sequence.max_outputs]
+
+
+@pytest.mark.parametrize(("ahead", "round_steps"), [(0, 1), (1, 4)])
+def test_draws_are_those_of_the_plain_path(ahead, round_steps):
+    expected, sequences = short(4), short(4)
+    loop(0, 1, TorchRunner, "cpu").run(expected)
+    loop(ahead, round_steps, TritonRunner).run(sequences)
+    assert [s.outputs for s in sequences] == [s.outputs for s in expected]
+
+
+def test_bistream_draws_are_those_of_the_plain_path():
+    outputs = []
+    for runner, device in ((TorchRunner, "cpu"), (TritonRunner, DEVICE)):
+        sequence = bistream(max_outputs=24)
+        sequence.append_text(TEXT[:6])
+        sequence.finish_text()
+        loop(1, 8, runner, device).run([sequence])
+        outputs.append(sequence.outputs)
+    assert outputs[0] == outputs[1] and load_model(GOLDEN).ids.fill in outputs[0]
+
+
+def test_batches_and_lengths_fall_into_buckets():
+    runner = triton(graph_max_batch=100, graph_max_len=900, rows=200, max_len=1024)._runner
+    assert [runner._batch_bucket(n) for n in (1, 3, 9, 64, 97, 101, 129)] == [1, 4, 12, 64, 100, 128, 192]
+    assert [runner._length_bucket(n) for n in (1, 512, 513, 900, 901)] == [512, 512, 900, 900, 1024]
+
+
+@gpu
+@needs_gpu
+def test_whole_requests_on_a_gpu_say_what_the_cpu_says():
+    expected, sequences = [request(i) for i in range(6)], [request(i) for i in range(6)]
+    loop(0, 1, TorchRunner, "cpu").run(expected)
+    loop(1, 8, TritonRunner).run(sequences)
+    assert [s.outputs for s in sequences] == [s.outputs for s in expected]
+
+
+@gpu
+@needs_gpu
+@pytest.mark.parametrize("int8", [False, True])
+def test_graphs_change_nothing(int8):
+    outputs = []
+    for graph_max_batch in (0, 2, 8):
+        sequences = [request(i) for i in range(6)]
+        loop(1, 8, TritonRunner, graph_max_batch=graph_max_batch, int8=int8).run(sequences)
+        outputs.append([s.outputs for s in sequences])
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@gpu
+@needs_gpu
+def test_what_is_recorded_beforehand_changes_no_state():
+    engine, sequence = triton(), request(3, min_outputs=20, max_outputs=30)
+    while len(sequence.outputs) < 10:
+        run(engine, sequence)
+    engine.warm_up()
+    expected = request(3, min_outputs=20, max_outputs=30)
+    assert finish(engine, sequence) == finish(triton(), expected)
+
+
+@gpu
+@needs_gpu
+def test_without_triton_a_gpu_says_the_same():
+    expected, sequences = short(4), short(4)
+    loop(0, 1, TorchRunner, "cpu").run(expected)
+    loop(1, 8, TorchRunner).run(sequences)
+    assert [s.outputs for s in sequences] == [s.outputs for s in expected]
