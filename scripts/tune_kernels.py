@@ -23,9 +23,16 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from light_tts.kernels import configs
-from light_tts.kernels.decode_attention import DecodeConfig, decode_attention
-from light_tts.kernels.small_linear import LinearConfig, linear_add_, norm_gate_up_silu, norm_linear
+from light_tts.kernels import configs, overlap
+from light_tts.kernels.decode_attention import DecodeConfig, decode_attention, decode_config
+from light_tts.kernels.rotary import rotary_kv_write
+from light_tts.kernels.small_linear import (
+    LinearConfig,
+    linear_add_,
+    linear_config,
+    norm_gate_up_silu,
+    norm_linear,
+)
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, SPEECH_IDS = 896, 4864, 14, 2, 64, 6564  # CosyVoice2-0.5B
 LAYERS = 24
@@ -153,6 +160,46 @@ def tune_decode(max_length: int, deadline: float) -> dict[str, int]:
     return {"max_length": max_length, **asdict(best)}
 
 
+def all_layers(batch: int, length: int = 512) -> Callable[[], float]:
+    """-> what measures all layers of a decode step, in microseconds"""
+    qkv_size = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+    shapes = [
+        (qkv_size, HIDDEN),
+        (HIDDEN, HEADS * HEAD_DIM),
+        (2 * INTERMEDIATE, HIDDEN),
+        (HIDDEN, INTERMEDIATE),
+    ]
+    layers = [[randn(*shape) / 100 for shape in shapes] for _ in range(LAYERS)]
+    x, gain, bias = randn(batch, HIDDEN), randn(HIDDEN), randn(qkv_size)
+    k, v = randn(batch * length, KV_HEADS, HEAD_DIM), randn(batch * length, KV_HEADS, HEAD_DIM)
+    table = torch.arange(batch * length, device="cuda", dtype=torch.int32).view(batch, length)
+    rows = torch.arange(batch, device="cuda", dtype=torch.int32)
+    lengths = torch.full_like(rows, length)
+    cos = torch.ones(length, HEAD_DIM // 2, device="cuda")
+
+    def layer(qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor) -> None:
+        q = norm_linear(x, gain, 1e-6, qkv, bias)
+        q = rotary_kv_write(q, cos, cos, rows, rows, k, v, None, None)
+        attended = decode_attention(q, k, v, None, None, table, rows, lengths, length)
+        linear_add_(x, attended.flatten(1), out)
+        linear_add_(x, norm_gate_up_silu(x, gain, 1e-6, gate_up), down)
+
+    calls = [lambda weights=weights: layer(*weights) for weights in layers]
+    return lambda: microseconds(calls) * LAYERS
+
+
+def tune_overlap() -> bool:
+    measure = all_layers(batch=1)
+    times = {}
+    for value in (False, True):
+        overlap.enabled = lambda device, value=value: value
+        times[value] = measure()
+    best = min(times, key=times.get)
+    overlap.enabled = lambda device: best
+    print(f"all layers, batch 1: {times[False]:.0f} us one after the other, {times[True]:.0f} us overlapping")
+    return best
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -164,8 +211,10 @@ def main() -> None:
         parser.error("no CUDA GPU")
     output = arguments.output or configs.path_of(torch.device("cuda"))
 
-    found: dict[str, list[dict[str, int]]] = {}
+    found: dict[str, bool | list[dict[str, int]]] = {}
     begin = time.monotonic()
+    if torch.cuda.get_device_capability() >= (9, 0):
+        found["overlap"] = tune_overlap()
     tasks = [
         (linear[0], lambda deadline, linear=linear: tune_linear(*linear, deadline)) for linear in LINEARS
     ]
@@ -175,6 +224,12 @@ def main() -> None:
         share = (begin + arguments.seconds - now) / (len(tasks) - i)
         found.setdefault(kernel, []).append(tune(now + share))
     output.write_text(json.dumps(found, indent=2) + "\n")
+
+    configs.load = lambda device: found
+    for cached in (decode_config, linear_config):
+        cached.cache_clear()
+    for batch in (1, 16, 32):
+        print(f"all layers, batch {batch}: {all_layers(batch)():.0f} us")
     print(f"{output} written in {time.monotonic() - begin:.0f} s")
 
 

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from light_tts.common import random
 from light_tts.common.kv_pool import quantize
-from light_tts.kernels import arrival
+from light_tts.kernels import arrival, overlap
 from light_tts.kernels.activation import silu_mul, silu_mul_reference
 from light_tts.kernels.decode_attention import (
     DecodeConfig,
@@ -278,6 +278,7 @@ def test_sample_draws_again_what_repeats() -> None:
     assert state.next_id.item() == 1000 + drawn[-1] and state.step.item() == 12
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
 def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
     for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
         logits = torch.full((1, 200), value, device=DEVICE)
@@ -343,23 +344,51 @@ def test_small_linear_refuses_many_rows() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
-def test_split_reductions_repeat_exactly() -> None:
-    """Many programs at once arrive in any order; the result must not show it."""
-    pool, table = filled_pool(FULL, torch.float16, False, rows=32, max_len=1024)
-    q, rows = randn(32, 14, 64, dtype=torch.float16), ints(torch.arange(32))
-    lengths = ints(torch.arange(1, 33) * 32)
-    y, weight = randn(32, 4864, dtype=torch.float16), randn(896, 4864, dtype=torch.float16, seed=1) / 70
-    residual = randn(32, 896, dtype=torch.float16, seed=2)
+@pytest.mark.parametrize("rows", [1, 32])
+def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer as a CUDA graph: programs arrive in any order, and kernels may overlap; the result must not
+    show it, and be that of the references."""
+    dtype, head_dim, eps = torch.float16, FULL[-1], 1e-6
+    sizes = [(1152, 896), (896, 896), (9728, 896), (896, 4864)]
+    weights = [randn(*size, dtype=dtype, seed=i) * size[1] ** -0.5 for i, size in enumerate(sizes)]
+    bias, gain = randn(1152, dtype=dtype, seed=5), randn(896, dtype=dtype, seed=6)
+    pool, table = filled_pool(FULL, dtype, False, rows=rows, max_len=1024)
+    row, lengths = ints(torch.arange(rows)), ints(torch.arange(1, rows + 1) * (1024 // rows))
+    slots = table[row.long(), lengths.long() - 1].contiguous()
+    tables, start = rope(1024, head_dim), randn(rows, 896, dtype=dtype, seed=7)
 
-    def run() -> tuple[Tensor, Tensor]:
-        total = residual.clone()
-        linear_add_(total, y, weight)
-        return decode_attention(q, *pool.tensors, table, rows, lengths, 1024), total
+    def layer() -> Tensor:
+        x = start.clone()
+        qkv = norm_linear(x, gain, eps, weights[0], bias)
+        q = rotary_kv_write(qkv, *tables, lengths - 1, slots, *pool.tensors)
+        attended = decode_attention(q, *pool.tensors, table, row, lengths, 1024)
+        linear_add_(x, attended.flatten(1), weights[1])
+        linear_add_(x, norm_gate_up_silu(x, gain, eps, weights[2]), weights[3])
+        return x
 
-    first = run()
-    close(first[0], decode_attention_reference(q, *pool.tensors, table, rows, lengths, 1024), 4)
-    expected = residual.clone()
-    linear_add_reference_(expected, y, weight)
-    close(first[1], expected, 4)
-    for _ in range(200):
-        assert all(torch.equal(a, b) for a, b in zip(run(), first, strict=True))
+    def layer_reference() -> Tensor:
+        x = start.clone()
+        qkv = norm_linear_reference(x, gain, eps, weights[0], bias)
+        q = rotary_kv_write_reference(qkv, *tables, lengths - 1, slots, *pool.tensors)
+        attended = decode_attention_reference(q, *pool.tensors, table, row, lengths, 1024)
+        linear_add_reference_(x, attended.flatten(1), weights[1])
+        linear_add_reference_(x, norm_gate_up_silu_reference(x, gain, eps, weights[2]), weights[3])
+        return x
+
+    expected = layer_reference()
+    results = []
+    for overlapping in (False, True):
+        monkeypatch.setattr(overlap, "enabled", lambda device, value=overlapping: value)
+        layer()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(20):
+                result = layer()
+        for _ in range(20):
+            result.zero_()
+            graph.replay()
+            results.append(result.clone())
+    close(results[0], expected, 16)
+    assert all(torch.equal(result, results[0]) for result in results)
+    assert (arrival.counters(start.device) == 0).all()

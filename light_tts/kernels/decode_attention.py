@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels import arrival, configs
+from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
 
 _LOG2_E = math.log2(math.e)
@@ -34,7 +34,7 @@ class DecodeConfig:
 @cache
 def decode_config(device: torch.device, max_length: int) -> DecodeConfig:
     """What was measured to be fastest for rows of up to `max_length` positions on this GPU."""
-    entries = configs.measured(device, "decode_attention")
+    entries = configs.load(device).get("decode_attention", [])
     fitting = [entry for entry in entries if entry["max_length"] >= max_length] or entries[-1:]
     if not fitting:
         return DecodeConfig(split=128 if max_length <= 2048 else 256)
@@ -93,6 +93,7 @@ def decode_attention(
         INT8=k.dtype == torch.int8,
         num_warps=config.warps,
         num_stages=config.stages,
+        **overlap.options(q.device),
     )
     return out
 
@@ -171,9 +172,12 @@ def _decode_kernel(
     SPLIT: tl.constexpr,
     SPLITS: tl.constexpr,
     INT8: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """One program a split, kv head and token. `HEADS`: the GROUP query heads of a kv head, rounded up;
     `scale`: with log2(e), so that powers are of two; `SPLITS`: of the longest row, rounded up."""
+    if OVERLAP:
+        overlap.begin()
     split = tl.program_id(0)
     kv_head = tl.program_id(1)
     token = tl.program_id(2)

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.common.kv_pool import quantize
+from light_tts.kernels import overlap
 
 
 def rotary_kv_write(
@@ -49,6 +50,7 @@ def rotary_kv_write(
         INT8=k.dtype == torch.int8,
         TINY=torch.finfo(qkv.dtype).tiny,
         num_warps=2,
+        **overlap.options(qkv.device),
     )
     return q
 
@@ -98,8 +100,11 @@ def _rotary_kernel(
     HEAD_DIM: tl.constexpr,
     INT8: tl.constexpr,
     TINY: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """One program a token. `ROTATED`, `VALUES`: heads of q and k, and of v, rounded up to a power of two."""
+    if OVERLAP:
+        overlap.begin()
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions_ptr + token).to(tl.int64)
     slot = tl.load(slots_ptr + token).to(tl.int64)

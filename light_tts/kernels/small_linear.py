@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels import arrival, configs
+from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
 from light_tts.kernels.norm import rms_norm_reference
 
@@ -38,7 +38,7 @@ class LinearConfig:
 @cache
 def linear_config(device: torch.device, kernel: str, outputs: int, inputs: int) -> LinearConfig:
     """What was measured to be fastest for a weight (outputs, inputs) on this GPU."""
-    for entry in configs.measured(device, kernel):
+    for entry in configs.load(device).get(kernel, []):
         if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
             return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
     tiles = triton.cdiv(outputs, LinearConfig.block_out)
@@ -104,6 +104,7 @@ def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfi
         SPLITS=config.splits,
         num_warps=config.warps,
         num_stages=config.stages,
+        **overlap.options(y.device),
     )
 
 
@@ -146,6 +147,7 @@ def _norm_linear(
         GATED=gated,
         num_warps=config.warps,
         num_stages=config.stages,
+        **overlap.options(x.device),
     )
     return out
 
@@ -166,6 +168,7 @@ def _norm_linear_kernel(
     BLOCK_K: tl.constexpr,
     BIAS: tl.constexpr,
     GATED: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """One program a tile of outputs. The norm of a row is only known after its last input, so it scales the
     sums."""
@@ -183,6 +186,12 @@ def _norm_linear_kernel(
     up_ptrs = weight_ptrs + OUTPUTS * INPUTS
     dtype = x_ptr.dtype.element_ty
 
+    if OVERLAP:
+        fetched = tl.minimum(o, OUTPUTS - 1)
+        overlap.prefetch(weight_ptr, fetched, 0, INPUTS, INPUTS)
+        if GATED:
+            overlap.prefetch(weight_ptr + OUTPUTS * INPUTS, fetched, 0, INPUTS, INPUTS)
+        overlap.begin()
     if BIAS:
         bias = tl.load(bias_ptr + o, mask=o_exists, other=0.0)
     squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
@@ -230,6 +239,7 @@ def _linear_add_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     """One program a tile of outputs and a share of the inputs; the last one to arrive adds the shares, in
     their order."""
@@ -244,11 +254,14 @@ def _linear_add_kernel(
     y_ptrs = y_ptr + row[:, None] * INPUTS + i[None, :]
     weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
 
+    first = split * SHARE
+    if OVERLAP:
+        overlap.prefetch(weight_ptr, tl.minimum(o, OUTPUTS - 1), first, INPUTS, SHARE)
+        overlap.begin()
     out_ptrs = residual_ptr + row[:, None] * OUTPUTS + o[None, :]
     out_mask = row_exists[:, None] & o_exists[None, :]
     total = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
-    first = split * SHARE
     for start in range(first, tl.minimum(first + SHARE, INPUTS), BLOCK_K):
         if INPUTS % BLOCK_K == 0:
             y_mask = row_exists[:, None]

@@ -18,7 +18,7 @@ def path_of(device: torch.device) -> Path:
 
 
 @cache
-def measured(device: torch.device, kernel: str) -> list[dict[str, int | str]]:
-    """The entries of a kernel; none for a GPU that was never measured."""
+def load(device: torch.device) -> dict[str, bool | list[dict[str, int]]]:
+    """What was measured on this GPU, by kernel; empty where nothing was."""
     path = path_of(device)
-    return json.loads(path.read_text()).get(kernel, []) if path.exists() else []
+    return json.loads(path.read_text()) if path.exists() else {}
