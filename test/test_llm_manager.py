@@ -22,6 +22,7 @@ from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_llm import manager
+from light_tts.server.tts_llm.manager import Pace
 
 GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
 ARRAYS = GOLDEN.arrays("llm.npz")
@@ -127,6 +128,15 @@ def expected(seed: int = 42, **options) -> list[int]:
     return finish(load_engine(GOLDEN, RepetitionAwareSampler(0.8, 25, 10, 0.1)), sequence)
 
 
+PACES = {"step by step": Pace(1, 0), "rounds": Pace(8, 1)}
+
+
+@pytest.fixture(params=PACES)
+def pace(request, monkeypatch) -> None:
+    """The stage as on a CPU, and as on a GPU."""
+    monkeypatch.setattr(manager, "choose_pace", lambda settings, device: PACES[request.param])
+
+
 def speech(seen: list[messages.Message], job: str, part: int = 0) -> list[messages.SpeechTokens]:
     return [m for m in seen if isinstance(m, messages.SpeechTokens) and (m.job, m.part) == (job, part)]
 
@@ -153,14 +163,14 @@ def test_tokens_of_a_stream_are_handed_on_when_a_chunk_can_be_made():
         assert routed == [messages.Routed(job="a/0", decode=0, incarnation=0)]
 
 
-def test_without_streaming_tokens_are_handed_on_once():
+def test_without_streaming_tokens_are_handed_on_once(pace):
     with World() as world:
         world.send(world.generate("a/0", stream=False))
         sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
         assert [(m.tokens, m.final) for m in sent] == [(expected(), True)]
 
 
-def test_a_resumed_part_begins_with_the_tokens_it_had():
+def test_a_resumed_part_begins_with_the_tokens_it_had(pace):
     whole = expected()
     with World() as world:
         for delivered in (27, 52, len(whole)):
@@ -172,7 +182,7 @@ def test_a_resumed_part_begins_with_the_tokens_it_had():
             assert [token for m in sent for token in m.tokens] == whole
 
 
-def test_many_requests_at_once_say_what_each_says_alone():
+def test_many_requests_at_once_say_what_each_says_alone(pace):
     with World(gpt_paral_num=3, max_total_token_num=2048, router_max_wait_tokens=2) as world:
         world.send(
             *(world.generate(f"{i}/0", sampling=Sampling(seed=i, max_new_tokens=90)) for i in range(8))
@@ -182,7 +192,7 @@ def test_many_requests_at_once_say_what_each_says_alone():
             assert [t for m in sent for t in m.tokens] == expected(i, min_outputs=2 * len(TEXT))
 
 
-def test_parts_are_spoken_in_order_by_one_decode_process_and_finished_ones_are_left_out():
+def test_parts_are_spoken_in_order_by_one_decode_process_and_finished_ones_are_left_out(pace):
     with World(decoders=2) as world:
         done = PartProgress(finished=True)
         world.send(world.generate("x/0"))
@@ -220,7 +230,7 @@ def test_a_request_that_cannot_be_served_fails_with_400_and_others_go_on(changes
         assert (failed.job, failed.code) == ("bad/0", 400)
 
 
-def test_an_aborted_job_is_dropped_even_if_the_abort_overtakes_it():
+def test_an_aborted_job_is_dropped_even_if_the_abort_overtakes_it(pace):
     with World() as world:
         long = Sampling(seed=1, min_new_tokens=1500, max_new_tokens=1500)
         world.send(world.generate("a/0", sampling=long))
@@ -233,7 +243,7 @@ def test_an_aborted_job_is_dropped_even_if_the_abort_overtakes_it():
         assert not of_type(world.worker.seen, messages.Failed)
 
 
-def test_all_jobs_of_a_dead_http_worker_are_dropped():
+def test_all_jobs_of_a_dead_http_worker_are_dropped(pace):
     with World() as world:
         long = Sampling(seed=1, min_new_tokens=1500, max_new_tokens=1500)
         world.send(*(world.generate(f"{i}/0", sampling=long) for i in range(3)))
@@ -267,7 +277,7 @@ def test_bistream_without_text_fails_with_400():
         assert (failed.job, failed.code) == ("a/0", 400)
 
 
-def test_a_request_that_breaks_a_step_fails_alone(monkeypatch):
+def test_a_request_that_breaks_a_step_fails_alone(monkeypatch, pace):
     sample = RepetitionAwareSampler.__call__
 
     def breaks(self, scores, history, seeds, parts, steps):

@@ -27,33 +27,32 @@ def triton(sampler: RepetitionAwareSampler = SAMPLER, **options) -> Engine:
 
 def loop(ahead: int, round_steps: int, runner: type, device: str = DEVICE, **options) -> Loop:
     options = {"runner": runner, "device": device, "max_len": 1024, **GRAPHS, **options}
-    return Loop(ahead, round_steps, slots=2048, prefill_tokens=90, engine=options)
+    return Loop(ahead, round_steps, slots=2048, prefill_tokens=50, engine=options)
 
 
 def short(count: int) -> list:
-    return [request(i, min_outputs=4, max_outputs=6 + i) for i in range(count)]
+    return [request(i, min_outputs=2, max_outputs=4 + i) for i in range(count)]
 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_greedy_tokens_are_the_golden_ones(int8):
     expected = golden_ids(ARRAYS, "greedy_zs")
     sequence = greedy_sequence(GOLDEN, "zs")
-    sequence.max_outputs = len(expected) if DEVICE == "cuda" else 12
+    sequence.max_outputs = len(expected) if DEVICE == "cuda" else 5
     assert finish(triton(GREEDY, int8=int8), sequence) == expected[: sequence.max_outputs]
 
 
-@pytest.mark.parametrize(("ahead", "round_steps"), [(0, 1), (1, 4)])
-def test_draws_are_those_of_the_plain_path(ahead, round_steps):
-    expected, sequences = short(4), short(4)
+def test_draws_are_those_of_the_plain_path():
+    expected, sequences = short(3), short(3)
     loop(0, 1, TorchRunner, "cpu").run(expected)
-    loop(ahead, round_steps, TritonRunner).run(sequences)
+    loop(1, 3, TritonRunner).run(sequences)
     assert [s.outputs for s in sequences] == [s.outputs for s in expected]
 
 
 def test_bistream_draws_are_those_of_the_plain_path():
     outputs = []
     for runner, device in ((TorchRunner, "cpu"), (TritonRunner, DEVICE)):
-        sequence = bistream(max_outputs=24)
+        sequence = bistream(max_outputs=14)
         sequence.append_text(TEXT[:6])
         sequence.finish_text()
         loop(1, 8, runner, device).run([sequence])

@@ -14,6 +14,7 @@ from light_tts.common.kv_pool import KVPool
 from light_tts.kernels.activation import silu_mul
 from light_tts.kernels.norm import add_rms_norm_, rms_norm
 from light_tts.kernels.rotary import rotary_kv_write
+from light_tts.kernels.small_linear import MAX_ROWS, linear_add_, norm_gate_up_silu, norm_linear
 from light_tts.models.cosyvoice2.llm import Layer, SpeechLM, rotary_table
 
 LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -35,15 +36,17 @@ class FusedLayer:
 
 
 class FusedLM:
-    """`max_len`: positions are below it. The model's own linears become views of the joined weights, so that
-    these take no more memory."""
+    """`max_len`: positions are below it; `few`: up to so many tokens each linear is one kernel with what is
+    around it, since then reading the weights is all that takes time. The model's own linears become views of
+    the joined weights, so that these take no more memory."""
 
-    def __init__(self, model: SpeechLM, pool: KVPool, max_len: int) -> None:
+    def __init__(self, model: SpeechLM, pool: KVPool, max_len: int, few: int = MAX_ROWS) -> None:
         backbone = model.backbone
         self._embedding = model.embedding.weight
         self._layers = [_fuse(layer) for layer in model.llm.model.model.layers]
         self._final_norm = model.llm.model.model.norm.weight
         self._head, self._head_bias = model.llm_decoder.weight, model.llm_decoder.bias
+        self._few = few
         self._eps = backbone.rms_norm_eps
         self._pool = pool.layers()
         positions = torch.arange(max_len, device=self._embedding.device)
@@ -57,18 +60,30 @@ class FusedLM:
         batch; last: (n,) the tokens whose logits are wanted, None: all -> (n, speech ids) of the weights'
         dtype"""
         residual = F.embedding(input_ids, self._embedding)
+        layers = zip(self._layers, self._pool, strict=True)
+
+        def attended(qkv: Tensor, pool: LayerPool) -> Tensor:
+            q = rotary_kv_write(qkv, self._cos, self._sin, positions, slots, *pool)
+            return attend(q, pool).flatten(1)
+
+        if len(input_ids) <= self._few:
+            for layer, pool in layers:
+                qkv = norm_linear(residual, layer.input_norm, self._eps, layer.qkv, layer.qkv_bias)
+                linear_add_(residual, attended(qkv, pool), layer.out)
+                gated = norm_gate_up_silu(residual, layer.post_norm, self._eps, layer.gate_up)
+                linear_add_(residual, gated, layer.down)
+            if last is not None:
+                residual = residual.index_select(0, last)
+            return norm_linear(residual, self._final_norm, self._eps, self._head, self._head_bias)
+
         x = rms_norm(residual, self._layers[0].input_norm, self._eps)
         next_norms = [layer.input_norm for layer in self._layers[1:]] + [self._final_norm]
-        for layer, pool, next_norm in zip(self._layers, self._pool, next_norms, strict=True):
-            qkv = F.linear(x, layer.qkv, layer.qkv_bias)
-            q = rotary_kv_write(qkv, self._cos, self._sin, positions, slots, *pool)
-            attended = F.linear(attend(q, pool).flatten(1), layer.out)
-            x = add_rms_norm_(residual, attended, layer.post_norm, self._eps)
+        for (layer, pool), next_norm in zip(layers, next_norms, strict=True):
+            out = F.linear(attended(F.linear(x, layer.qkv, layer.qkv_bias), pool), layer.out)
+            x = add_rms_norm_(residual, out, layer.post_norm, self._eps)
             down = F.linear(silu_mul(F.linear(x, layer.gate_up)), layer.down)
             x = add_rms_norm_(residual, down, next_norm, self._eps)
-        if last is not None:
-            x = x.index_select(0, last)
-        return F.linear(x, self._head, self._head_bias)
+        return F.linear(x if last is None else x.index_select(0, last), self._head, self._head_bias)
 
 
 def _fuse(layer: Layer) -> FusedLayer:

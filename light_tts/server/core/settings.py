@@ -106,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = ("triton_flashdecoding",)
     disable_cudagraph: Annotated[bool, Meta(description="run LLM steps without CUDA graphs")] = False
-    graph_max_batch_size: Annotated[Count, Meta(description="largest batch with a CUDA graph")] = 16
+    graph_max_batch_size: Annotated[Count, Meta(description="largest batch with a CUDA graph")] = 128
     graph_max_len_in_batch: Annotated[Count, Meta(description="longest request in a CUDA graph")] = 8192
 
     # -- streaming

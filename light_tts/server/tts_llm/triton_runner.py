@@ -92,7 +92,7 @@ class TritonRunner:
             lengths,
             offsets[:-1],
             np.array(prefill_blocks(lengths)).ravel(),
-            [offsets[i + 1] - 1 for i in complete],
+            [offsets[i + 1] - 1 for i in complete] or [0],
             [spans[i].row for i in complete],
         )
 
