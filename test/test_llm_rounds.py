@@ -1,6 +1,11 @@
 """Rounds of several decode steps, begun before the results of earlier ones are looked at, say exactly what
 single steps say."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from llm_requests import GOLDEN, SAMPLER, TEXT, Loop, alone, bistream, request, speak
 from parity_checks.llm import load_model
@@ -128,3 +133,13 @@ def test_a_launch_that_fails_leaves_everything_as_it_was(ahead, round_steps):
     loop.run(sequences)
     assert loop.failures > 3
     assert [s.outputs for s in sequences] == expected(4)
+
+
+def test_the_benchmark_runs_with_and_without_a_model(tmp_path):
+    script = Path(__file__).parent.parent / "scripts" / "bench_llm.py"
+    for flags in (["--stub"], []):
+        command = [sys.executable, script, "--size", "tiny", "--batches", "2", "--output", "20", *flags]
+        environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, "--json", tmp_path / "out.json"], check=True, env=environment)
+        (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
+        assert result["batch"] == 2 and result["tokens_a_second"] > 0

@@ -1,0 +1,295 @@
+"""Speed of the language model alone: random weights of CosyVoice2-0.5B's sizes, real engine and scheduler.
+
+python scripts/bench_llm.py                            batches 1, 8, 32, 64, 128; KV cache in float16
+python scripts/bench_llm.py --int8                     KV cache in int8
+python scripts/bench_llm.py --profile --batches 1 64   the kernels of one round, without CUDA graphs
+python scripts/bench_llm.py --stub                     no model: what the host does in a round
+
+The floor of a step is the time to read all weights and the KV cache once at --bandwidth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from make_tiny_checkpoint import SIZES
+
+from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.common.transfer import Download
+from light_tts.models.cosyvoice2.config import LLMConfig, SamplingConfig
+from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
+from light_tts.server.tts_llm.attention import Span
+from light_tts.server.tts_llm.engine import Engine
+from light_tts.server.tts_llm.options import EngineOptions
+from light_tts.server.tts_llm.scheduler import Limits, Scheduler
+from light_tts.server.tts_llm.sequence import OneShot
+
+SAMPLING = SamplingConfig(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
+TEXT = 50  # tokens of the prompt that are text
+
+
+@dataclass
+class Result:
+    batch: int
+    ms_a_step: float
+    tokens_a_second: float
+    floor_ms: float
+    share_of_floor: float
+    host_ms_a_round: float
+    prefill_ms: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
+    parser.add_argument("--prompt", type=int, default=150, help="tokens before the first output")
+    parser.add_argument("--output", type=int, default=256, help="tokens that each request speaks")
+    parser.add_argument("--round_steps", type=int, default=8)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--int8", action="store_true", help="KV cache in int8")
+    parser.add_argument("--disable_cudagraph", action="store_true")
+    parser.add_argument("--bandwidth", type=float, default=3.0, help="of the GPU's memory, TB/s")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of one round")
+    parser.add_argument("--stub", action="store_true", help="nothing is computed")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    args = parser.parse_args()
+
+    device = torch.device("cuda" if torch.cuda.is_available() and not args.stub else "cpu")
+    model = random_model(args.size, device)
+    engine = make_engine(model, args)
+    print("batch  ms/step  tokens/s  floor ms  of floor  host ms  prefill")
+    results = []
+    for batch in args.batches:
+        if args.profile:
+            profile(engine, model, batch, args)
+            continue
+        measure(engine, model, batch, args, output=3 * args.round_steps)  # compiles what is left
+        result = measure(engine, model, batch, args, args.output)
+        print(
+            f"{result.batch:5} {result.ms_a_step:8.3f} {result.tokens_a_second:9.0f} {result.floor_ms:9.3f} "
+            f"{result.share_of_floor:9.0%} {result.host_ms_a_round:8.2f}  {result.prefill_ms:.1f} ms",
+            flush=True,
+        )
+        results.append(asdict(result))
+    if args.json:
+        args.json.write_text(json.dumps({"int8": args.int8, "results": results}, indent=1))
+
+
+def random_model(size: str, device: torch.device) -> SpeechLM:
+    sizes = SIZES[size]
+    backbone = Qwen2Config(
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_hidden_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
+        head_dim=sizes.hidden_size // sizes.num_attention_heads,
+        vocab_size=sizes.vocab_size,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+    )
+    config = LLMConfig(sizes.hidden_size, sizes.hidden_size, sizes.speech_token_size, (5, 15), SAMPLING)
+    with torch.device("meta"):
+        model = SpeechLM(backbone, config).to(torch.float16 if device.type == "cuda" else torch.float32)
+    model = model.to_empty(device=device).requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0)
+        else:
+            parameter.normal_(std=0.02)
+    model.llm_decoder.bias[model.ids.eos :] = -100.0  # no request ends before its length
+    return model.merge_embeddings().eval()
+
+
+class StubRunner:
+    """Draws the same token always, and computes nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def warm_up(self) -> None:
+        pass
+
+    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+        return torch.ones(1, len(complete), dtype=torch.int32)
+
+    def decode(self, spans: list[Span]) -> Tensor:
+        return torch.ones(max(span.length for span in spans), len(spans), dtype=torch.int32)
+
+
+def make_engine(model: SpeechLM, args: argparse.Namespace) -> Engine:
+    length, rows = args.prompt + args.output, max(args.batches)
+    graphs = not (args.disable_cudagraph or args.profile)
+    options = EngineOptions(
+        slots=length * rows,
+        rows=rows,
+        max_len=length,
+        window=SAMPLING.win_size,
+        int8=args.int8,
+        round_steps=args.round_steps,
+        graph_max_batch=rows if graphs else 0,
+        graph_max_len=length,
+    )
+    sampler = RepetitionAwareSampler(**asdict(SAMPLING))
+    engine = Engine(model, sampler, options, StubRunner if args.stub else None)
+    started = time.perf_counter()
+    engine.warm_up()
+    engine.synchronize()
+    print(f"warm-up {time.perf_counter() - started:.1f} s", flush=True)
+    return engine
+
+
+class Loop:
+    """As the LLM stage drives both, one round ahead."""
+
+    def __init__(
+        self, engine: Engine, model: SpeechLM, batch: int, prompt: int, output: int, steps: int
+    ) -> None:
+        self._engine = engine
+        self._scheduler = Scheduler(
+            Limits(
+                slots=batch * (prompt + output),
+                prefill_tokens=batch * prompt,
+                running=batch,
+                alive=batch,
+                steps_between_admissions=steps,
+                busy_ratio=0.0,
+                assumed_output=output,
+                round_steps=steps,
+            )
+        )
+        for i in range(batch):
+            sequence = OneShot(
+                job=str(i),
+                part=0,
+                seed=i,
+                ids=model.ids,
+                limit=prompt + output,
+                prompt_text=[],
+                text=[(7 * i + j) % 500 for j in range(TEXT)],
+                prompt_speech=[(11 * i + j) % 500 for j in range(prompt - TEXT - 2)],
+                forced=[],
+                min_outputs=output,
+                max_outputs=output,
+            )
+            self._scheduler.submit(sequence)
+        self.steps = self.rounds = 0
+
+    def prefill(self) -> None:
+        while any(not s.on_device for s in self._scheduler.running) or self._scheduler.waiting:
+            self._begin()
+        while self._engine.in_flight:
+            self._collect()
+
+    def decode(self) -> None:
+        while self._scheduler.has_work or self._engine.in_flight:
+            self.round()
+
+    def round(self) -> None:
+        if not self._begin() and self._engine.in_flight:
+            self._collect()
+        while self._engine.in_flight > 1:
+            self._collect()
+
+    def _begin(self) -> bool:
+        self._scheduler.admit()
+        work = self._scheduler.plan().work
+        if work:
+            self._engine.launch(work)
+            self.rounds += 1
+        return bool(work)
+
+    def _collect(self) -> None:
+        taken, steps = self._engine.collect()
+        self.steps += steps
+        for sequence, _ in taken:
+            if sequence.finished:
+                self._scheduler.end(sequence)
+                self._engine.release(sequence)
+
+
+class Waiting:
+    """Seconds that the host has waited for results."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __enter__(self) -> Waiting:
+        self._wait = wait = Download.wait
+
+        def timed(download: Download) -> Tensor:
+            started = time.perf_counter()
+            result = wait(download)
+            self.seconds += time.perf_counter() - started
+            return result
+
+        Download.wait = timed
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Download.wait = self._wait
+
+
+def measure(engine: Engine, model: SpeechLM, batch: int, args: argparse.Namespace, output: int) -> Result:
+    loop = Loop(engine, model, batch, args.prompt, output, args.round_steps)
+    engine.synchronize()
+    begun = time.perf_counter()
+    loop.prefill()
+    prefilled = time.perf_counter()
+    loop.steps = loop.rounds = 0
+    with Waiting() as waiting:
+        loop.decode()
+    seconds = time.perf_counter() - prefilled
+    floor = floor_ms(model, batch, args.prompt + output / 2, args)
+    ms = 1000 * seconds / loop.steps
+    return Result(
+        batch=batch,
+        ms_a_step=ms,
+        tokens_a_second=batch * loop.steps / seconds,
+        floor_ms=floor,
+        share_of_floor=floor / ms,
+        host_ms_a_round=1000 * (seconds - waiting.seconds) / loop.rounds,
+        prefill_ms=1000 * (prefilled - begun),
+    )
+
+
+def floor_ms(model: SpeechLM, batch: int, length: float, args: argparse.Namespace) -> float:
+    weights = sum(
+        p.numel() * p.element_size() for name, p in model.named_parameters() if name != "embedding.weight"
+    )
+    backbone = model.backbone
+    element = model.embedding.weight.element_size()
+    head = backbone.head_dim + element if args.int8 else backbone.head_dim * element
+    kv = 2 * backbone.num_hidden_layers * backbone.num_key_value_heads * head * batch * length
+    return (weights + kv) / (args.bandwidth * 1e9)
+
+
+def profile(engine: Engine, model: SpeechLM, batch: int, args: argparse.Namespace) -> None:
+    for profiled in (False, True):
+        loop = Loop(engine, model, batch, args.prompt, args.output, args.round_steps)
+        loop.prefill()
+        if profiled:
+            with torch.profiler.profile() as trace:
+                loop.round()
+                engine.synchronize()
+            sort_by = f"self_{'cuda' if torch.cuda.is_available() else 'cpu'}_time_total"
+            print(f"batch {batch}, one round of {args.round_steps} steps")
+            print(trace.key_averages().table(sort_by=sort_by, row_limit=15, max_name_column_width=60))
+        loop.decode()
+
+
+if __name__ == "__main__":
+    main()
