@@ -89,7 +89,7 @@ def decode_attention(
         HEAD_DIM=head_dim,
         BLOCK=config.block,
         SPLIT=config.split,
-        SPLITS=triton.next_power_of_2(splits),
+        CHUNK=8,
         INT8=k.dtype == torch.int8,
         num_warps=config.warps,
         num_stages=config.stages,
@@ -170,12 +170,12 @@ def _decode_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
     SPLIT: tl.constexpr,
-    SPLITS: tl.constexpr,
+    CHUNK: tl.constexpr,
     INT8: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
     """One program a split, kv head and token. `HEADS`: the GROUP query heads of a kv head, rounded up;
-    `scale`: with log2(e), so that powers are of two; `SPLITS`: of the longest row, rounded up."""
+    `scale`: with log2(e), so that powers are of two; `CHUNK`: parts joined at a time."""
     if OVERLAP:
         overlap.begin()
     split = tl.program_id(0)
@@ -224,30 +224,27 @@ def _decode_kernel(
             tl.store(part_ptr + split * GROUP * HEAD_DIM, mean, mask=exists)
             tl.store(lse_ptr + split * GROUP, largest + tl.log2(total), mask=head < GROUP)
             if is_last(counters_ptr + group, active):
-                every = tl.arange(0, SPLITS)
-                arrived = (every < active)[None, :] & exists
-                all_ptr = lse_ptr[:, None] + every[None, :] * GROUP
-                lse = tl.load(all_ptr, mask=arrived, other=float("-inf"), cache_modifier=".cg")
-                largest = tl.where(head < GROUP, tl.max(lse, 1), 0.0)
-                total = tl.sum(tl.exp2(lse - largest[:, None]), 1)
+                largest = tl.full([HEADS], float("-inf"), tl.float32)
+                total = tl.zeros([HEADS], tl.float32)
                 mean = tl.zeros([HEADS, HEAD_DIM], tl.float32)
-                for s in range(0, active, 4):
-                    for j in tl.static_range(4):  # four independent loads in flight
-                        there = s + j < active
-                        part_lse = tl.load(
-                            lse_ptr + (s + j) * GROUP,
-                            mask=(head < GROUP) & there,
-                            other=float("-inf"),
-                            cache_modifier=".cg",
-                        )
-                        part = tl.load(
-                            part_ptr + (s + j) * GROUP * HEAD_DIM,
-                            mask=exists & there,
-                            other=0.0,
-                            cache_modifier=".cg",
-                        )
-                        mean += tl.exp2(part_lse - largest)[:, None] * part
-                mean = mean / tl.where(head < GROUP, total, 1.0)[:, None]
+                for start in range(0, active, CHUNK):
+                    part = (start + tl.arange(0, CHUNK))[:, None]
+                    mask = (part < active) & (head < GROUP)[None, :]
+                    lse = tl.load(lse_ptr[None, :] + part * GROUP, mask=mask, other=0.0, cache_modifier=".cg")
+                    means = tl.load(
+                        part_ptr[None, :, :] + part[:, :, None] * GROUP * HEAD_DIM,
+                        mask=mask[:, :, None],
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                    lse = tl.where(part < active, lse, float("-inf"))
+                    new_largest = tl.maximum(largest, tl.max(lse, 0))
+                    share = tl.exp2(lse - new_largest[None, :])
+                    shrink = tl.exp2(largest - new_largest)
+                    total = total * shrink + tl.sum(share, 0)
+                    mean = mean * shrink[:, None] + tl.sum(share[:, :, None] * means, 0)
+                    largest = new_largest
+                mean = mean / total[:, None]
                 tl.store(out_ptr + offset, mean.to(dtype), mask=exists)
     else:
         if split == 0:
