@@ -75,7 +75,7 @@ def main() -> None:
         if args.profile:
             profile(engine, model, batch, args)
             continue
-        measure(engine, model, batch, args, output=3 * args.round_steps)  # compiles what is left
+        measure(engine, model, batch, args, min(args.output, 3 * args.round_steps))  # compiles what is left
         result = measure(engine, model, batch, args, args.output)
         print(
             f"{result.batch:5} {result.ms_a_step:8.3f} {result.tokens_a_second:9.0f} {result.floor_ms:9.3f} "

@@ -1,16 +1,19 @@
 """The Triton path of the language model against the plain one: on a GPU where there is one, else through
 Triton's interpreter, which is slow: short requests."""
 
+import numpy as np
 import pytest
 import torch
 from llm_requests import ARRAYS, GOLDEN, SAMPLER, TEXT, Loop, bistream, request
 from parity_checks.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
 
 from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.server.tts_llm.attention import Span
 from light_tts.server.tts_llm.engine import Engine
 from light_tts.server.tts_llm.runner import TorchRunner
 
 pytest.importorskip("triton")
+from light_tts.server.tts_llm.prefill_batch import PrefillShape
 from light_tts.server.tts_llm.triton_runner import TritonRunner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -64,6 +67,28 @@ def test_batches_and_lengths_fall_into_buckets():
     runner = triton(graph_max_batch=100, graph_max_len=900, rows=200, max_len=1024)._runner
     assert [runner._batch_bucket(n) for n in (1, 3, 9, 64, 97, 101, 129)] == [1, 4, 12, 64, 100, 128, 192]
     assert [runner._length_bucket(n) for n in (1, 512, 513, 900, 901)] == [512, 512, 900, 900, 1024]
+
+
+def test_prefills_are_filled_up_to_sizes_with_a_graph():
+    runner = triton()._runner
+    assert runner._prefill_bucket(5, 1) == (PrefillShape(16, 1), True)
+    assert runner._prefill_bucket(200, 3) == (PrefillShape(256, 4), True)
+    assert runner._prefill_bucket(2000, 3) == (PrefillShape(2000, 3), False)
+    assert triton(graph_max_batch=0)._runner._prefill_bucket(5, 1) == (PrefillShape(5, 1), False)
+
+
+def test_lists_of_a_prefill_begin_where_kernels_expect_them():
+    spans = [Span(3, 0, 70), Span(1, 5, 2)]
+    shape = PrefillShape(tokens=100, spans=5)
+    flat = shape.pack(list(range(72)), spans, [1], lambda row: np.arange(100) + 1000 * row)
+    assert all(place.start % 4 == 0 for place in shape.places().values())
+    batch = shape.unpack(torch.from_numpy(flat))
+    assert batch.ids[:72].tolist() == list(range(72))
+    assert batch.positions[:72].tolist() == [*range(70), 5, 6]
+    assert batch.slots[69:73].tolist() == [3069, 1005, 1006, -1]
+    assert batch.offsets[:2].tolist() == [0, 70] and batch.lengths.tolist() == [70, 2, 0, 0, 0]
+    assert batch.last[0] == 71 and batch.draws.tolist() == [1, -1, -1, -1, -1]
+    assert batch.blocks[:4].tolist() == [[0, 0], [0, 64], [1, 0], [-1, -1]]
 
 
 @gpu

@@ -52,7 +52,7 @@ def choose_runner(device: torch.device) -> type[Runner]:
         try:
             from light_tts.server.tts_llm.triton_runner import TritonRunner
         except ImportError as error:
-            logging.getLogger(__name__).warning("LLM without Triton kernels, much slower: %s", error)
+            logging.getLogger("light_tts.llm").warning("LLM without Triton kernels, much slower: %s", error)
         else:
             return TritonRunner
     return TorchRunner

@@ -1,9 +1,11 @@
-"""Steps on a GPU: Triton kernels, and a decode step as one CUDA graph for each size of batch."""
+"""Steps on a GPU: Triton kernels, and a decode step or a short prefill as one CUDA graph for each size."""
 
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -15,16 +17,33 @@ from light_tts.common.row_state import RowState
 from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.common.transfer import upload
 from light_tts.kernels.decode_attention import decode_attention
-from light_tts.kernels.prefill_attention import prefill_attention, prefill_blocks
+from light_tts.kernels.prefill_attention import prefill_attention
 from light_tts.kernels.row_state import advance
 from light_tts.kernels.sampling import sample
 from light_tts.models.cosyvoice2.fused_llm import FusedLM, LayerPool
 from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.tts_llm.attention import Span
 from light_tts.server.tts_llm.options import EngineOptions
+from light_tts.server.tts_llm.prefill_batch import PrefillShape
 
 _BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # then in steps of 64
 _SHORTEST = 512  # bucket of lengths; the others are twice as long each
+_PREFILL_TOKENS = (
+    16,
+    32,
+    64,
+    128,
+    192,
+    256,
+    320,
+    384,
+    512,
+    640,
+    768,
+    896,
+    1024,
+)  # beyond, launches cost little
+_PREFILL_SPANS = (1, 4, 16)
 
 
 class TritonRunner:
@@ -66,6 +85,7 @@ class TritonRunner:
         self._schedule = torch.full((room,), -1, dtype=torch.int32, device=device)
         self._tokens = torch.empty_like(self._schedule)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._prefills: dict[PrefillShape, Tensor] = {}  # the input of each graph
 
     def warm_up(self) -> None:
         if not self._graphs.enabled:
@@ -73,43 +93,33 @@ class TritonRunner:
         largest = min(self._options.rows, self._options.graph_max_batch)
         batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
         lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
-        logging.getLogger(__name__).info(
-            "recording CUDA graphs of decode steps: batches %s, lengths %s", batches, lengths
-        )
-        for length in lengths:
-            for batch in batches[::-1]:  # the largest first, whose memory the others use again
-                self._record(batch, length)
+        log = logging.getLogger("light_tts.llm")
+        started = time.monotonic()
+        log.info("recording CUDA graphs: decode steps of batches %s, lengths %s", batches, lengths)
+        # the largest first, whose memory the others use again
+        for spans, tokens in product(_PREFILL_SPANS[::-1], _PREFILL_TOKENS[::-1]):
+            self._record_prefill(PrefillShape(tokens, spans))
+        for length, batch in product(lengths[::-1], batches[::-1]):
+            self._record(batch, length)
+        log.info("recorded %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - started)
 
     def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
-        lengths = [span.length for span in spans]
-        offsets = np.cumsum([0, *lengths])
-        ids, positions, slots, *where, blocks, last, rows = self._upload(
-            ids,
-            np.concatenate([np.arange(span.start, span.end) for span in spans]),
-            np.concatenate([self._slots_of(span.row)[span.start : span.end] for span in spans]),
-            [span.row for span in spans],
-            [span.start for span in spans],
-            lengths,
-            offsets[:-1],
-            np.array(prefill_blocks(lengths)).ravel(),
-            [offsets[i + 1] - 1 for i in complete] or [0],
-            [spans[i].row for i in complete],
-        )
-
-        def attend(q: Tensor, pool: LayerPool) -> Tensor:
-            return prefill_attention(q, *pool, self._table, *where, blocks.view(-1, 2))
-
-        logits = self._lm(ids, positions, slots, attend, last)
-        tokens = torch.empty_like(rows)
-        if complete:
-            self._draw(logits, self._states, rows, tokens)
-        return tokens[None]
+        shape, recorded = self._prefill_bucket(len(ids), len(spans))
+        batch = upload(shape.pack(ids, spans, complete, self._slots_of), self._device)
+        if recorded:
+            if shape not in self._prefills:
+                self._record_prefill(shape)
+            self._prefills[shape].copy_(batch)
+            tokens = self._graphs.run(shape, partial(self._prefill_step, shape, self._prefills[shape]))
+        else:
+            tokens = self._prefill_step(shape, batch)
+        return tokens[None, : len(complete)]
 
     def decode(self, spans: list[Span]) -> Tensor:
         steps = max(span.length for span in spans)
         batch, length = self._batch_bucket(len(spans)), self._length_bucket(max(span.end for span in spans))
         recorded = batch <= self._options.graph_max_batch and length <= self._graph_len
-        if recorded and self._graphs.enabled and (batch, length) not in self._graphs:
+        if recorded and (batch, length) not in self._graphs:
             self._record(batch, length)
         rows = np.array([span.row for span in spans], np.int32)
         takes_part = np.arange(steps)[:, None] < [span.length for span in spans]
@@ -140,24 +150,36 @@ class TritonRunner:
         tokens.index_copy_(0, self._step, drawn[None])
         self._step += 1
 
+    def _prefill_step(self, shape: PrefillShape, flat: Tensor) -> Tensor:
+        """-> (spans,) int32, the tokens drawn"""
+        batch = shape.unpack(flat)
+
+        def attend(q: Tensor, pool: LayerPool) -> Tensor:
+            where = (batch.rows, batch.starts, batch.lengths, batch.offsets, batch.blocks)
+            return prefill_attention(q, *pool, self._table, *where)
+
+        logits = self._lm(batch.ids, batch.positions, batch.slots, attend, batch.last)
+        drawn = torch.empty_like(batch.draws)
+        self._draw(logits, self._states, batch.draws, drawn)
+        return drawn
+
     def _record(self, batch: int, length: int) -> None:
-        self._schedule.fill_(-1)
-        self._step.zero_()
+        if self._graphs.enabled:
+            self._schedule.fill_(-1)
+            self._step.zero_()
+            self._graphs.record((batch, length), partial(self._decode_step, batch, length))
 
-        def step() -> None:
-            self._decode_step(batch, length)
+    def _record_prefill(self, shape: PrefillShape) -> None:
+        self._prefills[shape] = flat = upload(shape.empty(), self._device)
+        if self._graphs.enabled:
+            self._graphs.record(shape, partial(self._prefill_step, shape, flat))
 
-        self._graphs.record((batch, length), step)
-
-    def _upload(self, *parts: list[int] | np.ndarray) -> list[Tensor]:
-        """Lists of int32, in one copy. Each begins where 16 bytes do: kernels are compiled for that."""
-        ends = np.cumsum([-(-len(part) // 4) * 4 for part in parts])
-        flat = np.zeros(ends[-1], np.int32)
-        starts = [0, *ends[:-1]]
-        for start, part in zip(starts, parts, strict=True):
-            flat[start : start + len(part)] = part
-        flat = upload(flat, self._device)
-        return [flat[start : start + len(part)] for start, part in zip(starts, parts, strict=True)]
+    def _prefill_bucket(self, tokens: int, spans: int) -> tuple[PrefillShape, bool]:
+        """The smallest size that holds the batch, and whether it is one of those that are recorded."""
+        if not self._options.graph_max_batch or tokens > _PREFILL_TOKENS[-1] or spans > _PREFILL_SPANS[-1]:
+            return PrefillShape(tokens, spans), False
+        tokens = next(size for size in _PREFILL_TOKENS if size >= tokens)
+        return PrefillShape(tokens, next(size for size in _PREFILL_SPANS if size >= spans)), True
 
     def _batch_bucket(self, batch: int) -> int:
         """The smallest size that holds `batch` rows, of those that are recorded."""
