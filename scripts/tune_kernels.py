@@ -223,7 +223,8 @@ def main() -> None:
         now = time.monotonic()  # each gets its share of what is left
         share = (begin + arguments.seconds - now) / (len(tasks) - i)
         found.setdefault(kernel, []).append(tune(now + share))
-    output.write_text(json.dumps(found, indent=2) + "\n")
+    known = json.loads(output.read_text()) if output.exists() else {}
+    output.write_text(json.dumps({**known, **found}, indent=2) + "\n")
 
     configs.load = lambda device: found
     for cached in (decode_config, linear_config):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from server_process import Server, start_server
 
+torch.backends.cudnn.allow_tf32 = False  # as in the server
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before any is imported
 

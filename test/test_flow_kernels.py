@@ -13,8 +13,10 @@ from light_tts.kernels.packed_attention import (
 from light_tts.kernels.packed_conv import Norm, Residual, packed_conv, packed_conv_reference
 from light_tts.kernels.packed_linear import (
     fold_norm,
+    linear,
     linear_add_,
     linear_add_reference_,
+    linear_reference,
     norm_linear,
     norm_linear_reference,
 )
@@ -71,10 +73,14 @@ def test_conv_sees_only_its_own_sequence_and_its_past(dtype, channels_in, channe
             "residual": Residual(side, draw(40, channels_out, dtype=dtype, scale=0.2), draw(channels_out)),
         }
     x = wide[:, :channels_in]
-    found, expected = (poisoned(rows, channels_out, dtype=dtype) for _ in range(2))
-    packed_conv(x, weight, bias, where, found, **options)
-    packed_conv_reference(x.nan_to_num(), weight, bias, where, expected, **options)
+    found, expected, normal, normal_expected = (poisoned(rows, channels_out, dtype=dtype) for _ in range(4))
+    packed_conv(x, weight, bias, where, found, **options, normal=normal if extras else None, eps=1e-5)
+    packed_conv_reference(
+        x.nan_to_num(), weight, bias, where, expected, **options, normal=normal_expected, eps=1e-5
+    )
     assert_close(found, expected, dtype)
+    if extras:
+        assert_close(normal, normal_expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -91,6 +97,9 @@ def test_norm_linear(dtype, gelu, width, out_width):
     norm_linear(x, *arguments, found, 1e-5, gelu)
     norm_linear_reference(x, *arguments, expected, 1e-5, gelu)
     assert_close(found, expected, dtype)
+    linear(x, *arguments, found, gelu)
+    linear_reference(x, *arguments, expected, gelu)
+    assert_close(found, expected, dtype)
 
 
 def test_folded_norm_is_the_norm():
@@ -106,8 +115,9 @@ def test_folded_norm_is_the_norm():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("width", "out_width"), [(24, 32), (128, 32), (1024, 256)])
-def test_linear_add(dtype, width, out_width):
+@pytest.mark.parametrize(("width", "out_width"), [(24, 32), (128, 40), (1024, 256)])
+@pytest.mark.parametrize("with_norm", [False, True])
+def test_linear_add(dtype, width, out_width, with_norm):
     torch.manual_seed(3)
     where = positions()
     wide = draw(len(where), 2 * out_width, dtype=dtype)
@@ -115,10 +125,13 @@ def test_linear_add(dtype, width, out_width):
     y = draw(len(where), width, dtype=dtype)
     weight, bias = draw(width, out_width, dtype=dtype, scale=width**-0.5), draw(out_width)
     other = wide.clone()
-    linear_add_(wide[:, out_width:], y, weight, bias, where)
-    linear_add_reference_(other[:, out_width:], y, weight, bias, where)
+    normal, normal_expected = (poisoned(len(where), out_width, dtype=dtype) for _ in range(2))
+    linear_add_(wide[:, out_width:], y, weight, bias, where, normal if with_norm else None, 1e-5)
+    linear_add_reference_(other[:, out_width:], y, weight, bias, where, normal_expected, 1e-5)
     assert torch.equal(wide[:, :out_width].isnan(), other[:, :out_width].isnan())
     assert_close(wide, other, dtype)
+    if with_norm:
+        assert_close(normal, normal_expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

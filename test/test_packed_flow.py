@@ -28,6 +28,7 @@ def kernels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE.type == "cpu":
             patch.setattr(packed_estimator, "flow_step", flow_step.flow_step_reference)
+            patch.setattr(packed_estimator, "linear", packed_linear.linear_reference)
             patch.setattr(packed_estimator, "linear_add_", packed_linear.linear_add_reference_)
             patch.setattr(packed_estimator, "norm_linear", packed_linear.norm_linear_reference)
             patch.setattr(packed_estimator, "packed_attention", packed_attention.packed_attention_reference)
@@ -97,6 +98,13 @@ def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed):
         expected = plain(flow, one)
         assert mel.shape == expected.shape
         assert (mel - expected).abs().max() < TOLERANCE
+
+
+def test_many_rows_take_the_other_way_through_the_norms(flow, monkeypatch):
+    monkeypatch.setattr("light_tts.models.cosyvoice2.packed_flow.FEW_ROWS", 0)
+    items = [item(), item(tokens=41, streaming=True, finalize=False)]
+    for one, mel in zip(items, new_packed(flow)(items), strict=True):
+        assert (mel - plain(flow, one)).abs().max() < TOLERANCE
 
 
 def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, monkeypatch):

@@ -56,5 +56,6 @@ class GraphCache:
         self._graphs[key] = (graph, result)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Forget all of them, and give back their memory."""
         self._graphs.clear()
+        self._pool = torch.cuda.graph_pool_handle() if self.enabled else None

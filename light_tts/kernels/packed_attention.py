@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels.launch import geometry
+
 
 def attention_blocks(
     lengths: Sequence[int], chunks: Sequence[int], block_rows: int, count: int
@@ -41,6 +43,11 @@ def packed_attention(
     chunk, j < (i // c + 1) * c."""
     width = out.shape[1]
     head_dim = width // heads
+    shape = geometry(f"packed_attention_{block_rows}", qkv.device, len(qkv)) or {
+        "BLOCK_KEYS": 64,
+        "num_warps": 4 if block_rows <= 64 else 8,
+        "num_stages": 3,
+    }
     _attention[(blocks.shape[0], heads, copies)](
         qkv,
         blocks,
@@ -51,9 +58,7 @@ def packed_attention(
         HEAD=head_dim,
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_ROWS=block_rows,
-        BLOCK_KEYS=64,
-        num_warps=4 if block_rows <= 64 else 8,
-        num_stages=3,
+        **shape,
     )
     return out
 

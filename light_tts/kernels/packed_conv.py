@@ -15,6 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels.launch import geometry
+from light_tts.kernels.packed_linear import layer_norm, multiply_add
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -44,19 +47,26 @@ def packed_conv(
     shift: Tensor | None = None,
     step: Tensor | None = None,
     residual: Residual | None = None,
+    normal: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the present frame;
     position: (rows,) int32; out: (rows, out), no part of x. After convolution, norm and Mish, row `step` of
-    `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device."""
+    `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device. normal: (rows,
+    out), is given the LayerNorm (without gain and offset) of the result."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
-    block_out = triton.next_power_of_2(channels_out)
-    block_in = min(64, max(16, triton.next_power_of_2(channels_in)))
-    block_rows = 16 if rows <= 1024 else 32 if rows <= 4096 else 64
+    shape = geometry(f"conv_{channels_in}x{channels_out}", x.device, rows) or {
+        "BLOCK_ROWS": 16 if rows <= 1024 else 32 if rows <= 4096 else 64,
+        "BLOCK_IN": 64,
+        "num_warps": 4 if rows <= 4096 else 8,
+        "num_stages": 3,
+    }
+    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
     # what is absent is never read; any tensor serves in its place
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
-    _conv[(triton.cdiv(rows, block_rows),)](
+    _conv[(triton.cdiv(rows, shape["BLOCK_ROWS"]),)](
         x,
         x.stride(0),
         weight,
@@ -72,8 +82,10 @@ def packed_conv(
         position,
         out,
         out.stride(0),
+        out if normal is None else normal,
         rows,
         0.0 if norm is None else norm.eps,
+        eps,
         TAPS=taps,
         IN=channels_in,
         OUT=channels_out,
@@ -81,11 +93,9 @@ def packed_conv(
         NORM=norm is not None,
         SHIFT=shift is not None,
         SIDE=residual is not None,
-        BLOCK_ROWS=block_rows,
-        BLOCK_IN=block_in,
-        BLOCK_OUT=block_out,
-        num_warps=8 if block_rows == 64 else 4,
-        num_stages=3,
+        NORMAL=normal is not None,
+        BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
+        **shape,
     )
     return out
 
@@ -100,6 +110,8 @@ def packed_conv_reference(
     shift: Tensor | None = None,
     step: Tensor | None = None,
     residual: Residual | None = None,
+    normal: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     taps = weight.shape[0]
     total = bias.float().expand(x.shape[0], -1)
@@ -116,6 +128,8 @@ def packed_conv_reference(
         total = total + residual.x.float() @ residual.weight.float() + residual.bias.float()
     inside = position >= 0
     out[inside] = total[inside].to(out.dtype)
+    if normal is not None:
+        normal[inside] = F.layer_norm(total, total.shape[1:], eps=eps)[inside].to(normal.dtype)
     return out
 
 
@@ -136,7 +150,9 @@ def _conv(
     position,
     out,
     out_stride,
+    normal,
     rows,
+    norm_eps,
     eps,
     TAPS: tl.constexpr,
     IN: tl.constexpr,
@@ -145,61 +161,41 @@ def _conv(
     NORM: tl.constexpr,
     SHIFT: tl.constexpr,
     SIDE: tl.constexpr,
+    NORMAL: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_OUT)
-    inner = tl.arange(0, BLOCK_IN)
+    known = column < OUT
     here = tl.load(position + row, mask=row < rows, other=-1)
     if tl.max(here, axis=0) < 0:
         return
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
-        inside = here >= TAPS - 1 - tap
-        source = x + (row - (TAPS - 1 - tap))[:, None] * x_stride
-        for start in range(0, IN, BLOCK_IN):
-            channel = start + inner
-            a = tl.load(source + channel[None, :], mask=inside[:, None] & (channel < IN)[None, :], other=0.0)
-            b = tl.load(
-                weight + (tap * IN + channel)[:, None] * OUT + column[None, :],
-                mask=(channel < IN)[:, None] & (column < OUT)[None, :],
-                other=0.0,
-            )
-            total = tl.dot(a, b, total, input_precision="ieee")
-    total += tl.load(bias + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
+        back = TAPS - 1 - tap
+        taken = weight + tap * IN * OUT
+        total = multiply_add(total, x, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN)
+    total += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
     if NORM:
-        mean = tl.sum(total, axis=1) / OUT  # columns beyond OUT are zero
-        centred = tl.where((column < OUT)[None, :], total - mean[:, None], 0.0)
-        scale = tl.rsqrt(tl.sum(centred * centred, axis=1) / OUT + eps)
-        gain = tl.load(norm_weight + column, mask=column < OUT, other=0.0).to(tl.float32)
-        offset = tl.load(norm_bias + column, mask=column < OUT, other=0.0).to(tl.float32)
-        total = centred * scale[:, None] * gain[None, :] + offset[None, :]
+        gain = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
+        offset = tl.load(norm_bias + column, mask=known, other=0.0).to(tl.float32)
+        total = layer_norm(total, column, OUT, norm_eps) * gain[None, :] + offset[None, :]
         # mish(y) = y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y
         e = tl.exp(tl.minimum(total, 20.0))
         n = e * (e + 2.0)
         total = total * n / (n + 2.0)
     if SHIFT:
         at = shift + tl.load(step) * OUT + column
-        total += tl.load(at, mask=column < OUT, other=0.0)[None, :]
+        total += tl.load(at, mask=known, other=0.0)[None, :]
     if SIDE:
-        for start in range(0, SIDE_IN, BLOCK_IN):
-            channel = start + inner
-            a = tl.load(
-                side + row[:, None] * side_stride + channel[None, :],
-                mask=(here >= 0)[:, None] & (channel < SIDE_IN)[None, :],
-                other=0.0,
-            )
-            b = tl.load(
-                side_weight + channel[:, None] * OUT + column[None, :],
-                mask=(channel < SIDE_IN)[:, None] & (column < OUT)[None, :],
-                other=0.0,
-            )
-            total = tl.dot(a, b, total, input_precision="ieee")
-        total += tl.load(side_bias + column, mask=column < OUT, other=0.0).to(tl.float32)[None, :]
-    tl.store(
-        out + row[:, None] * out_stride + column[None, :],
-        total.to(out.dtype.element_ty),
-        mask=(here >= 0)[:, None] & (column < OUT)[None, :],
-    )
+        total = multiply_add(
+            total, side, side_stride, side_weight, row, column, here >= 0, SIDE_IN, OUT, BLOCK_IN
+        )
+        total += tl.load(side_bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
+    mask = (here >= 0)[:, None] & known[None, :]
+    tl.store(out + row[:, None] * out_stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+    if NORMAL:
+        total = layer_norm(total, column, OUT, eps)
+        tl.store(normal + row[:, None] * OUT + column[None, :], total.to(normal.dtype.element_ty), mask=mask)

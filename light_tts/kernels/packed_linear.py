@@ -1,5 +1,10 @@
 """Linear layers over packed rows (see packed_conv.py) with what stands before and behind them in the flow's
-transformer blocks: a LayerNorm before, a GELU or a residual sum behind."""
+transformer blocks: a LayerNorm before, a GELU or a residual sum behind.
+
+There are two ways from the residual stream through a norm into a linear layer. Few rows: the linear layer
+normalises what it reads (`norm_linear`). Many rows: whoever wrote the residual stream has left its norm as
+well (`linear_add_` with `normal`), and `linear` only multiplies.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels.launch import geometry
+
 
 def norm_linear(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
@@ -15,14 +22,19 @@ def norm_linear(
     """LayerNorm without gain and offset, which are part of `weight` and `bias` (see `fold_norm`), linear,
     and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias: (out,) float32;
     position: (rows,) int32, rows below 0 are left out; out: (rows, out)."""
-    rows, width = x.shape
-    block_rows = 32 if rows <= 1024 else 64 if rows <= 8192 else 128
-    block_out = 64 if rows <= 1024 else 128
-    blocks = triton.cdiv(rows, block_rows)
-    tiles = triton.cdiv(weight.shape[1], block_out)
-    # each program keeps its normalised rows and takes several tiles of the weight, if there are many programs
-    tiles_each = max(1, min(tiles, tiles * blocks // 264))
-    _norm_linear[(blocks, triton.cdiv(tiles, tiles_each))](
+    rows, (width, out_width) = x.shape[0], weight.shape
+    shape = geometry(f"norm_linear_{width}x{out_width}", x.device, rows) or {
+        "BLOCK_ROWS": 32 if rows <= 1024 else 64,
+        "BLOCK_OUT": 64 if rows <= 1024 else 128,
+        "TILES": 1,
+        "num_warps": 4 if rows <= 1024 else 8,
+        "num_stages": 2,
+    }
+    grid = (
+        triton.cdiv(rows, shape["BLOCK_ROWS"]),
+        triton.cdiv(out_width, shape["BLOCK_OUT"] * shape["TILES"]),
+    )
+    _norm_linear[grid](
         x,
         x.stride(0),
         weight,
@@ -32,14 +44,10 @@ def norm_linear(
         rows,
         eps,
         IN=width,
-        OUT=weight.shape[1],
+        OUT=out_width,
         GELU=gelu,
-        TILES=tiles_each,
-        BLOCK_ROWS=block_rows,
         BLOCK_IN=max(16, triton.next_power_of_2(width)),
-        BLOCK_OUT=block_out,
-        num_warps=8 if block_rows == 128 else 4,
-        num_stages=2,
+        **shape,
     )
     return out
 
@@ -47,7 +55,30 @@ def norm_linear(
 def norm_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
 ) -> Tensor:
-    y = F.layer_norm(x.float(), x.shape[1:], eps=eps) @ weight.float() + bias
+    return linear_reference(F.layer_norm(x.float(), x.shape[1:], eps=eps), weight, bias, position, out, gelu)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool) -> Tensor:
+    """x @ weight + bias, and exact GELU if `gelu`. Shapes as for `norm_linear`; x is contiguous."""
+    rows, (width, out_width) = x.shape[0], weight.shape
+    shape = geometry(f"linear_{width}x{out_width}", x.device, rows) or {
+        "BLOCK_ROWS": 128,
+        "BLOCK_IN": 64,
+        "BLOCK_OUT": 128,
+        "num_warps": 8,
+        "num_stages": 3,
+    }
+    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
+    _linear[(triton.cdiv(rows, shape["BLOCK_ROWS"]), triton.cdiv(out_width, shape["BLOCK_OUT"]))](
+        x, weight, bias, position, out, rows, IN=width, OUT=out_width, GELU=gelu, **shape
+    )
+    return out
+
+
+def linear_reference(
+    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool
+) -> Tensor:
+    y = x.float() @ weight.float() + bias
     inside = position >= 0
     out[inside] = (F.gelu(y) if gelu else y)[inside].to(out.dtype)
     return out
@@ -60,37 +91,113 @@ def fold_norm(gain: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None)
     return folded, weight @ offset if bias is None else weight @ offset + bias
 
 
-def linear_add_(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+def linear_add_(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    normal: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
     """x += y @ weight + bias, in place. x: (rows, out), may be strided; y: (rows, in); weight: (in, out);
-    bias: (out,) float32; position: (rows,) int32, rows below 0 are left out."""
-    rows, width = y.shape
+    bias: (out,) float32; position: (rows,) int32, rows below 0 are left out; normal: (rows, out), is given
+    the LayerNorm (without gain and offset) of the new x."""
+    rows, (width, out_width) = y.shape[0], weight.shape
     small = rows <= 2048
-    block_rows = 32 if small else 64
-    block_out = 32 if small else 128
-    _linear_add[(triton.cdiv(rows, block_rows), triton.cdiv(x.shape[1], block_out))](
+    if normal is None:
+        shape = geometry(f"linear_add_{width}x{out_width}", x.device, rows) or {
+            "BLOCK_ROWS": 32 if small else 64,
+            "BLOCK_IN": 128 if small else 64,
+            "BLOCK_OUT": 32 if small else 128,
+            "num_warps": 4,
+            "num_stages": 3,
+        }
+    else:
+        shape = geometry(f"linear_add_norm_{width}x{out_width}", x.device, rows) or {
+            "BLOCK_ROWS": 64,
+            "BLOCK_IN": 64,
+            "num_warps": 8,
+            "num_stages": 3,
+        }
+        shape["BLOCK_OUT"] = max(16, triton.next_power_of_2(out_width))  # a norm needs whole rows
+    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
+    _linear_add[(triton.cdiv(rows, shape["BLOCK_ROWS"]), triton.cdiv(out_width, shape["BLOCK_OUT"]))](
         x,
         x.stride(0),
         y,
         weight,
         bias,
         position,
+        x if normal is None else normal,
         rows,
+        eps,
         IN=width,
-        OUT=x.shape[1],
-        BLOCK_ROWS=block_rows,
-        BLOCK_IN=min(128 if small else 64, max(16, triton.next_power_of_2(width))),
-        BLOCK_OUT=block_out,
-        num_warps=4,
-        num_stages=3,
+        OUT=out_width,
+        NORM=normal is not None,
+        **shape,
     )
     return x
 
 
-def linear_add_reference_(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, position: Tensor) -> Tensor:
+def linear_add_reference_(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    normal: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
     inside = position >= 0
     total = x.float() + y.float() @ weight.float() + bias
     x[inside] = total[inside].to(x.dtype)
+    if normal is not None:
+        normal[inside] = F.layer_norm(total, total.shape[1:], eps=eps)[inside].to(normal.dtype)
     return x
+
+
+@triton.jit
+def gelu_exact(y):
+    return 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+
+
+@triton.jit
+def layer_norm(y, column, OUT: tl.constexpr, eps):
+    """Over the first OUT columns of y (rows, columns); the others must be zero."""
+    mean = tl.sum(y, axis=1) / OUT
+    centred = tl.where((column < OUT)[None, :], y - mean[:, None], 0.0)
+    return centred * tl.rsqrt(tl.sum(centred * centred, axis=1) / OUT + eps)[:, None]
+
+
+@triton.jit
+def multiply_add(
+    total,
+    x,
+    x_stride,
+    weight,
+    row,
+    column,
+    inside,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """`total`, float32, and the product of rows `row` of x, where `inside`, with columns `column` of weight
+    (IN, OUT)."""
+    for start in range(0, IN, BLOCK_IN):
+        channel = start + tl.arange(0, BLOCK_IN)
+        known = channel < IN
+        a = tl.load(
+            x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
+        )
+        b = tl.load(
+            weight + channel[:, None] * OUT + column[None, :],
+            mask=known[:, None] & (column < OUT)[None, :],
+            other=0.0,
+        )
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total
 
 
 @triton.jit
@@ -120,10 +227,7 @@ def _norm_linear(
     values = tl.load(
         x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
     ).to(tl.float32)
-    mean = tl.sum(values, axis=1) / IN
-    centred = tl.where(known[None, :], values - mean[:, None], 0.0)
-    scale = tl.rsqrt(tl.sum(centred * centred, axis=1) / IN + eps)
-    normal = (centred * scale[:, None]).to(weight.dtype.element_ty)
+    normal = layer_norm(values, channel, IN, eps).to(weight.dtype.element_ty)
     for tile in range(TILES):
         column = (tl.program_id(1) * TILES + tile) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
         w = tl.load(
@@ -134,12 +238,44 @@ def _norm_linear(
         y = tl.dot(normal, w, input_precision="ieee")
         y += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
         if GELU:
-            y = 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+            y = gelu_exact(y)
         tl.store(
             out + row[:, None] * OUT + column[None, :],
             y.to(out.dtype.element_ty),
             mask=inside[:, None] & (column < OUT)[None, :],
         )
+
+
+@triton.jit
+def _linear(
+    x,
+    weight,
+    bias,
+    position,
+    out,
+    rows,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    GELU: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    if tl.max(inside.to(tl.int32), axis=0) == 0:
+        return
+    y = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
+    y = multiply_add(y, x, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
+    y += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
+    if GELU:
+        y = gelu_exact(y)
+    tl.store(
+        out + row[:, None] * OUT + column[None, :],
+        y.to(out.dtype.element_ty),
+        mask=inside[:, None] & (column < OUT)[None, :],
+    )
 
 
 @triton.jit
@@ -150,9 +286,12 @@ def _linear_add(
     weight,
     bias,
     position,
+    normal,
     rows,
+    eps,
     IN: tl.constexpr,
     OUT: tl.constexpr,
+    NORM: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -163,20 +302,13 @@ def _linear_add(
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
-    for start in range(0, IN, BLOCK_IN):
-        channel = start + tl.arange(0, BLOCK_IN)
-        known = channel < IN
-        a = tl.load(
-            y + row[:, None] * IN + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
-        )
-        b = tl.load(
-            weight + channel[:, None] * OUT + column[None, :],
-            mask=known[:, None] & (column < OUT)[None, :],
-            other=0.0,
-        )
-        total = tl.dot(a, b, total, input_precision="ieee")
+    total = multiply_add(total, y, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
     total += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
     at = x + row[:, None] * x_stride + column[None, :]
     mask = inside[:, None] & (column < OUT)[None, :]
     total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     tl.store(at, total.to(x.dtype.element_ty), mask=mask)
+    if NORM:
+        total = layer_norm(total, column, OUT, eps)
+        at = normal + row[:, None] * OUT + column[None, :]
+        tl.store(at, total.to(normal.dtype.element_ty), mask=mask)

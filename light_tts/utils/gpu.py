@@ -28,6 +28,7 @@ def choose_device(settings: Settings, index: int = 0) -> tuple[torch.device, tor
         return torch.device("cpu"), torch.float32
     device = torch.device("cuda", index % gpus)
     torch.cuda.set_device(device)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as it already does for matrix products
     return device, getattr(torch, settings.data_type)
 
 

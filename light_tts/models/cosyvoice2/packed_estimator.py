@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from light_tts.kernels.flow_step import flow_step
 from light_tts.kernels.packed_attention import packed_attention
 from light_tts.kernels.packed_conv import Norm, Residual, packed_conv
-from light_tts.kernels.packed_linear import fold_norm, linear_add_, norm_linear
+from light_tts.kernels.packed_linear import fold_norm, linear, linear_add_, norm_linear
 from light_tts.models.cosyvoice2.estimator import (
     CausalBlock,
     Estimator,
@@ -48,6 +48,7 @@ class Rows:
     qkv: Tensor  # (2 rows, 3 inner)
     attended: Tensor  # (2 rows, inner)
     feed: Tensor  # (2 rows, 4 width)
+    normal: Tensor | None  # (2 rows, width); None: see packed_linear, few rows
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ class Resnet:
             Conv.of(block.res_conv, dtype),
         )
 
-    def __call__(self, rows: Rows, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
-        """x: (2 rows, in) -> out: (2 rows, width)"""
+    def __call__(self, rows: Rows, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
+        """x: (2 rows, in) -> out: (2 rows, width); `eps`: of the norm that follows"""
         position = rows.position
         first, second = self.first, self.second
         packed_conv(
@@ -99,7 +100,15 @@ class Resnet:
         )
         side = Residual(x, self.side.weight[0], self.side.bias)
         return packed_conv(
-            between, second.conv.weight, second.conv.bias, position, out, second.norm, residual=side
+            between,
+            second.conv.weight,
+            second.conv.bias,
+            position,
+            out,
+            second.norm,
+            residual=side,
+            normal=rows.normal,
+            eps=eps,
         )
 
 
@@ -136,12 +145,32 @@ class Transformer:
 
     def __call__(self, rows: Rows, x: Tensor) -> None:
         """x: (2 rows, width), in place"""
-        position = rows.position
-        norm_linear(x, *self.qkv, position, rows.qkv, self.eps, gelu=False)
+        position, normal = rows.position, rows.normal
+        if normal is None:
+            norm_linear(x, *self.qkv, position, rows.qkv, self.eps, gelu=False)
+        else:
+            linear(normal, *self.qkv, position, rows.qkv, gelu=False)
         packed_attention(rows.qkv, rows.blocks, rows.attended, self.heads, rows.block_rows, COPIES)
-        linear_add_(x, rows.attended, *self.out, position)
-        norm_linear(x, *self.up, position, rows.feed, self.eps, gelu=True)
-        linear_add_(x, rows.feed, *self.down, position)
+        linear_add_(x, rows.attended, *self.out, position, normal, self.eps)
+        if normal is None:
+            norm_linear(x, *self.up, position, rows.feed, self.eps, gelu=True)
+        else:
+            linear(normal, *self.up, position, rows.feed, gelu=True)
+        linear_add_(x, rows.feed, *self.down, position, normal, self.eps)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A residual block and transformer blocks over its result."""
+
+    resnet: Resnet
+    blocks: list[Transformer]
+
+    def __call__(self, rows: Rows, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
+        x = self.resnet(rows, x, between, out, self.blocks[0].eps)
+        for block in self.blocks:
+            block(rows, x)
+        return x
 
 
 class PackedEstimator:
@@ -167,8 +196,8 @@ class PackedEstimator:
         self._dt = torch.tensor([dt for _, dt in steps], device=device)
         times = _time_embedding(estimator, times)
 
-        def stage(resnet: ResnetBlock, blocks: nn.ModuleList) -> tuple[Resnet, list[Transformer]]:
-            return Resnet.of(resnet, times, dtype), [Transformer.of(block, dtype) for block in blocks]
+        def stage(resnet: ResnetBlock, blocks: nn.ModuleList) -> Stage:
+            return Stage(Resnet.of(resnet, times, dtype), [Transformer.of(block, dtype) for block in blocks])
 
         resnet, blocks, conv = estimator.down_blocks[0]
         self._down, self._down_conv = stage(resnet, blocks), Conv.of(conv, dtype)
@@ -178,7 +207,7 @@ class PackedEstimator:
         self._final = ConvBlock.of(estimator.final_block, dtype)
         projection = Conv.of(estimator.final_proj, dtype)
         self._projection = projection.weight[0].contiguous(), projection.bias
-        self._inner = self._down[1][0].out[0].shape[0]
+        self._inner = self._down.blocks[0].out[0].shape[0]
 
     def step(self, rows: Rows) -> None:
         """One Euler step: moves `rows.x`, and the x in `rows.inputs`, on; adds 1 to `rows.step`."""
@@ -186,20 +215,12 @@ class PackedEstimator:
         joined, skip = rows.joined[:, :width], rows.joined[:, width:]
         a, b, between = rows.hidden
 
-        resnet, blocks = self._down
-        x = resnet(rows, rows.inputs, between, skip)
-        for block in blocks:
-            block(rows, x)
+        x = self._down(rows, rows.inputs, between, skip)
         x, other = packed_conv(x, self._down_conv.weight, self._down_conv.bias, position, a), b
-        for index, (resnet, blocks) in enumerate(self._mid):
+        for index, stage in enumerate(self._mid):
             target = joined if index == len(self._mid) - 1 else other
-            x, other = resnet(rows, x, between, target), x
-            for block in blocks:
-                block(rows, x)
-        resnet, blocks = self._up
-        x = resnet(rows, rows.joined, between, a)
-        for block in blocks:
-            block(rows, x)
+            x, other = stage(rows, x, between, target), x
+        x = self._up(rows, rows.joined, between, a)
         x = packed_conv(x, self._up_conv.weight, self._up_conv.bias, position, b)
         x = packed_conv(x, self._final.conv.weight, self._final.conv.bias, position, a, self._final.norm)
         weight, bias = self._projection
@@ -227,6 +248,7 @@ class PackedEstimator:
             qkv=matrix(3 * self._inner),
             attended=matrix(self._inner),
             feed=matrix(4 * width),
+            normal=matrix(width),
         )
 
 

@@ -22,6 +22,7 @@ from light_tts.models.cosyvoice2.flow_backend import FlowItem
 from light_tts.models.cosyvoice2.packed_estimator import COPIES, PackedEstimator, Rows
 
 ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.
+FEW_ROWS = 1024  # frames up to which fewer, smaller kernels are faster (see packed_linear)
 ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 of one encoder run: bounds the memory of its attention
 
 
@@ -123,6 +124,7 @@ class PackedFlow:
             qkv=large.qkv[: COPIES * size],
             attended=large.attended[: COPIES * size],
             feed=large.feed[: COPIES * size],
+            normal=large.normal[: COPIES * size] if size > FEW_ROWS else None,
         )
         return self._sizes[size]
 

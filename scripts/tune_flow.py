@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Measures launch configurations of the flow's kernels on this machine's GPU, by the number of rows, and
+writes the fastest to light_tts/kernels/configs/, where the kernels look for them. Takes about a minute:
+
+    python scripts/tune_flow.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from light_tts.kernels import configs, packed_attention, packed_conv, packed_linear
+
+ROWS = (512, 1024, 2048, 4096, 8192, 16384)
+WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B
+LENGTH = 420  # frames of a sequence, for attention
+PRODUCTS = [  # kernel, in, out
+    ("norm_linear", WIDTH, 3 * INNER),
+    ("norm_linear", WIDTH, FEED),
+    ("linear", WIDTH, 3 * INNER),
+    ("linear", WIDTH, FEED),
+    ("linear_add", INNER, WIDTH),
+    ("linear_add", FEED, WIDTH),
+    ("linear_add_norm", INNER, WIDTH),
+    ("linear_add_norm", FEED, WIDTH),
+    ("conv", 320, WIDTH),
+    ("conv", WIDTH, WIDTH),
+    ("conv", 2 * WIDTH, WIDTH),
+    ("packed_attention_32", INNER, INNER),
+    ("packed_attention_64", INNER, INNER),
+    ("packed_attention_128", INNER, INNER),
+]
+Shape = dict[str, int]
+
+
+def candidates(kernel: str) -> Iterator[Shape]:
+    def shapes(names: str, *choices) -> Iterator[Shape]:
+        for values in choices:
+            yield dict(zip(names.split(), values, strict=True))
+
+    if kernel == "norm_linear":
+        yield from shapes(
+            "BLOCK_ROWS BLOCK_OUT TILES num_warps num_stages",
+            *itertools.product((16, 32, 64), (64, 128), (1, 4), (4,), (2,)),
+            *itertools.product((64, 128), (128,), (1, 2, 8), (8,), (2,)),
+        )
+    elif kernel == "linear":
+        yield from shapes(
+            "BLOCK_ROWS BLOCK_OUT BLOCK_IN num_warps num_stages",
+            *itertools.product((64, 128), (128,), (64,), (4, 8), (3, 4)),
+            *itertools.product((64, 128), (256,), (64,), (8,), (3, 4)),
+            (128, 128, 128, 8, 2),
+            (64, 64, 64, 4, 4),
+        )
+    elif kernel == "linear_add":
+        yield from shapes(
+            "BLOCK_ROWS BLOCK_OUT BLOCK_IN num_warps num_stages",
+            *itertools.product((16, 32, 64), (32, 64), (128,), (4,), (3, 4)),
+            *itertools.product((64, 128), (64, 128), (64,), (4,), (3, 4)),
+        )
+    elif kernel == "linear_add_norm":
+        yield from shapes(
+            "BLOCK_ROWS BLOCK_IN num_warps num_stages",
+            *itertools.product((16, 32), (64, 128), (4, 8), (3,)),
+            *itertools.product((64, 128), (64,), (8,), (3, 4)),
+            (64, 64, 4, 3),
+        )
+    elif kernel == "conv":
+        yield from shapes(
+            "BLOCK_ROWS BLOCK_IN num_warps num_stages",
+            *itertools.product((16, 32), (64, 128), (4, 8), (3,)),
+            *itertools.product((64,), (32, 64), (8,), (3, 4)),
+            (128, 64, 8, 3),
+        )
+    else:
+        yield from shapes("BLOCK_KEYS num_warps num_stages", *itertools.product((64, 128), (4, 8), (2, 3)))
+
+
+def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], object]:
+    """A call of the kernel on random rows; its shape is what `geometry` of its module says."""
+
+    def draw(*shape: int, dtype=torch.float16) -> torch.Tensor:
+        return (torch.randn(shape, device="cuda") * shape[0] ** -0.5).to(dtype)
+
+    position = (torch.arange(rows, device="cuda") % LENGTH).int()
+    x = torch.randn(rows, width, device="cuda").half()
+    out, weight, bias = draw(rows, out_width), draw(width, out_width), draw(out_width, dtype=torch.float32)
+    if kernel == "norm_linear":
+        return lambda: packed_linear.norm_linear(x, weight, bias, position, out, 1e-5, out_width == FEED)
+    if kernel == "linear":
+        return lambda: packed_linear.linear(x, weight, bias, position, out, out_width == FEED)
+    if kernel.startswith("linear_add"):
+        normal = torch.empty_like(out) if kernel.endswith("norm") else None
+        return lambda: packed_linear.linear_add_(out, x, weight, bias, position, normal, 1e-5)
+    if kernel == "conv":
+        taps = torch.stack([weight] * 3)
+        norm = packed_conv.Norm(bias, bias, 1e-5)
+        return lambda: packed_conv.packed_conv(x, taps, bias, position, out, norm)
+    block_rows = int(kernel.rsplit("_", 1)[1])
+    lengths = [min(LENGTH, rows // 2 - start) for start in range(0, rows // 2, LENGTH)]
+    count = rows // 2 // block_rows + len(lengths) + 8
+    table = packed_attention.attention_blocks(lengths, [0] * len(lengths), block_rows, count)
+    blocks, qkv = torch.from_numpy(table).cuda(), torch.randn(rows, 3 * width, device="cuda").half()
+    return lambda: packed_attention.packed_attention(qkv, blocks, out, HEADS, block_rows, 2)
+
+
+def use(shape: Shape) -> None:
+    for module in (packed_attention, packed_conv, packed_linear):
+        module.geometry = lambda *_: dict(shape)
+
+
+def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
+    """Of one call, where all follow one another in a CUDA graph."""
+    call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(repeat):
+            call()
+    times = []
+    for _ in range(5):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3 / repeat)
+    return sorted(times)[2]
+
+
+def compile_some(share: list[tuple[tuple[str, int, int], Shape]]) -> None:
+    """Leaves compiled kernels in Triton's cache on the disk."""
+    for product, shape in share:
+        use(shape)
+        try:
+            call_of(*product, 64)()
+        except Exception as error:  # too large for this GPU: found again, and passed over, when measured
+            print(f"{product} {shape}: {type(error).__name__}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--output", type=Path, help="instead of the file of this GPU")
+    args = parser.parse_args()
+    jobs = [(product, shape) for product in PRODUCTS for shape in candidates(product[0])]
+    workers = min(12, os.cpu_count() or 1)
+    print(f"compiling {len(jobs)} variants in {workers} processes", flush=True)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.map(compile_some, [jobs[index :: 4 * workers] for index in range(4 * workers)], chunksize=1)
+    found: dict[str, list[Shape]] = {}
+    for product in PRODUCTS:
+        kernel, width, out_width = product
+        attention = kernel.startswith("packed_attention")
+        name = kernel if attention else f"{kernel}_{width}x{out_width}"
+        for rows in ROWS:
+            measured = []
+            for shape in candidates(kernel):
+                use(shape)
+                try:
+                    measured.append((microseconds(call_of(*product, rows)), shape))
+                except Exception:
+                    continue
+            time, best = min(measured, key=lambda pair: pair[0])
+            found.setdefault(name, []).append({"rows": rows, **best})
+            print(f"{name:28} {rows:6} rows {time:8.1f} us  {best}", flush=True)
+    output = args.output or configs.path_of(torch.device("cuda"))
+    known = json.loads(output.read_text()) if output.exists() else {}
+    output.write_text(json.dumps({**known, **found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
