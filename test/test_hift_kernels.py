@@ -187,9 +187,9 @@ def test_samples():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_stft(dtype):
-    transform = hift_spectrum.Transform.of(16, 4, 120, 32, DEVICE)
+    transform = hift_spectrum.Transform.of(16, 4, 120, DEVICE)
     signal, lengths = numbers(3, 3 * 480), integers(3, 1, 0)
-    out = torch.full((3, 361, 32), -7.0, device=DEVICE, dtype=dtype)
+    out = torch.full((3, 361, 18), -7.0, device=DEVICE, dtype=dtype)
     expected = out.clone()
     hift_spectrum.stft(signal, lengths, transform, out)
     hift_spectrum.stft_reference(signal, lengths, transform, expected)
@@ -197,14 +197,11 @@ def test_stft(dtype):
     torch.testing.assert_close(out, expected, atol=atol, rtol=0)
     window = torch.hann_window(16, device=DEVICE)
     there = torch.stft(signal[0], 16, 4, window=window, return_complex=True)
-    torch.testing.assert_close(
-        out[0, :, :18].float(), torch.cat([there.real, there.imag]).T, atol=atol, rtol=0
-    )
-    assert not out[0, :, 18:].any()
+    torch.testing.assert_close(out[0].float(), torch.cat([there.real, there.imag]).T, atol=atol, rtol=0)
 
 
 def test_istft():
-    transform = hift_spectrum.Transform.of(16, 4, 120, 32, DEVICE)
+    transform = hift_spectrum.Transform.of(16, 4, 120, DEVICE)
     x, lengths = numbers(3, 361, 18, scale=0.5), integers(3, 1, 0)
     x[0, :2] = 40.0  # beyond the largest magnitude
     out = torch.full((3, 1440), -7.0, device=DEVICE)

@@ -302,7 +302,7 @@ def _store(at, value, mask):
     tl.store(at, value.to(at.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batch"])  # else compiled anew for 1 and for multiples of 16
 def _convolve(
     x,
     x_branch,

@@ -16,8 +16,8 @@ MAX_MAGNITUDE = 100.0
 @dataclass(frozen=True)
 class Transform:
     """Hann windows of `size` samples, `hop` apart (a quarter of the size), centred; the signal has `frames`
-    hops for each mel frame. forward: (size, width) and inverse: (2 * bins, size) float32 have the window in
-    them; real parts come first; width: 2 * bins, filled up with zeros. power: (size,) the squared window."""
+    hops for each mel frame. forward: (size, 2 * bins) and inverse: (2 * bins, size) float32 have the window
+    in them; real parts come first. power: (size,) the squared window."""
 
     size: int
     hop: int
@@ -27,15 +27,14 @@ class Transform:
     power: Tensor
 
     @classmethod
-    def of(cls, size: int, hop: int, frames: int, width: int, device: torch.device) -> Transform:
+    def of(cls, size: int, hop: int, frames: int, device: torch.device) -> Transform:
         """Raises ValueError unless a sample lies in four frames."""
         if size != 4 * hop:
             raise ValueError(f"a Fourier transform of {size} samples with a hop of {hop}: it must be 4 hops")
         window = torch.hann_window(size, dtype=torch.float64)
         bins = size // 2 + 1
         angle = 2 * math.pi * torch.outer(torch.arange(size), torch.arange(bins)).double() / size
-        forward = torch.zeros(size, width, dtype=torch.float64)
-        forward[:, : 2 * bins] = torch.cat([torch.cos(angle), -torch.sin(angle)], dim=1) * window[:, None]
+        forward = torch.cat([torch.cos(angle), -torch.sin(angle)], dim=1) * window[:, None]
         # a real signal: every bin but the first and the last stands for its mirror image as well
         count = torch.full((bins, 1), 2.0, dtype=torch.float64)
         count[0] = count[-1] = 1.0
@@ -46,7 +45,7 @@ class Transform:
 
 def stft(signal: Tensor, lengths: Tensor, transform: Transform, out: Tensor) -> None:
     """signal: (batch, samples) float32; lengths: (batch,) int32, mel frames; out: (batch, spectrum frames,
-    width), written up to an item's end. An item is mirrored at its own ends."""
+    2 * bins), written up to an item's end. An item is mirrored at its own ends."""
     batch, capacity, width = out.shape
     block = 64
     _stft[(triton.cdiv(capacity, block), batch)](

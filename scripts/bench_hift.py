@@ -1,0 +1,153 @@
+"""Speed and error of the vocoder at full size with random weights, on the GPU.
+
+python scripts/bench_hift.py                  a first chunk of one item, and batches of long ones
+python scripts/bench_hift.py --json FILE      the same, and the figures into a file
+
+Compared are the plain path (PyTorch, float32), the same with TF32 in one CUDA graph, and the kernels. `error`
+is the level of the difference to the wave in float32 from the same source, over the level of that wave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from make_tiny_checkpoint import SIZES, RandomWeights, hift_state  # noqa: E402
+
+from light_tts.common.cuda_graphs import GraphCache  # noqa: E402
+from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
+from light_tts.models.cosyvoice2.hift import Hift  # noqa: E402
+from light_tts.models.cosyvoice2.vocoder import SourceNoise, TorchVocoder, Vocoder, choose_vocoder  # noqa: E402
+
+CHECKPOINT = ROOT / "test" / "golden" / "cosyvoice2" / "checkpoint"
+CACHED = 3840
+BATCHES = ((1, 76), (1, 250), (4, 250), (8, 250), (16, 250), (32, 250))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time for each measurement")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device")
+    device = torch.device("cuda")
+    hift = full_size(device)
+    flops = flops_of_frame(hift)
+    print(f"{torch.cuda.get_device_name()}: {flops * 50 / 1e9:.1f} GFLOP for a second of audio", flush=True)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        vocoder = choose_vocoder(hift, CACHED)
+        rows = [row for size in BATCHES for row in measure(hift, vocoder, *size, flops, args.seconds)]
+    if args.json:
+        args.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1))
+
+
+def full_size(device: torch.device) -> Hift:
+    """The vocoder in the sizes of CosyVoice2-0.5B with random weights."""
+    sizes = SIZES["full"]
+    config = dataclasses.replace(
+        load_config(CHECKPOINT).hift, base_channels=sizes.hift_channels, f0_cond_channels=sizes.f0_channels
+    )
+    with torch.device("meta"):
+        hift = Hift(config)
+    hift.load_state_dict(hift_state(RandomWeights(0).like(hift)), assign=True)
+    for module in list(hift.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return hift.float().to(device).eval().requires_grad_(False)
+
+
+def flops_of_frame(hift: Hift) -> float:
+    """Of the convolutions, for one mel frame."""
+    device, frames = hift.conv_pre.weight.device, 50
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        mel = torch.zeros(1, hift.config.in_channels, frames, device=device)
+        hift.f0(mel, [frames])
+        hift.decode(mel, torch.zeros(1, frames * hift.samples_per_frame, device=device), [frames])
+    return counter.get_total_flops() / frames
+
+
+def measure(
+    hift: Hift, vocoder: Vocoder, batch: int, frames: int, flops: float, seconds: float
+) -> list[dict[str, object]]:
+    """A line for each way to compute a batch."""
+    device = hift.conv_pre.weight.device
+    random = torch.Generator().manual_seed(batch)
+    mel = (torch.randn(batch, hift.config.in_channels, frames, generator=random) * 1.5 - 5).to(device)
+    lengths = [frames] * batch
+    cached = [torch.zeros(CACHED, device=device)] * batch
+    noises = [SourceNoise(seed, 0, 0) for seed in range(batch)]
+    plain = TorchVocoder(hift)
+    noise = torch.randn(batch, frames * hift.samples_per_frame, hift.m_source.waves, device=device)
+    on_device = torch.tensor(lengths, device=device)
+    graph = GraphCache(device)
+
+    def recorded() -> tuple[Tensor, Tensor]:
+        return graph.run("plain", lambda: hift.inference(mel, on_device, None, noise))
+
+    ways: dict[str, tuple[bool, Callable[[], tuple[Tensor, Tensor]]]] = {
+        "plain": (False, lambda: plain.speak(mel, lengths, cached, noises)),
+        "plain, TF32, graph (noise given)": (True, recorded),
+        "kernels": (False, lambda: vocoder.speak(mel, lengths, cached, noises)),
+    }
+    rows = []
+    for name, (tf32, speak) in ways.items():
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+        started = time.perf_counter()
+        wave, source = speak()
+        torch.cuda.synchronize()
+        first = time.perf_counter() - started
+        wave, source = wave.clone(), source.clone()
+        each = time_of(speak, seconds)
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        expected = hift.decode(mel, source, lengths)
+        error = float((wave - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        rows.append(
+            {
+                "batch": batch,
+                "frames": frames,
+                "way": name,
+                "ms": each * 1e3,
+                "tflops": flops * batch * frames / each / 1e12,
+                "error": error,
+                "first_s": first,
+            }
+        )
+        print(
+            f"{batch:3} x {frames:3} frames  {name:34} {each * 1e3:8.2f} ms {rows[-1]['tflops']:7.1f} TFLOP/s"
+            f"  error {error:.1e}  first call {first:5.1f} s",
+            flush=True,
+        )
+    return rows
+
+
+def time_of(function: Callable[[], object], seconds: float) -> float:
+    """Seconds of one call, from the mean over about `seconds`."""
+    function()
+    torch.cuda.synchronize()
+    started, count = time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - started < seconds:
+        for _ in range(3):
+            function()
+        count += 3
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / count
+
+
+if __name__ == "__main__":
+    main()
