@@ -57,3 +57,16 @@ def test_an_idle_process_leaves_the_turn_to_others(tmp_path):
     second.take()
     for turn in (first, second):
         turn.close()
+
+
+def test_a_turn_counts_steps_and_is_given_up_only_when_their_work_is_done(tmp_path):
+    finished = []
+    turn = GpuTurn(tmp_path, steps=10, finish=lambda: finished.append(True))
+    turn.take()  # the first one gives up nothing that has begun
+    finished.clear()
+    for _ in range(2):
+        turn.take(8)
+    assert not finished
+    turn.take(8)
+    assert len(finished) == 1
+    turn.close()

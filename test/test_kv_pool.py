@@ -79,3 +79,32 @@ def test_the_device_sees_the_same_slots():
         table.extend(row, 4)
     for row in rows:
         assert table.device_slots[row, :8].tolist() == table.slots_of(row).tolist()
+
+
+def test_the_device_sees_changes_with_the_next_upload():
+    table = SlotTable(slots=30, rows=3, max_len=10, device=CPU)
+    table.device_slots, table._mirrored = table.device_slots.clone(), True  # as on a GPU
+    first, second = table.open(), table.open()
+    for row, tokens in ((first, 4), (second, 3), (first, 2)):
+        table.extend(row, tokens)
+    table.truncate(first, 1)
+    table.extend(second, 3)
+    table.extend(first, 6)
+    assert not table.device_slots.any()
+    table.upload()
+    for row in (first, second):
+        slots = table.slots_of(row)
+        assert table.device_slots[row, : len(slots)].tolist() == slots.tolist()
+    table.device_slots.zero_()
+    table.upload()
+    assert not table.device_slots.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_has_the_table_of_the_host():
+    table = SlotTable(slots=30, rows=3, max_len=10, device=torch.device("cuda"))
+    row = table.open()
+    table.extend(row, 7)
+    table.upload()
+    assert table.device_slots[row, :7].tolist() == table.slots_of(row).tolist()
