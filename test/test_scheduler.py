@@ -245,3 +245,56 @@ def test_a_part_whose_tokens_were_all_there_is_admitted_though_nothing_is_left_t
     assert s.has_work and s.admit() == [done]
     s.end(done)
     assert not s.has_work
+
+
+def decoding(s: Scheduler, *requests: Request) -> None:
+    """Admit the requests and put them behind their prefill."""
+    for request in requests:
+        s.submit(request)
+    s.admit()
+    s.plan()
+    for request in requests:
+        request.cached = request.prompt
+        request.inputs.append(0)
+        request.outputs.append(0)
+
+
+def round_of(s: Scheduler) -> list[tuple[str, int]]:
+    return [(request.job, steps) for request, steps in s.plan().work]
+
+
+def test_a_round_has_as_many_steps_as_each_request_may_take():
+    s = scheduler(round_steps=8, steps_between_admissions=8)
+    a, b = Request("a", 10, 20), Request("b", 10, 4)
+    decoding(s, a, b)
+    assert round_of(s) == [("a", 8), ("b", 3)]
+    for request, steps in ((a, 8), (b, 3)):  # begun, and not looked at
+        request.cached += steps
+        request.ahead += steps
+    assert round_of(s) == [("a", 1)]  # b may have all its tokens; an admission is due
+    s.admit()
+    assert round_of(s) == [("a", 8)]
+
+
+def test_a_round_is_shorter_where_slots_are_short():
+    s = scheduler(round_steps=8, steps_between_admissions=8, slots=30, busy_ratio=1.0, assumed_output=1)
+    decoding(s, Request("a", 10, 20), Request("b", 10, 20))
+    assert round_of(s) == [("a", 5), ("b", 5)]
+
+
+def test_nothing_is_paused_while_steps_are_under_way():
+    s = scheduler(round_steps=8, steps_between_admissions=8, slots=20, busy_ratio=1.0, assumed_output=1)
+    requests = [Request("a", 9, 20), Request("b", 9, 20)]
+    decoding(s, *requests)
+    assert round_of(s) == [("a", 1), ("b", 1)]
+    for request in requests:
+        request.cached += 1
+        request.ahead += 1
+    plan = s.plan()
+    assert plan.work == [] and plan.evicted == []
+    for request in requests:
+        request.ahead = 0
+        request.inputs.append(0)
+        request.outputs.append(0)
+    plan = s.plan()
+    assert names(plan.evicted) == "b" and [(r.job, n) for r, n in plan.work] == [("a", 1)]
