@@ -2,6 +2,7 @@
 
 python scripts/bench_hift.py                  a first chunk of one item, and batches of long ones
 python scripts/bench_hift.py --json FILE      the same, and the figures into a file
+python scripts/bench_hift.py --tiles          the convolutions of the residual blocks alone, by tile
 
 Compared are the plain path (PyTorch, float32), the same with TF32 in one CUDA graph, and the kernels. `error`
 is the level of the difference to the wave in float32 from the same source, over the level of that wave.
@@ -15,6 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +30,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from make_tiny_checkpoint import SIZES, RandomWeights, hift_state  # noqa: E402
 
 from light_tts.common.cuda_graphs import GraphCache  # noqa: E402
+from light_tts.kernels.hift_conv import (  # noqa: E402
+    Active,
+    Convolutions,
+    Frames,
+    Sums,
+    Taps,
+    Tile,
+    convolve,
+)
 from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
 from light_tts.models.cosyvoice2.hift import Hift  # noqa: E402
 from light_tts.models.cosyvoice2.vocoder import SourceNoise, TorchVocoder, Vocoder, choose_vocoder  # noqa: E402
@@ -42,11 +53,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--tiles", action="store_true", help="measure tiles of the convolutions instead")
     parser.add_argument("--seconds", type=float, default=0.3, help="time for each measurement")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
     device = torch.device("cuda")
+    if args.tiles:
+        measure_tiles(device)
+        return
     hift = full_size(device)
     flops = flops_of_frame(hift)
     print(f"{torch.cuda.get_device_name()}: {flops * 50 / 1e9:.1f} GFLOP for a second of audio", flush=True)
@@ -134,6 +149,35 @@ def measure(
             flush=True,
         )
     return rows
+
+
+def measure_tiles(device: torch.device) -> None:
+    """Three parallel blocks of dilation 3 at each level: the first convolution of a pair, then the second."""
+    tiles = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8), (256, 64, 8)]
+    for batch, frames in ((32, 256), (1, 96)):
+        lengths = torch.full((batch,), frames, dtype=torch.int32, device=device)
+        for width, rate in ((256, 8), (128, 40), (64, 120)):
+            level = Frames(lengths, rate)
+            taps = [Taps(kernel, 3, 3 * (kernel - 1) // 2) for kernel in (11, 7, 3)]
+            weights = [torch.randn(tap.taps, width, width, device=device).half() * 0.02 for tap in taps]
+            conv = Convolutions(weights, torch.zeros(3, width, device=device), taps)
+            x = torch.randn(3, batch, frames * rate, width, device=device).half()
+            active = Active("snake", torch.empty_like(x), alpha=torch.ones(3, width, device=device))
+            total = torch.randn(x.shape, device=device)
+            flops = 2 * sum(tap.taps for tap in taps) * width * x[0].numel()
+            for out, sums in ((None, Sums()), (total, Sums(total))):
+                for size in tiles:
+                    for stages in (3, 4):
+                        tile = Tile(*size, stages)
+                        each = time_of(
+                            partial(convolve, conv, x, level, level, out, active, sums, tile=tile), 0.03
+                        )
+                        name = "first" if out is None else "second"
+                        print(
+                            f"{batch:3} x {frames} {width:4} channels {name:6}"
+                            f" {tile}: {each * 1e3:7.3f} ms {flops / each / 1e12:6.0f} TFLOP/s",
+                            flush=True,
+                        )
 
 
 def time_of(function: Callable[[], object], seconds: float) -> float:

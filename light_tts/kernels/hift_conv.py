@@ -130,7 +130,7 @@ class Active:
 
 @dataclass(frozen=True)
 class Sums:
-    """What is added: `residual` (branches or 1, batch, frames, channels), and `addend` of the same shape."""
+    """What is added: `residual` (branches or 1, batch, frames, channels), `addend` (1, ...)."""
 
     residual: Tensor | None = None
     addend: Tensor | None = None
@@ -167,7 +167,7 @@ def convolve(
     batch, capacity = target.shape[1:3]
     # a transposed convolution needs one frame more than it reads: the last taps reach beyond the end
     steps = capacity if conv.out_stride == 1 else x.shape[2] + 1
-    tile = tile or _tile(conv, batch * steps)
+    tile = tile or _tile(conv, batch * steps, sums)
     grid = (
         triton.cdiv(conv.channels_out, tile.channels),
         triton.cdiv(steps, tile.frames),
@@ -220,11 +220,13 @@ def convolve(
     )
 
 
-def _tile(conv: Convolutions, rows: int) -> Tile:
+def _tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
+    """Large tiles where they still give every multiprocessor of an H100 two programs; narrower ones where a
+    residual takes registers, so that two fit on it at once."""
     channels = max(16, triton.next_power_of_2(conv.channels_out))
     programs = triton.cdiv(rows, 128) * triton.cdiv(channels, 128) * conv.branches
-    if conv.weight.dtype == torch.float16 and programs >= 2 * 132:  # two for each multiprocessor of an H100
-        return Tile(128, min(128, channels), warps=8 if channels >= 128 else 4)
+    if conv.weight.dtype == torch.float16 and programs >= 2 * 132:
+        return Tile(128, min(channels, 128 if sums.residual is None else 64), warps=8)
     return Tile(64, min(64, channels))
 
 
@@ -374,26 +376,28 @@ def _convolve(
     total += tl.load(bias + branch * OUT + column, mask=column < OUT, other=0.0)[None, :]
     row = q * OUT_STRIDE + shift
     mask = ((row >= (1 if MIRROR else 0)) & (row < wanted))[:, None] & (column < OUT)[None, :]
-    here = item.to(tl.int64) * capacity * OUT + row[:, None] * OUT + column[None, :]
+    first = item.to(tl.int64) * capacity * OUT
+    here = row[:, None] * OUT + column[None, :]
     if RESIDUAL:
-        at = residual + branch.to(tl.int64) * residual_branch + here
+        at = residual + (branch.to(tl.int64) * residual_branch + first) + here
         total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if ADDEND:
-        total += tl.load(addend + here, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(addend + first + here, mask=mask, other=0.0).to(tl.float32)
     if PLAIN:
-        own = out + branch.to(tl.int64) * out_branch + here
+        own = out + (branch.to(tl.int64) * out_branch + first) + here
         _store(own, total, mask)
         if MIRROR:
             _store(own - 2 * OUT, total, mask & (row == 2)[:, None])
     if ACTIVE == "leaky_relu":
-        _store(active + here, tl.where(total > 0.0, total, total * slope), mask)
+        _store(active + first + here, tl.where(total > 0.0, total, total * slope), mask)
     if ACTIVE == "elu":
-        _store(active + here, tl.where(total > 0.0, total, tl.exp(tl.minimum(total, 0.0)) - 1.0), mask)
+        value = tl.where(total > 0.0, total, tl.exp(tl.minimum(total, 0.0)) - 1.0)
+        _store(active + first + here, value, mask)
     if ACTIVE == "abs":
-        _store(active + here, tl.abs(total), mask)
+        _store(active + first + here, tl.abs(total), mask)
     if ACTIVE == "snake":
         for copy in tl.static_range(COPIES):
             row_of = branch * COPIES + copy
             a = tl.load(alpha + row_of * OUT + column, mask=column < OUT, other=1.0)
             value = total + _sin_squared(total * a[None, :]) * (1.0 / (a + 1e-9))[None, :]
-            _store(active + (row_of.to(tl.int64) * batch * capacity * OUT + here), value, mask)
+            _store(active + (row_of.to(tl.int64) * batch * capacity * OUT + first) + here, value, mask)

@@ -80,7 +80,7 @@ def istft(x: Tensor, lengths: Tensor, transform: Transform, limit: float, out: T
     of; lengths: (batch,) int32, mel frames; out: (batch, samples) float32, within +-limit, zero beyond an
     item's end."""
     batch, capacity, width = x.shape
-    block = 256
+    block = 128
     samples = out.shape[1]
     _istft[(triton.cdiv(samples // transform.hop, block), batch)](
         x,
@@ -201,7 +201,7 @@ def _istft(
     total = tl.zeros((BLOCK, HOP), dtype=tl.float32)
     weight = tl.zeros((BLOCK, HOP), dtype=tl.float32)
     # the samples of a hop lie in the four frames whose windows begin one hop before it at the latest
-    for back in tl.static_range(4):
+    for back in range(4):
         frame = hop + 2 - back
         inside = (frame >= 0) & (frame < frames)
         own = x + (item.to(tl.int64) * capacity + frame) * (2 * BINS)
