@@ -285,7 +285,7 @@ def profile(engine: Engine, model: SpeechLM, batch: int, args: argparse.Namespac
             with torch.profiler.profile() as trace:
                 loop.round()
                 engine.synchronize()
-            sort_by = f"self_{'cuda' if torch.cuda.is_available() else 'cpu'}_time_total"
+            sort_by = f"self_{'device' if torch.cuda.is_available() else 'cpu'}_time_total"
             print(f"batch {batch}, one round of {args.round_steps} steps")
             print(trace.key_averages().table(sort_by=sort_by, row_limit=15, max_name_column_width=60))
         loop.decode()

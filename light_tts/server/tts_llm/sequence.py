@@ -48,7 +48,7 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Ids that have yet to go into the model, less those that it has drawn and fed itself since."""
+        """Ids that have yet to go into the model; below zero by those that the device has fed by itself."""
         return len(self.inputs) - self.cached
 
     @property
