@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from light_tts.common.chunk_planner import ChunkPlanner
 from light_tts.common.sampling import RepetitionAwareSampler
@@ -18,12 +17,12 @@ from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
-from light_tts.server.core.settings import Settings
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
 from light_tts.server.tts_llm.delivery import Delivery
 from light_tts.server.tts_llm.engine import Engine, Work
 from light_tts.server.tts_llm.options import EngineOptions
+from light_tts.server.tts_llm.pace import Pace, choose_pace
 from light_tts.server.tts_llm.scheduler import Limits, Scheduler
 from light_tts.server.tts_llm.sequence import Bistream, OneShot, RequestError, Sequence
 from light_tts.server.tts_llm.stats import Stats
@@ -75,22 +74,6 @@ def load(ctx: StageContext) -> LLMStage:
     shared = len(styles) > 1 and device.type == "cuda"
     turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize) if shared else None
     return LLMStage(ctx, config, model, engine, turn, pace)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """`round_steps`: most decode steps begun at once; `ahead`: launches begun before the results of one are
-    looked at."""
-
-    round_steps: int
-    ahead: int
-
-
-def choose_pace(settings: Settings, device: torch.device) -> Pace:
-    """A GPU is never kept waiting for the host; on a CPU both are the same, and tokens are wanted at once."""
-    if device.type == "cpu":
-        return Pace(round_steps=1, ahead=0)
-    return Pace(round_steps=settings.router_max_wait_tokens, ahead=1)
 
 
 @dataclass(eq=False)
@@ -296,13 +279,14 @@ class LLMStage:
             self._engine.check_device()
             while self._engine.in_flight:
                 self._collect()
+            again = self._engine.restart(work)
             if len(work) > 1:
-                for item in self._engine.restart(work):
+                for item in again:
                     self._launch([item])
-                return
-            name = work[0][0].job
-            self._ctx.log.exception("%s: the language model failed", name)
-            self._fail(name, 500, "the language model failed")
+            elif again:
+                name = again[0][0].job
+                self._ctx.log.exception("%s: the language model failed", name)
+                self._fail(name, 500, "the language model failed")
 
     def _collect(self) -> None:
         """Hand out the results of the oldest launch."""
