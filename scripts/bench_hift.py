@@ -30,15 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 from make_tiny_checkpoint import SIZES, RandomWeights, hift_state  # noqa: E402
 
 from light_tts.common.cuda_graphs import GraphCache  # noqa: E402
-from light_tts.kernels.hift_conv import (  # noqa: E402
-    Active,
-    Convolutions,
-    Frames,
-    Sums,
-    Taps,
-    Tile,
-    convolve,
-)
+from light_tts.kernels.hift_conv import Tile, convolve  # noqa: E402
+from light_tts.kernels.hift_layout import Active, Convolutions, Frames, Sums, Taps  # noqa: E402
 from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
 from light_tts.models.cosyvoice2.hift import Hift  # noqa: E402
 from light_tts.models.cosyvoice2.vocoder import SourceNoise, TorchVocoder, Vocoder, choose_vocoder  # noqa: E402
@@ -173,11 +166,22 @@ def measure_tiles(device: torch.device) -> None:
                             partial(convolve, conv, x, level, level, out, active, sums, tile=tile), 0.03
                         )
                         name = "first" if out is None else "second"
-                        print(
-                            f"{batch:3} x {frames} {width:4} channels {name:6}"
-                            f" {tile}: {each * 1e3:7.3f} ms {flops / each / 1e12:6.0f} TFLOP/s",
-                            flush=True,
-                        )
+                        report_tile(f"{batch} x {frames}, {width} channels, {name}", tile, each, flops)
+        x = torch.randn(1, batch, frames, 512, device=device)
+        pitch = Convolutions(
+            [torch.randn(3, 512, 512, device=device) * 0.02],
+            torch.zeros(1, 512, device=device),
+            [Taps(3, 1, 1)],
+            exact=True,
+        )
+        for size in tiles[:4]:
+            tile, level, out = Tile(*size), Frames(lengths), torch.empty_like(x)
+            each = time_of(partial(convolve, pitch, x, level, level, out, tile=tile), 0.03)
+            report_tile(f"{batch} x {frames}, pitch", tile, each, 2 * 3 * 512 * x.numel())
+
+
+def report_tile(name: str, tile: Tile, seconds: float, flops: float) -> None:
+    print(f"{name:34} {tile}: {seconds * 1e3:7.3f} ms {flops / seconds / 1e12:6.0f} TFLOP/s", flush=True)
 
 
 def time_of(function: Callable[[], object], seconds: float) -> float:

@@ -13,9 +13,7 @@ convolution reads what it needs as it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import triton
@@ -23,120 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-Activation = Literal["none", "snake", "leaky_relu", "elu", "abs"]
-
-
-@dataclass(frozen=True)
-class Taps:
-    """How one branch reads and writes. taps: number of frames it reads."""
-
-    taps: int
-    dilation: int = 1
-    padding: int = 0
-    shift: int = 0
-
-
-class Convolutions:
-    """Branches with weights ready for the kernel.
-
-    weights: for each branch (taps, in, out); bias: (branches, out) float32; float16 weights multiply float16
-    frames, float32 ones float32 frames, with about the precision of float32 if `exact` (three products of
-    TF32), else that of TF32. The sums are float32 always."""
-
-    def __init__(
-        self,
-        weights: Sequence[Tensor],
-        bias: Tensor,
-        taps: Sequence[Taps],
-        in_stride: int = 1,
-        out_stride: int = 1,
-        exact: bool = False,
-    ) -> None:
-        self.branches = len(weights)
-        self.taps = tuple(taps)
-        self.channels_in, self.channels_out = weights[0].shape[1:]
-        self.in_stride, self.out_stride = in_stride, out_stride
-        self.precision = "tf32x3" if exact else "tf32"
-        self.block_in = 16 if self.channels_in <= 16 else 64 if weights[0].dtype == torch.float16 else 32
-        missing = -self.channels_in % self.block_in
-        padded = [F.pad(weight, (0, 0, 0, missing)).flatten(0, 1) for weight in weights]
-        self.weight = torch.cat(padded).contiguous()
-        self.bias = bias.float().contiguous()
-        first_row, table = 0, []
-        for branch, rows in zip(self.taps, padded, strict=True):
-            table.append([first_row, branch.taps, branch.dilation, branch.padding, branch.shift])
-            first_row += len(rows)
-        self.table = torch.tensor(table, dtype=torch.int32, device=bias.device)
-
-    def weights(self) -> list[Tensor]:
-        """For each branch (taps, in, out)."""
-        ends = [first + self._padded_in * branch.taps for first, branch in self._rows()]
-        rows = [self.weight[first:end] for (first, _), end in zip(self._rows(), ends, strict=True)]
-        return [
-            part.view(-1, self._padded_in, self.channels_out)[:, : self.channels_in].contiguous()
-            for part in rows
-        ]
-
-    @property
-    def _padded_in(self) -> int:
-        return self.channels_in + -self.channels_in % self.block_in
-
-    def _rows(self) -> list[tuple[int, Taps]]:
-        return list(zip(self.table[:, 0].tolist(), self.taps, strict=True))
-
-
-def transposed(
-    weight: Tensor, bias: Tensor, stride: int, padding: int, shift: int = 0, exact: bool = False
-) -> Convolutions:
-    """A transposed convolution, by the phases of its output: output frame i is made of the input frames
-    (i + padding) // stride - m with weights of the taps (i + padding) % stride + m * stride.
-
-    weight: (in, out, taps); bias: (out,). Output frames are moved by `shift`."""
-    taps = -(-weight.shape[2] // stride)
-    padded = F.pad(weight, (0, taps * stride - weight.shape[2])).permute(2, 0, 1)
-    return Convolutions(
-        [padded[phase::stride] for phase in range(stride)],
-        bias.expand(stride, -1),
-        [Taps(taps, dilation=-1, shift=phase - padding + shift) for phase in range(stride)],
-        out_stride=stride,
-        exact=exact,
-    )
-
-
-@dataclass(frozen=True)
-class Frames:
-    """A level of the vocoder. lengths: (batch,) int32, of the items in mel frames; a level has `rate` frames
-    for one of them, and `extra` more; an item of length 0 has none."""
-
-    lengths: Tensor
-    rate: int = 1
-    extra: int = 0
-
-    def of(self, row: int) -> int:
-        length = int(self.lengths[row])
-        return length * self.rate + self.extra if length else 0
-
-
-@dataclass(frozen=True)
-class Active:
-    """out: (branches * copies, batch, frames, out channels): the activated results. `alpha`: (branches *
-    copies, channels) of a snake, float32; `slope`: of a leaky ReLU."""
-
-    kind: Activation
-    out: Tensor
-    alpha: Tensor | None = None
-    slope: float = 0.0
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What is added: `residual` (branches or 1, batch, frames, channels), `addend` (1, ...)."""
-
-    residual: Tensor | None = None
-    addend: Tensor | None = None
-
-
-NO_SUMS = Sums()
+from light_tts.kernels.hift_layout import NO_SUMS, Active, Convolutions, Frames, Sums
 
 
 @dataclass(frozen=True)

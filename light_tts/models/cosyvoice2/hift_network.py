@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from light_tts.kernels.hift_conv import Active, Convolutions, Frames, Taps, convolve
+from light_tts.kernels.hift_conv import convolve
+from light_tts.kernels.hift_layout import Active, Convolutions, Frames, Taps
 from light_tts.kernels.hift_mean import mean_leaky_relu
 from light_tts.kernels.hift_source import Cached, Draws, Voicing, source_phase, source_samples
 from light_tts.kernels.hift_spectrum import Transform, istft, stft

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from light_tts.kernels.hift_conv import Active, Convolutions, Frames, Sums, Taps, convolve, transposed
+from light_tts.kernels.hift_conv import convolve
+from light_tts.kernels.hift_layout import Active, Convolutions, Frames, Sums, Taps, transposed
 from light_tts.models.cosyvoice2.hift import Hift, ResBlock
 
 
