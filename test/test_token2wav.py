@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from parity_checks import Golden
 from parity_checks.token2wav import golden_voice, load
 
@@ -138,7 +137,7 @@ def test_a_failed_batch_changes_no_state(model, voice, monkeypatch):
     speak(model, state, [first])
     tail = state.tail
     with monkeypatch.context() as broken:
-        broken.setattr(model.hift, "decode", lambda *_: 1 / 0)
+        broken.setattr(model._vocoder, "speak", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             speak(model, state, [second])
     assert state.tail is tail

@@ -15,6 +15,7 @@ from light_tts.models.cosyvoice2.flow_backend import PaddedFlow
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend
 from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.token2wav import SpeechState, Token2Wav, Voice, WorkItem, to_pcm16
+from light_tts.models.cosyvoice2.vocoder import TorchVocoder
 from light_tts.server.tts_llm.sequence import OneShot
 from parity_checks import Check, Comparison, Golden
 from parity_checks.llm import finish, load_engine, load_model
@@ -52,7 +53,7 @@ def _most_probable_tokens(
 def _speak(golden: Golden, tokens: list[int], features: PromptFeatures) -> np.ndarray:
     flow = Flow.from_checkpoint(golden.checkpoint, golden.config, CPU)
     hift = Hift.from_checkpoint(golden.checkpoint, golden.config, CPU)
-    model = Token2Wav(PaddedFlow(flow), hift, golden.config, full_last_chunk=False)
+    model = Token2Wav(PaddedFlow(flow), TorchVocoder(hift), golden.config, full_last_chunk=False, device=CPU)
     state = SpeechState(Voice.of(features, CPU), seed=None)
     whole = Chunk(0, len(tokens), len(tokens), final=True)
     return model.speak([WorkItem(state, tokens, whole, stream=False)])[0]

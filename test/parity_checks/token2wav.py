@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from light_tts.common.chunk_planner import Chunk, ChunkPlanner
 from light_tts.common.prompt_features import PromptFeatures
@@ -13,6 +14,7 @@ from light_tts.models.cosyvoice2.flow import Flow
 from light_tts.models.cosyvoice2.flow_backend import PaddedFlow
 from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.token2wav import SpeechState, Token2Wav, Voice, WorkItem
+from light_tts.models.cosyvoice2.vocoder import TorchVocoder
 from parity_checks import Check, Comparison, Golden
 
 FILE = "token2wav.npz"
@@ -22,7 +24,9 @@ GROWN = 4  # the official schedule grows its chunks up to so many times the firs
 def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
     flow = Flow.from_checkpoint(golden.checkpoint, golden.config, "cpu")
     hift = Hift.from_checkpoint(golden.checkpoint, golden.config, "cpu")
-    return Token2Wav(PaddedFlow(flow), hift, golden.config, full_last_chunk)
+    return Token2Wav(
+        PaddedFlow(flow), TorchVocoder(hift), golden.config, full_last_chunk, torch.device("cpu")
+    )
 
 
 def golden_voice(golden: Golden, prompt: bool = True) -> Voice:

@@ -44,6 +44,9 @@ class FlowBackend(Protocol):
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
         """The mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
 
+    def warm_up(self, items: int) -> None:
+        """Do what a first batch of up to `items` would have to wait for."""
+
 
 class PaddedFlow:
     """Items whose attention agrees share a padded batch."""
@@ -53,6 +56,9 @@ class PaddedFlow:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._device = flow.spk_embed_affine_layer.weight.device
+
+    def warm_up(self, items: int) -> None:
+        """Nothing is waited for."""
 
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
         groups: dict[bool, list[int]] = defaultdict(list)

@@ -16,6 +16,7 @@ from light_tts.models.cosyvoice2.vocoder import SourceNoise
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 NUMBERS = 6  # of each row: length, seed, stream, first counter, noisy or not, cached samples
+WARM_FRAMES = (64, 96, 128, 160, 224, 256)
 MAX_FRAMES = 8192  # mel frames of one graph: 32 items of 256
 
 
@@ -57,11 +58,16 @@ class HiftRunner:
             self._speak(mel[rows], lengths[rows], cache_source[rows], noises[rows], wave[rows], source[rows])
         return wave, source
 
-    def warm_up(self, rows: int, frames: int) -> None:
-        """Compile and record what a batch of this size needs."""
+    @torch.inference_mode()
+    def warm_up(self, items: int) -> None:
+        """Compile and record what batches of up to `items` chunks of a stream, or short parts, need. The rest
+        is recorded when it is first met."""
         device = self._room.wave.device
-        mel = torch.zeros(rows, self._network.mels, frames, device=device)
-        self.speak(mel, [frames] * rows, [None] * rows, [None] * rows)
+        for frames in WARM_FRAMES:
+            for rows in self._rows_at_once(frames):
+                if rows < 2 * items:
+                    mel = torch.zeros(rows, self._network.mels, frames, device=device)
+                    self.speak(mel, [frames] * rows, [None] * rows, [None] * rows)
 
     def _rows_at_once(self, capacity: int) -> list[int]:
         return [rows for rows in ROWS if rows == 1 or rows * capacity <= self._max_frames]

@@ -22,6 +22,8 @@ from light_tts.models.cosyvoice2.flow_backend import FlowItem
 from light_tts.models.cosyvoice2.packed_estimator import COPIES, PackedEstimator, Rows
 
 ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.
+WIDTH_STEP = 32  # tokens; sizes of the encoder
+WARM_TOKENS = 256  # 10 s of prompt and speech
 FEW_ROWS = 1024  # frames up to which fewer, smaller kernels are faster (see packed_linear)
 ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 of one encoder run: bounds the memory of its attention
 
@@ -72,9 +74,17 @@ class PackedFlow:
             mels.update(self._solve(batch, items, frames))
         return [mels[index] for index in range(len(items))]
 
-    def warm_up(self, frames: int) -> None:
-        """Record what a batch of `frames` mel frames needs, but for its encoder."""
-        self._prepare(self._rows(_bucket(frames)))
+    @torch.inference_mode()
+    def warm_up(self, items: int) -> None:
+        """Compile and record what batches of up to `items` need whose prompts and speech are together up to
+        WARM_TOKENS long. The rest is recorded when it is first met."""
+        frames = _bucket(1)
+        while frames <= min(ROW_LIMIT, items * WARM_TOKENS * self._flow.ratio):
+            self._prepare(self._rows(frames))
+            frames = _bucket(frames + 1)
+        for height in sorted({_batch_bucket(count) for count in range(1, items + 1)}):
+            for width in range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP):
+                self._features(np.ones((height, 3 + width), np.int32))
 
     def _solve(self, batch: list[int], items: Sequence[FlowItem], frames: list[int]) -> dict[int, Tensor]:
         total = sum(frames[index] for index in batch)
@@ -180,13 +190,24 @@ class PackedFlow:
     def _encode(self, items: list[FlowItem], frames: list[int]) -> Tensor:
         """-> (sum of frames, mels), the encoder's features of all items one after the other."""
         ids = [np.concatenate([item.prompt, item.tokens]) for item in items]
-        width = _round_up(max(map(len, ids)), 32)
+        width = _round_up(max(map(len, ids)), WIDTH_STEP)
         height = _batch_bucket(len(items))
         table = np.zeros((height, 3 + width), np.int32)
         table[:, 0], table[:, 2] = 1, 1  # items that are not there: one token, finalize
         for row, (item, own) in enumerate(zip(items, ids, strict=True)):
             table[row, :3] = len(own), item.streaming, item.finalize
             table[row, 3 : 3 + len(own)] = own
+        features = self._features(table)
+        row_length = self._flow.ratio * width
+        index = np.concatenate(
+            [np.arange(count, dtype=np.int32) + row * row_length for row, count in enumerate(frames)]
+        )
+        return features.index_select(0, self._on_host(index).to(self._device, non_blocking=True))
+
+    def _features(self, table: np.ndarray) -> Tensor:
+        """table: (items, 3 + tokens) int32, each row length, streaming, finalize, ids -> (items * ratio *
+        tokens, mels)"""
+        height, width = table.shape[0], table.shape[1] - 3
         inputs = self._encoder_inputs.get((height, width))
         if inputs is None:
             inputs = torch.empty(height, 3 + width, dtype=torch.int32, device=self._device)
@@ -198,12 +219,7 @@ class PackedFlow:
             features, _ = self._flow.encode(inputs[:, 3:].long(), lengths, streaming, finalize, width)
             return self._flow.encoder_proj(features).flatten(0, 1)
 
-        features = self._graphs.run(("encode", height, width), run)
-        row_length = self._flow.ratio * width
-        index = np.concatenate(
-            [np.arange(count, dtype=np.int32) + row * row_length for row, count in enumerate(frames)]
-        )
-        return features.index_select(0, self._on_host(index).to(self._device, non_blocking=True))
+        return self._graphs.run(("encode", height, width), run)
 
     def _on_host(self, array: np.ndarray) -> Tensor:
         """Pinned where there is a GPU, so that the copy does not wait."""

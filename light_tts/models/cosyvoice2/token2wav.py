@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from light_tts.common import random
 from light_tts.common.chunk_planner import Chunk
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.flow_backend import FlowBackend, FlowItem
-from light_tts.models.cosyvoice2.hift import Hift
+from light_tts.models.cosyvoice2.vocoder import SourceNoise, Vocoder
 
 OVERLAP_FRAMES = 8  # mel frames that two chunks share
 REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after them
@@ -82,20 +81,28 @@ class WorkItem:
 
 
 class Token2Wav:
-    """`flow`: see flow_backend; `full_last_chunk`: the last chunk of a stream is computed with full attention
-    (the official schedule with growing chunks), else with the chunk mask like the others."""
+    """`flow` and `vocoder`: see flow_backend and vocoder. `full_last_chunk`: the last chunk of a stream is
+    computed with full attention (the official schedule with growing chunks), else with the chunk mask like
+    the others."""
 
-    def __init__(self, flow: FlowBackend, hift: Hift, config: Config, full_last_chunk: bool) -> None:
+    def __init__(
+        self, flow: FlowBackend, vocoder: Vocoder, config: Config, full_last_chunk: bool, device: torch.device
+    ) -> None:
         self.flow = flow
-        self.hift = hift
         self.sample_rate = config.sample_rate
         self.frames_per_token = config.token_mel_ratio
-        self.overlap = OVERLAP_FRAMES * hift.samples_per_frame
+        self.samples_per_frame = config.mel.hop_size
+        self.overlap = OVERLAP_FRAMES * self.samples_per_frame
+        self._vocoder = vocoder
         self._full_last_chunk = full_last_chunk
-        self._device = next(hift.parameters()).device
         # float64 like NumPy's window in the reference
-        window = torch.from_numpy(np.hamming(2 * self.overlap)).to(self._device)
+        window = torch.from_numpy(np.hamming(2 * self.overlap)).to(device)
         self._fade_in, self._fade_out = window[: self.overlap], window[self.overlap :]
+
+    def warm_up(self, items: int) -> None:
+        """Do at the start what a first batch of up to `items` chunks would have to wait for."""
+        self.flow.warm_up(items)
+        self._vocoder.warm_up(items)
 
     def streaming(self, item: WorkItem) -> bool:
         """Whether the flow runs with the chunk mask: items that agree share a batch of the flow."""
@@ -103,7 +110,7 @@ class Token2Wav:
 
     def samples(self, chunk: Chunk) -> int:
         """Samples of the part that have been delivered after a chunk of a stream (at speed 1)."""
-        total = chunk.end * self.frames_per_token * self.hift.samples_per_frame
+        total = chunk.end * self.frames_per_token * self.samples_per_frame
         return total if chunk.final else total - self.overlap
 
     @torch.inference_mode()
@@ -143,42 +150,49 @@ class Token2Wav:
         lengths = [mel.shape[1] for mel in mels]
         batch = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
         sources = [None if tail is None else tail.source for tail in tails]
-        batch_wave, batch_source = self.hift.inference(
-            batch, lengths, sources, self._noise(items, max(lengths))
-        )
-        following: list[Tail | None] = []
-        for row, (item, tail, mel) in enumerate(zip(items, tails, mels, strict=True)):
-            samples = lengths[row] * self.hift.samples_per_frame
-            wave, source = batch_wave[row, :samples], batch_source[row, :samples]
-            if tail is not None:
-                wave[: self.overlap] = wave[: self.overlap] * self._fade_in + tail.speech * self._fade_out
-            ends = mel[:, -OVERLAP_FRAMES:], source[-self.overlap :], wave[-self.overlap :]
-            following.append(None if item.chunk.final else Tail(*(end.clone() for end in ends)))
-        on_host = batch_wave.cpu().numpy()
-        for state, tail in zip(states, following, strict=True):
-            state.tail = tail
+        wave, source = self._vocoder.speak(batch, lengths, sources, [self._noise(item) for item in items])
+        self._cross_fade(wave, tails)
+        samples = [length * self.samples_per_frame for length in lengths]
+        following = self._tails(mels, wave, source, samples)
+        on_host = _to_host(wave)
+        for item, tail in zip(items, following, strict=True):
+            item.state.tail = None if item.chunk.final else tail
         return [
-            on_host[row, : length * self.hift.samples_per_frame - (0 if item.chunk.final else self.overlap)]
-            for row, (item, length) in enumerate(zip(items, lengths, strict=True))
+            on_host[row, : length - (0 if item.chunk.final else self.overlap)]
+            for row, (item, length) in enumerate(zip(items, samples, strict=True))
         ]
 
-    def _noise(self, items: Sequence[WorkItem], frames: int) -> Tensor | None:
-        """Standard normal (batch, samples, waves): a function of seed, part and place in the part."""
-        if all(item.state.seed is None for item in items):
+    def _cross_fade(self, wave: Tensor, tails: Sequence[Tail | None]) -> None:
+        """wave: (batch, samples), in place: the beginning of each item that continues another."""
+        rows = [row for row, tail in enumerate(tails) if tail is not None]
+        if rows:
+            old = torch.stack([tails[row].speech for row in rows])
+            new = wave[rows, : self.overlap]
+            wave[rows, : self.overlap] = (new * self._fade_in + old * self._fade_out).to(wave.dtype)
+
+    def _tails(
+        self, mels: Sequence[Tensor], wave: Tensor, source: Tensor, samples: Sequence[int]
+    ) -> list[Tail | None]:
+        """What each item leaves to the next; copies, so that the batch need not be kept. None where an item
+        is shorter than that."""
+        rows = [row for row, mel in enumerate(mels) if mel.shape[1] >= OVERLAP_FRAMES]
+        found: list[Tail | None] = [None] * len(mels)
+        if rows:
+            ends = [slice(samples[row] - self.overlap, samples[row]) for row in rows]
+            mel = torch.stack([mels[row][:, -OVERLAP_FRAMES:] for row in rows])
+            source = torch.stack([source[row, end] for row, end in zip(rows, ends, strict=True)])
+            speech = torch.stack([wave[row, end] for row, end in zip(rows, ends, strict=True)])
+            for index, row in enumerate(rows):
+                found[row] = Tail(mel[index], source[index], speech[index])
+        return found
+
+    def _noise(self, item: WorkItem) -> SourceNoise | None:
+        """Of the source: a function of seed, part and place in the part."""
+        state = item.state
+        if state.seed is None:
             return None
-        waves, samples = self.hift.m_source.waves, frames * self.hift.samples_per_frame
-        offsets = torch.arange(samples * waves, device=self._device)
-        rows = []
-        for item in items:
-            state = item.state
-            if state.seed is None:
-                rows.append(torch.zeros(samples * waves, device=self._device))
-                continue
-            first = item.chunk.start * self.frames_per_token - (OVERLAP_FRAMES if state.tail else 0)
-            start = first * self.hift.samples_per_frame * waves
-            stream = random.stream_of(random.Purpose.SOURCE, state.part)
-            rows.append(random.normal(state.seed, stream, offsets + start))
-        return torch.stack(rows).view(len(items), samples, waves)
+        first = item.chunk.start * self.frames_per_token - (OVERLAP_FRAMES if state.tail else 0)
+        return SourceNoise(state.seed, state.part, first * self.samples_per_frame)
 
     def _at_speed(self, mel: Tensor, speed: float) -> Tensor:
         """mel: (mel channels, frames) -> the same with max(1, int(frames / speed)) frames."""
@@ -192,6 +206,15 @@ def _held_back(item: WorkItem) -> np.ndarray:
     """What is left to say when no token is left."""
     tail = item.state.tail
     return np.zeros(0, np.float32) if tail is None else tail.speech.cpu().numpy()
+
+
+def _to_host(wave: Tensor) -> np.ndarray:
+    """Through pinned memory, which a GPU reaches several times faster."""
+    host = torch.empty(wave.shape, dtype=wave.dtype, pin_memory=wave.is_cuda)
+    host.copy_(wave, non_blocking=True)
+    if wave.is_cuda:
+        torch.cuda.current_stream(wave.device).synchronize()
+    return host.numpy()
 
 
 def to_pcm16(wave: np.ndarray) -> np.ndarray:

@@ -42,6 +42,10 @@ class Vocoder(Protocol):
         nothing. An item's samples do not depend on its neighbours."""
         ...
 
+    def warm_up(self, items: int) -> None:
+        """Do what a first batch of up to `items` would have to wait for."""
+        ...
+
 
 class TorchVocoder:
     """The plain path, on any device."""
@@ -58,6 +62,9 @@ class TorchVocoder:
         noises: Sequence[SourceNoise | None],
     ) -> tuple[Tensor, Tensor]:
         return self._hift.inference(mel, lengths, cache_source, self._noise(mel, noises))
+
+    def warm_up(self, items: int) -> None:
+        """Nothing is waited for."""
 
     def _noise(self, mel: Tensor, noises: Sequence[SourceNoise | None]) -> Tensor | None:
         if not any(noises):

@@ -43,6 +43,17 @@ class Ended:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Seat:
+    """What a thread computes with."""
+
+    model: Token2Wav
+    stream: torch.cuda.Stream | None
+
+    def context(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
 class Engine:
     """`models`: one for each batch in flight; `max_batch_size`: tasks in a batch on a GPU. `wake` is called
     from a worker thread when a batch has ended."""
@@ -58,9 +69,10 @@ class Engine:
         self._free = parallel
         self._wake = wake
         self._ended: queue.SimpleQueue[Future[Ended]] = queue.SimpleQueue()
-        self._models: queue.SimpleQueue[Token2Wav] = queue.SimpleQueue()
-        for model in models:
-            self._models.put(model)
+        self._seats = [_Seat(model, torch.cuda.Stream(device) if self.padded else None) for model in models]
+        self._free_seats: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
+        for seat in self._seats:
+            self._free_seats.put(seat)
         self._threads = ThreadPoolExecutor(parallel, "speak", self._init_thread)
         self._thread = threading.local()
 
@@ -87,12 +99,18 @@ class Engine:
         self._wake = lambda: None
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    def warm_up(self) -> None:
+        """Do before the first batch what it would have to wait for."""
+        for seat in self._seats:
+            with seat.context():
+                seat.model.warm_up(self.batch_limit)
+        if self.padded:
+            torch.cuda.synchronize(self._device)
+
     def _init_thread(self) -> None:
-        self._thread.model = self._models.get_nowait()
-        self._thread.context = contextlib.nullcontext()
+        self._thread.seat = self._free_seats.get_nowait()
         if self.padded:
             torch.cuda.set_device(self._device)
-            self._thread.context = torch.cuda.stream(torch.cuda.Stream(self._device))
 
     def _end(self, future: Future[Ended]) -> None:
         self._ended.put(future)
@@ -100,7 +118,7 @@ class Engine:
 
     def _run(self, batch: Sequence[Task]) -> Ended:
         started = time.monotonic()
-        with self._thread.context:
+        with self._thread.seat.context():
             outcomes = self._speak([task.item for task in batch])
         return Ended(batch, outcomes, time.monotonic() - started)
 
@@ -108,7 +126,7 @@ class Engine:
         """An error of a batch is looked for in its halves: memory may suffice for those, and what is wrong
         with one item must not hurt the others."""
         try:
-            return [_pcm_or_error(wave) for wave in self._thread.model.speak(items)]
+            return [_pcm_or_error(wave) for wave in self._thread.seat.model.speak(items)]
         except Exception as error:
             self._recover(error)
             if len(items) == 1:

@@ -19,11 +19,13 @@ from light_tts.models.cosyvoice2.config import Config, load_config
 from light_tts.models.cosyvoice2.flow_backend import choose_flow
 from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.token2wav import (
+    OVERLAP_FRAMES,
     REPLAYED_CHUNKS,
     SpeechState,
     Token2Wav,
     WorkItem,
 )
+from light_tts.models.cosyvoice2.vocoder import choose_vocoder
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.stage import StageContext
@@ -69,13 +71,20 @@ def run(ctx: StageContext) -> None:
     )
     hift = Hift.from_checkpoint(model_dir, config, device)
     grow = settings.stream_hop == "grow"
+    overlap = OVERLAP_FRAMES * hift.samples_per_frame
     models = [
-        Token2Wav(new_flow(), hift, config, full_last_chunk=grow) for _ in range(settings.decode_paral_num)
+        Token2Wav(new_flow(), choose_vocoder(hift, overlap), config, full_last_chunk=grow, device=device)
+        for _ in range(settings.decode_paral_num)
     ]
     voices = Voices(device)
     engine = Engine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     try:
         manager = DecodeManager(ctx, engine, voices, chunk_rules(config, engine.model, grow))
+        if engine.padded:
+            started = time.monotonic()
+            ctx.log.info("preparing the GPU: kernels are compiled once on a machine, which can take minutes")
+            engine.warm_up()
+            ctx.log.info("the GPU is prepared, after %.1f s", time.monotonic() - started)
         ctx.ready({"sample_rate": config.sample_rate, "device": str(device)})
         manager.serve()
     finally:
