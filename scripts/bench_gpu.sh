@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Measures the whole server on this machine's GPU: full-size checkpoint with random weights, real server, load
+# generator. Leaves tables and JSON files in a directory.
+#   bash scripts/bench_gpu.sh OUT_DIR [flags for the server]
+# MODEL_DIR: a checkpoint to use or to make (default /tmp/light-tts-full); STREAM, WHOLE: concurrencies to
+# measure (empty: none); PYTHON: the interpreter.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+out=${1:?usage: bench_gpu.sh OUT_DIR [flags for the server]}
+shift
+python=${PYTHON:-python3}
+model_dir=${MODEL_DIR:-/tmp/light-tts-full}
+port=${PORT:-8080}
+preset=${PRESET:-short5s}
+mkdir -p "$out"
+
+[ -e "$model_dir" ] || "$python" scripts/make_tiny_checkpoint.py --out "$model_dir" --size full
+"$python" -m light_tts.server.api_server --model_dir "$model_dir" --host 127.0.0.1 --port "$port" \
+    --log_dir "$out/logs" --spk_dir "$out/voices" --load_trt False --httpserver_workers 2 \
+    --gpt_paral_num 128 --decode_max_batch_size 16 --decode_paral_num 2 --stream_hop grow "$@" \
+    >"$out/server.log" 2>&1 &
+server=$!
+trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
+
+echo "waiting for the server (its output: $out/server.log)"
+begin=$SECONDS
+until "$python" -c "import sys, urllib.request as r; r.urlopen('http://127.0.0.1:$port/readiness')" 2>/dev/null; do
+    kill -0 "$server" 2>/dev/null || { tail -30 "$out/server.log"; echo "the server ended"; exit 1; }
+    [ $((SECONDS - begin)) -lt 600 ] || { tail -30 "$out/server.log"; echo "not ready after 600 s"; exit 1; }
+    sleep 0.5
+done
+echo "ready after $((SECONDS - begin)) s"
+
+measure() {
+    "$python" test/benchmark.py --url "http://127.0.0.1:$port" --preset "$preset" --warmup 8 "$@"
+}
+for stream in True False; do
+    [ "$stream" = True ] && loads=${STREAM-1,8,16,32,64} || loads=${WHOLE-1,8,16,32,64}
+    [ -z "$loads" ] && continue
+    echo "streaming: $stream"
+    measure --stream "$stream" --sweep "$loads" --number "${NUMBER:-16}" \
+        --json "$out/stream_$stream.json" --csv "$out/runs.csv" 2>"$out/progress_$stream.log" ||
+        { echo "some requests failed:"; tail -5 "$out/server.log"; }
+done
