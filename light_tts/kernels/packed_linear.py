@@ -158,8 +158,22 @@ def linear_add_reference_(
 
 
 @triton.jit
-def gelu_exact(y):
-    return 0.5 * y * (1.0 + tl.erf(y * 0.7071067811865476))
+def gelu(y, EXACT: tl.constexpr):
+    """y times the normal distribution function of y. Not EXACT: erf within 1.5e-7 (Abramowitz and Stegun
+    7.1.26), at a third of the cost, for results that are rounded to 16 bits anyway."""
+    x = y * 0.7071067811865476
+    if EXACT:
+        erf = tl.erf(x)
+    else:
+        size = tl.abs(x)
+        t = 1.0 / (1.0 + 0.3275911 * size)
+        series = 1.061405429 * t - 1.453152027
+        series = series * t + 1.421413741
+        series = series * t - 0.284496736
+        series = series * t + 0.254829592
+        erf = 1.0 - series * t * tl.exp(-size * size)
+        erf = tl.where(x < 0, -erf, erf)
+    return 0.5 * y * (1.0 + erf)
 
 
 @triton.jit
@@ -238,7 +252,7 @@ def _norm_linear(
         y = tl.dot(normal, w, input_precision="ieee")
         y += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
         if GELU:
-            y = gelu_exact(y)
+            y = gelu(y, out.dtype.element_ty == tl.float32)
         tl.store(
             out + row[:, None] * OUT + column[None, :],
             y.to(out.dtype.element_ty),
@@ -270,7 +284,7 @@ def _linear(
     y = multiply_add(y, x, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
     y += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
     if GELU:
-        y = gelu_exact(y)
+        y = gelu(y, out.dtype.element_ty == tl.float32)
     tl.store(
         out + row[:, None] * OUT + column[None, :],
         y.to(out.dtype.element_ty),
