@@ -216,3 +216,12 @@ def test_a_packed_batch_with_a_first_chunk_is_short(clock):
     assert names(policy.next_batch(chunks, 8)) == ["playing", "other"]
     assert names(policy.next_batch([*chunks, *firsts], 8)) == ["first 0", "first 1", "first 2"]
     assert names(policy.next_batch([*chunks, firsts[0]], 8)) == ["first 0", "other"]
+
+
+def test_the_urgent_lane_takes_short_batches_of_later_chunks(clock):
+    policy = DeadlinePolicy(RATE, clock, packed=True)
+    for i in range(4):
+        policy.delivered(str(i), RATE * (i + 1))
+    chunks = [waiting(str(i), frames=900) for i in range(4)]
+    assert names(policy.next_batch(chunks, 8, short=True)) == ["0", "1"]
+    assert names(policy.next_batch(chunks, 8)) == ["0", "1", "2", "3"]

@@ -279,11 +279,12 @@ def model():
 def run_batch(model, items: list[WorkItem]) -> list[np.ndarray | Exception]:
     done = queue.SimpleQueue()
     engine = Engine([model], torch.device("cpu"), max_batch_size=8, wake=lambda: done.put(None))
-    engine.start([Task(item, owner=None) for item in items])
-    assert not engine.has_room
+    (lane,) = engine.free_lanes
+    engine.start(lane, [Task(item, owner=None) for item in items])
+    assert not engine.free_lanes
     done.get(timeout=PATIENCE)
     (ended,) = engine.ended()
-    assert engine.has_room
+    assert engine.free_lanes == [lane]
     engine.close()
     return ended.outcomes
 

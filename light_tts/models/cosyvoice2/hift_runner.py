@@ -37,7 +37,7 @@ class HiftRunner:
         self._cached_samples = cached_samples
         self._room = _Room(self._network, max_frames, cached_samples, device)
         self._graphs = GraphCache(device, cuda_graphs)
-        # of its own: the default stream cannot be recorded
+        # in place of the default stream, which cannot be recorded
         self._stream = torch.cuda.Stream(device) if self._graphs.enabled else None
 
     @torch.inference_mode()
@@ -92,11 +92,13 @@ class HiftRunner:
         def compute() -> None:
             room.compute(self._network, rows, capacity)
 
-        if fits and self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
+        if fits and self._graphs.enabled:
+            current = torch.cuda.current_stream()
+            stream = self._stream if current == torch.cuda.default_stream() else current
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
                 self._graphs.run((rows, capacity), compute)
-            torch.cuda.current_stream().wait_stream(self._stream)
+            current.wait_stream(stream)
         else:
             compute()
         for own, results in ((wave, room.wave), (source, room.source)):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,96 +42,92 @@ class Ended:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Seat:
-    """What a thread computes with."""
+class Lane:
+    """One batch at a time, in a thread and CUDA stream of its own. `urgent`: the GPU prefers its kernels."""
 
-    model: Token2Wav
-    stream: torch.cuda.Stream | None
+    def __init__(self, model: Token2Wav, device: torch.device, urgent: bool) -> None:
+        self.model = model
+        self.urgent = urgent
+        self._stream = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device, priority=-1 if urgent else 0)
+        self.thread = ThreadPoolExecutor(1, "speak")
 
     def context(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
 class Engine:
-    """`models`: one for each batch in flight; `max_batch_size`: tasks in a batch on a GPU. `wake` is called
-    from a worker thread when a batch has ended."""
+    """`models`: one for each batch in flight; of several, the first has the urgent lane. `max_batch_size`:
+    tasks in a batch on a GPU. `wake` is called from a worker thread when a batch has ended."""
 
     def __init__(
         self, models: Sequence[Token2Wav], device: torch.device, max_batch_size: int, wake: Callable[[], None]
     ) -> None:
-        parallel = len(models)
         self.model = models[0]  # for questions that all answer alike
         self.padded = device.type == "cuda"
         self.batch_limit = max_batch_size if self.padded else 1
         self._device = device
-        self._free = parallel
         self._wake = wake
-        self._ended: queue.SimpleQueue[Future[Ended]] = queue.SimpleQueue()
-        self._seats = [_Seat(model, torch.cuda.Stream(device) if self.padded else None) for model in models]
-        self._free_seats: queue.SimpleQueue[_Seat] = queue.SimpleQueue()
-        for seat in self._seats:
-            self._free_seats.put(seat)
-        self._threads = ThreadPoolExecutor(parallel, "speak", self._init_thread)
-        self._thread = threading.local()
+        self._ended: queue.SimpleQueue[tuple[Lane, Future[Ended]]] = queue.SimpleQueue()
+        self._lanes = [
+            Lane(model, device, urgent=index == 0 and len(models) > 1) for index, model in enumerate(models)
+        ]
+        self.free_lanes = list(self._lanes)
 
-    @property
-    def has_room(self) -> bool:
-        return self._free > 0
-
-    def start(self, batch: Sequence[Task]) -> None:
-        """Begin a batch; there must be room."""
-        self._free -= 1
-        self._threads.submit(self._run, batch).add_done_callback(self._end)
+    def start(self, lane: Lane, batch: Sequence[Task]) -> None:
+        """Begin a batch on a free lane."""
+        self.free_lanes.remove(lane)
+        lane.thread.submit(self._run, lane, batch).add_done_callback(lambda future: self._end(lane, future))
 
     def ended(self) -> list[Ended]:
         """All batches that have ended since the last call. Raises DeviceLost."""
         ended: list[Ended] = []
         with contextlib.suppress(queue.Empty):
             while True:
-                ended.append(self._ended.get_nowait().result())
-                self._free += 1
+                lane, future = self._ended.get_nowait()
+                ended.append(future.result())
+                self.free_lanes.append(lane)
+                self.free_lanes.sort(key=self._lanes.index)
         return ended
 
     def close(self) -> None:
         """Leave what is in flight to its end, unheard."""
         self._wake = lambda: None
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False, cancel_futures=True)
 
     def warm_up(self) -> None:
         """Do before the first batch what it would have to wait for."""
-        for seat in self._seats:
-            with seat.context():
-                seat.model.warm_up(self.batch_limit)
+        for lane in self._lanes:
+            with lane.context():
+                lane.model.warm_up(self.batch_limit)
         if self.padded:
             torch.cuda.synchronize(self._device)
 
-    def _init_thread(self) -> None:
-        self._thread.seat = self._free_seats.get_nowait()
-        if self.padded:
-            torch.cuda.set_device(self._device)
-
-    def _end(self, future: Future[Ended]) -> None:
-        self._ended.put(future)
+    def _end(self, lane: Lane, future: Future[Ended]) -> None:
+        self._ended.put((lane, future))
         self._wake()
 
-    def _run(self, batch: Sequence[Task]) -> Ended:
+    def _run(self, lane: Lane, batch: Sequence[Task]) -> Ended:
         started = time.monotonic()
-        with self._thread.seat.context():
-            outcomes = self._speak([task.item for task in batch])
+        if self.padded:
+            torch.cuda.set_device(self._device)
+        with lane.context():
+            outcomes = self._speak(lane.model, [task.item for task in batch])
         return Ended(batch, outcomes, time.monotonic() - started)
 
-    def _speak(self, items: Sequence[WorkItem]) -> list[np.ndarray | Exception]:
+    def _speak(self, model: Token2Wav, items: Sequence[WorkItem]) -> list[np.ndarray | Exception]:
         """An error of a batch is looked for in its halves: memory may suffice for those, and what is wrong
         with one item must not hurt the others."""
         try:
-            return [_pcm_or_error(wave) for wave in self._thread.seat.model.speak(items)]
+            return [_pcm_or_error(wave) for wave in model.speak(items)]
         except Exception as error:
             self._recover(error)
             if len(items) == 1:
                 return [error]
         middle = len(items) // 2
-        return self._speak(items[:middle]) + self._speak(items[middle:])
+        return self._speak(model, items[:middle]) + self._speak(model, items[middle:])
 
     def _recover(self, error: Exception) -> None:
         if not self.padded:

@@ -188,9 +188,11 @@ class DecodeManager:
 
     def _start_work(self) -> None:
         waiting = [self._describe(job) for job in self._jobs.values() if _can_speak(job)]
-        while self._engine.has_room and waiting:
-            batch = self._policy.next_batch(waiting, self._engine.batch_limit)
-            self._engine.start([self._begin(self._jobs[chunk.job]) for chunk in batch])
+        for lane in list(self._engine.free_lanes):
+            batch = self._policy.next_batch(waiting, self._engine.batch_limit, short=lane.urgent)
+            if not batch:
+                break
+            self._engine.start(lane, [self._begin(self._jobs[chunk.job]) for chunk in batch])
             metrics.decode_batch_size.observe(len(batch))
             waiting = [chunk for chunk in waiting if chunk not in batch]
         self._queue_depth.set(len(waiting))

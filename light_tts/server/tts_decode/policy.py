@@ -9,10 +9,10 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 PADDING_LIMIT = 1.5  # a batch may cost so many times the work of its items alone
-# Mel frames of a packed batch. More would hardly be faster, and what arrives meanwhile waits for all of it;
-# with a first chunk in it, whose client hears nothing yet, a batch is kept short.
+# Mel frames of a packed batch. More would hardly be faster, and what arrives meanwhile waits for all of it; a
+# batch with a first chunk, whose client hears nothing yet, is kept short.
 PACKED_FRAMES = 8192
-FIRST_CHUNK_FRAMES = 2048
+SHORT_FRAMES = 2048
 
 
 @dataclass(frozen=True)
@@ -54,20 +54,20 @@ class DeadlinePolicy:
         """Most urgent first."""
         return sorted(waiting, key=self._urgency)
 
-    def next_batch(self, waiting: Sequence[Waiting], limit: int) -> list[Waiting]:
+    def next_batch(self, waiting: Sequence[Waiting], limit: int, short: bool = False) -> list[Waiting]:
         """The most urgent chunk and up to `limit - 1` more that can share its batch, in order of urgency;
-        empty where nothing waits."""
+        empty where nothing waits. `short`: packed batches so short that first chunks may wait for them."""
         batch: list[Waiting] = []
         for chunk in self.order(waiting):
-            if len(batch) < limit and (not batch or self._may_join(chunk, batch)):
+            if len(batch) < limit and (not batch or self._may_join(chunk, batch, short)):
                 batch.append(chunk)
         return batch
 
-    def _may_join(self, chunk: Waiting, batch: list[Waiting]) -> bool:
+    def _may_join(self, chunk: Waiting, batch: list[Waiting], short: bool) -> bool:
         frames = [other.frames for other in batch] + [chunk.frames]
         if self._packed:
-            only_later = self._is_first(batch[0]) and not self._is_first(chunk)
-            return sum(frames) <= (FIRST_CHUNK_FRAMES if only_later else PACKED_FRAMES)
+            short = (short or self._is_first(batch[0])) and not self._is_first(chunk)
+            return sum(frames) <= (SHORT_FRAMES if short else PACKED_FRAMES)
         padded = max(frames) * len(frames)
         return chunk.masked == batch[0].masked and padded <= PADDING_LIMIT * sum(frames)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder, load_sp
 from light_tts.models.cosyvoice2.frontend.speech_tokenizer import SpeechTokenizer
 from light_tts.models.cosyvoice2.frontend.text import TextNormalizer
 from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTokenizer
+
+KEPT_PROMPT_TEXTS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Frontend:
         self._speech_tokenizer = SpeechTokenizer(model_dir)
         self._speaker_encoder = SpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)
+        self._prompt_texts = lru_cache(KEPT_PROMPT_TEXTS)(self._make_prompt_text)
 
     def split_text(self, text: str) -> list[list[int]]:
         """The pieces of a text to speak, normalised, as ids; empty if there is nothing to say."""
@@ -57,6 +61,10 @@ class Frontend:
         return PromptFeatures(tokens[:length], mel[: ratio * length], self._speaker_encoder(speech))
 
     def prompt_text(self, text: str) -> PromptText:
+        """What the text of a recording becomes; kept for the texts used last, since voices come again."""
+        return self._prompt_texts(text)
+
+    def _make_prompt_text(self, text: str) -> PromptText:
         """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|> (the voice is
         then for the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
         if text.endswith(END_OF_PROMPT):
