@@ -116,9 +116,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def launch(wait: bool = True, **flags: object) -> Iterator[Server]:
+def launch(wait: bool = True, timeout: float = START_TIMEOUT, **flags: object) -> Iterator[Server]:
     """Start `python -m light_tts.server.api_server` with these flags over small defaults; `wait`: until it is
-    ready. It is stopped at the end, if it still runs."""
+    ready, at most `timeout` seconds. It is stopped at the end, if it still runs."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         directory = Path(name)
         port = free_port()
@@ -143,7 +143,7 @@ def launch(wait: bool = True, **flags: object) -> Iterator[Server]:
         server = Server(int(flags["port"]), directory, process, flags)
         try:
             if wait:
-                server.wait_until_ready()
+                server.wait_until_ready(timeout)
             yield server
         finally:
             server.stop()
