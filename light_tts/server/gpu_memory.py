@@ -24,9 +24,6 @@ def share(settings: Settings, stage: str, index: int) -> None:
     config = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(config)
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", config.ALLOCATOR)
-    if stage == "decode":
-        # Of an MPS client: below normal. The LLM's kernels are few and short, and everybody waits for them.
-        os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")
 
     import torch
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# Priorities of CUDA streams, also among the clients of one MPS server: lower goes first. Bulk work of the
+# decode stage makes room for the language model, which everybody waits for; what is short goes before both.
+BULK, LANGUAGE_MODEL, URGENT = 0, -1, -2
+
 if TYPE_CHECKING:
     import torch
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from light_tts.models.cosyvoice2.token2wav import Token2Wav, WorkItem, to_pcm16
+from light_tts.utils import gpu
 
 
 class DeviceLost(Exception):
@@ -50,7 +51,7 @@ class Lane:
         self.urgent = urgent
         self._stream = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device, priority=-1 if urgent else 0)
+            self._stream = torch.cuda.Stream(device, priority=gpu.URGENT if urgent else gpu.BULK)
         self.thread = ThreadPoolExecutor(1, "speak")
 
     def context(self) -> contextlib.AbstractContextManager:

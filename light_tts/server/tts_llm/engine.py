@@ -19,6 +19,7 @@ from light_tts.server.tts_llm.options import EngineOptions
 from light_tts.server.tts_llm.row_states import set_states
 from light_tts.server.tts_llm.runner import Runner, Sampler, choose_runner
 from light_tts.server.tts_llm.sequence import Sequence
+from light_tts.utils import gpu
 
 Work = list[tuple[Sequence, int]]
 
@@ -48,7 +49,7 @@ class Engine:
         self._device = weight.device
         self._stream = None
         if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)
+            self._stream = torch.cuda.Stream(self._device, priority=gpu.LANGUAGE_MODEL)
             self._stream.wait_stream(torch.cuda.current_stream(self._device))  # which loaded the model
         backbone = model.backbone
         self._window = options.window
