@@ -44,14 +44,14 @@ class Ended:
 
 
 class Lane:
-    """One batch at a time, in a thread and CUDA stream of its own. `urgent`: the GPU prefers its kernels."""
+    """One batch at a time, in a thread and a CUDA stream of this priority."""
 
-    def __init__(self, model: Token2Wav, device: torch.device, urgent: bool) -> None:
+    def __init__(self, model: Token2Wav, device: torch.device, priority: int) -> None:
         self.model = model
-        self.urgent = urgent
+        self.urgent = priority == gpu.URGENT
         self._stream = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device, priority=gpu.URGENT if urgent else gpu.BULK)
+            self._stream = torch.cuda.Stream(device, priority=priority)
         self.thread = ThreadPoolExecutor(1, "speak")
 
     def context(self) -> contextlib.AbstractContextManager:
@@ -71,8 +71,10 @@ class Engine:
         self._device = device
         self._wake = wake
         self._ended: queue.SimpleQueue[tuple[Lane, Future[Ended]]] = queue.SimpleQueue()
+        alone = len(models) == 1
+        priorities = [gpu.LANGUAGE_MODEL if alone else gpu.URGENT, *[gpu.BULK] * (len(models) - 1)]
         self._lanes = [
-            Lane(model, device, urgent=index == 0 and len(models) > 1) for index, model in enumerate(models)
+            Lane(model, device, priority) for model, priority in zip(models, priorities, strict=True)
         ]
         self.free_lanes = list(self._lanes)
 
