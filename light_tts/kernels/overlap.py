@@ -20,7 +20,8 @@ def enabled(device: torch.device) -> bool:
 
 
 def options(device: torch.device) -> dict[str, bool]:
-    """What to pass to a kernel that has the parameter `OVERLAP: tl.constexpr = False`."""
+    """What to pass to a kernel that has the parameter `OVERLAP: tl.constexpr = False`. The kernel in front
+    may be any: one that does not call `begin` is waited for before this one is launched."""
     return {"OVERLAP": True, "launch_pdl": True} if enabled(device) else {}
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels.decode_attention import load_tokens, read_reference
+from light_tts.kernels.pool_read import load_tokens, read_reference
 
 QUERY_BLOCK = 64  # new tokens of one program
 _KEY_BLOCK = 64
@@ -39,7 +39,7 @@ def prefill_attention(
     """Span s holds the positions [starts[s], starts[s] + lengths[s]) of table row rows[s]; its tokens are
     q[offsets[s] : offsets[s] + lengths[s]]. Each attends to all positions up to its own.
 
-    q, pool and table as in `decode_attention`; rows, starts, lengths, offsets: (spans,) int32; blocks:
+    q, pool and table as in `rotary_kv_write`; rows, starts, lengths, offsets: (spans,) int32; blocks:
     (programs, 2) int32, see `prefill_blocks` -> like q, zero for tokens of no block"""
     out = torch.zeros_like(q)
     _, heads, head_dim = q.shape

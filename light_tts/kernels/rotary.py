@@ -8,7 +8,6 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.common.kv_pool import quantize
-from light_tts.kernels import overlap
 
 
 def rotary_kv_write(
@@ -50,7 +49,6 @@ def rotary_kv_write(
         INT8=k.dtype == torch.int8,
         TINY=torch.finfo(qkv.dtype).tiny,
         num_warps=2,
-        **overlap.options(qkv.device),
     )
     return q
 
@@ -100,11 +98,8 @@ def _rotary_kernel(
     HEAD_DIM: tl.constexpr,
     INT8: tl.constexpr,
     TINY: tl.constexpr,
-    OVERLAP: tl.constexpr = False,
 ):
     """One program a token. `ROTATED`, `VALUES`: heads of q and k, and of v, rounded up to a power of two."""
-    if OVERLAP:
-        overlap.begin()
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions_ptr + token).to(tl.int64)
     slot = tl.load(slots_ptr + token).to(tl.int64)
@@ -137,17 +132,17 @@ def _rotary_kernel(
         is_k = exists & (head >= HEADS)
         if INT8:
             largest = tl.maximum(tl.abs(new_a.to(tl.float32)), tl.abs(new_b.to(tl.float32)))
-            scale = _scale(tl.max(largest, 1), dtype, TINY)
+            scale = scale_of(tl.max(largest, 1), dtype, TINY)
             k_scales = k_scale_ptr + slot * KV_HEADS + tl.arange(0, ROTATED) - HEADS
             is_k_head = (tl.arange(0, ROTATED) >= HEADS) & (tl.arange(0, ROTATED) < HEADS + KV_HEADS)
             tl.store(k_scales, scale, mask=is_k_head)
-            tl.store(k, _quantized(new_a, scale), mask=is_k)
-            tl.store(k + HALF, _quantized(new_b, scale), mask=is_k)
+            tl.store(k, quantized(new_a, scale), mask=is_k)
+            tl.store(k + HALF, quantized(new_b, scale), mask=is_k)
 
-            scale = _scale(tl.max(tl.abs(value.to(tl.float32)), 1), dtype, TINY)
+            scale = scale_of(tl.max(tl.abs(value.to(tl.float32)), 1), dtype, TINY)
             v_scales = v_scale_ptr + slot * KV_HEADS + tl.arange(0, VALUES)
             tl.store(v_scales, scale, mask=tl.arange(0, VALUES) < KV_HEADS)
-            tl.store(v, _quantized(value, scale), mask=v_exists)
+            tl.store(v, quantized(value, scale), mask=v_exists)
         else:
             tl.store(k, new_a, mask=is_k)
             tl.store(k + HALF, new_b, mask=is_k)
@@ -155,14 +150,14 @@ def _rotary_kernel(
 
 
 @triton.jit
-def _scale(largest, dtype: tl.constexpr, TINY: tl.constexpr):
+def scale_of(largest, dtype: tl.constexpr, TINY: tl.constexpr):
     """largest: (heads,) float32 -> (heads,) of `dtype`"""
     scale = tl.div_rn(largest, tl.full(largest.shape, 127.0, tl.float32)).to(dtype)
     return tl.maximum(scale.to(tl.float32), TINY).to(dtype)
 
 
 @triton.jit
-def _quantized(x, scale):
+def quantized(x, scale):
     """x: (heads, n); scale: (heads,) -> (heads, n) int8. Each step is rounded to x's dtype, as PyTorch
     does."""
     divisor = tl.broadcast_to(scale.to(tl.float32)[:, None], x.shape)

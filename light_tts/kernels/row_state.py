@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from light_tts.common.row_state import RowState
 
-_BLOCK = 128
 
-
-def advance(state: RowState, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def advance(
+    state: RowState, embedding: Tensor, schedule: Tensor, lines: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """The inputs of one decode step; counts its tokens in `state.position`.
 
-    table: (rows, max_len) int32 slots; rows: (tokens,) int32, all different, negative: only fills up the
-    batch -> ids to feed, their positions, their slots, and lengths (positions + 1), all (tokens,) int32;
-    0, 0, -1, 0 where a row is negative"""
-    ids, positions, slots, lengths = (torch.empty_like(rows) for _ in range(4))
-    _advance_kernel[(triton.cdiv(len(rows), _BLOCK),)](
+    embedding: (ids, hidden); schedule: (steps, batch) int32, in each line different rows of the state,
+    negative: only fills up the batch; lines: (batch,) int64, the line for each token of the batch
+    -> embeddings of the ids to feed (batch, hidden), zeros where a row is negative; rows, and their lengths
+    with this token, (batch,) int32, -1 and 0 where a row is negative"""
+    batch, hidden = schedule.shape[1], embedding.shape[1]
+    x = embedding.new_empty(batch, hidden)
+    rows, lengths = (schedule.new_empty(batch) for _ in range(2))
+    _advance_kernel[(batch,)](
         state.next_id,
         state.position,
-        table,
+        embedding,
+        schedule,
+        lines,
+        x,
         rows,
-        ids,
-        positions,
-        slots,
         lengths,
-        len(rows),
-        table.shape[1],
-        BLOCK=_BLOCK,
+        HIDDEN=hidden,
+        BLOCK=triton.next_power_of_2(hidden),
         num_warps=4,
     )
-    return ids, positions, slots, lengths
+    return x, rows, lengths
 
 
-def advance_reference(state: RowState, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def advance_reference(
+    state: RowState, embedding: Tensor, schedule: Tensor, lines: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = schedule.gather(0, lines[None])[0].clamp(min=-1)
     live = rows >= 0
     index = rows.clamp(min=0).long()
-    positions = state.position[index].where(live, 0)
-    slots = table[index, positions.long()].where(live, -1)
-    ids = state.next_id[index].where(live, 0)
+    x = embedding[state.next_id[index].where(live, 0).long()] * live[:, None]
     state.position[index[live]] += 1
-    return ids, positions, slots, positions + live.int()
+    return x, rows, state.position[index].where(live, 0)
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit
 def _advance_kernel(
     next_id_ptr,
     position_ptr,
-    table_ptr,
+    embedding_ptr,
+    schedule_ptr,
+    lines_ptr,
+    x_ptr,
     rows_ptr,
-    ids_ptr,
-    positions_ptr,
-    slots_ptr,
     lengths_ptr,
-    tokens,
-    max_len,
+    HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    exists = token < tokens
-    row = tl.load(rows_ptr + token, mask=exists, other=-1).to(tl.int64)
+    """One program a token."""
+    token = tl.program_id(0)
+    batch = tl.num_programs(0)
+    row = tl.load(schedule_ptr + tl.load(lines_ptr + token) * batch + token)
     live = row >= 0
-    position = tl.load(position_ptr + row, mask=live, other=0)
-    slot = tl.load(table_ptr + row * max_len + position, mask=live, other=-1)
-    tl.store(ids_ptr + token, tl.load(next_id_ptr + row, mask=live, other=0), mask=exists)
-    tl.store(positions_ptr + token, position, mask=exists)
-    tl.store(slots_ptr + token, slot, mask=exists)
-    tl.store(lengths_ptr + token, position + live.to(tl.int32), mask=exists)
+    at = row.to(tl.int64)
+    id = tl.load(next_id_ptr + at, mask=live, other=0).to(tl.int64)
+    length = tl.load(position_ptr + at, mask=live, other=-1) + 1
+    i = tl.arange(0, BLOCK)
+    x = tl.load(embedding_ptr + id * HIDDEN + i, mask=(i < HIDDEN) & live, other=0.0)
+    tl.store(x_ptr + token.to(tl.int64) * HIDDEN + i, x, mask=i < HIDDEN)
+    tl.store(rows_ptr + token, tl.maximum(row, -1))
     tl.debug_barrier()  # every thread has read the position
-    tl.store(position_ptr + row, position + 1, mask=live)
+    tl.store(position_ptr + at, length, mask=live)
+    # Overlapping kernels read rows and lengths before they wait: these must be there when this one ends.
+    tl.atomic_xchg(lengths_ptr + token, length, sem="release")

@@ -21,6 +21,7 @@ def sample(
     state: RowState,
     rows: Tensor,
     out: Tensor,
+    lines: Tensor | None,
     text_vocab: int,
     speech_tokens: int,
     top_p: float,
@@ -34,7 +35,8 @@ def sample(
     the state bans; with `greedy` the most probable id.
 
     logits: (batch, speech ids) of any float dtype; rows: (batch,) int32, all different, negative: -1 to `out`
-    and nothing else; out: (batch,) int32; text_vocab, speech_tokens: see `SpeechIds`"""
+    and nothing else; out: (any, batch) int32; lines: (batch,) int64, the line of `out` for each request,
+    counted up here; None: the first; text_vocab, speech_tokens: see `SpeechIds`"""
     batch, vocabulary = logits.shape
     block = triton.next_power_of_2(vocabulary)
     _sample_kernel[(batch,)](
@@ -48,6 +50,7 @@ def sample(
         state.history,
         rows,
         out,
+        lines,
         vocabulary,
         text_vocab,
         speech_tokens,
@@ -73,6 +76,7 @@ def sample_reference(
     state: RowState,
     rows: Tensor,
     out: Tensor,
+    lines: Tensor | None,
     text_vocab: int,
     speech_tokens: int,
     top_p: float,
@@ -92,7 +96,13 @@ def sample_reference(
     else:
         sampler = sampling.RepetitionAwareSampler(top_p, top_k, win_size, tau_r)
         drawn = sampler(scores, history[:, -win_size:], state.seed[index], state.part[index], steps)
-    out.fill_(sampling.NO_TOKEN)[live] = drawn.int()
+    tokens = torch.full_like(rows, sampling.NO_TOKEN)
+    tokens[live] = drawn.int()
+    if lines is None:
+        out[0] = tokens
+    else:
+        out.scatter_(0, lines[None], tokens[None])
+        lines += 1
     state.next_id[index] = (text_vocab + drawn).int()
     state.step[index] += 1
     state.history[index] = torch.cat([history[:, 1:], drawn[:, None]], 1).to(state.history.dtype)
@@ -110,6 +120,7 @@ def _sample_kernel(
     history_ptr,
     rows_ptr,
     out_ptr,
+    lines_ptr,
     vocabulary,
     text_vocab,
     speech_tokens,
@@ -130,6 +141,11 @@ def _sample_kernel(
     """One program a request. `BLOCK` = 2^ID_BITS: the vocabulary rounded up; `NUCLEUS`: top_k rounded up;
     `most_repeats`: an id seen as often is drawn again."""
     request = tl.program_id(0)
+    if lines_ptr is not None:
+        line = tl.load(lines_ptr + request)
+        out_ptr += line * tl.num_programs(0)
+        tl.debug_barrier()  # every thread has read the line
+        tl.store(lines_ptr + request, line + 1)
     row = tl.load(rows_ptr + request).to(tl.int64)
     if row >= 0:
         step = tl.load(step_ptr + row)

@@ -3,6 +3,9 @@
 With few rows a linear layer takes as long as reading its weight does, so the weight is read exactly once, by
 as many programs as keep all of the GPU's memory channels busy, and everything else of a transformer block's
 half (norm, bias, activation, residual) is done by the same kernel. All products are summed in float32.
+
+The weight of a norm is a factor of the columns of the linear behind it (see `fold_norm`), so the norm is but
+a factor of each row, which may follow the product.
 """
 
 from __future__ import annotations
@@ -19,8 +22,9 @@ from torch import Tensor
 from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
 from light_tts.kernels.norm import rms_norm_reference
+from light_tts.kernels.row_linear import row_linear
 
-MAX_ROWS = 32
+MAX_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -36,58 +40,75 @@ class LinearConfig:
 
 
 @cache
-def linear_config(device: torch.device, kernel: str, outputs: int, inputs: int) -> LinearConfig:
-    """What was measured to be fastest for a weight (outputs, inputs) on this GPU."""
-    for entry in configs.load(device).get(kernel, []):
-        if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
-            return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
-    tiles = triton.cdiv(outputs, LinearConfig.block_out)
+def linear_config(device: torch.device, kernel: str, outputs: int, inputs: int, rows: int) -> LinearConfig:
+    """What was measured to be fastest for a weight (outputs, inputs) and so many rows on this GPU."""
+    fitting = [
+        entry
+        for entry in configs.load(device).get(kernel, [])
+        if (entry["outputs"], entry["inputs"]) == (outputs, inputs) and entry["rows"] >= rows
+    ]
+    if fitting:
+        entry = min(fitting, key=lambda entry: entry["rows"])
+        return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
+    block_out = 32 if outputs > 4096 else 16
+    tiles = triton.cdiv(outputs, block_out)
     splits = min(triton.cdiv(192, tiles), triton.cdiv(inputs, 512)) if kernel == "linear_add_" else 1
-    return LinearConfig(splits=splits)
+    return LinearConfig(block_out, splits=splits)
+
+
+def fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
+    """The weight (outputs, inputs) of a linear behind a norm, with the norm's weight, (inputs,), in it."""
+    return (weight.float() * norm_weight.float()).to(weight.dtype)
 
 
 def norm_linear(
-    x: Tensor,
-    norm_weight: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    config: LinearConfig | None = None,
+    x: Tensor, eps: float, weight: Tensor, bias: Tensor | None, config: LinearConfig | None = None
 ) -> Tensor:
-    """rms_norm(x) @ weight.T + bias. x: (rows, inputs) of at most MAX_ROWS rows; norm_weight: (inputs,);
-    weight: (outputs, inputs); bias: (outputs,) or None -> (rows, outputs). Raises ValueError for more
-    rows."""
-    config = config or linear_config(x.device, "norm_linear", *weight.shape)
-    return _norm_linear(x, norm_weight, eps, weight, bias, weight.shape[0], False, config)
+    """rms_norm(x) @ weight.T + bias. x: (rows, inputs) of at most MAX_ROWS rows; weight: (outputs, inputs),
+    from `fold_norm`; bias: (outputs,) or None; config: None for the measured one -> (rows, outputs). Raises
+    ValueError for more rows."""
+    out = x.new_empty(len(x), weight.shape[0])
+    if len(x) == 1 and config is None:
+        row_linear(x, weight, out, bias, eps)
+    else:
+        config = config or linear_config(x.device, "norm_linear", *weight.shape, _row_block(len(x)))
+        _norm_linear(x, eps, weight, bias, out, False, config)
+    return out
 
 
-def norm_linear_reference(
-    x: Tensor, norm_weight: Tensor, eps: float, weight: Tensor, bias: Tensor | None
-) -> Tensor:
-    return F.linear(rms_norm_reference(x, norm_weight, eps), weight, bias)
+def norm_linear_reference(x: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(rms_norm_reference(x, eps), weight, bias)
 
 
 def norm_gate_up_silu(
-    x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor, config: LinearConfig | None = None
+    x: Tensor, eps: float, gate_up_weight: Tensor, config: LinearConfig | None = None
 ) -> Tensor:
     """silu(gate) * up, where both come from rms_norm(x). gate_up_weight: (2 * outputs, inputs), gate first;
     otherwise as `norm_linear` -> (rows, outputs)"""
-    config = config or linear_config(x.device, "norm_gate_up_silu", *gate_up_weight.shape)
-    return _norm_linear(x, norm_weight, eps, gate_up_weight, None, gate_up_weight.shape[0] // 2, True, config)
+    out = x.new_empty(len(x), gate_up_weight.shape[0] // 2)
+    if len(x) == 1 and config is None:
+        row_linear(x, gate_up_weight, out, eps=eps, gated=True)
+    else:
+        shape = gate_up_weight.shape
+        config = config or linear_config(x.device, "norm_gate_up_silu", *shape, _row_block(len(x)))
+        _norm_linear(x, eps, gate_up_weight, None, out, True, config)
+    return out
 
 
-def norm_gate_up_silu_reference(x: Tensor, norm_weight: Tensor, eps: float, gate_up_weight: Tensor) -> Tensor:
-    gate, up = norm_linear_reference(x, norm_weight, eps, gate_up_weight, None).float().chunk(2, dim=-1)
+def norm_gate_up_silu_reference(x: Tensor, eps: float, gate_up_weight: Tensor) -> Tensor:
+    gate, up = norm_linear_reference(x, eps, gate_up_weight, None).float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(x.dtype)
 
 
 def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfig | None = None) -> None:
     """residual += y @ weight.T. residual: (rows, outputs); y: (rows, inputs) of at most MAX_ROWS rows;
-    weight: (outputs, inputs). Raises ValueError for more rows."""
+    weight: (outputs, inputs); config: None for the measured one. Raises ValueError for more rows."""
     (rows, inputs), outputs = y.shape, weight.shape[0]
-    config = config or linear_config(y.device, "linear_add_", outputs, inputs)
-    tiles = triton.cdiv(outputs, config.block_out)
+    if rows == 1 and config is None:
+        return row_linear(y, weight, residual, add=True)
     row_block = _row_block(rows)
+    config = config or linear_config(y.device, "linear_add_", outputs, inputs, row_block)
+    tiles = triton.cdiv(outputs, config.block_out)
     partial = y.new_empty(tiles * config.splits * row_block * config.block_out, dtype=torch.float32)
     _linear_add_kernel[(tiles, config.splits)](
         residual,
@@ -115,24 +136,21 @@ def linear_add_reference_(residual: Tensor, y: Tensor, weight: Tensor) -> None:
 def _row_block(rows: int) -> int:
     if rows > MAX_ROWS:
         raise ValueError(f"small_linear: {rows} rows, at most {MAX_ROWS}")
-    return 16 if rows <= 16 else 32
+    return max(16, triton.next_power_of_2(rows))
 
 
 def _norm_linear(
     x: Tensor,
-    norm_weight: Tensor,
     eps: float,
     weight: Tensor,
     bias: Tensor | None,
-    outputs: int,
+    out: Tensor,
     gated: bool,
     config: LinearConfig,
-) -> Tensor:
-    rows, inputs = x.shape
-    out = x.new_empty(rows, outputs)
+) -> None:
+    (rows, inputs), outputs = x.shape, out.shape[1]
     _norm_linear_kernel[(triton.cdiv(outputs, config.block_out),)](
         x,
-        norm_weight,
         weight,
         bias,
         out,
@@ -149,13 +167,11 @@ def _norm_linear(
         num_stages=config.stages,
         **overlap.options(x.device),
     )
-    return out
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _norm_linear_kernel(
     x_ptr,
-    norm_weight_ptr,
     weight_ptr,
     bias_ptr,
     out_ptr,
@@ -170,21 +186,15 @@ def _norm_linear_kernel(
     GATED: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """One program a tile of outputs. The norm of a row is only known after its last input, so it scales the
-    sums."""
-    # The input before the norm times its weight may exceed the range of float16; a 64th of it does not.
-    RANGE: tl.constexpr = 64.0
+    """One program a tile of outputs."""
     row = tl.arange(0, ROWS)
     row_exists = row < rows
     o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     o_exists = o < OUTPUTS
     i = tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + row[:, None] * INPUTS + i[None, :]
-    # The norm weight once for each row, as an asynchronous copy needs more than one value a thread.
-    norm_weight_ptrs = norm_weight_ptr + row[:, None] * 0 + i[None, :]
     weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
     up_ptrs = weight_ptrs + OUTPUTS * INPUTS
-    dtype = x_ptr.dtype.element_ty
 
     if OVERLAP:
         fetched = tl.minimum(o, OUTPUTS - 1)
@@ -192,8 +202,6 @@ def _norm_linear_kernel(
         if GATED:
             overlap.prefetch(weight_ptr + OUTPUTS * INPUTS, fetched, 0, INPUTS, INPUTS)
         overlap.begin()
-    if BIAS:
-        bias = tl.load(bias_ptr + o, mask=o_exists, other=0.0)
     squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     up_sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
@@ -206,23 +214,21 @@ def _norm_linear_kernel(
             x_mask = row_exists[:, None] & inside[None, :]
             weight_mask = o_exists[None, :] & inside[:, None]
         weight = tl.load(weight_ptrs + start, mask=weight_mask, other=0.0)
-        x = tl.load(x_ptrs + start, mask=x_mask, other=0.0).to(tl.float32)
-        norm_weight = tl.load(norm_weight_ptrs + start, mask=x_mask, other=0.0).to(tl.float32)
-        squares += x * x
-        x = (x * (norm_weight * (1 / RANGE))).to(dtype)
+        x = tl.load(x_ptrs + start, mask=x_mask, other=0.0)
         sums = tl.dot(x, weight, sums, input_precision="ieee")
         if GATED:
             up = tl.load(up_ptrs + start, mask=weight_mask, other=0.0)
             up_sums = tl.dot(x, up, up_sums, input_precision="ieee")
+        squares += x.to(tl.float32) * x.to(tl.float32)
 
-    scale = (RANGE * tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps))[:, None]
+    scale = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
     out = sums * scale
     if BIAS:
-        out += bias.to(tl.float32)[None, :]
+        out += tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)[None, :]
     if GATED:
         out = out * tl.sigmoid(out) * (up_sums * scale)
     out_ptrs = out_ptr + row[:, None] * OUTPUTS + o[None, :]
-    tl.store(out_ptrs, out.to(dtype), mask=row_exists[:, None] & o_exists[None, :])
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=row_exists[:, None] & o_exists[None, :])
 
 
 @triton.jit(do_not_specialize=["rows"])

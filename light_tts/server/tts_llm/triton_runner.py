@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache
@@ -18,6 +19,7 @@ from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.common.transfer import upload
 from light_tts.kernels.decode_attention import decode_attention
 from light_tts.kernels.prefill_attention import prefill_attention
+from light_tts.kernels.rotary import rotary_kv_write
 from light_tts.kernels.row_state import advance
 from light_tts.kernels.sampling import sample
 from light_tts.models.cosyvoice2.fused_llm import FusedLM, LayerPool
@@ -50,8 +52,8 @@ class TritonRunner:
     """See `Runner`. A batch is filled up with rows of -1, which change nothing, to the size of a graph.
 
     A decode step finds its rows in `_schedule` and leaves its tokens in `_tokens`, both (steps, batch), where
-    `_step` says: so the same graph serves every step of a round, and a sequence that takes part in fewer
-    steps than others is -1 in the rest."""
+    `_steps` says, (batch,): so the same graph serves every step of a round, and a sequence that takes part in
+    fewer steps than others is -1 in the rest."""
 
     def __init__(
         self,
@@ -81,10 +83,11 @@ class TritonRunner:
         self._graph_len = min(options.max_len, options.graph_max_len)
         self._graphs = GraphCache(device, options.graph_max_batch > 0)
         self._most_steps = max(options.round_steps, GraphCache.WARM_UP_RUNS)
-        room = self._most_steps * self._batch_bucket(options.rows)
+        widest = self._batch_bucket(options.rows)
+        room = self._most_steps * widest
         self._schedule = torch.full((room,), -1, dtype=torch.int32, device=device)
         self._tokens = torch.empty_like(self._schedule)
-        self._step = torch.zeros(1, dtype=torch.int64, device=device)
+        self._steps = torch.zeros(widest, dtype=torch.int64, device=device)
         self._prefills: dict[PrefillShape, Tensor] = {}  # the input of each graph
 
     def warm_up(self) -> None:
@@ -126,7 +129,7 @@ class TritonRunner:
         schedule = np.full((steps, batch), -1, np.int32)
         schedule[:, : len(spans)] = np.where(takes_part, rows, -1)
         self._schedule[: schedule.size].copy_(upload(schedule.ravel(), self._device))
-        self._step.zero_()
+        self._steps.zero_()
         step = partial(self._decode_step, batch, length)
         for _ in range(steps):
             if recorded:
@@ -138,35 +141,32 @@ class TritonRunner:
     def _decode_step(self, batch: int, length: int) -> None:
         room = self._most_steps * batch
         schedule, tokens = (x[:room].view(-1, batch) for x in (self._schedule, self._tokens))
-        rows = schedule.index_select(0, self._step)[0]
-        ids, positions, slots, lengths = advance(self._states, self._table, rows)
+        steps = self._steps[:batch]
+        x, rows, lengths = advance(self._states, self._lm.embedding, schedule, steps)
 
-        def attend(q: Tensor, pool: LayerPool) -> Tensor:
-            return decode_attention(q, *pool, self._table, rows, lengths, length)
+        def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
+            return decode_attention(qkv, *self._lm.rope, *pool, self._table, rows, lengths, length)
 
-        logits = self._lm(ids, positions, slots, attend)
-        drawn = torch.empty_like(rows)
-        self._draw(logits, self._states, rows, drawn)
-        tokens.index_copy_(0, self._step, drawn[None])
-        self._step += 1
+        self._draw(self._lm(x, attend), self._states, rows, tokens, steps)
 
     def _prefill_step(self, shape: PrefillShape, flat: Tensor) -> Tensor:
         """-> (spans,) int32, the tokens drawn"""
         batch = shape.unpack(flat)
 
-        def attend(q: Tensor, pool: LayerPool) -> Tensor:
+        def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
+            q = rotary_kv_write(qkv, *self._lm.rope, batch.positions, batch.slots, *pool)
             where = (batch.rows, batch.starts, batch.lengths, batch.offsets, batch.blocks)
             return prefill_attention(q, *pool, self._table, *where)
 
-        logits = self._lm(batch.ids, batch.positions, batch.slots, attend, batch.last)
+        logits = self._lm(F.embedding(batch.ids, self._lm.embedding), attend, batch.last)
         drawn = torch.empty_like(batch.draws)
-        self._draw(logits, self._states, batch.draws, drawn)
+        self._draw(logits, self._states, batch.draws, drawn[None], None)
         return drawn
 
     def _record(self, batch: int, length: int) -> None:
         if self._graphs.enabled:
             self._schedule.fill_(-1)
-            self._step.zero_()
+            self._steps.zero_()
             self._graphs.record((batch, length), partial(self._decode_step, batch, length))
 
     def _record_prefill(self, shape: PrefillShape) -> None:
