@@ -68,7 +68,7 @@ def test_readme_names_the_flags_without_effect():
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
 def test_presets_of_the_readme_start(page: str):
     presets = re.findall(r"^```\n(--.*)\n```$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
-    assert len(presets) == 3
+    assert len(presets) == 4
     for preset in presets:
         checkpoint = str(ROOT / "test" / "golden" / "cosyvoice2" / "checkpoint")
         assert api_cli.parse([*shlex.split(preset), "--model_dir", checkpoint]).settings

@@ -51,7 +51,7 @@ class ConditionalFlowMatching(nn.Module):
         # The first half of the batch is conditioned, the second is not.
         mu, spks, cond = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond))
         for t, dt in euler_steps():
-            time = torch.full((len(mu),), t, device=mu.device, dtype=mu.dtype)
+            time = torch.full((len(mu),), t, device=mu.device)  # float32: it becomes angles of up to 1000 t
             velocity = self.backend(torch.cat([x, x]), masks, mu, time, spks, cond)
             conditioned, unconditioned = velocity.chunk(2)
             x = x + dt * ((1 + self.guidance) * conditioned - self.guidance * unconditioned)
