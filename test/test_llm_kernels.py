@@ -26,7 +26,7 @@ from light_tts.kernels.decode_attention import (
 )
 from light_tts.kernels.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
 from light_tts.kernels.prefill_attention import prefill_attention, prefill_attention_reference, prefill_blocks
-from light_tts.kernels.random import gumbel
+from light_tts.kernels.random import gumbel, gumbel_estimate
 from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
 from light_tts.kernels.row_linear import RowConfig, row_linear
 from light_tts.kernels.row_state import RowState, advance, advance_reference
@@ -232,20 +232,24 @@ ADVANCE = (advance, advance_reference)
 
 def test_gumbel() -> None:
     """The same bits; the logarithms of two libraries may differ by one step of float32."""
-    n = 256
+    n = 4096
     generator = torch.Generator().manual_seed(0)
     counters = torch.randint(-(2**62), 2**62, (n,), generator=generator).to(DEVICE)
     for seed, stream in ((0, 0), (-5, 2 << 32), (2**62 + 1, (3 << 32) + 7), (2**40, 2**63 - 1)):
         seed, stream = (torch.tensor([x], device=DEVICE) for x in (seed, stream))
-        out = torch.empty(n, device=DEVICE)
-        gumbel_kernel[(1,)](seed, stream, counters, out, N=n)
-        torch.testing.assert_close(out, random.gumbel(seed, stream, counters), rtol=2e-7, atol=2e-7)
+        out, estimate = torch.empty(2, n, device=DEVICE)
+        gumbel_kernel[(1,)](seed, stream, counters, out, estimate, N=n)
+        expected = random.gumbel(seed, stream, counters)
+        torch.testing.assert_close(out, expected, rtol=2e-7, atol=2e-7)
+        torch.testing.assert_close(estimate, expected, rtol=0, atol=1e-4)
 
 
 @triton.jit
-def gumbel_kernel(seed, stream, counters, out, N: tl.constexpr):
+def gumbel_kernel(seed, stream, counters, out, estimate, N: tl.constexpr):
     i = tl.arange(0, N)
-    tl.store(out + i, gumbel(tl.load(seed), tl.load(stream), tl.load(counters + i)))
+    seed, stream, counters = tl.load(seed), tl.load(stream), tl.load(counters + i)
+    tl.store(out + i, gumbel(seed, stream, counters))
+    tl.store(estimate + i, gumbel_estimate(seed, stream, counters))
 
 
 def filled_state(rows: int, likely: Tensor) -> RowState:
@@ -285,6 +289,17 @@ def test_sample(dtype: torch.dtype, vocabulary: int, rows: int, spread: float, g
         for field in dataclasses.fields(RowState):
             assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
     assert outs[0][:, 3].tolist() == [7, -1, -1]
+
+
+def test_sample_finds_likely_ids_that_lie_in_one_segment() -> None:
+    logits = randn(3, 6564)
+    logits[:, 5 : 128 * 40 : 128] += 10
+    states = [filled_state(3, logits.topk(10).indices) for _ in range(2)]
+    outs = [ints([[7] * 3]) for _ in range(2)]
+    for _ in range(3):
+        for function, state, out in zip((sample, sample_reference), states, outs, strict=True):
+            function(logits, state, ints([0, 1, 2]), out, None, 1000, 6561, **SAMPLING)
+        assert torch.equal(*outs)
 
 
 def test_sample_draws_again_what_repeats() -> None:
