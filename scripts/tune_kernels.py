@@ -1,31 +1,38 @@
 #!/usr/bin/env python3
 """Measures launch configurations of the language model's decode kernels on this machine's GPU and writes the
-fastest to light_tts/kernels/configs/, where the kernels look for them. Takes about a minute:
+fastest to light_tts/kernels/configs/, where the kernels look for them. Takes less than a minute:
 
     python scripts/tune_kernels.py
+
+Several processes compile the candidates first. All times are printed at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from light_tts.kernels import configs, overlap
+from light_tts.kernels.activation import silu_mul
 from light_tts.kernels.decode_attention import DecodeConfig, decode_attention, decode_config
-from light_tts.kernels.rotary import rotary_kv_write
+from light_tts.kernels.norm import add_rms_norm_
+from light_tts.kernels.row_linear import RowConfig, row_config, row_linear
 from light_tts.kernels.small_linear import (
     LinearConfig,
     linear_add_,
@@ -34,27 +41,64 @@ from light_tts.kernels.small_linear import (
     norm_linear,
 )
 
+DEVICE = "cuda"
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, SPEECH_IDS = 896, 4864, 14, 2, 64, 6564  # CosyVoice2-0.5B
-LAYERS = 24
+QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+EPS = 1e-6
+LAYERS = 24  # together their weights are more than the L2 cache
 LINEARS = [  # kernel, outputs, inputs
     ("norm_gate_up_silu", 2 * INTERMEDIATE, HIDDEN),
     ("linear_add_", HIDDEN, INTERMEDIATE),
-    ("norm_linear", (HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN),
+    ("norm_linear", QKV, HIDDEN),
     ("linear_add_", HIDDEN, HEADS * HEAD_DIM),
     ("norm_linear", SPEECH_IDS, HIDDEN),
 ]
-LINEAR_ROWS = (1, 16)
+ROW_TILES = {  # by the inputs rounded up: block_out, warps
+    1024: [(8, 4), (4, 4), (16, 4), (2, 4), (8, 8)],
+    8192: [(2, 8), (4, 8), (1, 8), (2, 4), (1, 4)],
+}
+TILES = {  # by rows: block_out, block_k, warps, stages
+    16: [(32, 128, 4, 4), (16, 128, 4, 4), (16, 128, 4, 8), (32, 128, 4, 7)],
+    32: [(32, 128, 4, 4), (16, 128, 4, 5), (32, 64, 4, 6)],
+    64: [(32, 64, 4, 4), (32, 64, 4, 6), (32, 128, 4, 3), (64, 64, 4, 5)],
+}
+DECODE = [  # block, split, warps
+    (64, 64, 4),
+    (64, 128, 4),
+    (64, 256, 4),
+    (64, 512, 4),
+    (64, 1024, 4),
+    (128, 128, 4),
+    (32, 64, 4),
+    (32, 256, 4),
+]
 MAX_LENGTHS = (512, 1024, 2048, 4096)
-BATCHES = (1, 8, 64)
+BATCHES = (1, 8, 32, 64)
 
-Config = DecodeConfig | LinearConfig
+Config = DecodeConfig | LinearConfig | RowConfig
+Calls = list[Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """An entry to be found: of `kernel`, for `size`. `prepare`: layers -> what makes the calls, one a
+    layer, with a configuration; None: with the general kernels of PyTorch, if there is a choice."""
+
+    kernel: str
+    size: dict[str, int]
+    candidates: list[Config]
+    prepare: Callable[[int], Callable[[Config | None], Calls | None]]
+
+    @property
+    def name(self) -> str:
+        return f"{self.kernel} " + " ".join(f"{name}={n}" for name, n in self.size.items())
 
 
 def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda", dtype=torch.float16)
+    return torch.randn(*shape, device=DEVICE, dtype=torch.float16)
 
 
-def microseconds(calls: list[Callable[[], object]]) -> float:
+def microseconds(calls: Calls) -> float:
     """Of one call, where all follow one another in a CUDA graph as they do in a decode step."""
     for call in calls:
         call()
@@ -66,171 +110,219 @@ def microseconds(calls: list[Callable[[], object]]) -> float:
     return triton.testing.do_bench(graph.replay, warmup=2, rep=10) * 1000 / len(calls)
 
 
-def fastest(
-    name: str,
-    candidates: Iterable[Config],
-    workloads: dict[int, Callable[[Config], list[Callable[[], object]]]],
-    deadline: float,
-) -> Config:
-    """The candidate with the least geometric mean of its times over all workloads, among those tried until
-    the deadline (the first one always is)."""
-    best, best_score, best_times = None, math.inf, {}
-    for config in candidates:
-        if best is not None and time.monotonic() > deadline:
-            print(f"{name}: out of time, the rest was not tried")
+def all_tasks() -> list[Task]:
+    """The most important first."""
+    tasks = [row_task(*linear) for linear in LINEARS]
+    tasks += [decode_task(batch, n) for n in MAX_LENGTHS for batch in BATCHES]
+    return tasks + [linear_task(*linear, rows) for rows in (64, 16, 32) for linear in LINEARS]
+
+
+def row_task(kernel: str, outputs: int, inputs: int) -> Task:
+    def prepare(layers: int) -> Callable[[RowConfig | None], Calls | None]:
+        gated, add = kernel == "norm_gate_up_silu", kernel == "linear_add_"
+        weights = [randn(outputs, inputs) for _ in range(layers)]
+        bias = randn(outputs) if kernel == "norm_linear" else None
+        x, out = randn(1, inputs), randn(1, outputs // 2 if gated else outputs)
+        eps = None if add else EPS
+
+        def calls(config: RowConfig | None) -> Calls | None:
+            return config and [
+                lambda w=w: row_linear(x, w, out, bias, eps, gated, add, config) for w in weights
+            ]
+
+        return calls
+
+    candidates = [RowConfig(*tile) for tile in ROW_TILES[triton.next_power_of_2(inputs)]]
+    return Task("row_linear", {"outputs": outputs, "inputs": inputs}, candidates, prepare)
+
+
+def linear_task(kernel: str, outputs: int, inputs: int, rows: int) -> Task:
+    def prepare(layers: int) -> Callable[[LinearConfig | None], Calls]:
+        weights = [randn(outputs, inputs) for _ in range(layers)]
+        x, y, residual, bias = randn(rows, HIDDEN), randn(rows, inputs), randn(rows, outputs), randn(outputs)
+
+        def fused(weight: Tensor, config: LinearConfig) -> object:
+            if kernel == "linear_add_":
+                return linear_add_(residual, y, weight, config)
+            if kernel == "norm_linear":
+                return norm_linear(x, EPS, weight, bias, config)
+            return norm_gate_up_silu(x, EPS, weight, config)
+
+        def general(weight: Tensor) -> object:
+            """What the many kernels do in all, the norm counted with the linear in front of it."""
+            if kernel == "linear_add_":
+                return add_rms_norm_(residual, F.linear(y, weight), EPS)
+            if kernel == "norm_linear":
+                return F.linear(x, weight, bias)
+            return silu_mul(F.linear(x, weight))
+
+        def calls(config: LinearConfig | None) -> Calls:
+            return [lambda w=w: fused(w, config) if config else general(w) for w in weights]
+
+        return calls
+
+    splits = [1] if kernel != "linear_add_" else [4, 8] if inputs > 2048 else [1, 4]
+    tiles = itertools.product(TILES[rows], splits)
+    candidates = [LinearConfig(o, k, s, warps, stages) for (o, k, warps, stages), s in tiles]
+    return Task(kernel, {"outputs": outputs, "inputs": inputs, "rows": rows}, candidates, prepare)
+
+
+def decode_task(batch: int, max_length: int) -> Task:
+    def prepare(layers: int) -> Callable[[DecodeConfig | None], Calls | None]:
+        slots = batch * max_length
+        pools = [(*randn(2, slots, KV_HEADS, HEAD_DIM), None, None) for _ in range(layers)]
+        table = torch.randperm(slots, device=DEVICE).int().view(batch, max_length)
+        rows = torch.arange(batch, device=DEVICE, dtype=torch.int32)
+        lengths = torch.full_like(rows, max_length * 3 // 4)
+        qkv, rope = randn(batch, QKV), torch.ones(2, max_length, HEAD_DIM // 2, device=DEVICE)
+        where = (table, rows, lengths, max_length)
+
+        def calls(config: DecodeConfig | None) -> Calls | None:
+            return config and [lambda p=p: decode_attention(qkv, *rope, *p, *where, config) for p in pools]
+
+        return calls
+
+    candidates = [DecodeConfig(*tile) for tile in DECODE if tile[1] <= max_length]
+    size = {"groups": batch * KV_HEADS, "max_length": max_length}
+    return Task("decode_attention", size, candidates, prepare)
+
+
+def compile_share(share: int, shares: int) -> None:
+    """Runs its share of all candidates once, for Triton's cache."""
+    different = {}
+    for task, config in ((task, config) for task in all_tasks() for config in task.candidates):
+        # the code of attention is the same for any batch and length
+        shape = () if task.kernel == "decode_attention" else tuple(task.size.values())
+        different[task.kernel, shape, config] = task
+    for (_, _, config), task in list(different.items())[share::shares]:
+        with contextlib.suppress(triton.runtime.errors.OutOfResources):
+            task.prepare(1)(config)[0]()
+
+
+def compile_all(processes: int) -> None:
+    command = [sys.executable, __file__, "--compile"]
+    running = [subprocess.Popen([*command, str(i), str(processes)]) for i in range(processes)]
+    for process in running:
+        process.wait()
+
+
+def tune(task: Task, deadline: float) -> tuple[dict[str, int], list[tuple[str, float]]]:
+    """-> the entry, and the time of each candidate tried until the deadline (the first one always is)"""
+    calls_of = task.prepare(LAYERS)
+    times: dict[Config, float] = {}
+    for config in task.candidates:
+        if times and time.monotonic() > deadline:
             break
         try:
-            times = {size: microseconds(calls(config)) for size, calls in workloads.items()}
+            times[config] = microseconds(calls_of(config))
         except triton.runtime.errors.OutOfResources:
-            continue
-        score = sum(math.log(t) for t in times.values())
-        if score < best_score:
-            best, best_score, best_times = config, score, times
-    print(f"{name}: " + ", ".join(f"{size}: {t:.1f} us" for size, t in best_times.items()), best, flush=True)
-    return best
-
-
-def linear_candidates(kernel: str, inputs: int) -> list[LinearConfig]:
-    splits = [1] if kernel != "linear_add_" else [2, 4, 8] if inputs > 2048 else [1, 2, 4]
-    shapes = [
-        (16, 128, 4, 4),
-        (16, 128, 4, 8),
-        (16, 256, 4, 4),
-        (16, 64, 4, 8),
-        (32, 128, 4, 4),
-        (16, 128, 2, 6),
-    ]
-    return [
-        LinearConfig(o, k, s, warps, stages) for (o, k, warps, stages), s in itertools.product(shapes, splits)
-    ]
-
-
-def tune_linear(kernel: str, outputs: int, inputs: int, deadline: float) -> dict[str, int]:
-    weights = [randn(outputs, inputs) for _ in range(LAYERS)]  # together more than the L2 cache
-    gain, bias = randn(inputs), randn(outputs)
-
-    def workload(rows: int) -> Callable[[LinearConfig], list[Callable[[], object]]]:
-        x, residual = randn(rows, inputs), randn(rows, outputs)
-
-        def call(weight: Tensor, config: LinearConfig) -> object:
-            if kernel == "linear_add_":
-                return linear_add_(residual, x, weight, config)
-            if kernel == "norm_linear":
-                return norm_linear(x, gain, 1e-6, weight, bias, config)
-            return norm_gate_up_silu(x, gain, 1e-6, weight, config)
-
-        return lambda config: [lambda weight=weight: call(weight, config) for weight in weights]
-
-    name = f"{kernel} {outputs} x {inputs}, rows"
-    workloads = {rows: workload(rows) for rows in LINEAR_ROWS}
-    best = fastest(name, linear_candidates(kernel, inputs), workloads, deadline)
-    return {"outputs": outputs, "inputs": inputs, **asdict(best)}
-
-
-def tune_decode(max_length: int, deadline: float) -> dict[str, int]:
-    rows = max(BATCHES)
-    slots = rows * max_length
-    k, v = randn(slots, KV_HEADS, HEAD_DIM), randn(slots, KV_HEADS, HEAD_DIM)
-    table = torch.randperm(slots, device="cuda").int().view(rows, max_length)
-
-    def workload(batch: int) -> Callable[[DecodeConfig], list[Callable[[], object]]]:
-        q = randn(batch, HEADS, HEAD_DIM)
-        row = torch.arange(batch, device="cuda", dtype=torch.int32)
-        lengths = torch.full_like(row, max_length * 3 // 4)
-        return lambda config: (
-            [lambda: decode_attention(q, k, v, None, None, table, row, lengths, max_length, config)] * LAYERS
-        )
-
-    candidates = [
-        DecodeConfig(block, split, 4, stages)
-        for block, split, stages in [
-            (64, 128, 2),
-            (64, 64, 1),
-            (64, 256, 2),
-            (128, 128, 1),
-            (128, 256, 2),
-            (64, 256, 3),
-            (32, 128, 3),
-            (128, 512, 2),
-        ]
-        if split <= max_length
-    ]
-    workloads = {batch: workload(batch) for batch in BATCHES}
-    best = fastest(f"decode_attention up to {max_length}, batches", candidates, workloads, deadline)
-    return {"max_length": max_length, **asdict(best)}
-
-
-def all_layers(batch: int, length: int = 512) -> Callable[[], float]:
-    """-> what measures all layers of a decode step, in microseconds"""
-    qkv_size = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-    shapes = [
-        (qkv_size, HIDDEN),
-        (HIDDEN, HEADS * HEAD_DIM),
-        (2 * INTERMEDIATE, HIDDEN),
-        (HIDDEN, INTERMEDIATE),
-    ]
-    layers = [[randn(*shape) / 100 for shape in shapes] for _ in range(LAYERS)]
-    x, gain, bias = randn(batch, HIDDEN), randn(HIDDEN), randn(qkv_size)
-    k, v = randn(batch * length, KV_HEADS, HEAD_DIM), randn(batch * length, KV_HEADS, HEAD_DIM)
-    table = torch.arange(batch * length, device="cuda", dtype=torch.int32).view(batch, length)
-    rows = torch.arange(batch, device="cuda", dtype=torch.int32)
-    lengths = torch.full_like(rows, length)
-    cos = torch.ones(length, HEAD_DIM // 2, device="cuda")
-
-    def layer(qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor) -> None:
-        q = norm_linear(x, gain, 1e-6, qkv, bias)
-        q = rotary_kv_write(q, cos, cos, rows, rows, k, v, None, None)
-        attended = decode_attention(q, k, v, None, None, table, rows, lengths, length)
-        linear_add_(x, attended.flatten(1), out)
-        linear_add_(x, norm_gate_up_silu(x, gain, 1e-6, gate_up), down)
-
-    calls = [lambda weights=weights: layer(*weights) for weights in layers]
-    return lambda: microseconds(calls) * LAYERS
-
-
-def tune_overlap() -> bool:
-    measure = all_layers(batch=1)
-    times = {}
-    for value in (False, True):
-        overlap.enabled = lambda device, value=value: value
-        times[value] = measure()
+            times[config] = math.inf
     best = min(times, key=times.get)
-    overlap.enabled = lambda device: best
-    print(f"all layers, batch 1: {times[False]:.0f} us one after the other, {times[True]:.0f} us overlapping")
-    return best
+    rows = [(" ".join(str(n) for n in asdict(config).values()), t) for config, t in times.items()]
+    general = calls_of(None)
+    if general:
+        rows.append(("PyTorch", microseconds(general)))
+    return {**task.size, **asdict(best)}, rows
+
+
+def all_layers(batch: int, fused: bool = True, length: int = 512) -> float:
+    """Microseconds of all layers of a decode step."""
+    shapes = [(QKV, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
+    slots = batch * length
+    layers = [
+        ([randn(*shape) / 100 for shape in shapes], (*randn(2, slots, KV_HEADS, HEAD_DIM), None, None))
+        for _ in range(LAYERS)
+    ]
+    x, bias = randn(batch, HIDDEN), randn(QKV)
+    table = torch.arange(slots, device=DEVICE, dtype=torch.int32).view(batch, length)
+    rows = torch.arange(batch, device=DEVICE, dtype=torch.int32)
+    lengths = torch.full_like(rows, length * 3 // 4)
+    rope = torch.ones(2, length, HEAD_DIM // 2, device=DEVICE)
+
+    def attend(qkv: Tensor, pool: tuple) -> Tensor:
+        return decode_attention(qkv, *rope, *pool, table, rows, lengths, length).flatten(1)
+
+    def fused_layer(qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor, pool: tuple) -> None:
+        linear_add_(x, attend(norm_linear(x, EPS, qkv, bias), pool), out)
+        linear_add_(x, norm_gate_up_silu(x, EPS, gate_up), down)
+
+    def general_layer(qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor, pool: tuple) -> None:
+        y = add_rms_norm_(x, F.linear(attend(F.linear(x, qkv, bias), pool), out), EPS)
+        add_rms_norm_(x, F.linear(silu_mul(F.linear(y, gate_up)), down), EPS)
+
+    layer = fused_layer if fused else general_layer
+    return LAYERS * microseconds([lambda w=w, pool=pool: layer(*w, pool) for w, pool in layers])
+
+
+def tune_fused_rows() -> int:
+    """Up to how many rows the fused linears are faster."""
+    most = 16
+    for batch in (32, 64):
+        times = {fused: all_layers(batch, fused) for fused in (True, False)}
+        print(
+            f"all layers, batch {batch}: fused {times[True]:.0f} us, PyTorch's linears {times[False]:.0f} us"
+        )
+        if times[True] > times[False]:
+            break
+        most = batch
+    return most
+
+
+def tune_overlap(batches: list[int]) -> tuple[bool, list[dict[str, float]]]:
+    """-> whether overlapping is faster over all, and the times of all layers without and with it"""
+    table = []
+    for batch in batches:
+        times = {}
+        for value in (False, True):
+            overlap.enabled = lambda device, value=value: value
+            times[value] = round(all_layers(batch), 1)
+        print(f"all layers, batch {batch}: {times[False]} us one by one, {times[True]} us overlapping")
+        table.append({"batch": batch, "without_us": times[False], "with_us": times[True]})
+    return math.prod(row["with_us"] / row["without_us"] for row in table) < 1, table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=60, help="stop trying candidates after this time")
+    parser.add_argument("--seconds", type=float, default=45, help="stop trying candidates after this time")
+    parser.add_argument("--processes", type=int, default=12, help="that compile")
     parser.add_argument("--output", type=Path, help="the file to write; default: where the kernels look")
+    parser.add_argument("--compile", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU")
-    output = arguments.output or configs.path_of(torch.device("cuda"))
+    overlap.enabled = lambda device: False
+    if arguments.compile:
+        return compile_share(*arguments.compile)
+    output = arguments.output or configs.path_of(torch.device(DEVICE))
 
-    found: dict[str, bool | list[dict[str, int]]] = {}
     begin = time.monotonic()
-    if torch.cuda.get_device_capability() >= (9, 0):
-        found["overlap"] = tune_overlap()
-    tasks = [
-        (linear[0], lambda deadline, linear=linear: tune_linear(*linear, deadline)) for linear in LINEARS
-    ]
-    tasks += [("decode_attention", lambda deadline, n=n: tune_decode(n, deadline)) for n in MAX_LENGTHS]
-    for i, (kernel, tune) in enumerate(tasks):
-        now = time.monotonic()  # each gets its share of what is left
-        share = (begin + arguments.seconds - now) / (len(tasks) - i)
-        found.setdefault(kernel, []).append(tune(now + share))
-    known = json.loads(output.read_text()) if output.exists() else {}
-    output.write_text(json.dumps({**known, **found}, indent=2) + "\n")
+    compile_all(arguments.processes)
+    print(f"compiled in {time.monotonic() - begin:.0f} s", flush=True)
+    found: dict[str, list[dict[str, int]]] = {}
+    table: list[tuple[str, list[tuple[str, float]]]] = []
+    for task in all_tasks():
+        entry, times = tune(task, begin + arguments.seconds)
+        found.setdefault(task.kernel, []).append(entry)
+        table.append((task.name, times))
+    print(f"measured in {time.monotonic() - begin:.0f} s", flush=True)
 
+    def save(**more: object) -> None:
+        known = json.loads(output.read_text()) if output.exists() else {}
+        output.write_text(json.dumps({**known, **found, **more}, indent=2) + "\n")
+
+    save()
     configs.load = lambda device: found
-    for cached in (decode_config, linear_config):
+    for cached in (decode_config, linear_config, row_config):
         cached.cache_clear()
-    for batch in (1, 16, 32):
-        print(f"all layers, batch {batch}: {all_layers(batch)():.0f} us")
+    save(fused_rows=tune_fused_rows())
+    best, overlap_times = tune_overlap([1, 64])
+    save(overlap=best, overlap_times=overlap_times)
+    for name, times in table:
+        print(name)
+        fastest = min(t for _, t in times)
+        print("  " + ", ".join(f"[{config}] {t:.1f}{'*' * (t == fastest)}" for config, t in times))
     print(f"{output} written in {time.monotonic() - begin:.0f} s")
 
 
