@@ -190,10 +190,10 @@ def decode_task(batch: int, max_length: int) -> Task:
 def compile_share(share: int, shares: int) -> None:
     """Runs its share of all candidates once, for Triton's cache."""
     different = {}
-    for task, config in ((task, config) for task in all_tasks() for config in task.candidates):
+    for task in all_tasks():
         # the code of attention is the same for any batch and length
         shape = () if task.kernel == "decode_attention" else tuple(task.size.values())
-        different[task.kernel, shape, config] = task
+        different.update({(task.kernel, shape, config): task for config in task.candidates})
     for (_, _, config), task in list(different.items())[share::shares]:
         with contextlib.suppress(triton.runtime.errors.OutOfResources):
             task.prepare(1)(config)[0]()

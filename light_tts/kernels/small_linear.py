@@ -51,9 +51,10 @@ def linear_config(device: torch.device, kernel: str, outputs: int, inputs: int, 
         entry = min(fitting, key=lambda entry: entry["rows"])
         return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
     block_out = 32 if outputs > 4096 else 16
+    block_k, stages = (64, 6) if rows > 32 else (128, 4)  # two programs fit a multiprocessor
     tiles = triton.cdiv(outputs, block_out)
     splits = min(triton.cdiv(192, tiles), triton.cdiv(inputs, 512)) if kernel == "linear_add_" else 1
-    return LinearConfig(block_out, splits=splits)
+    return LinearConfig(block_out, block_k, splits, stages=stages)
 
 
 def fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
