@@ -34,6 +34,12 @@ echo "ready after $((SECONDS - begin)) s"
 measure() {
     "$python" test/benchmark.py --url "http://127.0.0.1:$port" --preset "$preset" --warmup 8 "$@"
 }
+# One client alone, and what each stage then says of its time.
+measure --stream True --concurrency 1 --number 10 >"$out/one_client.txt" 2>/dev/null
+"$python" - "http://127.0.0.1:$port/metrics" >"$out/metrics_one_client.txt" <<'END'
+import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[1]).read().decode())
+END
 for stream in True False; do
     [ "$stream" = True ] && loads=${STREAM-1,8,16,32,64} || loads=${WHOLE-1,8,16,32,64}
     [ -z "$loads" ] && continue
