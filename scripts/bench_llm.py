@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--int8", action="store_true", help="KV cache in int8")
     parser.add_argument("--disable_cudagraph", action="store_true")
+    parser.add_argument("--overlap", choices=("on", "off"), help="of kernels; default: as measured")
     parser.add_argument("--bandwidth", type=float, default=3.0, help="of the GPU's memory, TB/s")
     parser.add_argument("--profile", action="store_true", help="print the kernels of one round")
     parser.add_argument("--stub", action="store_true", help="nothing is computed")
@@ -67,6 +68,10 @@ def main() -> None:
     args = parser.parse_args()
 
     device = torch.device("cuda" if torch.cuda.is_available() and not args.stub else "cpu")
+    if args.overlap:
+        from light_tts.kernels import overlap  # only where there is Triton
+
+        overlap.enabled = lambda device: args.overlap == "on"
     model = random_model(args.size, device)
     engine = make_engine(model, args)
     print("batch  ms/step  tokens/s  floor ms  of floor  host ms  prefill")
