@@ -288,7 +288,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=45, help="stop trying candidates after this time")
+    parser.add_argument("--seconds", type=float, default=35, help="stop trying candidates after this time")
     parser.add_argument("--processes", type=int, default=12, help="that compile")
     parser.add_argument("--output", type=Path, help="the file to write; default: where the kernels look")
     parser.add_argument("--compile", type=int, nargs=2, help=argparse.SUPPRESS)
