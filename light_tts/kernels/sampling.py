@@ -15,8 +15,6 @@ from light_tts.common.random import Purpose
 from light_tts.common.row_state import SPECIAL_IDS, RowState
 from light_tts.kernels.random import gumbel, gumbel_estimate
 
-_SEGMENTS = 128  # of the vocabulary, whose best few ids are looked at first
-
 
 def sample(
     logits: Tensor,
@@ -65,7 +63,6 @@ def sample(
         WINDOW_BLOCK=triton.next_power_of_2(state.history.shape[1]),
         BLOCK=block,
         ID_BITS=block.bit_length() - 1,
-        SEGMENTS=min(_SEGMENTS, block),
         NUCLEUS=triton.next_power_of_2(top_k),
         NUCLEUS_STREAM=int(Purpose.NUCLEUS) << 32,
         FALLBACK_STREAM=int(Purpose.FALLBACK) << 32,
@@ -136,7 +133,6 @@ def _sample_kernel(
     WINDOW_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     ID_BITS: tl.constexpr,
-    SEGMENTS: tl.constexpr,
     NUCLEUS: tl.constexpr,
     NUCLEUS_STREAM: tl.constexpr,
     FALLBACK_STREAM: tl.constexpr,
@@ -174,7 +170,7 @@ def _sample_kernel(
             drawn = tl.argmax(scores, 0)
         else:
             counter = step.to(tl.int64) * vocabulary
-            best, log_probs = _nucleus(scores, top_p, top_k, BLOCK, ID_BITS, SEGMENTS, NUCLEUS)
+            best, log_probs = _nucleus(scores, top_p, top_k, BLOCK, ID_BITS, NUCLEUS)
             noise = gumbel(seed, part + NUCLEUS_STREAM, counter + best)
             chosen = tl.argmax(log_probs + noise, 0)
             drawn = tl.sum(tl.where(tl.arange(0, NUCLEUS) == chosen, best, 0), 0)
@@ -201,15 +197,7 @@ def _sample_kernel(
 
 
 @triton.jit
-def _nucleus(
-    scores,
-    top_p,
-    top_k,
-    BLOCK: tl.constexpr,
-    ID_BITS: tl.constexpr,
-    SEGMENTS: tl.constexpr,
-    NUCLEUS: tl.constexpr,
-):
+def _nucleus(scores, top_p, top_k, BLOCK: tl.constexpr, ID_BITS: tl.constexpr, NUCLEUS: tl.constexpr):
     """-> ids and log-probabilities, (NUCLEUS,) each, most probable first, the lower id first where they are
     equal; the log-probability is -inf behind the nucleus."""
     ids = tl.arange(0, BLOCK)
@@ -219,44 +207,20 @@ def _nucleus(
     # One integer that sorts by log-probability, then by falling id: repeated maxima need no second look-up.
     keys = (_ordered(log_probs.to(tl.int32, bitcast=True)).to(tl.int64) << ID_BITS) | (BLOCK - 1 - ids)
 
-    # The best four ids of each segment (neighbours lie in different ones, as they are often likely together)
-    # nearly always hold the nucleus; if one of the rest belongs to it, all are searched.
-    NONE: tl.constexpr = -(1 << 63)
-    rest = tl.reshape(keys, [BLOCK // SEGMENTS, SEGMENTS])
-    place = tl.arange(0, 4)[:, None]
-    few = tl.full([4, SEGMENTS], NONE, tl.int64)
-    for i in tl.static_range(4):
-        largest = tl.max(rest, 0)[None, :]
-        rest = tl.where(rest == largest, NONE, rest)
-        few = tl.where(place == i, largest, few)
-    best, best_log_probs, last = _most_probable(
-        tl.reshape(few, [4 * SEGMENTS]), top_p, top_k, BLOCK, ID_BITS, NUCLEUS
-    )
-    if tl.max(tl.max(rest, 0), 0) > last:
-        best, best_log_probs, last = _most_probable(keys, top_p, top_k, BLOCK, ID_BITS, NUCLEUS)
-    return best, best_log_probs
-
-
-@triton.jit
-def _most_probable(keys, top_p, top_k, BLOCK: tl.constexpr, ID_BITS: tl.constexpr, NUCLEUS: tl.constexpr):
-    """-> ids and log-probabilities of the nucleus, see `_nucleus`, and the key of its last member"""
     place = tl.arange(0, NUCLEUS)
     best = tl.zeros([NUCLEUS], tl.int32)
     best_log_probs = tl.full([NUCLEUS], float("-inf"), tl.float32)
     mass = 0.0
     found = 0
-    key = tl.max(keys, 0)
-    last = key
     while (found < top_k) & (mass < top_p):
-        last = key
+        key = tl.max(keys, 0)
+        keys = tl.where(keys == key, -(1 << 63), keys)
         log_prob = _ordered((key >> ID_BITS).to(tl.int32)).to(tl.float32, bitcast=True)
         best = tl.where(place == found, (BLOCK - 1 - (key & (BLOCK - 1))).to(tl.int32), best)
         best_log_probs = tl.where(place == found, log_prob, best_log_probs)
         mass += tl.exp(log_prob)
         found += 1
-        keys = tl.where(keys == key, -(1 << 63), keys)
-        key = tl.max(keys, 0)
-    return best, best_log_probs, last
+    return best, best_log_probs
 
 
 @triton.jit
