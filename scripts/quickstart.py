@@ -23,7 +23,7 @@ TINY = ROOT / "pretrained_models" / "tiny"
 LOG = ROOT / "logs" / "quickstart.log"
 OUT = ROOT / "out.wav"
 TEXT = "Good morning. This is the first sentence that this server speaks."
-START_SECONDS = 180.0
+START_SECONDS = 600.0  # on a GPU kernels are compiled at the first start
 STOP_SECONDS = 30.0
 
 
