@@ -65,8 +65,11 @@ def nothing_left(server: Server, seconds: float = 3.0) -> bool:
     return eventually(lambda: not processes(server) and not server.leftovers(), seconds)
 
 
-def stream_in_background(server: Server) -> tuple[threading.Thread, dict[str, object], threading.Event]:
-    """A long streaming request; `speaking` is set with its first bytes."""
+def stream_in_background(
+    server: Server, least_tokens: int = 0
+) -> tuple[threading.Thread, dict[str, object], threading.Event]:
+    """A long streaming request, each part of at least so many speech tokens; `speaking` is set with its first
+    bytes."""
     result: dict[str, object] = {}
     speaking = threading.Event()
 
@@ -76,7 +79,8 @@ def stream_in_background(server: Server) -> tuple[threading.Thread, dict[str, ob
             "prompt_text": PROMPT_TEXT,
             "stream": "true",
             "seed": "1",
-            "max_new_tokens": "150",
+            "min_new_tokens": str(least_tokens),
+            "max_new_tokens": str(max(150, least_tokens)),
         }
         files = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes())}
         try:
@@ -166,7 +170,7 @@ def test_ctrl_c_twice_ends_at_once():
 
 def test_drain_timeout_ends_what_takes_longer_also_over_tcp():
     with start_server(drain_timeout=1, zmq_mode="tcp://") as server:
-        thread, result, speaking = stream_in_background(server)
+        thread, result, speaking = stream_in_background(server, least_tokens=2000)
         assert speaking.wait(60)
         began = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
