@@ -7,12 +7,18 @@ import torch
 from torch import Tensor
 
 
+def pinned(values: np.ndarray, device: torch.device) -> Tensor:
+    """`values` in host memory from where they are copied to `device` without waiting: pinned memory, which
+    the allocator does not hand out again before the copy is done. On the CPU the tensor shares their
+    memory."""
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory()
+
+
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
     """`values` on the device, for what is queued on the current stream from now on. On the CPU the tensor
     shares their memory."""
-    tensor = torch.from_numpy(values)
-    # Through pinned memory, which the allocator does not hand out again before the copy is done.
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return pinned(values, device).to(device, non_blocking=True)
 
 
 class Download:

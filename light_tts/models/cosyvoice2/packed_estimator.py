@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,28 +29,70 @@ from light_tts.models.cosyvoice2.estimator import (
 )
 
 COPIES = 2  # with and without guidance
+ALIGNMENT = 4  # int32 values: 16 bytes
+
+Table = TypeVar("Table", Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The buffers of one size: `rows` frames, COPIES times. Views into those of the largest size.
+class Buffers:
+    """What a step computes with, for some number of frames (rows), COPIES times.
 
-    x: (rows, mels) float32, the state of the integration; inputs: (2 rows, estimator input); position:
-    (2 rows,) int32, -1 without meaning; blocks: see packed_attention; step: (1,) int32.
+    x: (rows, mels) float32, the state of the integration; inputs: (2 rows, estimator input).
     """
 
     x: Tensor
     inputs: Tensor
-    position: Tensor
-    blocks: Tensor
-    step: Tensor
-    block_rows: int
     hidden: tuple[Tensor, Tensor, Tensor]  # (2 rows, width)
     joined: Tensor  # (2 rows, 2 width): what the up block reads, its skip in the second half
     qkv: Tensor  # (2 rows, 3 inner)
     attended: Tensor  # (2 rows, inner)
     feed: Tensor  # (2 rows, 4 width)
     normal: Tensor | None  # (2 rows, width); None: see packed_linear, few rows
+
+    def first(self, rows: int, few: bool) -> Buffers:
+        """The beginning of these, for fewer frames. `few`: without `normal`."""
+        both = COPIES * rows
+        return Buffers(
+            x=self.x[:rows],
+            inputs=self.inputs[:both],
+            hidden=tuple(tensor[:both] for tensor in self.hidden),
+            joined=self.joined[:both],
+            qkv=self.qkv[:both],
+            attended=self.attended[:both],
+            feed=self.feed[:both],
+            normal=None if few else self.normal[:both],
+        )
+
+
+class Rows:
+    """Buffers, and a table on the device that says what lies in their rows: `step`, (1,) int32; `position`,
+    (2 rows,) int32, -1 without meaning; `blocks`, see packed_attention. All three are parts of `table`, so
+    that one copy brings them up to date."""
+
+    def __init__(self, buffers: Buffers, blocks: int, block_rows: int) -> None:
+        """`blocks`: most of them, of `block_rows` queries each. No row has a meaning yet."""
+        self.buffers = buffers
+        self.block_rows = block_rows
+        self._positions = COPIES * self.size
+        entries = ALIGNMENT + self._positions + 4 * blocks
+        self.table = torch.zeros(entries, dtype=torch.int32, device=buffers.x.device)
+        self.step, self.position, self.blocks = self.parts(self.table)
+        self.clear()
+
+    @property
+    def size(self) -> int:
+        return len(self.buffers.x)
+
+    def parts(self, table: Table) -> tuple[Table, Table, Table]:
+        """Step, position and blocks of a table of this layout: views."""
+        blocks = table[ALIGNMENT + self._positions :]
+        return table[:1], table[ALIGNMENT : ALIGNMENT + self._positions], blocks.reshape(-1, 4)
+
+    def clear(self) -> None:
+        """No row has a meaning; step 0."""
+        self.table.zero_()
+        self.position.fill_(-1)
 
 
 @dataclass(frozen=True)
@@ -107,7 +151,7 @@ class Resnet:
             out,
             second.norm,
             residual=side,
-            normal=rows.normal,
+            normal=rows.buffers.normal,
             eps=eps,
         )
 
@@ -145,18 +189,20 @@ class Transformer:
 
     def __call__(self, rows: Rows, x: Tensor) -> None:
         """x: (2 rows, width), in place"""
-        position, normal = rows.position, rows.normal
+        position, normal = rows.position, rows.buffers.normal
         if normal is None:
-            norm_linear(x, *self.qkv, position, rows.qkv, self.eps, gelu=False)
+            norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps, gelu=False)
         else:
-            linear(normal, *self.qkv, position, rows.qkv, gelu=False)
-        packed_attention(rows.qkv, rows.blocks, rows.attended, self.heads, rows.block_rows, COPIES)
-        linear_add_(x, rows.attended, *self.out, position, normal, self.eps)
+            linear(normal, *self.qkv, position, rows.buffers.qkv, gelu=False)
+        packed_attention(
+            rows.buffers.qkv, rows.blocks, rows.buffers.attended, self.heads, rows.block_rows, COPIES
+        )
+        linear_add_(x, rows.buffers.attended, *self.out, position, normal, self.eps)
         if normal is None:
-            norm_linear(x, *self.up, position, rows.feed, self.eps, gelu=True)
+            norm_linear(x, *self.up, position, rows.buffers.feed, self.eps, gelu=True)
         else:
-            linear(normal, *self.up, position, rows.feed, gelu=True)
-        linear_add_(x, rows.feed, *self.down, position, normal, self.eps)
+            linear(normal, *self.up, position, rows.buffers.feed, gelu=True)
+        linear_add_(x, rows.buffers.feed, *self.down, position, normal, self.eps)
 
 
 @dataclass(frozen=True)
@@ -210,39 +256,43 @@ class PackedEstimator:
         self._inner = self._down.blocks[0].out[0].shape[0]
 
     def step(self, rows: Rows) -> None:
-        """One Euler step: moves `rows.x`, and the x in `rows.inputs`, on; adds 1 to `rows.step`."""
+        """One Euler step: moves x on, also in the inputs, and adds 1 to `rows.step`."""
         width, position = self._width, rows.position
-        joined, skip = rows.joined[:, :width], rows.joined[:, width:]
-        a, b, between = rows.hidden
+        joined, skip = rows.buffers.joined[:, :width], rows.buffers.joined[:, width:]
+        a, b, between = rows.buffers.hidden
 
-        x = self._down(rows, rows.inputs, between, skip)
+        x = self._down(rows, rows.buffers.inputs, between, skip)
         x, other = packed_conv(x, self._down_conv.weight, self._down_conv.bias, position, a), b
         for index, stage in enumerate(self._mid):
             target = joined if index == len(self._mid) - 1 else other
             x, other = stage(rows, x, between, target), x
-        x = self._up(rows, rows.joined, between, a)
+        x = self._up(rows, rows.buffers.joined, between, a)
         x = packed_conv(x, self._up_conv.weight, self._up_conv.bias, position, b)
         x = packed_conv(x, self._final.conv.weight, self._final.conv.bias, position, a, self._final.norm)
         weight, bias = self._projection
-        flow_step(x, weight, bias, self._guidance, self._dt, rows.step, position, rows.x, rows.inputs)
+        flow_step(
+            x,
+            weight,
+            bias,
+            self._guidance,
+            self._dt,
+            rows.step,
+            position,
+            rows.buffers.x,
+            rows.buffers.inputs,
+        )
         rows.step.add_(1)
 
-    def allocate(self, rows: int) -> Rows:
-        """Buffers for `rows` frames; what says where rows belong is the caller's (`Rows.position`, `blocks`
-        and `step` are empty here)."""
-        width, dtype, device = self._width, self.dtype, self.device
+    def allocate(self, rows: int) -> Buffers:
+        """For `rows` frames."""
+        width, device = self._width, self.device
 
-        def matrix(columns: int, count: int = COPIES * rows, dtype: torch.dtype = dtype) -> Tensor:
-            return torch.zeros(count, columns, dtype=dtype, device=device)
+        def matrix(columns: int) -> Tensor:
+            return torch.zeros(COPIES * rows, columns, dtype=self.dtype, device=device)
 
-        nothing = torch.empty(0, dtype=torch.int32, device=device)
-        return Rows(
-            x=matrix(self.mels, rows, torch.float32),
+        return Buffers(
+            x=torch.zeros(rows, self.mels, device=device),
             inputs=matrix(self._inputs),
-            position=nothing,
-            blocks=nothing,
-            step=nothing,
-            block_rows=0,
             hidden=(matrix(width), matrix(width), matrix(width)),
             joined=matrix(2 * width),
             qkv=matrix(3 * self._inner),

@@ -8,13 +8,13 @@ and Euler step are CUDA graphs by size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache
+from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.packed_attention import attention_blocks
 from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, euler_steps, fixed_noise
 from light_tts.models.cosyvoice2.flow import Flow
@@ -51,7 +51,6 @@ class PackedFlow:
         self._graphs = GraphCache(self._device, graphs)
         self._largest = self._estimator.allocate(0)
         self._sizes: dict[int, Rows] = {}
-        self._tables: dict[int, Tensor] = {}
         self._encoder_inputs: dict[tuple[int, int], Tensor] = {}
 
     def frames(self, item: FlowItem) -> int:
@@ -88,14 +87,13 @@ class PackedFlow:
 
     def _solve(self, batch: list[int], items: Sequence[FlowItem], frames: list[int]) -> dict[int, Tensor]:
         total = sum(frames[index] for index in batch)
-        size = _bucket(total)
-        rows = self._rows(size)
+        rows = self._rows(_bucket(total))
         self._prepare(rows)
-        self._place(rows, size, [frames[i] for i in batch], [items[i].streaming for i in batch])
+        self._place(rows, [frames[i] for i in batch], [items[i].streaming for i in batch])
         self._fill(rows, [items[index] for index in batch], [frames[index] for index in batch])
         for _ in range(self._estimator.steps):
-            self._graphs.run(("step", size), lambda: self._estimator.step(rows))
-        mel, start, found = rows.x[:total].clone(), 0, {}
+            self._graphs.run(("step", rows.size), lambda: self._estimator.step(rows))
+        mel, start, found = rows.buffers.x[:total].clone(), 0, {}
         for index in batch:
             prompt = self._flow.ratio * len(items[index].prompt)
             found[index] = mel[start + prompt : start + frames[index]]
@@ -105,67 +103,42 @@ class PackedFlow:
     # ---- rows
 
     def _rows(self, size: int) -> Rows:
-        """The buffers for `size` frames; all sizes share the memory of the largest so far."""
+        """The rows for `size` frames; all sizes share the memory of the largest so far."""
         if size in self._sizes:
             return self._sizes[size]
         if size > len(self._largest.x):
             self._graphs.clear()  # they know the old addresses
             self._encoder_inputs.clear()
             self._sizes.clear()
-            self._tables.clear()
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
         block_rows = 32 if size <= 512 else 64
-        blocks = 4 * (size // block_rows + self._items)
-        table = torch.zeros(4 + COPIES * size + blocks, dtype=torch.int32, device=self._device)
-        position = table[4 : 4 + COPIES * size]
-        position.fill_(-1)
-        large = self._largest
-        self._tables[size] = table
-        self._sizes[size] = replace(
-            large,
-            x=large.x[:size],
-            inputs=large.inputs[: COPIES * size],
-            position=position,
-            blocks=table[4 + COPIES * size :].view(-1, 4),
-            step=table[:1],
-            block_rows=block_rows,
-            hidden=tuple(tensor[: COPIES * size] for tensor in large.hidden),
-            joined=large.joined[: COPIES * size],
-            qkv=large.qkv[: COPIES * size],
-            attended=large.attended[: COPIES * size],
-            feed=large.feed[: COPIES * size],
-            normal=large.normal[: COPIES * size] if size > FEW_ROWS else None,
-        )
-        return self._sizes[size]
+        buffers = self._largest.first(size, few=size <= FEW_ROWS)
+        rows = self._sizes[size] = Rows(buffers, size // block_rows + self._items, block_rows)
+        return rows
 
     def _prepare(self, rows: Rows) -> None:
         """Record the step while the rows are empty: running it moves x and counts."""
-        size = len(rows.x)
-        if self._graphs.enabled and ("step", size) not in self._graphs:
-            table = self._tables[size]
-            table.zero_()
-            rows.position.fill_(-1)
-            self._graphs.record(("step", size), lambda: self._estimator.step(rows))
+        if self._graphs.enabled and ("step", rows.size) not in self._graphs:
+            rows.clear()
+            self._graphs.record(("step", rows.size), lambda: self._estimator.step(rows))
 
-    def _place(self, rows: Rows, size: int, frames: list[int], streaming: list[bool]) -> None:
+    def _place(self, rows: Rows, frames: list[int], streaming: list[bool]) -> None:
         """Say on the device where each item's rows are, and begin at step 0."""
-        table = np.full(len(self._tables[size]), -1, np.int32)
-        table[:4] = 0
-        position = np.concatenate([np.arange(count, dtype=np.int32) for count in frames])
-        for copy in range(COPIES):
-            table[4 + copy * size :][: len(position)] = position
+        table = np.zeros(len(rows.table), np.int32)
+        _, position, blocks = rows.parts(table)
+        position.fill(-1)
+        position.reshape(COPIES, -1)[:, : sum(frames)] = np.concatenate([np.arange(n) for n in frames])
         chunks = [self._chunk if masked else 0 for masked in streaming]
-        blocks = attention_blocks(frames, chunks, rows.block_rows, len(rows.blocks))
-        table[4 + COPIES * size :] = blocks.ravel()
-        self._tables[size].copy_(self._on_host(table), non_blocking=True)
+        blocks[:] = attention_blocks(frames, chunks, rows.block_rows, len(blocks))
+        rows.table.copy_(pinned(table, self._device), non_blocking=True)
 
     def _fill(self, rows: Rows, items: list[FlowItem], frames: list[int]) -> None:
         """What the estimator is given: noise, encoded tokens, speaker and the prompt's mel, side by side; of
         these the unconditioned copy has the noise only."""
-        mels, size, total = self._mels, len(rows.x), sum(frames)
-        x = rows.x[:total]
+        mels, size, total = self._mels, rows.size, sum(frames)
+        x = rows.buffers.x[:total]
         torch.index_select(self._noise, 0, rows.position[:total], out=x)
-        conditioned, unconditioned = rows.inputs[:total], rows.inputs[size : size + total]
+        conditioned, unconditioned = rows.buffers.inputs[:total], rows.buffers.inputs[size:][:total]
         conditioned[:, :mels] = x
         unconditioned[:, :mels] = x
         unconditioned[:, mels:].zero_()
@@ -202,7 +175,7 @@ class PackedFlow:
         index = np.concatenate(
             [np.arange(count, dtype=np.int32) + row * row_length for row, count in enumerate(frames)]
         )
-        return features.index_select(0, self._on_host(index).to(self._device, non_blocking=True))
+        return features.index_select(0, upload(index, self._device))
 
     def _features(self, table: np.ndarray) -> Tensor:
         """table: (items, 3 + tokens) int32, each row length, streaming, finalize, ids -> (items * ratio *
@@ -212,7 +185,7 @@ class PackedFlow:
         if inputs is None:
             inputs = torch.empty(height, 3 + width, dtype=torch.int32, device=self._device)
             self._encoder_inputs[height, width] = inputs
-        inputs.copy_(self._on_host(table), non_blocking=True)
+        inputs.copy_(pinned(table, self._device), non_blocking=True)
 
         def run() -> Tensor:
             lengths, streaming, finalize = inputs[:, 0].long(), inputs[:, 1] > 0, inputs[:, 2] > 0
@@ -220,11 +193,6 @@ class PackedFlow:
             return self._flow.encoder_proj(features).flatten(0, 1)
 
         return self._graphs.run(("encode", height, width), run)
-
-    def _on_host(self, array: np.ndarray) -> Tensor:
-        """Pinned where there is a GPU, so that the copy does not wait."""
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory() if self._device.type == "cuda" else tensor
 
 
 def _split(items: list, fits) -> list[list]:

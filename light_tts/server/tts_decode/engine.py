@@ -1,6 +1,6 @@
 """Runs batches of chunks on the device, several in flight, each in a thread (and CUDA stream) of its own.
 
-On a GPU a batch is one padded run. On the CPU each chunk is computed alone in exactly its own shape, so that
+On a GPU a batch is one run. On the CPU each chunk is computed alone in exactly its own shape, so that
 its samples are bit for bit those of any other run of the same request.
 """
 
@@ -66,8 +66,8 @@ class Engine:
         self, models: Sequence[Token2Wav], device: torch.device, max_batch_size: int, wake: Callable[[], None]
     ) -> None:
         self.model = models[0]  # for questions that all answer alike
-        self.padded = device.type == "cuda"
-        self.batch_limit = max_batch_size if self.padded else 1
+        self.on_gpu = device.type == "cuda"
+        self.batch_limit = max_batch_size if self.on_gpu else 1
         self._device = device
         self._wake = wake
         self._ended: queue.SimpleQueue[tuple[Lane, Future[Ended]]] = queue.SimpleQueue()
@@ -105,7 +105,7 @@ class Engine:
         for lane in self._lanes:
             with lane.context():
                 lane.model.warm_up(self.batch_limit)
-        if self.padded:
+        if self.on_gpu:
             torch.cuda.synchronize(self._device)
 
     def _end(self, lane: Lane, future: Future[Ended]) -> None:
@@ -114,7 +114,7 @@ class Engine:
 
     def _run(self, lane: Lane, batch: Sequence[Task]) -> Ended:
         started = time.monotonic()
-        if self.padded:
+        if self.on_gpu:
             torch.cuda.set_device(self._device)
         with lane.context():
             outcomes = self._speak(lane.model, [task.item for task in batch])
@@ -133,7 +133,7 @@ class Engine:
         return self._speak(model, items[:middle]) + self._speak(model, items[middle:])
 
     def _recover(self, error: Exception) -> None:
-        if not self.padded:
+        if not self.on_gpu:
             return
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()

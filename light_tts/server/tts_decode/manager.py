@@ -80,7 +80,7 @@ def run(ctx: StageContext) -> None:
     engine = Engine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     try:
         manager = DecodeManager(ctx, engine, voices, chunk_rules(config, engine.model, grow))
-        if engine.padded:
+        if engine.on_gpu:
             started = time.monotonic()
             ctx.log.info("preparing the GPU: kernels are compiled once on a machine, which can take minutes")
             engine.warm_up()
