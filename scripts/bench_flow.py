@@ -10,10 +10,13 @@ everything from ids on the host to mel frames on the device; error is relative t
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +25,33 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
 from light_tts.models.cosyvoice2.flow import Flow  # noqa: E402
 from light_tts.models.cosyvoice2.flow_backend import FlowItem, PaddedFlow  # noqa: E402
 from light_tts.models.cosyvoice2.packed_flow import PackedFlow, pack  # noqa: E402
-from scripts import random_models  # noqa: E402
+from scripts.make_tiny_checkpoint import (  # noqa: E402
+    SIZES,
+    TEMPLATE,
+    RandomWeights,
+    flow_shapes,
+    flow_state,
+)
 
 PROMPT = 87
 GFLOP_PER_FRAME = 2.84  # estimator: 10 steps, guided, without attention's part that grows with the length
 ATTENTION_LAYERS, INNER = 56, 512
+
+
+def full_size(device: str) -> Flow:
+    """float32, with random weights."""
+    sizes = SIZES["full"]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "cosyvoice2.yaml").write_text(TEMPLATE.read_text().format(**asdict(sizes)))
+        config = load_config(Path(folder))
+    with torch.device("meta"):
+        flow = Flow(config.flow, flow_shapes(sizes))
+    flow.load_state_dict(flow_state(RandomWeights(0).like(flow)), assign=True)
+    return flow.to(device).eval().requires_grad_(False)
 
 
 def item(seed: int, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
@@ -66,9 +88,9 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     torch.cuda.set_stream(torch.cuda.Stream())
     torch.set_grad_enabled(False)
-    flow32 = random_models.flow("cuda")
+    flow32 = full_size("cuda")
     estimator = pack(flow32, dtype)
-    packed = PackedFlow(random_models.flow("cuda").to(dtype), estimator, items=32)
+    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), estimator, items=32)
     plain = PaddedFlow(flow32)
 
     rows = []
@@ -102,7 +124,7 @@ def main() -> None:
             )
             shown = "-" if error is None else f"{error:.1e}"
             print(f"{name}  {count:8}  {frames:6}  {ms:9.2f}  {gflop / ms:7.1f}  {shown}", flush=True)
-    half = PaddedFlow(random_models.flow("cuda").to(dtype))
+    half = PaddedFlow(copy.deepcopy(flow32).to(dtype))
     for name, tokens, streaming, finalize in (("first", 41, True, False), ("whole", 125, False, True)):
         items = [item(0, tokens, streaming, finalize)]
         half(items)

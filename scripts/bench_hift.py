@@ -59,7 +59,7 @@ def main() -> None:
     flops = flops_of_frame(hift)
     print(f"{torch.cuda.get_device_name()}: {flops * 50 / 1e9:.1f} GFLOP for a second of audio", flush=True)
     with torch.cuda.stream(torch.cuda.Stream()):
-        vocoder = choose_vocoder(hift, CACHED)
+        vocoder = choose_vocoder(hift, CACHED)()
         rows = [row for size in BATCHES for row in measure(hift, vocoder, *size, flops, args.seconds)]
     if args.json:
         args.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "rows": rows}, indent=1))

@@ -38,7 +38,7 @@ def test_streams_are_the_golden_ones(name, grow):
     config, checkpoint = GOLDEN.config, GOLDEN.checkpoint
     new_flow = choose_flow(checkpoint, config, DEVICE, torch.float32, load_trt=False, max_batch_size=2)
     hift = Hift.from_checkpoint(checkpoint, config, DEVICE)
-    vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)
+    vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)()
     arrays = GOLDEN.arrays(FILE)
     with torch.cuda.stream(torch.cuda.Stream()):
         model = Token2Wav(new_flow(), vocoder, config, full_last_chunk=grow, device=DEVICE)

@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 from light_tts.models.cosyvoice2 import hift_runner
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.hift import Hift
+from light_tts.models.cosyvoice2.hift_network import HiftNetwork
 from light_tts.models.cosyvoice2.hift_runner import HiftRunner, frames_of_graph
 from light_tts.models.cosyvoice2.vocoder import SourceNoise, TorchVocoder, choose_vocoder
 
@@ -65,7 +66,7 @@ def batch(lengths: list[int]) -> tuple:
 def test_whole_equals_the_plain_path(hift, dtype, limit):
     lengths = [3, 1, 4]
     inputs = batch(lengths)
-    waves, sources = HiftRunner(hift, CACHED, dtype=dtype).speak(*inputs)
+    waves, sources = HiftRunner(HiftNetwork(hift, dtype), CACHED).speak(*inputs)
     _, expected_sources = TorchVocoder(hift).speak(*inputs)
     if CUDA and dtype == torch.float32:
         limit = 5e-3  # multiplied as TF32, which tensor cores may cut off rather than round
@@ -79,7 +80,7 @@ def test_whole_equals_the_plain_path(hift, dtype, limit):
 
 
 def test_an_item_does_not_depend_on_its_neighbours_nor_on_the_size_of_the_graph(hift):
-    runner = HiftRunner(hift, CACHED)
+    runner = HiftRunner(HiftNetwork(hift), CACHED)
     mel, lengths, cached, noises = batch([2, 4])
     waves, sources = runner.speak(mel, lengths, cached, noises)
     wave, source = runner.speak(mel[:1, :, :2], lengths[:1], cached[:1], noises[:1])
@@ -88,7 +89,7 @@ def test_an_item_does_not_depend_on_its_neighbours_nor_on_the_size_of_the_graph(
 
 
 def test_what_lies_in_the_padding_is_never_read(hift):
-    runner = HiftRunner(hift, CACHED)
+    runner = HiftRunner(HiftNetwork(hift), CACHED)
     mel, lengths, cached, noises = batch([1, 2])
     first = runner.speak(mel, lengths, cached, noises)[0]
     mel[0, :, 1:] = float("nan")
@@ -97,8 +98,8 @@ def test_what_lies_in_the_padding_is_never_read(hift):
 
 def test_a_batch_too_large_for_one_graph_is_computed_in_parts(hift):
     mel, lengths, cached, noises = batch([1, 1])
-    whole, _ = HiftRunner(hift, CACHED).speak(mel, lengths, cached, noises)
-    parts, _ = HiftRunner(hift, CACHED, max_frames=1).speak(mel, lengths, cached, noises)
+    whole, _ = HiftRunner(HiftNetwork(hift), CACHED).speak(mel, lengths, cached, noises)
+    parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(mel, lengths, cached, noises)
     assert torch.equal(parts, whole)
 
 
@@ -109,7 +110,7 @@ def test_sizes_of_graphs():
 
 
 def test_the_plain_path_serves_without_a_gpu():
-    vocoder = choose_vocoder(Hift.from_checkpoint(CHECKPOINT, CONFIG, "cpu"), CACHED)
+    vocoder = choose_vocoder(Hift.from_checkpoint(CHECKPOINT, CONFIG, "cpu"), CACHED)()
     assert isinstance(vocoder, TorchVocoder)
 
 
@@ -123,7 +124,7 @@ def test_full_size_with_mixed_lengths(dtype, limit):
     hift = full_size(DEVICE)
     lengths = [250, 76, 8, 133, 1, 249]
     inputs = batch(lengths)
-    runner = HiftRunner(hift, CACHED, dtype=dtype)
+    runner = HiftRunner(HiftNetwork(hift, dtype), CACHED)
     for _ in range(2):  # recorded, replayed
         waves, sources = runner.speak(*inputs)
     for row, length in enumerate(lengths):

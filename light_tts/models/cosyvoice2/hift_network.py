@@ -28,6 +28,7 @@ class HiftNetwork:
 
     def __init__(self, hift: Hift, dtype: torch.dtype = torch.float16) -> None:
         source = hift.m_source
+        self.device = hift.conv_pre.weight.device
         self.waves = source.waves
         self.samples_per_frame = hift.samples_per_frame
         self.mels = hift.config.in_channels
@@ -48,9 +49,7 @@ class HiftNetwork:
         )
         self._pre, self._post = exact(hift.conv_pre), exact(hift.conv_post)
         self._levels = levels(hift, dtype)
-        self._transform = Transform.of(
-            hift.n_fft, hift.hop, hift.spectrum_frames, hift.conv_pre.weight.device
-        )
+        self._transform = Transform.of(hift.n_fft, hift.hop, hift.spectrum_frames, self.device)
 
     @torch.inference_mode()
     def __call__(

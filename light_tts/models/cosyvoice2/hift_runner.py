@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.hift_source import Cached, Draws
-from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.hift_network import HiftNetwork
 from light_tts.models.cosyvoice2.vocoder import SourceNoise
 
@@ -21,18 +20,18 @@ MAX_FRAMES = 8192  # mel frames of one graph: 32 items of 256
 
 
 class HiftRunner:
-    """Not for several threads at once. cached_samples: the most that a source begins with."""
+    """Not for several threads at once; several may share a network. cached_samples: the most that a source
+    begins with."""
 
     def __init__(
         self,
-        hift: Hift,
+        network: HiftNetwork,
         cached_samples: int,
         cuda_graphs: bool = True,
-        dtype: torch.dtype = torch.float16,
         max_frames: int = MAX_FRAMES,
     ) -> None:
-        device = next(hift.parameters()).device
-        self._network = HiftNetwork(hift, dtype)
+        device = network.device
+        self._network = network
         self._max_frames = max_frames
         self._cached_samples = cached_samples
         self._room = _Room(self._network, max_frames, cached_samples, device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -80,12 +80,15 @@ class TorchVocoder:
         return torch.stack(rows).view(len(rows), samples, waves)
 
 
-def choose_vocoder(hift: Hift, cached_samples: int, cuda_graphs: bool = True) -> Vocoder:
-    """The fastest that runs where `hift` is. cached_samples: the most that a source begins with;
-    cuda_graphs: record the kernels of each size when it is first met."""
+def choose_vocoder(hift: Hift, cached_samples: int, cuda_graphs: bool = True) -> Callable[[], Vocoder]:
+    """The fastest that runs where `hift` is. -> makes one for each CUDA stream that computes; they share
+    their weights. cached_samples: the most that a source begins with; cuda_graphs: record the kernels of each
+    size when it is first met."""
     device = next(hift.parameters()).device
     if device.type != "cuda" or importlib.util.find_spec("triton") is None or hift.n_fft != 4 * hift.hop:
-        return TorchVocoder(hift)
+        return lambda: TorchVocoder(hift)
+    from light_tts.models.cosyvoice2.hift_network import HiftNetwork
     from light_tts.models.cosyvoice2.hift_runner import HiftRunner
 
-    return HiftRunner(hift, cached_samples, cuda_graphs)
+    network = HiftNetwork(hift)
+    return lambda: HiftRunner(network, cached_samples, cuda_graphs)

@@ -71,9 +71,9 @@ def run(ctx: StageContext) -> None:
     )
     hift = Hift.from_checkpoint(model_dir, config, device)
     grow = settings.stream_hop == "grow"
-    overlap = OVERLAP_FRAMES * hift.samples_per_frame
+    new_vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)
     models = [
-        Token2Wav(new_flow(), choose_vocoder(hift, overlap), config, full_last_chunk=grow, device=device)
+        Token2Wav(new_flow(), new_vocoder(), config, full_last_chunk=grow, device=device)
         for _ in range(settings.decode_paral_num)
     ]
     voices = Voices(device)
