@@ -55,6 +55,7 @@ class SpeechCall:
 
     def submit(self, speech: Speech) -> None:
         """Raises RequestError (503). The deadline counts from the arrival of the request."""
+        log.debug("%s read after %.1f ms", self.id, (time.monotonic() - self._arrived) * 1000)
         self.request = SpeechRequest(self.id, speech)
         self._manager.submit(self)
         self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
@@ -84,6 +85,7 @@ class SpeechCall:
         if self._first_audio is None:
             self._first_audio = time.monotonic() - self._arrived
             metrics.time_to_first_audio_seconds.labels(self._route).observe(self._first_audio)
+            log.debug("%s first audio", self.id)
         self._samples_sent += len(pcm) // 2
 
     # -- called by the manager

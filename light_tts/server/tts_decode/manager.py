@@ -211,6 +211,7 @@ class DecodeManager:
         job.busy = True
         part = job.parts[0]
         self._queue_seconds.observe(time.monotonic() - part.since)
+        self._ctx.log.debug("%s part %d: a chunk begins", job.name, part.number)
         return Task(_work_item(part), owner=job)
 
     # -- what is handed out
@@ -235,6 +236,7 @@ class DecodeManager:
                 final=step.chunk.final,
             )
             self._ctx.outbox.send(job.reply_to, chunk)
+            self._ctx.log.debug("%s part %d: %d samples sent", job.name, part.number, len(pcm))
             self._policy.delivered(job.name, len(pcm))
         part.speech.advance()
         part.since = time.monotonic()

@@ -115,6 +115,7 @@ class EncodeManager:
             case messages.Synthesize(job=name, reply_to=address):
                 if address in self._gone:
                     return  # nobody would ever release it
+                self._ctx.log.debug("%s to encode", name)
                 self._jobs[name] = self._waiting[name] = Job(message, time.monotonic())
             case messages.AppendText(job=name, text=text) if name in self._jobs:
                 self._guarded(self._jobs[name], lambda job: self._append_text(job, text))

@@ -186,6 +186,7 @@ class LLMStage:
             return
         job.parts[request.part] = Speaking(request, sequence, self._delivery(request), time.monotonic())
         self._scheduler.submit(sequence)
+        self._ctx.log.debug("%s part %d to speak", request.job, request.part)
 
     def _sequence(self, request: Generate) -> Sequence:
         common = {
@@ -311,6 +312,7 @@ class LLMStage:
                 job=request.job, part=request.part, tokens=tokens, final=sequence.finished
             )
             self._ctx.peers.send("decode", job.decode, due)
+            self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
         if sequence.finished:
             self._scheduler.end(sequence)
             self._engine.release(sequence)
