@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels import configs, overlap
+from light_tts.kernels import configs, overlap, prefetch
+from light_tts.kernels.prefetch import Ahead
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,18 @@ def row_linear(
     eps: float | None = None,
     gated: bool = False,
     add: bool = False,
+    ahead: Ahead | None = None,
     config: RowConfig | None = None,
 ) -> None:
     """x @ weight.T + bias into `out`, or with `add` added to it. With `eps` x is divided by its root mean
     square first; `gated`: the upper half of the weight is that of the gate, and out = silu(gate) * up.
 
     x: (1, inputs); weight: (outputs, inputs), gated: (2 * outputs, inputs); out: (1, outputs); bias:
-    (outputs,)"""
+    (outputs,); ahead: weights to fetch meanwhile"""
     outputs, inputs = out.shape[1], x.shape[1]
     config = config or row_config(x.device, *weight.shape)
-    _row_kernel[(triton.cdiv(outputs, config.block_out),)](
+    programs = triton.cdiv(outputs, config.block_out)
+    _row_kernel[(programs,)](
         x,
         weight,
         bias,
@@ -66,6 +69,7 @@ def row_linear(
         GATED=gated,
         ADD=add,
         num_warps=config.warps,
+        **prefetch.options(ahead, programs, config.warps),
         **overlap.options(x.device),
     )
 
@@ -84,6 +88,9 @@ def _row_kernel(
     NORM: tl.constexpr,
     GATED: tl.constexpr,
     ADD: tl.constexpr,
+    ahead_ptr=None,
+    ahead_bytes=0,
+    AHEAD: tl.constexpr = 0,
     OVERLAP: tl.constexpr = False,
 ):
     o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -97,6 +104,8 @@ def _row_kernel(
         up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0, eviction_policy="evict_first")
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)
+    if AHEAD > 0:
+        prefetch.prefetch(ahead_ptr, ahead_bytes, tl.program_id(0), AHEAD)
     if OVERLAP:
         overlap.begin()
     else:
