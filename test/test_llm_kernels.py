@@ -26,8 +26,8 @@ from light_tts.kernels.decode_attention import (
     decode_attention_reference,
 )
 from light_tts.kernels.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
-from light_tts.kernels.prefill_attention import prefill_attention, prefill_attention_reference, prefill_blocks
 from light_tts.kernels.prefetch import Ahead
+from light_tts.kernels.prefill_attention import prefill_attention, prefill_attention_reference, prefill_blocks
 from light_tts.kernels.random import gumbel, gumbel_estimate
 from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
 from light_tts.kernels.row_linear import RowConfig, row_linear
@@ -410,7 +410,7 @@ def test_small_linear_refuses_many_rows() -> None:
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("rows", [1, 8, 32, 64])
 def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer as a CUDA graph: programs arrive in any order, kernels may overlap and fetch weights for others;
+    """A layer as a CUDA graph: programs arrive in any order, kernels may overlap and fetch weights ahead;
     the result must not show it, and be that of the references."""
     dtype, head_dim, eps = torch.float16, FULL[-1], 1e-6
     sizes = [(1152, 896), (896, 896), (9728, 896), (896, 4864)]

@@ -68,9 +68,9 @@ def decode_attention(
 
     qkv, cos, sin, k, v, k_scale, v_scale: as in `rotary_kv_write`, head_dim a power of two from 16; table:
     (rows, max_len) int32 slots; rows, lengths: (tokens,) int32; max_length: bound of all lengths, which fixes
-    the grid; ahead: weights to fetch meanwhile; config: None for the measured one -> (tokens, heads, head_dim).
-    With overlapping kernels table,
-    rows, lengths and the older tokens of the pool must not come from the kernel in front."""
+    the grid; ahead: weights to fetch meanwhile; config: None for the measured one -> (tokens, heads,
+    head_dim). With overlapping kernels table, rows, lengths and the older tokens of the pool must not come
+    from the kernel in front."""
     tokens, size = qkv.shape
     kv_heads, head_dim = k.shape[1:]
     heads = size // head_dim - 2 * kv_heads
