@@ -130,7 +130,7 @@ def row_task(kernel: str, outputs: int, inputs: int) -> Task:
 
         def calls(config: RowConfig | None) -> Calls | None:
             return config and [
-                lambda w=w: row_linear(x, w, out, bias, eps, gated, add, config=config) for w in weights
+                lambda w=w: row_linear(x, w, out, bias, eps, gated, add, config) for w in weights
             ]
 
         return calls
@@ -146,10 +146,10 @@ def linear_task(kernel: str, outputs: int, inputs: int, rows: int) -> Task:
 
         def fused(weight: Tensor, config: LinearConfig) -> object:
             if kernel == "linear_add_":
-                return linear_add_(residual, y, weight, config=config)
+                return linear_add_(residual, y, weight, config)
             if kernel == "norm_linear":
-                return norm_linear(x, EPS, weight, bias, config=config)
-            return norm_gate_up_silu(x, EPS, weight, config=config)
+                return norm_linear(x, EPS, weight, bias, config)
+            return norm_gate_up_silu(x, EPS, weight, config)
 
         def general(weight: Tensor) -> object:
             """What the many kernels do in all, the norm counted with the linear in front of it."""
@@ -181,9 +181,7 @@ def decode_task(batch: int, max_length: int) -> Task:
         where = (table, rows, lengths, max_length)
 
         def calls(config: DecodeConfig | None) -> Calls | None:
-            return config and [
-                lambda p=p: decode_attention(qkv, *rope, *p, *where, config=config) for p in pools
-            ]
+            return config and [lambda p=p: decode_attention(qkv, *rope, *p, *where, config) for p in pools]
 
         return calls
 

@@ -6,7 +6,6 @@ Triton's interpreter (see conftest.py)."""
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import pytest
 import torch
@@ -26,7 +25,6 @@ from light_tts.kernels.decode_attention import (
     decode_attention_reference,
 )
 from light_tts.kernels.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
-from light_tts.kernels.prefetch import Ahead
 from light_tts.kernels.prefill_attention import prefill_attention, prefill_attention_reference, prefill_blocks
 from light_tts.kernels.random import gumbel, gumbel_estimate
 from light_tts.kernels.rotary import rotary_kv_write, rotary_kv_write_reference
@@ -169,7 +167,7 @@ def test_decode_attention(split: int, dtype: torch.dtype, int8: bool, shape: tup
     rows, lengths = ints([3, 0, -1, 4, 2, 1, 5]), ints([1, 200, 0, 32, 33, 129, 16])
     qkv, tables = qkv_of(len(rows), shape, dtype), rope(200, shape[2])
     where = (table, rows, lengths, 256)
-    out = decode_attention(qkv, *tables, *pool.tensors, *where, config=DecodeConfig(block=16, split=split))
+    out = decode_attention(qkv, *tables, *pool.tensors, *where, DecodeConfig(block=16, split=split))
     expected = decode_attention_reference(qkv, *tables, *expected_pool.tensors, *where)
     close(out, expected, 8 if int8 else 4)  # int8: a value between two steps may fall on either side
     assert (out[2] == 0).all()
@@ -187,8 +185,8 @@ def test_decode_attention_does_not_depend_on_the_batch() -> None:
     tables = rope(200, GOLDEN[2])
 
     def attend(tokens: slice) -> Tensor:
-        where = (table, rows[tokens], lengths[tokens], 256)
-        return decode_attention(qkv[tokens], *tables, *pool.tensors, *where, config=DecodeConfig())
+        where = (table, rows[tokens], lengths[tokens], 256, DecodeConfig())
+        return decode_attention(qkv[tokens], *tables, *pool.tensors, *where)
 
     together = attend(slice(0, 3))
     for i in range(3):
@@ -395,7 +393,7 @@ def test_linear_add(dtype: torch.dtype, rows: int, inputs: int, outputs: int, sp
     linear_add_reference_(expected, y, weight)
     again = residual.clone()
     linear_add_(again, y, weight)
-    linear_add_(residual, y, weight, config=LinearConfig(block_k=64, splits=splits))
+    linear_add_(residual, y, weight, LinearConfig(block_k=64, splits=splits))
     for actual in (again, residual):
         close(actual, expected, SUM_STEPS[dtype])
     assert (arrival.counters(y.device) == 0).all()
@@ -410,8 +408,8 @@ def test_small_linear_refuses_many_rows() -> None:
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("rows", [1, 8, 32, 64])
 def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer as a CUDA graph: programs arrive in any order, kernels may overlap and fetch weights ahead;
-    the result must not show it, and be that of the references."""
+    """A layer as a CUDA graph: programs arrive in any order, and kernels may overlap; the result must not
+    show it, and be that of the references."""
     dtype, head_dim, eps = torch.float16, FULL[-1], 1e-6
     sizes = [(1152, 896), (896, 896), (9728, 896), (896, 4864)]
     weights = [randn(*size, dtype=dtype, seed=i) * size[1] ** -0.5 for i, size in enumerate(sizes)]
@@ -420,12 +418,12 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
     row, lengths = ints(torch.arange(rows)), ints(torch.arange(1, rows + 1) * (1024 // rows))
     tables, start = rope(1024, head_dim), randn(rows, 896, dtype=dtype, seed=7)
 
-    def layer(ahead: Ahead | None) -> Tensor:
+    def layer() -> Tensor:
         x = start.clone()
-        qkv = norm_linear(x, eps, weights[0], bias, ahead)
-        attended = decode_attention(qkv, *tables, *pool.tensors, table, row, lengths, 1024, ahead)
-        linear_add_(x, attended.flatten(1), weights[1], ahead)
-        linear_add_(x, norm_gate_up_silu(x, eps, weights[2], ahead), weights[3], ahead)
+        qkv = norm_linear(x, eps, weights[0], bias)
+        attended = decode_attention(qkv, *tables, *pool.tensors, table, row, lengths, 1024)
+        linear_add_(x, attended.flatten(1), weights[1])
+        linear_add_(x, norm_gate_up_silu(x, eps, weights[2]), weights[3])
         return x
 
     def layer_reference() -> Tensor:
@@ -438,15 +436,14 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
 
     expected = layer_reference()
     results = []
-    some = Ahead(weights[2].view(-1)[: 1 << 20])
-    for overlapping, ahead in itertools.product((False, True), (None, some)):
+    for overlapping in (False, True):
         monkeypatch.setattr(overlap, "enabled", lambda device, value=overlapping: value)
-        layer(ahead)
+        layer()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(20):
-                result = layer(ahead)
+                result = layer()
         for _ in range(20):
             result.zero_()
             graph.replay()

@@ -17,10 +17,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels import arrival, configs, overlap, prefetch
+from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
 from light_tts.kernels.pool_read import load_tokens, read_reference
-from light_tts.kernels.prefetch import Ahead
 from light_tts.kernels.rotary import quantized, rotary_kv_write_reference, scale_of
 
 _LOG2_E = math.log2(math.e)
@@ -60,7 +59,6 @@ def decode_attention(
     rows: Tensor,
     lengths: Tensor,
     max_length: int,
-    ahead: Ahead | None = None,
     config: DecodeConfig | None = None,
 ) -> Tensor:
     """Token i, at position lengths[i] - 1 of table row rows[i], is written into the pool and attends to all
@@ -68,9 +66,8 @@ def decode_attention(
 
     qkv, cos, sin, k, v, k_scale, v_scale: as in `rotary_kv_write`, head_dim a power of two from 16; table:
     (rows, max_len) int32 slots; rows, lengths: (tokens,) int32; max_length: bound of all lengths, which fixes
-    the grid; ahead: weights to fetch meanwhile; config: None for the measured one -> (tokens, heads,
-    head_dim). With overlapping kernels table, rows, lengths and the older tokens of the pool must not come
-    from the kernel in front."""
+    the grid; config: None for the measured one -> (tokens, heads, head_dim). With overlapping kernels table,
+    rows, lengths and the older tokens of the pool must not come from the kernel in front."""
     tokens, size = qkv.shape
     kv_heads, head_dim = k.shape[1:]
     heads = size // head_dim - 2 * kv_heads
@@ -109,7 +106,6 @@ def decode_attention(
         TINY=torch.finfo(qkv.dtype).tiny,
         num_warps=config.warps,
         num_stages=1,
-        **prefetch.options(ahead, splits * kv_heads * tokens, config.warps),
         **overlap.options(qkv.device),
     )
     return out
@@ -127,6 +123,7 @@ def decode_attention_reference(
     rows: Tensor,
     lengths: Tensor,
     max_length: int,
+    config: DecodeConfig | None = None,
 ) -> Tensor:
     positions = (lengths - 1).clamp(min=0)
     slots = table[rows.clamp(min=0).long(), positions.long()].where(lengths > 0, -1)
@@ -168,9 +165,6 @@ def _decode_kernel(
     CHUNK: tl.constexpr,
     INT8: tl.constexpr,
     TINY: tl.constexpr,
-    ahead_ptr=None,
-    ahead_bytes=0,
-    AHEAD: tl.constexpr = 0,
     OVERLAP: tl.constexpr = False,
 ):
     """One program a split, kv head and token. `HEADS`: the GROUP query heads of a kv head, rounded up;
@@ -195,9 +189,6 @@ def _decode_kernel(
         next_slots = tl.load(slots_ptr + later, mask=later < max_len, other=0, cache_modifier=".cg")
     k = load_tokens(k_ptr, k_scale_ptr, slots, position < written, kv_head, kv_heads, HEAD_DIM, INT8, dtype)
     v = load_tokens(v_ptr, v_scale_ptr, slots, position < written, kv_head, kv_heads, HEAD_DIM, INT8, dtype)
-    if AHEAD > 0:
-        program = (token * kv_heads + kv_head) * tl.num_programs(0) + split
-        prefetch.prefetch(ahead_ptr, ahead_bytes, program, AHEAD)
     if OVERLAP:
         overlap.begin()
 

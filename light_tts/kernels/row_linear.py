@@ -15,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels import configs, overlap, prefetch
-from light_tts.kernels.prefetch import Ahead
+from light_tts.kernels import configs, overlap
 
 
 @dataclass(frozen=True)
@@ -44,18 +43,16 @@ def row_linear(
     eps: float | None = None,
     gated: bool = False,
     add: bool = False,
-    ahead: Ahead | None = None,
     config: RowConfig | None = None,
 ) -> None:
     """x @ weight.T + bias into `out`, or with `add` added to it. With `eps` x is divided by its root mean
     square first; `gated`: the upper half of the weight is that of the gate, and out = silu(gate) * up.
 
     x: (1, inputs); weight: (outputs, inputs), gated: (2 * outputs, inputs); out: (1, outputs); bias:
-    (outputs,); ahead: weights to fetch meanwhile"""
+    (outputs,)"""
     outputs, inputs = out.shape[1], x.shape[1]
     config = config or row_config(x.device, *weight.shape)
-    programs = triton.cdiv(outputs, config.block_out)
-    _row_kernel[(programs,)](
+    _row_kernel[(triton.cdiv(outputs, config.block_out),)](
         x,
         weight,
         bias,
@@ -69,7 +66,6 @@ def row_linear(
         GATED=gated,
         ADD=add,
         num_warps=config.warps,
-        **prefetch.options(ahead, programs, config.warps),
         **overlap.options(x.device),
     )
 
@@ -88,9 +84,6 @@ def _row_kernel(
     NORM: tl.constexpr,
     GATED: tl.constexpr,
     ADD: tl.constexpr,
-    ahead_ptr=None,
-    ahead_bytes=0,
-    AHEAD: tl.constexpr = 0,
     OVERLAP: tl.constexpr = False,
 ):
     o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -104,8 +97,6 @@ def _row_kernel(
         up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0, eviction_policy="evict_first")
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)
-    if AHEAD > 0:
-        prefetch.prefetch(ahead_ptr, ahead_bytes, tl.program_id(0), AHEAD)
     if OVERLAP:
         overlap.begin()
     else:

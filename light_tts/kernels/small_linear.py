@@ -19,10 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.kernels import arrival, configs, overlap, prefetch
+from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
 from light_tts.kernels.norm import rms_norm_reference
-from light_tts.kernels.prefetch import Ahead
 from light_tts.kernels.row_linear import row_linear
 
 MAX_ROWS = 64
@@ -64,22 +63,17 @@ def fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
 
 
 def norm_linear(
-    x: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None,
-    ahead: Ahead | None = None,
-    config: LinearConfig | None = None,
+    x: Tensor, eps: float, weight: Tensor, bias: Tensor | None, config: LinearConfig | None = None
 ) -> Tensor:
     """rms_norm(x) @ weight.T + bias. x: (rows, inputs) of at most MAX_ROWS rows; weight: (outputs, inputs),
-    from `fold_norm`; bias: (outputs,) or None; ahead: weights to fetch meanwhile; config: None for
-    the measured one -> (rows, outputs). Raises ValueError for more rows."""
+    from `fold_norm`; bias: (outputs,) or None; config: None for the measured one -> (rows, outputs). Raises
+    ValueError for more rows."""
     out = x.new_empty(len(x), weight.shape[0])
     if len(x) == 1 and config is None:
-        row_linear(x, weight, out, bias, eps, ahead=ahead)
+        row_linear(x, weight, out, bias, eps)
     else:
         config = config or linear_config(x.device, "norm_linear", *weight.shape, _row_block(len(x)))
-        _norm_linear(x, eps, weight, bias, out, False, ahead, config)
+        _norm_linear(x, eps, weight, bias, out, False, config)
     return out
 
 
@@ -88,21 +82,17 @@ def norm_linear_reference(x: Tensor, eps: float, weight: Tensor, bias: Tensor | 
 
 
 def norm_gate_up_silu(
-    x: Tensor,
-    eps: float,
-    gate_up_weight: Tensor,
-    ahead: Ahead | None = None,
-    config: LinearConfig | None = None,
+    x: Tensor, eps: float, gate_up_weight: Tensor, config: LinearConfig | None = None
 ) -> Tensor:
     """silu(gate) * up, where both come from rms_norm(x). gate_up_weight: (2 * outputs, inputs), gate first;
     otherwise as `norm_linear` -> (rows, outputs)"""
     out = x.new_empty(len(x), gate_up_weight.shape[0] // 2)
     if len(x) == 1 and config is None:
-        row_linear(x, gate_up_weight, out, eps=eps, gated=True, ahead=ahead)
+        row_linear(x, gate_up_weight, out, eps=eps, gated=True)
     else:
         shape = gate_up_weight.shape
         config = config or linear_config(x.device, "norm_gate_up_silu", *shape, _row_block(len(x)))
-        _norm_linear(x, eps, gate_up_weight, None, out, True, ahead, config)
+        _norm_linear(x, eps, gate_up_weight, None, out, True, config)
     return out
 
 
@@ -111,18 +101,12 @@ def norm_gate_up_silu_reference(x: Tensor, eps: float, gate_up_weight: Tensor) -
     return (F.silu(gate) * up).to(x.dtype)
 
 
-def linear_add_(
-    residual: Tensor,
-    y: Tensor,
-    weight: Tensor,
-    ahead: Ahead | None = None,
-    config: LinearConfig | None = None,
-) -> None:
+def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfig | None = None) -> None:
     """residual += y @ weight.T. residual: (rows, outputs); y: (rows, inputs) of at most MAX_ROWS rows;
     weight: (outputs, inputs); config: None for the measured one. Raises ValueError for more rows."""
     (rows, inputs), outputs = y.shape, weight.shape[0]
     if rows == 1 and config is None:
-        return row_linear(y, weight, residual, add=True, ahead=ahead)
+        return row_linear(y, weight, residual, add=True)
     row_block = _row_block(rows)
     config = config or linear_config(y.device, "linear_add_", outputs, inputs, row_block)
     tiles = triton.cdiv(outputs, config.block_out)
@@ -142,7 +126,6 @@ def linear_add_(
         SPLITS=config.splits,
         num_warps=config.warps,
         num_stages=config.stages,
-        **prefetch.options(ahead, tiles * config.splits, config.warps),
         **overlap.options(y.device),
     )
 
@@ -164,12 +147,10 @@ def _norm_linear(
     bias: Tensor | None,
     out: Tensor,
     gated: bool,
-    ahead: Ahead | None,
     config: LinearConfig,
 ) -> None:
     (rows, inputs), outputs = x.shape, out.shape[1]
-    programs = triton.cdiv(outputs, config.block_out)
-    _norm_linear_kernel[(programs,)](
+    _norm_linear_kernel[(triton.cdiv(outputs, config.block_out),)](
         x,
         weight,
         bias,
@@ -185,7 +166,6 @@ def _norm_linear(
         GATED=gated,
         num_warps=config.warps,
         num_stages=config.stages,
-        **prefetch.options(ahead, programs, config.warps),
         **overlap.options(x.device),
     )
 
@@ -205,9 +185,6 @@ def _norm_linear_kernel(
     BLOCK_K: tl.constexpr,
     BIAS: tl.constexpr,
     GATED: tl.constexpr,
-    ahead_ptr=None,
-    ahead_bytes=0,
-    AHEAD: tl.constexpr = 0,
     OVERLAP: tl.constexpr = False,
 ):
     """One program a tile of outputs."""
@@ -220,8 +197,6 @@ def _norm_linear_kernel(
     weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
     up_ptrs = weight_ptrs + OUTPUTS * INPUTS
 
-    if AHEAD > 0:
-        prefetch.prefetch(ahead_ptr, ahead_bytes, tl.program_id(0), AHEAD)
     if OVERLAP:
         fetched = tl.minimum(o, OUTPUTS - 1)
         overlap.prefetch(weight_ptr, fetched, 0, INPUTS, INPUTS)
@@ -271,9 +246,6 @@ def _linear_add_kernel(
     BLOCK_OUT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     SPLITS: tl.constexpr,
-    ahead_ptr=None,
-    ahead_bytes=0,
-    AHEAD: tl.constexpr = 0,
     OVERLAP: tl.constexpr = False,
 ):
     """One program a tile of outputs and a share of the inputs; the last one to arrive adds the shares, in
@@ -290,8 +262,6 @@ def _linear_add_kernel(
     weight_ptrs = weight_ptr + o[None, :].to(tl.int64) * INPUTS + i[:, None]
 
     first = split * SHARE
-    if AHEAD > 0:
-        prefetch.prefetch(ahead_ptr, ahead_bytes, tile * SPLITS + split, AHEAD)
     if OVERLAP:
         overlap.prefetch(weight_ptr, tl.minimum(o, OUTPUTS - 1), first, INPUTS, SHARE)
         overlap.begin()

@@ -18,7 +18,6 @@ from light_tts.common.row_state import RowState
 from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.common.transfer import upload
 from light_tts.kernels.decode_attention import decode_attention
-from light_tts.kernels.prefetch import Ahead
 from light_tts.kernels.prefill_attention import prefill_attention
 from light_tts.kernels.rotary import rotary_kv_write
 from light_tts.kernels.row_state import advance
@@ -145,9 +144,8 @@ class TritonRunner:
         steps = self._steps[:batch]
         x, rows, lengths = advance(self._states, self._lm.embedding, schedule, steps)
 
-        def attend(qkv: Tensor, pool: LayerPool, ahead: Ahead | None) -> Tensor:
-            where = (self._table, rows, lengths, length)
-            return decode_attention(qkv, *self._lm.rope, *pool, *where, ahead)
+        def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
+            return decode_attention(qkv, *self._lm.rope, *pool, self._table, rows, lengths, length)
 
         self._draw(self._lm(x, attend), self._states, rows, tokens, steps)
 
@@ -155,7 +153,7 @@ class TritonRunner:
         """-> (spans,) int32, the tokens drawn"""
         batch = shape.unpack(flat)
 
-        def attend(qkv: Tensor, pool: LayerPool, ahead: Ahead | None) -> Tensor:
+        def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
             q = rotary_kv_write(qkv, *self._lm.rope, batch.positions, batch.slots, *pool)
             where = (batch.rows, batch.starts, batch.lengths, batch.offsets, batch.blocks)
             return prefill_attention(q, *pool, self._table, *where)
