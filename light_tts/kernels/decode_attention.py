@@ -189,19 +189,21 @@ def _decode_kernel(
         next_slots = tl.load(slots_ptr + later, mask=later < max_len, other=0, cache_modifier=".cg")
     k = load_tokens(k_ptr, k_scale_ptr, slots, position < written, kv_head, kv_heads, HEAD_DIM, INT8, dtype)
     v = load_tokens(v_ptr, v_scale_ptr, slots, position < written, kv_head, kv_heads, HEAD_DIM, INT8, dtype)
+    # Rotated: x * cos + (the other half of x) * sin, the sine negative in the first half.
+    i = tl.arange(0, HEAD_DIM)
+    newest = tl.maximum(length - 1, 0)
+    angle = newest.to(tl.int64) * HALF + i % HALF
+    cos = tl.load(cos_ptr + angle)[None, :]
+    sin = (tl.load(sin_ptr + angle) * tl.where(i < HALF, -1.0, 1.0))[None, :]
+    index = tl.load(slots_ptr + newest).to(tl.int64) * kv_heads + kv_head
     if OVERLAP:
         overlap.begin()
 
     group = (token * kv_heads + kv_head).to(tl.int64)
     head = tl.arange(0, HEADS)
-    i = tl.arange(0, HEAD_DIM)
     exists = (head < GROUP)[:, None]
     offset = group * GROUP * HEAD_DIM + head[:, None] * HEAD_DIM + i[None, :]
     if first < length:
-        # Rotated: x * cos + (the other half of x) * sin, the sine negative in the first half.
-        angle = (length - 1).to(tl.int64) * HALF + i % HALF
-        cos = tl.load(cos_ptr + angle)[None, :]
-        sin = (tl.load(sin_ptr + angle) * tl.where(i < HALF, -1.0, 1.0))[None, :]
         x_ptr = qkv_ptr + token.to(tl.int64) * kv_heads * (GROUP + 2) * HEAD_DIM
         q_ptrs = x_ptr + (kv_head * GROUP + head[:, None]) * HEAD_DIM
         k_ptrs = x_ptr + (kv_heads * GROUP + kv_head) * HEAD_DIM
@@ -212,7 +214,6 @@ def _decode_kernel(
         new_k = (new_k + tl.load(k_ptrs + other).to(tl.float32) * sin).to(dtype)
         new_v = tl.load(k_ptrs + kv_heads * HEAD_DIM + here)
         last = end == length
-        index = tl.load(slots_ptr + length - 1, mask=last, other=0).to(tl.int64) * kv_heads + kv_head
         if INT8:
             new_k, k_scale = _stored(new_k, dtype, TINY)
             new_v, v_scale = _stored(new_v, dtype, TINY)

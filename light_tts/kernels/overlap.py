@@ -33,16 +33,38 @@ def begin():
 
 
 @triton.jit
-def prefetch(weight_ptr, outputs, first, INPUTS: tl.constexpr, SHARE: tl.constexpr):
-    """Fetches the inputs [first, first + SHARE) of the rows `outputs` of a weight (any, INPUTS) into L2."""
-    LINE: tl.constexpr = 1024 // weight_ptr.dtype.element_ty.primitive_bitwidth  # 128 bytes
-    rows = weight_ptr + outputs[:, None].to(tl.int64) * INPUTS
-    for start in tl.static_range(0, SHARE, 8 * LINE):
-        i = tl.minimum(first + start + tl.arange(0, 8) * LINE, INPUTS - 1)
+def prefetch(
+    weight_ptr,
+    output,
+    input,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    SHARE: tl.constexpr,
+):
+    """Fetches the inputs [input, input + SHARE) of BLOCK_OUT rows from `output` on of a weight (OUTPUTS,
+    INPUTS) into L2, each thread a piece of a row."""
+    SIZE: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
+    THREADS: tl.constexpr = tl.extra.cuda.num_threads()
+    PIECES: tl.constexpr = (THREADS + BLOCK_OUT - 1) // BLOCK_OUT
+    PIECE: tl.constexpr = ((SHARE + PIECES - 1) // PIECES * SIZE + 15) // 16 * 16 // SIZE
+    if INPUTS * SIZE % 16 == 0:  # pieces are counted in 16 bytes
+        thread = tl.arange(0, THREADS)
+        row = output + thread % BLOCK_OUT
+        start = input + thread // BLOCK_OUT * PIECE
+        end = tl.minimum(tl.minimum(start + PIECE, input + SHARE), INPUTS)
+        size = tl.where(row < OUTPUTS, (end - start) * SIZE, 0)
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-            "=r,l",
-            [(rows + i[None, :]).to(tl.int64)],
+            """
+            {
+                .reg .pred wanted;
+                setp.gt.s32 wanted, $2, 0;
+                @wanted cp.async.bulk.prefetch.L2.global [$1], $2;
+                mov.b32 $0, 0;
+            }
+            """,
+            "=r,l,r",
+            [(weight_ptr + row.to(tl.int64) * INPUTS + start).to(tl.int64), size],
             dtype=tl.int32,
             is_pure=False,
             pack=1,

@@ -198,12 +198,14 @@ def _norm_linear_kernel(
     up_ptrs = weight_ptrs + OUTPUTS * INPUTS
 
     if OVERLAP:
-        fetched = tl.minimum(o, OUTPUTS - 1)
-        overlap.prefetch(weight_ptr, fetched, 0, INPUTS, INPUTS)
-        if GATED:
-            overlap.prefetch(weight_ptr + OUTPUTS * INPUTS, fetched, 0, INPUTS, INPUTS)
+        if OVERLAP == 2:
+            first = tl.program_id(0) * BLOCK_OUT
+            overlap.prefetch(weight_ptr, first, 0, OUTPUTS, INPUTS, BLOCK_OUT, INPUTS)
+            if GATED:
+                up_ptr = weight_ptr + OUTPUTS * INPUTS
+                overlap.prefetch(up_ptr, first, 0, OUTPUTS, INPUTS, BLOCK_OUT, INPUTS)
         overlap.begin()
-    squares = tl.zeros([ROWS, BLOCK_K], tl.float32)
+    squares = tl.zeros([ROWS, ROWS], tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     up_sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     for start in range(0, INPUTS, BLOCK_K):
@@ -220,9 +222,11 @@ def _norm_linear_kernel(
         if GATED:
             up = tl.load(up_ptrs + start, mask=weight_mask, other=0.0)
             up_sums = tl.dot(x, up, up_sums, input_precision="ieee")
-        squares += x.to(tl.float32) * x.to(tl.float32)
+        # The sums of squares are its diagonal: x stays where the products read it.
+        squares = tl.dot(x, tl.trans(x), squares, input_precision="ieee")
 
-    scale = tl.rsqrt(tl.sum(squares, 1) / INPUTS + eps)[:, None]
+    squares = tl.sum(tl.where(row[:, None] == row[None, :], squares, 0.0), 1)
+    scale = tl.rsqrt(squares / INPUTS + eps)[:, None]
     out = sums * scale
     if BIAS:
         out += tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)[None, :]
@@ -263,7 +267,8 @@ def _linear_add_kernel(
 
     first = split * SHARE
     if OVERLAP:
-        overlap.prefetch(weight_ptr, tl.minimum(o, OUTPUTS - 1), first, INPUTS, SHARE)
+        if OVERLAP == 2:
+            overlap.prefetch(weight_ptr, tile * BLOCK_OUT, first, OUTPUTS, INPUTS, BLOCK_OUT, SHARE)
         overlap.begin()
     out_ptrs = residual_ptr + row[:, None] * OUTPUTS + o[None, :]
     out_mask = row_exists[:, None] & o_exists[None, :]
