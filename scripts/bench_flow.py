@@ -1,6 +1,6 @@
 """The flow alone on a GPU, at the sizes of CosyVoice2-0.5B with random weights.
 
-    python scripts/bench_flow.py [--json FILE] [--profile]
+    python scripts/bench_flow.py [--json FILE] [--profile] [--overlap on|off]
 
 Each line: so many requests at once, each with a prompt of 87 tokens (3.5 s): a first streamed chunk (38 new
 tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are medians, with
@@ -25,6 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from light_tts.kernels import overlap  # noqa: E402
 from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
 from light_tts.models.cosyvoice2.flow import Flow  # noqa: E402
 from light_tts.models.cosyvoice2.flow_backend import FlowItem, PaddedFlow  # noqa: E402
@@ -84,7 +85,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--batches", default="1,4,8,16,32")
     parser.add_argument("--profile", action="store_true", help="kernels of one step, by time")
+    parser.add_argument("--overlap", choices=("on", "off"), help="of kernels; default: as measured")
     args = parser.parse_args()
+    if args.overlap:
+        overlap.most_rows = lambda device, chain: sys.maxsize if args.overlap == "on" else 0
     dtype = getattr(torch, args.dtype)
     torch.cuda.set_stream(torch.cuda.Stream())
     torch.set_grad_enabled(False)

@@ -271,17 +271,21 @@ def tune_fused_rows() -> int:
     return most
 
 
-def tune_overlap(batches: list[int]) -> tuple[bool, list[dict[str, float]]]:
-    """-> whether overlapping is faster over all, and the times of all layers without and with it"""
-    table = []
+def tune_overlap(batches: list[int]) -> tuple[int, list[dict[str, float]]]:
+    """-> up to which of the batches, ascending, overlapping is faster (0: none), and the times of all layers
+    without and with it, up to the first batch where it is not"""
+    most, table = 0, []
     for batch in batches:
         times = {}
-        for value in (False, True):
-            overlap.enabled = lambda device, value=value: value
-            times[value] = round(all_layers(batch), 1)
+        for rows in (0, sys.maxsize):
+            overlap.most_rows = lambda device, chain, rows=rows: rows
+            times[rows > 0] = round(all_layers(batch), 1)
         print(f"all layers, batch {batch}: {times[False]} us one by one, {times[True]} us overlapping")
         table.append({"batch": batch, "without_us": times[False], "with_us": times[True]})
-    return math.prod(row["with_us"] / row["without_us"] for row in table) < 1, table
+        if times[True] >= times[False]:
+            break
+        most = batch
+    return most, table
 
 
 def main() -> None:
@@ -295,7 +299,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU")
-    overlap.enabled = lambda device: False
+    overlap.most_rows = lambda device, chain: 0
     if arguments.compile:
         return compile_share(*arguments.compile)
     output = arguments.output or configs.path_of(torch.device(DEVICE))
@@ -311,8 +315,11 @@ def main() -> None:
         table.append((task.name, times))
     print(f"measured in {time.monotonic() - begin:.0f} s", flush=True)
 
+    def read() -> dict[str, object]:
+        return json.loads(output.read_text()) if output.exists() else {}
+
     def save(**more: object) -> None:
-        known = json.loads(output.read_text()) if output.exists() else {}
+        known = read()
         output.write_text(json.dumps({**known, **found, **more}, indent=2) + "\n")
 
     save()
@@ -320,8 +327,8 @@ def main() -> None:
     for cached in (decode_config, linear_config, row_config):
         cached.cache_clear()
     save(fused_rows=tune_fused_rows())
-    best, overlap_times = tune_overlap([1, 64])
-    save(overlap=best, overlap_times=overlap_times)
+    most, overlap_times = tune_overlap([1, 16, 32, 64])
+    save(overlap={**read().get("overlap", {}), "llm": most}, overlap_times=overlap_times)
     for name, times in table:
         print(name)
         fastest = min(t for _, t in times)

@@ -17,7 +17,7 @@ import triton.language as tl
 
 from light_tts.common import random
 from light_tts.common.kv_pool import quantize
-from light_tts.kernels import arrival, overlap
+from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.activation import silu_mul, silu_mul_reference
 from light_tts.kernels.decode_attention import (
     DecodeConfig,
@@ -404,6 +404,14 @@ def test_small_linear_refuses_many_rows() -> None:
         linear_add_(randn(65, 16), randn(65, 16), randn(16, 16))
 
 
+def test_overlap_is_chosen_by_chain_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "load", lambda device: {"overlap": {"llm": 8, "flow": 0}})
+    chosen = [bool(overlap.options(DEVICE, *size)) for size in (("llm", 8), ("llm", 9), ("flow", 1))]
+    assert chosen == [True, False, False]
+    monkeypatch.setattr(configs, "load", lambda device: {})
+    assert not overlap.options(DEVICE, "llm", 1)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("rows", [1, 8, 32, 64])
@@ -436,8 +444,8 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
 
     expected = layer_reference()
     results = []
-    for overlapping in (False, True):
-        monkeypatch.setattr(overlap, "enabled", lambda device, value=overlapping: value)
+    for most in (0, rows):
+        monkeypatch.setattr(overlap, "most_rows", lambda device, chain, most=most: most)
         layer()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -2,6 +2,7 @@
 a GPU the references stand in for the kernels, which the interpreter runs too slowly for a whole flow
 (test_flow_kernels.py compares them)."""
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,14 @@ import pytest
 import torch
 from parity_checks import Golden
 
-from light_tts.kernels import flow_step, packed_attention, packed_conv, packed_linear
+from light_tts.kernels import flow_step, overlap, packed_attention, packed_conv, packed_linear
 from light_tts.models.cosyvoice2 import packed_estimator
+from light_tts.models.cosyvoice2.cfm import euler_steps
+from light_tts.models.cosyvoice2.config import EstimatorConfig
+from light_tts.models.cosyvoice2.estimator import Estimator
 from light_tts.models.cosyvoice2.flow import Flow
 from light_tts.models.cosyvoice2.flow_backend import FlowItem, PaddedFlow
+from light_tts.models.cosyvoice2.packed_estimator import COPIES, PackedEstimator, Rows
 from light_tts.models.cosyvoice2.packed_flow import PackedFlow, _bucket, pack
 
 GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
@@ -144,9 +149,69 @@ def test_half_precision_on_a_gpu(flow, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_graphs_change_nothing(flow):
+def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
-    plainly, recorded = new_packed(flow, graphs=False), new_packed(flow)
-    for _ in range(2):
-        for a, b in zip(plainly(items), recorded(items), strict=True):
-            assert torch.equal(a, b)
+    expected = new_packed(flow, graphs=False)(items)
+    for most in (0, sys.maxsize):
+        monkeypatch.setattr(overlap, "most_rows", lambda device, chain, most=most: most)
+        for graphs in (False, True):
+            packed = new_packed(flow, graphs=graphs)
+            for _ in range(2):
+                for mel, known in zip(packed(items), expected, strict=True):
+                    assert torch.equal(mel, known)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("few", [True, False], ids=["few", "many"])  # rows: see packed_linear
+@pytest.mark.parametrize("lengths", [(249,), (1, 100, 37, 64, 200)], ids=len)
+def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatch):
+    """All Euler steps in one CUDA graph, at the widths of CosyVoice2-0.5B, again and again."""
+    torch.manual_seed(0)
+    config = EstimatorConfig(
+        in_channels=320,
+        out_channels=80,
+        channels=256,
+        n_blocks=2,
+        num_mid_blocks=2,
+        num_heads=8,
+        attention_head_dim=64,
+        static_chunk_size=50,
+    )
+    module = Estimator(config, 1024).to(DEVICE).requires_grad_(False)
+    estimator = PackedEstimator(module, euler_steps(), 0.7, torch.float16)
+    total, size, block_rows = sum(lengths), _bucket(sum(lengths)), 32
+    buffers = estimator.allocate(size).first(size, few)
+    rows = Rows(buffers, size // block_rows + 8, block_rows)
+    table = np.zeros(len(rows.table), np.int32)
+    _, position, blocks = rows.parts(table)
+    position.fill(-1)
+    position.reshape(COPIES, size)[:, :total] = np.concatenate([np.arange(n) for n in lengths])
+    chunks = [config.static_chunk_size * (index % 2) for index in range(len(lengths))]
+    blocks[:] = packed_attention.attention_blocks(lengths, chunks, block_rows, len(blocks))
+    table = torch.from_numpy(table).to(DEVICE)
+    noise, inputs = torch.randn_like(buffers.x), torch.randn_like(buffers.inputs)
+    inputs[:, : estimator.mels] = noise.repeat(COPIES, 1)
+
+    def begin() -> None:
+        rows.table.copy_(table)
+        buffers.x.copy_(noise)
+        buffers.inputs.copy_(inputs)
+
+    results = []
+    for most in (0, COPIES * size):
+        monkeypatch.setattr(overlap, "most_rows", lambda device, chain, most=most: most)
+        begin()
+        for _ in range(estimator.steps):  # one by one, and compiles
+            estimator.step(rows)
+        results.append(buffers.x[:total].clone())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(estimator.steps):
+                estimator.step(rows)
+        for _ in range(10):
+            begin()
+            graph.replay()
+            results.append(buffers.x[:total].clone())
+    assert results[0].isfinite().all() and not torch.equal(results[0], noise[:total])
+    assert all(torch.equal(result, results[0]) for result in results)

@@ -106,7 +106,7 @@ def decode_attention(
         TINY=torch.finfo(qkv.dtype).tiny,
         num_warps=config.warps,
         num_stages=1,
-        **overlap.options(qkv.device),
+        **overlap.options(qkv.device, "llm", tokens),
     )
     return out
 

@@ -6,6 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels import overlap
+from light_tts.kernels.packed_linear import vector
+
 
 def flow_step(
     h: Tensor,
@@ -45,6 +48,7 @@ def flow_step(
         BLOCK_MELS=max(16, triton.next_power_of_2(mels)),
         num_warps=4,
         num_stages=2,
+        **overlap.options(h.device, "flow", len(h)),
     )
 
 
@@ -86,12 +90,18 @@ def _flow_step(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_MELS: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    if OVERLAP == 2:
+        overlap.prefetch_columns(weight, 0, WIDTH, MELS, BLOCK_MELS)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     mel = tl.arange(0, BLOCK_MELS)
+    if OVERLAP:
+        added = vector(bias, mel, MELS)
+        overlap.begin()
     conditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     unconditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_WIDTH):
@@ -108,7 +118,9 @@ def _flow_step(
             tl.load(at + rows * WIDTH, mask=known, other=0.0), w, unconditioned, input_precision="ieee"
         )
     velocity = (1.0 + guidance) * conditioned - guidance * unconditioned
-    velocity += tl.load(bias + mel, mask=mel < MELS, other=0.0)[None, :]
+    if not OVERLAP:
+        added = vector(bias, mel, MELS)
+    velocity += added[None, :]
     mask = inside[:, None] & (mel < MELS)[None, :]
     at = x + row[:, None] * MELS + mel[None, :]
     moved = tl.load(at, mask=mask, other=0.0) + tl.load(dt + tl.load(step)) * velocity

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels import overlap
 from light_tts.kernels.launch import geometry
 
 
@@ -59,6 +60,7 @@ def packed_attention(
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_ROWS=block_rows,
         **shape,
+        **overlap.options(qkv.device, "flow", len(qkv)),
     )
     return out
 
@@ -96,6 +98,7 @@ def _attention(
     BLOCK_HEAD: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     entry = blocks + tl.program_id(0) * 4
     first = tl.load(entry)
@@ -104,6 +107,8 @@ def _attention(
     chunk = tl.load(entry + 3)
     if length == 0:
         return
+    if OVERLAP:
+        overlap.begin()
     base = tl.program_id(2) * copy_rows + first_row
     feature = tl.arange(0, BLOCK_HEAD)
     column = tl.program_id(1) * HEAD + feature

@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels import overlap
 from light_tts.kernels.launch import geometry
-from light_tts.kernels.packed_linear import layer_norm, multiply_add
+from light_tts.kernels.packed_linear import layer_norm, multiply_add, vector
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def packed_conv(
         NORMAL=normal is not None,
         BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
         **shape,
+        **overlap.options(x.device, "flow", rows),
     )
     return out
 
@@ -165,35 +167,57 @@ def _conv(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_OUT)
     known = column < OUT
     here = tl.load(position + row, mask=row < rows, other=-1)
+    if OVERLAP == 2:
+        overlap.prefetch_columns(weight, 0, TAPS * IN, OUT, BLOCK_OUT)
+        if SIDE:
+            overlap.prefetch_columns(side_weight, 0, SIDE_IN, OUT, BLOCK_OUT)
     if tl.max(here, axis=0) < 0:
         return
+    if OVERLAP:
+        added = vector(bias, column, OUT)
+        if NORM:
+            gain = vector(norm_weight, column, OUT)
+            offset = vector(norm_bias, column, OUT)
+        if SIDE:
+            side_added = vector(side_bias, column, OUT)
+        overlap.begin()
+        if SHIFT:
+            now = tl.load(step)  # after the wait: without a graph the kernel in front has written it
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
         back = TAPS - 1 - tap
         taken = weight + tap * IN * OUT
         total = multiply_add(total, x, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN)
-    total += tl.load(bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
+    if not OVERLAP:
+        added = vector(bias, column, OUT)
+    total += added.to(tl.float32)[None, :]
     if NORM:
-        gain = tl.load(norm_weight + column, mask=known, other=0.0).to(tl.float32)
-        offset = tl.load(norm_bias + column, mask=known, other=0.0).to(tl.float32)
-        total = layer_norm(total, column, OUT, norm_eps) * gain[None, :] + offset[None, :]
+        if not OVERLAP:
+            gain = vector(norm_weight, column, OUT)
+            offset = vector(norm_bias, column, OUT)
+        total = layer_norm(total, column, OUT, norm_eps) * gain.to(tl.float32)[None, :]
+        total += offset.to(tl.float32)[None, :]
         # mish(y) = y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y
         e = tl.exp(tl.minimum(total, 20.0))
         n = e * (e + 2.0)
         total = total * n / (n + 2.0)
     if SHIFT:
-        at = shift + tl.load(step) * OUT + column
-        total += tl.load(at, mask=known, other=0.0)[None, :]
+        if not OVERLAP:
+            now = tl.load(step)
+        total += vector(shift + now * OUT, column, OUT)[None, :]
     if SIDE:
         total = multiply_add(
             total, side, side_stride, side_weight, row, column, here >= 0, SIDE_IN, OUT, BLOCK_IN
         )
-        total += tl.load(side_bias + column, mask=known, other=0.0).to(tl.float32)[None, :]
+        if not OVERLAP:
+            side_added = vector(side_bias, column, OUT)
+        total += side_added.to(tl.float32)[None, :]
     mask = (here >= 0)[:, None] & known[None, :]
     tl.store(out + row[:, None] * out_stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
     if NORMAL:

@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.kernels import overlap
 from light_tts.kernels.launch import geometry
 
 
@@ -48,6 +49,7 @@ def norm_linear(
         GELU=gelu,
         BLOCK_IN=max(16, triton.next_power_of_2(width)),
         **shape,
+        **overlap.options(x.device, "flow", rows),
     )
     return out
 
@@ -70,7 +72,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tenso
     }
     shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
     _linear[(triton.cdiv(rows, shape["BLOCK_ROWS"]), triton.cdiv(out_width, shape["BLOCK_OUT"]))](
-        x, weight, bias, position, out, rows, IN=width, OUT=out_width, GELU=gelu, **shape
+        x,
+        weight,
+        bias,
+        position,
+        out,
+        rows,
+        IN=width,
+        OUT=out_width,
+        GELU=gelu,
+        **shape,
+        **overlap.options(x.device, "flow", rows),
     )
     return out
 
@@ -136,6 +148,7 @@ def linear_add_(
         OUT=out_width,
         NORM=normal is not None,
         **shape,
+        **overlap.options(x.device, "flow", rows),
     )
     return x
 
@@ -215,6 +228,21 @@ def multiply_add(
 
 
 @triton.jit
+def vector(values, column, OUT: tl.constexpr):
+    """Columns of `values`, (OUT,)."""
+    return tl.load(values + column, mask=column < OUT, other=0.0)
+
+
+@triton.jit
+def _weight_tile(weight, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
+    return tl.load(
+        weight + channel[:, None] * OUT + column[None, :],
+        mask=(channel < IN)[:, None] & (column < OUT)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
 def _norm_linear(
     x,
     x_stride,
@@ -231,26 +259,37 @@ def _norm_linear(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    if OVERLAP == 2 and TILES > 1:
+        for tile in tl.static_range(TILES):
+            first = (tl.program_id(1) * TILES + tile) * BLOCK_OUT
+            overlap.prefetch_columns(weight, first, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     channel = tl.arange(0, BLOCK_IN)
     known = channel < IN
+    EARLY: tl.constexpr = OVERLAP and TILES == 1  # all of the weight that the program needs
+    if EARLY:
+        column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+        w = _weight_tile(weight, channel, column, IN, OUT)
+        added = vector(bias, column, OUT)
+    if OVERLAP:
+        overlap.begin()
     values = tl.load(
         x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
     ).to(tl.float32)
     normal = layer_norm(values, channel, IN, eps).to(weight.dtype.element_ty)
     for tile in range(TILES):
-        column = (tl.program_id(1) * TILES + tile) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        w = tl.load(
-            weight + channel[:, None] * OUT + column[None, :],
-            mask=known[:, None] & (column < OUT)[None, :],
-            other=0.0,
-        )
+        if not EARLY:
+            column = (tl.program_id(1) * TILES + tile) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+            w = _weight_tile(weight, channel, column, IN, OUT)
         y = tl.dot(normal, w, input_precision="ieee")
-        y += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
+        if not EARLY:
+            added = vector(bias, column, OUT)
+        y += added[None, :]
         if GELU:
             y = gelu(y, out.dtype.element_ty == tl.float32)
         tl.store(
@@ -274,15 +313,23 @@ def _linear(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    if OVERLAP == 2:
+        overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
+    if OVERLAP:
+        added = vector(bias, column, OUT)
+        overlap.begin()
     y = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     y = multiply_add(y, x, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
-    y += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
+    if not OVERLAP:
+        added = vector(bias, column, OUT)
+    y += added[None, :]
     if GELU:
         y = gelu(y, out.dtype.element_ty == tl.float32)
     tl.store(
@@ -309,15 +356,23 @@ def _linear_add(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    if OVERLAP == 2:
+        overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
+    if OVERLAP:
+        added = vector(bias, column, OUT)
+        overlap.begin()
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     total = multiply_add(total, y, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
-    total += tl.load(bias + column, mask=column < OUT, other=0.0)[None, :]
+    if not OVERLAP:
+        added = vector(bias, column, OUT)
+    total += added[None, :]
     at = x + row[:, None] * x_stride + column[None, :]
     mask = inside[:, None] & (column < OUT)[None, :]
     total += tl.load(at, mask=mask, other=0.0).to(tl.float32)

@@ -66,7 +66,7 @@ def row_linear(
         GATED=gated,
         ADD=add,
         num_warps=config.warps,
-        **overlap.options(x.device),
+        **overlap.options(x.device, "llm", len(x)),
     )
 
 

@@ -126,7 +126,7 @@ def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfi
         SPLITS=config.splits,
         num_warps=config.warps,
         num_stages=config.stages,
-        **overlap.options(y.device),
+        **overlap.options(y.device, "llm", rows),
     )
 
 
@@ -166,7 +166,7 @@ def _norm_linear(
         GATED=gated,
         num_warps=config.warps,
         num_stages=config.stages,
-        **overlap.options(x.device),
+        **overlap.options(x.device, "llm", rows),
     )
 
 

@@ -18,7 +18,7 @@ def path_of(device: torch.device) -> Path:
 
 
 @cache
-def load(device: torch.device) -> dict[str, bool | int | list[dict[str, int]]]:
+def load(device: torch.device) -> dict[str, int | dict[str, int] | list[dict[str, int]]]:
     """What was measured on this GPU, by kernel; empty where nothing was."""
     path = path_of(device)
     return json.loads(path.read_text()) if path.exists() else {}
