@@ -225,3 +225,62 @@ def test_the_urgent_lane_takes_short_batches_of_later_chunks(clock):
     chunks = [waiting(str(i), frames=900) for i in range(4)]
     assert names(policy.next_batch(chunks, 8, short=True)) == ["0", "1"]
     assert names(policy.next_batch(chunks, 8)) == ["0", "1", "2", "3"]
+
+
+# ---------------------------------------------------------------- beside first chunks
+
+
+@pytest.fixture
+def gpu(clock) -> DeadlinePolicy:
+    """Where batches in work hold one another up; the client of "playing" has audio until 2."""
+    policy = DeadlinePolicy(RATE, clock, packed=True, firsts_alone=True)
+    policy.delivered("playing", 2 * RATE)
+    return policy
+
+
+def test_what_is_in_no_hurry_waits_for_the_end_of_a_first_chunk(gpu, clock):
+    first, later, whole = waiting("first"), waiting("playing"), waiting("whole", 0.0, stream=False)
+    assert gpu.is_first(first) and not gpu.is_first(later) and not gpu.is_first(whole)
+    assert gpu.next_batch([later, whole], 8, in_work=[first]) == []
+    assert names(gpu.next_batch([later, whole], 8)) == ["whole", "playing"]
+    gpu.delivered("first", RATE)
+    assert names(gpu.next_batch([later, whole], 8, in_work=[first])) == ["whole", "playing"]
+
+
+def test_other_first_chunks_do_not_wait(gpu):
+    firsts = [waiting("first", 0.0), waiting("second", 0.1)]
+    assert names(gpu.next_batch([waiting("playing"), firsts[1]], 8, in_work=firsts[:1])) == [
+        "second",
+        "playing",
+    ]
+
+
+@pytest.mark.parametrize(("now", "begins"), [(1.4, False), (1.6, True), (2.5, True)])
+def test_a_client_that_is_soon_dry_does_not_wait(gpu, clock, now, begins):
+    clock.now = now
+    assert bool(gpu.next_batch([waiting("playing")], 8, in_work=[waiting("first")])) is begins
+
+
+@pytest.mark.parametrize(("now", "begins"), [(1.2, False), (1.3, True)])
+def test_an_answer_in_one_piece_waits_for_a_bounded_time(gpu, clock, now, begins):
+    clock.now = now
+    whole = waiting("whole", 1.0, stream=False)
+    assert bool(gpu.next_batch([whole], 8, in_work=[waiting("first")])) is begins
+
+
+def test_one_that_cannot_wait_is_enough_and_takes_the_others_along(gpu, clock):
+    clock.now = 1.0
+    gpu.resumed("dry")
+    chunks = [waiting("playing"), waiting("whole", 0.9, stream=False), waiting("dry")]
+    assert names(gpu.next_batch(chunks, 8, in_work=[waiting("first")])) == ["whole", "dry", "playing"]
+
+
+def test_beside_later_chunks_and_whole_answers_nothing_waits(gpu):
+    in_work = [waiting("playing"), waiting("whole", stream=False)]
+    gpu.delivered("other", 9 * RATE)
+    assert names(gpu.next_batch([waiting("other")], 8, in_work=in_work)) == ["other"]
+
+
+def test_on_a_cpu_nothing_waits_for_first_chunks(policy):
+    policy.delivered("playing", 2 * RATE)
+    assert names(policy.next_batch([waiting("playing")], 1, in_work=[waiting("first")])) == ["playing"]

@@ -268,6 +268,67 @@ def test_tokens_of_unknown_jobs_are_ignored(stage):
     assert failed.code == 500 and "part 3" in failed.message
 
 
+# ---------------------------------------------------------------- first chunks, as on a GPU
+
+
+class Kept:
+    """In place of the right of way: what was wanted, each change."""
+
+    def __init__(self) -> None:
+        self.changes = [False]
+
+    def keep(self, wanted: bool) -> None:
+        if wanted != self.changes[-1]:
+            self.changes.append(wanted)
+
+
+@pytest.fixture
+def kept(monkeypatch) -> Kept:
+    kept = Kept()
+    monkeypatch.setattr(manager, "choose_right_of_way", lambda directory, device: kept)
+    return kept
+
+
+@pytest.fixture
+def courteous(kept, tmp_path) -> Iterator[Stage]:
+    stage = Stage(tmp_path, decode_paral_num=2)
+    yield stage
+    stage.close()
+
+
+def test_the_right_of_way_is_kept_from_the_tokens_of_a_first_chunk_to_its_samples(courteous, kept):
+    courteous.open("a/0")
+    courteous.tokens("a/0", TOKENS[:20], final=False)  # not enough
+    courteous.speak("whole/0", TOKENS[:60], stream=False)
+    assert kept.changes == [False]
+    courteous.tokens("a/0", TOKENS[20:90])
+    assert len(courteous.receive("a/0")["a/0"]) > 2
+    assert kept.changes == [False, True, False]
+    heard = PartProgress(tokens=TOKENS[:27], samples=27 * 960 - 3840)
+    courteous.speak("resumed/1", TOKENS[:90], progress=heard)
+    assert kept.changes == [False, True, False]
+
+
+def test_the_right_of_way_is_given_back_when_a_first_chunk_fails_or_is_aborted(courteous, kept):
+    broken = courteous.add_prompt("bad", dataclasses.replace(FEATURES, embedding=np.zeros(3, np.float32)))
+    courteous.speak("broken/0", TOKENS[:40], prompt=broken)
+    courteous.open("gone/0")
+    courteous.tokens("gone/0", TOKENS[:40])
+    courteous.send(messages.Abort(job="gone/0"))
+    courteous.speak("whole/0", TOKENS[:9], stream=False)
+    assert kept.changes[-1] is False
+
+
+def test_what_waits_for_first_chunks_is_spoken_after_them(courteous):
+    jobs = [f"{number}/0" for number in range(8)]
+    for number, job in enumerate(jobs):
+        courteous.open(job, stream=number % 2 == 0)
+        courteous.tokens(job, TOKENS[: 40 + 9 * number])
+    got = courteous.receive(*jobs)
+    for number, job in enumerate(jobs):
+        assert len(pcm(got[job])) == (40 + 9 * number) * 960
+
+
 # ---------------------------------------------------------------- batches, as on a GPU
 
 

@@ -21,7 +21,8 @@ from light_tts.server.core.messages import Generate, PartProgress, Raw, Sampling
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_llm import manager
+from light_tts.server.tts_llm import courtesy, manager
+from light_tts.server.tts_llm.engine import Engine
 from light_tts.server.tts_llm.pace import Pace
 
 GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
@@ -69,7 +70,14 @@ class World:
         self.decoders = [Receiver(f"ipc://{root}/decode-{i}") for i in range(decoders)]
         self.outbox = Outbox()
         stages = [
-            StageInfo(stage="decode", index=i, incarnation=0, address=receiver.address, state="up")
+            StageInfo(
+                stage="decode",
+                index=i,
+                incarnation=0,
+                address=receiver.address,
+                state="up",
+                info={"device": "cpu"},
+            )
             for i, receiver in enumerate(self.decoders)
         ]
         peers = Peers(self.outbox)
@@ -312,6 +320,97 @@ def test_a_part_that_has_ended_when_its_next_steps_fail_is_spoken_to_its_end(mon
         sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
         assert [token for m in sent for token in m.tokens] == whole
         assert not of_type(world.worker.seen, messages.Failed)
+
+
+class FirstChunk:
+    """In place of the right of way: `there` says whether a decode process has a first chunk."""
+
+    def __init__(self) -> None:
+        self.there = False
+
+    def taken(self) -> bool:
+        return self.there
+
+
+@pytest.fixture
+def first_chunk(monkeypatch) -> FirstChunk:
+    """The stage as on a GPU that decode processes share; steps are held back for as long as it takes."""
+    first_chunk = FirstChunk()
+    monkeypatch.setattr(manager, "choose_pace", lambda settings, device: PACES["rounds"])
+    monkeypatch.setattr(manager, "choose_right_of_way", lambda directory, device: first_chunk)
+    monkeypatch.setattr(courtesy, "LONGEST", 1000.0)
+    return first_chunk
+
+
+def test_beside_a_first_chunk_only_streams_that_wait_for_their_own_go_on(first_chunk):
+    first_chunk.there = True
+    long = {"min_new_tokens": 150, "max_new_tokens": 180}
+    with World() as world:
+        world.send(world.generate("a/0", sampling=Sampling(seed=42, **long)))
+        world.decoders[0].until(lambda seen: speech(seen, "a/0"))
+        world.send(world.generate("whole/0", stream=False, sampling=Sampling(seed=42, **long)))
+        assert world.decoders[0].nothing_for(0.3)
+        world.send(world.generate("b/0", sampling=Sampling(seed=3, **long)))
+        world.decoders[0].until(lambda seen: speech(seen, "b/0"))
+        assert not any(is_over(job)(world.decoders[0].seen) for job in ("a/0", "b/0", "whole/0"))
+        while not world.decoders[0].nothing_for(0.3):
+            pass
+        first_chunk.there = False
+        for job, seed in (("a/0", 42), ("b/0", 3), ("whole/0", 42)):
+            sent = speech(world.decoders[0].until(is_over(job)), job)
+            assert [token for m in sent for token in m.tokens] == expected(
+                seed, min_outputs=150, max_outputs=180
+            )
+
+
+def test_a_first_chunk_that_never_ends_holds_up_nobody_for_long(first_chunk, monkeypatch):
+    monkeypatch.setattr(courtesy, "LONGEST", 0.05)
+    first_chunk.there = True
+    with World() as world:
+        world.send(world.generate("a/0"), world.generate("whole/0", stream=False))
+        for job in ("a/0", "whole/0"):
+            sent = speech(world.decoders[0].until(is_over(job)), job)
+            assert [token for m in sent for token in m.tokens] == expected()
+
+
+@pytest.mark.parametrize(("device", "rounds"), [("cpu", 4), ("elsewhere", 5)])
+def test_no_round_is_begun_between_a_first_chunks_last_token_and_its_hand_out(
+    first_chunk, monkeypatch, device, rounds
+):
+    """But where another GPU computes it: then the next round is under way as always."""
+    begun, begun_before = [], []
+    launch, send = Engine.launch, Peers.send
+
+    def launches(engine, work):
+        begun.append(work[0][0].on_device)
+        launch(engine, work)
+
+    def sends(peers, stage, index, message):
+        if isinstance(message, messages.SpeechTokens):
+            begun_before.append(sum(begun))
+        send(peers, stage, index, message)
+
+    monkeypatch.setattr(Engine, "launch", launches)
+    monkeypatch.setattr(Peers, "send", sends)
+    with World() as world:
+        info = world.context.peers.stages["decode", 0]
+        world.context.peers.stages["decode", 0] = msgspec.structs.replace(info, info={"device": device})
+        world.send(world.generate("a/0"))
+        world.decoders[0].until(is_over("a/0"))
+        assert begun_before[0] == rounds  # of 8, after a prefill that draws one: 33 of the 30 tokens needed
+
+
+def test_an_aborted_job_is_dropped_while_its_steps_are_held_back(first_chunk):
+    first_chunk.there = True
+    with World() as world:
+        world.send(world.generate("a/0"))
+        world.decoders[0].until(lambda seen: speech(seen, "a/0"))
+        world.send(messages.Abort(job="a/0"))
+        world.send(world.generate("b/0"))
+        world.decoders[0].until(lambda seen: speech(seen, "b/0"))
+        first_chunk.there = False
+        world.decoders[0].until(is_over("b/0"))
+        assert not is_over("a/0")(world.decoders[0].seen)
 
 
 class Process:

@@ -28,6 +28,7 @@ from light_tts.models.cosyvoice2.token2wav import (
 from light_tts.models.cosyvoice2.vocoder import choose_vocoder
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
+from light_tts.server.core.right_of_way import RightOfWay, choose_right_of_way
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.engine import Engine, Task
 from light_tts.server.tts_decode.policy import DeadlinePolicy, Waiting
@@ -78,8 +79,9 @@ def run(ctx: StageContext) -> None:
     ]
     voices = Voices(device)
     engine = Engine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
+    right_of_way = choose_right_of_way(ctx.run_dir.root, device)
     try:
-        manager = DecodeManager(ctx, engine, voices, chunk_rules(config, engine.model, grow))
+        manager = DecodeManager(ctx, engine, voices, chunk_rules(config, engine.model, grow), right_of_way)
         if engine.on_gpu:
             started = time.monotonic()
             ctx.log.info("preparing the GPU: kernels are compiled once on a machine, which can take minutes")
@@ -105,13 +107,26 @@ def chunk_rules(config: Config, model: Token2Wav, grow: bool) -> ChunkRules:
 
 
 class DecodeManager:
-    def __init__(self, ctx: StageContext, engine: Engine, voices: Voices, rules: ChunkRules) -> None:
+    """`right_of_way`: that of first chunks on this process's GPU; None: they have none."""
+
+    def __init__(
+        self,
+        ctx: StageContext,
+        engine: Engine,
+        voices: Voices,
+        rules: ChunkRules,
+        right_of_way: RightOfWay | None,
+    ) -> None:
         self._ctx = ctx
         self._engine = engine
         self._voices = voices
         self._rules = rules
+        self._right_of_way = right_of_way
         self._policy = DeadlinePolicy(
-            engine.model.sample_rate, time.monotonic, packed=engine.model.flow.packed
+            engine.model.sample_rate,
+            time.monotonic,
+            packed=engine.model.flow.packed,
+            firsts_alone=right_of_way is not None,
         )
         self._jobs: dict[str, Job] = {}
         self._over: OrderedDict[str, None] = OrderedDict()  # names of jobs that ended early, oldest first
@@ -187,14 +202,19 @@ class DecodeManager:
     # -- work
 
     def _start_work(self) -> None:
-        waiting = [self._describe(job) for job in self._jobs.values() if _can_speak(job)]
+        chunks = [(job.busy, self._describe(job)) for job in self._jobs.values() if _has_chunk(job)]
+        waiting = [chunk for busy, chunk in chunks if not busy]
+        in_work = [chunk for busy, chunk in chunks if busy]
+        if self._right_of_way is not None:
+            self._right_of_way.keep(any(map(self._policy.is_first, waiting + in_work)))
         for lane in list(self._engine.free_lanes):
-            batch = self._policy.next_batch(waiting, self._engine.batch_limit, short=lane.urgent)
+            batch = self._policy.next_batch(waiting, self._engine.batch_limit, lane.urgent, in_work)
             if not batch:
                 break
             self._engine.start(lane, [self._begin(self._jobs[chunk.job]) for chunk in batch])
             metrics.decode_batch_size.observe(len(batch))
             waiting = [chunk for chunk in waiting if chunk not in batch]
+            in_work += batch
         self._queue_depth.set(len(waiting))
 
     def _describe(self, job: Job) -> Waiting:
@@ -272,8 +292,9 @@ class DecodeManager:
         self._policy.forget(name)
 
 
-def _can_speak(job: Job) -> bool:
-    return not job.busy and bool(job.parts) and job.parts[0].speech.step is not None
+def _has_chunk(job: Job) -> bool:
+    """Whether a chunk of the job waits or is in work."""
+    return bool(job.parts) and job.parts[0].speech.step is not None
 
 
 def _work_item(part: Part) -> WorkItem:

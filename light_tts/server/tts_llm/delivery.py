@@ -16,6 +16,12 @@ class Delivery:
         self._spoken = 0  # of these, tokens that become audio
         self._sent = 0
 
+    @property
+    def missing(self) -> int:
+        """How many more tokens the part's first chunk waits for; 0: it has been handed on, or there is none
+        because the part is not streamed."""
+        return 0 if self._planner is None or self._sent else self._planner.needed - self._spoken
+
     def take(self, outputs: list[int], finished: bool) -> list[int] | None:
         """What is to be handed on now, of all `outputs` so far; None: nothing yet."""
         self._spoken += sum(token < self._speech_tokens for token in outputs[self._counted :])

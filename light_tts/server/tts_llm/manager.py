@@ -17,8 +17,10 @@ from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
+from light_tts.server.core.right_of_way import choose_right_of_way
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
+from light_tts.server.tts_llm.courtesy import Courtesy
 from light_tts.server.tts_llm.delivery import Delivery
 from light_tts.server.tts_llm.engine import Engine, Work
 from light_tts.server.tts_llm.options import EngineOptions
@@ -31,6 +33,7 @@ from light_tts.utils.gpu import choose_device
 
 OPENING = ("job", "reply_to", "part", "parts", "prompt", "speaker", "stream", "speed", "progress")
 TOMBSTONES = 4096  # jobs remembered after their end: messages of theirs may still be under way
+LOOK_AGAIN = 0.001  # seconds, while steps are held back; an inbox sleeps no shorter
 
 
 def run(ctx: StageContext) -> None:
@@ -73,7 +76,9 @@ def load(ctx: StageContext) -> LLMStage:
     engine.warm_up()
     shared = len(styles) > 1 and device.type == "cuda"
     turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize) if shared else None
-    return LLMStage(ctx, config, model, engine, turn, pace)
+    right_of_way = choose_right_of_way(ctx.run_dir.root, device)
+    courtesy = None if right_of_way is None else Courtesy(right_of_way.taken)
+    return LLMStage(ctx, config, model, engine, turn, pace, courtesy)
 
 
 @dataclass(eq=False)
@@ -85,6 +90,21 @@ class Speaking:
     delivery: Delivery
     arrived: float
     opened: bool = False  # the decode process knows of it
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a stream needs a step at once: not all tokens of its first chunk are being drawn, or it has
+        ids that the device does not know."""
+        sequence = self.sequence
+        if not (self.request.stream and sequence.runnable):
+            return False
+        return not sequence.on_device or self.delivery.missing > sequence.ahead
+
+    @property
+    def breaks_silence(self) -> bool:
+        """Whether what is handed on next is the first that the client will hear."""
+        unheard = self.request.part == 0 and not self.request.progress.samples
+        return unheard and self.delivery.missing > 0
 
 
 @dataclass
@@ -105,6 +125,7 @@ class LLMStage:
         engine: Engine,
         turn: GpuTurn | None,
         pace: Pace,
+        courtesy: Courtesy | None,
     ) -> None:
         settings = ctx.settings
         self._ctx = ctx
@@ -113,6 +134,8 @@ class LLMStage:
         self._engine = engine
         self._turn = turn
         self._ahead = pace.ahead
+        self._courtesy = courtesy
+        self._device = str(model.embedding.weight.device)
         self._busy_since = 0.0  # while launches are under way: since when nothing has been counted
         self._limit = min(settings.max_req_total_len, model.backbone.max_position_embeddings)
         self._scheduler = Scheduler(
@@ -134,14 +157,15 @@ class LLMStage:
         self._stats = Stats(ctx.log, settings)
 
     def patience(self) -> float | None:
-        """How long to wait for messages: not at all while a step is possible or under way; else as long as it
-        takes, with the GPU left to others."""
-        if self._scheduler.has_work or self._engine.in_flight:
+        """How long to wait for messages: not at all while a step may be begun or is under way; else, with the
+        GPU left to others, a moment if steps are held back, and if there are none as long as it takes."""
+        held = self._gives_way()
+        if self._engine.in_flight or (self._scheduler.has_work and not held):
             return 0
         if self._turn is not None:
             self._turn.release()
         self._stats.update(self._scheduler)
-        return None
+        return LOOK_AGAIN if held else None
 
     def receive(self, message: messages.Message) -> None:
         match message:
@@ -160,7 +184,12 @@ class LLMStage:
         self._ctx.peers.apply(message)
 
     def step(self) -> None:
-        """Admit, begin the next steps; then look at the results of earlier ones, while these run."""
+        """Admit, begin the next steps; then look at the results of earlier ones, while these run. While the
+        GPU is left to first chunks: look at results only."""
+        if self._gives_way():
+            if self._engine.in_flight:
+                self._collect()
+            return
         for sequence in self._scheduler.admit():
             self._open(self._speaking(sequence))
         plan = self._scheduler.plan()
@@ -237,6 +266,20 @@ class LLMStage:
 
     # ---- steps
 
+    def _gives_way(self) -> bool:
+        """Whether steps are held back now, for the sake of somebody's first chunk."""
+        if self._courtesy is None:
+            return False
+        parts = [self._speaking(sequence) for sequence in self._scheduler.present]
+        urgent = not self._scheduler.has_work or any(part.urgent for part in parts)
+        coming = any(part.sequence.ahead and part.breaks_silence and self._shares_gpu(part) for part in parts)
+        return self._courtesy.holds(urgent, coming)
+
+    def _shares_gpu(self, speaking: Speaking) -> bool:
+        """Whether the part's decode process is on this GPU."""
+        decode = self._ctx.peers.stages["decode", self._jobs[speaking.request.job].decode]
+        return decode.info.get("device") == self._device
+
     def _open(self, speaking: Speaking) -> None:
         """The part has been admitted: for the first time, or again after a pause."""
         request = speaking.request
@@ -306,6 +349,7 @@ class LLMStage:
             self._fail(request.job, 400, sequence.error)
             return
         job = self._jobs[request.job]
+        breaks_silence = speaking.breaks_silence
         tokens = speaking.delivery.take(sequence.outputs, sequence.finished)
         if tokens is not None:
             due = messages.SpeechTokens(
@@ -313,6 +357,8 @@ class LLMStage:
             )
             self._ctx.peers.send("decode", job.decode, due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
+            if self._courtesy is not None and breaks_silence and self._shares_gpu(speaking):
+                self._courtesy.expect()
         if sequence.finished:
             self._scheduler.end(sequence)
             self._engine.release(sequence)

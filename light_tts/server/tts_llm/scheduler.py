@@ -66,6 +66,11 @@ class Scheduler:
         return len(self.waiting) + sum(map(len, self._later_parts.values()))
 
     @property
+    def present(self) -> list[Sequence]:
+        """All sequences but later parts."""
+        return self.running + self.paused + self.waiting
+
+    @property
     def has_work(self) -> bool:
         """Whether a step is possible now."""
         return any(s.ready for s in self.running) or any(map(_wants_in, self.waiting + self.paused))
@@ -138,7 +143,7 @@ class Scheduler:
         return sequences
 
     def _of_job(self, job: str) -> Iterable[Sequence]:
-        return (s for s in self.running + self.paused + self.waiting if s.job == job)
+        return (s for s in self.present if s.job == job)
 
     def _remove(self, sequence: Sequence) -> None:
         for sequences in (self.running, self.paused, self.waiting):
