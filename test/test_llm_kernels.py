@@ -330,8 +330,8 @@ def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
 
 # Allowed error of a long sum, rounded to the dtype at its end.
 SUM_STEPS = {torch.float32: 64, torch.float16: 8, torch.bfloat16: 8}
-# rows, inputs, outputs: whole tiles, and none of them whole; a single row has its own kernel
-LINEAR_SIZES = [(1, 896, 96), (2, 896, 96), (5, 64, 40), (17, 200, 33), (32, 128, 64), (64, 128, 64)]
+# rows, inputs, outputs: whole tiles, and none of them whole; up to 8 rows have a kernel of their own
+LINEAR_SIZES = [(1, 896, 96), (2, 896, 96), (5, 64, 40), (9, 896, 96), (17, 200, 33), (64, 128, 64)]
 
 
 def linear_inputs(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -373,9 +373,10 @@ def test_folded_norm(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("inputs,outputs", [(200, 33), (896, 64), (4864, 30)])
 @pytest.mark.parametrize("config", [RowConfig(2, 8), RowConfig(8, 4), RowConfig(16, 4)])
-def test_row_linear_configurations(config: RowConfig, inputs: int, outputs: int) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_row_linear_configurations(rows: int, config: RowConfig, inputs: int, outputs: int) -> None:
     dtype = torch.float16
-    y, residual = randn(1, inputs, dtype=dtype), randn(1, outputs, dtype=dtype, seed=1)
+    y, residual = randn(rows, inputs, dtype=dtype), randn(rows, outputs, dtype=dtype, seed=1)
     weight = randn(outputs, inputs, dtype=dtype, seed=2) * inputs**-0.5
     expected = residual.clone()
     linear_add_reference_(expected, y, weight)

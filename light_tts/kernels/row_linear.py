@@ -1,8 +1,8 @@
-"""A linear layer for a single row, fused with what surrounds it.
+"""A linear layer for one row or very few, fused with what surrounds it.
 
 Such a layer takes as long as reading its weight. Each program loads all inputs of a few outputs into
 registers in one go, so that the memory always has as many requests as it can serve, and with overlapping
-kernels (see overlap.py) it does so before the row is there.
+kernels (see overlap.py) it does so before the rows are there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from light_tts.kernels import configs, overlap
 
+MAX_FEW = 8  # rows; with more the products take longer than reading the weight
+
 
 @dataclass(frozen=True)
 class RowConfig:
@@ -27,11 +29,13 @@ class RowConfig:
 
 
 @cache
-def row_config(device: torch.device, outputs: int, inputs: int) -> RowConfig:
-    """What was measured to be fastest for a weight (outputs, inputs) on this GPU."""
+def row_config(device: torch.device, outputs: int, inputs: int, rows: int) -> RowConfig:
+    """What was measured to be fastest for a weight (outputs, inputs) and so many rows on this GPU."""
     for entry in configs.load(device).get("row_linear", []):
-        if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
+        if (entry["outputs"], entry["inputs"], entry["rows"]) == (outputs, inputs, rows):
             return RowConfig(entry["block_out"], entry["warps"])
+    if rows > 1:
+        return RowConfig(block_out=4 if inputs > 2048 else 8, warps=8)
     return RowConfig(block_out=2, warps=8) if inputs > 2048 else RowConfig(8 if outputs > 4096 else 4)
 
 
@@ -48,18 +52,21 @@ def row_linear(
     """x @ weight.T + bias into `out`, or with `add` added to it. With `eps` x is divided by its root mean
     square first; `gated`: the upper half of the weight is that of the gate, and out = silu(gate) * up.
 
-    x: (1, inputs); weight: (outputs, inputs), gated: (2 * outputs, inputs); out: (1, outputs); bias:
-    (outputs,)"""
-    outputs, inputs = out.shape[1], x.shape[1]
-    config = config or row_config(x.device, *weight.shape)
+    x: (rows, inputs) of at most MAX_FEW rows; weight: (outputs, inputs), gated: (2 * outputs, inputs); out:
+    (rows, outputs); bias: (outputs,)"""
+    (rows, outputs), inputs = out.shape, x.shape[1]
+    row_block = triton.next_power_of_2(rows)
+    config = config or row_config(x.device, *weight.shape, row_block)
     _row_kernel[(triton.cdiv(outputs, config.block_out),)](
         x,
         weight,
         bias,
         out,
+        rows,
         eps or 0.0,
         OUTPUTS=outputs,
         INPUTS=inputs,
+        ROWS=row_block,
         BLOCK_OUT=config.block_out,
         BLOCK_IN=triton.next_power_of_2(inputs),
         NORM=eps is not None,
@@ -70,15 +77,17 @@ def row_linear(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _row_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
     out_ptr,
+    rows,
     eps,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     NORM: tl.constexpr,
@@ -94,7 +103,8 @@ def _row_kernel(
     mask = o_exists[:, None] & inside[None, :]
     weight = tl.load(weight_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
     if GATED:
-        up = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0, eviction_policy="evict_first")
+        gate_weight = weight
+        weight = tl.load(weight_ptrs + OUTPUTS * INPUTS, mask=mask, other=0.0, eviction_policy="evict_first")
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + o, mask=o_exists, other=0.0).to(tl.float32)
     if OVERLAP:
@@ -102,16 +112,30 @@ def _row_kernel(
     else:
         tl.debug_barrier()  # the compiler would wait for x between these loads
 
-    x = tl.load(x_ptr + i, mask=inside, other=0.0).to(tl.float32)
+    r = tl.arange(0, ROWS)
+    out_ptrs = out_ptr + r[None, :] * OUTPUTS + o[:, None]
+    out_mask = o_exists[:, None] & (r < rows)[None, :]
     if ADD:
-        before = tl.load(out_ptr + o, mask=o_exists, other=0.0).to(tl.float32)
+        before = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
     if NORM:
-        x *= tl.rsqrt(tl.sum(x * x, 0) / INPUTS + eps)
-    out = tl.sum(weight.to(tl.float32) * x[None, :], 1)
+        all_x = tl.load(
+            x_ptr + r[:, None] * INPUTS + i[None, :], mask=(r < rows)[:, None] & inside[None, :], other=0.0
+        ).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(all_x * all_x, 1) / INPUTS + eps)[None, :]
+    out = tl.zeros([BLOCK_OUT, ROWS], tl.float32)
+    gate = tl.zeros([BLOCK_OUT, ROWS], tl.float32)
+    for row in tl.static_range(ROWS):
+        x = tl.load(x_ptr + row * INPUTS + i, mask=inside & (row < rows), other=0.0).to(tl.float32)[None, :]
+        out = tl.where(r[None, :] == row, tl.sum(weight.to(tl.float32) * x, 1)[:, None], out)
+        if GATED:
+            gate = tl.where(r[None, :] == row, tl.sum(gate_weight.to(tl.float32) * x, 1)[:, None], gate)
+    if NORM:
+        out *= scale
     if GATED:
-        out = out * tl.sigmoid(out) * tl.sum(up.to(tl.float32) * x[None, :], 1)
+        gate *= scale
+        out = gate * tl.sigmoid(gate) * out
     if bias_ptr is not None:
-        out += bias
+        out += bias[:, None]
     if ADD:
         out += before
-    tl.store(out_ptr + o, out.to(out_ptr.dtype.element_ty), mask=o_exists)
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=out_mask)

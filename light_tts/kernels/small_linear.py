@@ -1,4 +1,4 @@
-"""Linear layers for a few rows, fused with what surrounds them.
+"""Linear layers for up to 64 rows, fused with what surrounds them.
 
 With few rows a linear layer takes as long as reading its weight does, so the weight is read exactly once, by
 as many programs as keep all of the GPU's memory channels busy, and everything else of a transformer block's
@@ -22,9 +22,9 @@ from torch import Tensor
 from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
 from light_tts.kernels.norm import rms_norm_reference
-from light_tts.kernels.row_linear import row_linear
+from light_tts.kernels.row_linear import MAX_FEW, row_linear
 
-MAX_ROWS = 64
+MAX_ROWS = 64  # what the tensor cores multiply at once; fewer take as long
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,23 @@ class LinearConfig:
     at a time (`splits`: of `linear_add_` alone)."""
 
     block_out: int = 16
-    block_k: int = 128
+    block_k: int = 64
     splits: int = 1
     warps: int = 4
     stages: int = 4
 
 
 @cache
-def linear_config(device: torch.device, kernel: str, outputs: int, inputs: int, rows: int) -> LinearConfig:
-    """What was measured to be fastest for a weight (outputs, inputs) and so many rows on this GPU."""
-    fitting = [
-        entry
-        for entry in configs.load(device).get(kernel, [])
-        if (entry["outputs"], entry["inputs"]) == (outputs, inputs) and entry["rows"] >= rows
-    ]
-    if fitting:
-        entry = min(fitting, key=lambda entry: entry["rows"])
-        return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
+def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, kernel: str) -> LinearConfig:
+    """What was measured to be fastest, with 16 bits a number, for a weight (outputs, inputs) on this GPU."""
+    outputs, inputs = weight
+    for entry in configs.load(device).get(kernel, []):
+        if (entry["outputs"], entry["inputs"]) == (outputs, inputs) and dtype.itemsize == 2:
+            return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
     block_out = 32 if outputs > 4096 else 16
-    block_k, stages = (64, 6) if rows > 32 else (128, 4)  # two programs fit a multiprocessor
     tiles = triton.cdiv(outputs, block_out)
     splits = min(triton.cdiv(192, tiles), triton.cdiv(inputs, 512)) if kernel == "linear_add_" else 1
-    return LinearConfig(block_out, block_k, splits, stages=stages)
+    return LinearConfig(block_out, splits=splits)
 
 
 def fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
@@ -69,10 +64,10 @@ def norm_linear(
     from `fold_norm`; bias: (outputs,) or None; config: None for the measured one -> (rows, outputs). Raises
     ValueError for more rows."""
     out = x.new_empty(len(x), weight.shape[0])
-    if len(x) == 1 and config is None:
+    if len(x) <= MAX_FEW and config is None:
         row_linear(x, weight, out, bias, eps)
     else:
-        config = config or linear_config(x.device, "norm_linear", *weight.shape, _row_block(len(x)))
+        config = config or _config(weight, "norm_linear")
         _norm_linear(x, eps, weight, bias, out, False, config)
     return out
 
@@ -87,11 +82,10 @@ def norm_gate_up_silu(
     """silu(gate) * up, where both come from rms_norm(x). gate_up_weight: (2 * outputs, inputs), gate first;
     otherwise as `norm_linear` -> (rows, outputs)"""
     out = x.new_empty(len(x), gate_up_weight.shape[0] // 2)
-    if len(x) == 1 and config is None:
+    if len(x) <= MAX_FEW and config is None:
         row_linear(x, gate_up_weight, out, eps=eps, gated=True)
     else:
-        shape = gate_up_weight.shape
-        config = config or linear_config(x.device, "norm_gate_up_silu", *shape, _row_block(len(x)))
+        config = config or _config(gate_up_weight, "norm_gate_up_silu")
         _norm_linear(x, eps, gate_up_weight, None, out, True, config)
     return out
 
@@ -105,12 +99,12 @@ def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfi
     """residual += y @ weight.T. residual: (rows, outputs); y: (rows, inputs) of at most MAX_ROWS rows;
     weight: (outputs, inputs); config: None for the measured one. Raises ValueError for more rows."""
     (rows, inputs), outputs = y.shape, weight.shape[0]
-    if rows == 1 and config is None:
+    if rows <= MAX_FEW and config is None:
         return row_linear(y, weight, residual, add=True)
-    row_block = _row_block(rows)
-    config = config or linear_config(y.device, "linear_add_", outputs, inputs, row_block)
+    _check(rows)
+    config = config or _config(weight, "linear_add_")
     tiles = triton.cdiv(outputs, config.block_out)
-    partial = y.new_empty(tiles * config.splits * row_block * config.block_out, dtype=torch.float32)
+    partial = y.new_empty(tiles * config.splits * MAX_ROWS * config.block_out, dtype=torch.float32)
     _linear_add_kernel[(tiles, config.splits)](
         residual,
         y,
@@ -120,7 +114,7 @@ def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfi
         rows,
         OUTPUTS=outputs,
         INPUTS=inputs,
-        ROWS=row_block,
+        ROWS=MAX_ROWS,
         BLOCK_OUT=config.block_out,
         BLOCK_K=config.block_k,
         SPLITS=config.splits,
@@ -134,10 +128,13 @@ def linear_add_reference_(residual: Tensor, y: Tensor, weight: Tensor) -> None:
     residual += F.linear(y, weight)
 
 
-def _row_block(rows: int) -> int:
+def _config(weight: Tensor, kernel: str) -> LinearConfig:
+    return linear_config(weight.shape, weight.dtype, weight.device, kernel)
+
+
+def _check(rows: int) -> None:
     if rows > MAX_ROWS:
         raise ValueError(f"small_linear: {rows} rows, at most {MAX_ROWS}")
-    return max(16, triton.next_power_of_2(rows))
 
 
 def _norm_linear(
@@ -150,6 +147,7 @@ def _norm_linear(
     config: LinearConfig,
 ) -> None:
     (rows, inputs), outputs = x.shape, out.shape[1]
+    _check(rows)
     _norm_linear_kernel[(triton.cdiv(outputs, config.block_out),)](
         x,
         weight,
@@ -159,7 +157,7 @@ def _norm_linear(
         eps,
         OUTPUTS=outputs,
         INPUTS=inputs,
-        ROWS=_row_block(rows),
+        ROWS=MAX_ROWS,
         BLOCK_OUT=config.block_out,
         BLOCK_K=config.block_k,
         BIAS=bias is not None,
