@@ -156,9 +156,14 @@ def process_name(words: list[str]) -> str:
     """`encode 0`, `supervisor`, ... from a command line; `http` for gunicorn's workers."""
     if "--stage" in words:
         return f"{words[words.index('--stage') + 1]} {words[words.index('--index') + 1]}"
+    names = {
+        "light_tts.server.supervisor": "supervisor",
+        "light_tts.server.janitor": "janitor",
+        "light_tts.models.cosyvoice2.frontend.spellers": "speller",
+    }
     for word in words:
-        if word in ("light_tts.server.supervisor", "light_tts.server.janitor"):
-            return word.rsplit(".", 1)[1]
+        if word in names:
+            return names[word]
     return "http"
 
 

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from light_tts.common.audio import read_audio
+from light_tts.models.cosyvoice2.frontend import spellers
 from light_tts.server.core import messages as m
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.prompt_cache import attach
@@ -145,6 +147,21 @@ def test_a_request_becomes_ids_and_features(make_stage):
     assert features.speech_token.tolist() == tokens.tolist()
     assert np.abs(features.mel - expected["aligned_feat"][0]).max() < 1e-4
     assert np.abs(features.embedding - expected["embedding"][0]).max() < 1e-3
+
+
+def test_texts_are_spelled_in_processes_that_end_with_the_stage(make_stage, monkeypatch):
+    monkeypatch.setattr(manager, "speller_processes", lambda: 2)
+    stage = make_stage()
+    started = [child for child in psutil.Process().children() if spellers.__name__ in child.cmdline()]
+    assert len(started) == 2
+    jobs = {f"{n}/1": f"I have {n} cats." for n in range(8)}
+    stage.send(*(synthesize(stage, job, prompt(noise(1)), text) for job, text in jobs.items()))
+    got = {message.job: message.text_ids for message in (stage.next(stage.llm) for _ in jobs)}
+    frontend = manager.Frontend(CHECKPOINT, manager.load_config(CHECKPOINT))
+    assert got == {job: frontend.split_text(text)[0] for job, text in jobs.items()}
+    stage.stop()
+    assert not any(child.is_running() for child in started)
+    stage.start()
 
 
 def test_parts_come_in_order_and_finished_ones_are_left_out(make_stage):

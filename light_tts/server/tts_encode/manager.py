@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,12 +25,14 @@ from light_tts.common.audio import AudioError, check_length
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend, PromptText
+from light_tts.models.cosyvoice2.frontend.spellers import SpellerPool
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
 from light_tts.server.core.stage import StageContext
 
 STAGE = "encode"
+MAX_SPELLER_PROCESSES = 4
 
 
 class RequestError(Exception):
@@ -63,16 +66,23 @@ def run(ctx: StageContext) -> None:
     """Entry of the stage: returns on Shutdown."""
     torch.set_num_threads(1)  # the pool's threads are the parallelism
     model_dir = Path(ctx.settings.model_dir)
-    frontend = Frontend(model_dir, load_config(model_dir))
-    threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
-    try:
-        manager = EncodeManager(ctx, frontend, pool)
-        ctx.ready({"speakers": sorted(frontend.speakers)})
-        manager.serve()
-        manager.close()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with closing(SpellerPool(speller_processes())) as spelling:  # loads while the models do
+        frontend = Frontend(model_dir, load_config(model_dir), spelling.spellers)
+        threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
+        pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
+        try:
+            manager = EncodeManager(ctx, frontend, pool)
+            spelling.wait_until_ready()
+            ctx.ready({"speakers": sorted(frontend.speakers)})
+            manager.serve()
+            manager.close()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def speller_processes() -> int:
+    """None on few cores, where they would only take turns with the process that waits for them."""
+    return min(MAX_SPELLER_PROCESSES, len(os.sched_getaffinity(0)) // 4)
 
 
 class EncodeManager:

@@ -14,6 +14,7 @@ from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.frontend.features import SPEECH_RATE, flow_mel
 from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder, load_speakers
 from light_tts.models.cosyvoice2.frontend.speech_tokenizer import SpeechTokenizer
+from light_tts.models.cosyvoice2.frontend.spellers import Spell
 from light_tts.models.cosyvoice2.frontend.text import TextNormalizer
 from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTokenizer
 
@@ -31,11 +32,12 @@ class PromptText:
 class Frontend:
     """All of a checkpoint that runs before the LLM. Thread-safe."""
 
-    def __init__(self, model_dir: Path, config: Config) -> None:
-        """Raises CheckpointError naming the file that is missing or damaged."""
+    def __init__(self, model_dir: Path, config: Config, spellers: dict[str, Spell] | None = None) -> None:
+        """`spellers`: those of the TextNormalizer. Raises CheckpointError naming the file that is missing or
+        damaged."""
         self._config = config
         self.tokenizer = TextTokenizer(model_dir)
-        self.normalizer = TextNormalizer(lambda text: len(self.tokenizer.encode(text)))
+        self.normalizer = TextNormalizer(lambda text: len(self.tokenizer.encode(text)), spellers)
         self._speech_tokenizer = SpeechTokenizer(model_dir)
         self._speaker_encoder = SpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import unicodedata
 from collections.abc import Callable
+
+from light_tts.models.cosyvoice2.frontend.spellers import Spell, wetext_spellers
 
 logger = logging.getLogger(__name__)
 
@@ -36,28 +37,14 @@ _END_MARKS = {"zh": "。？！；：、.?!;", "en": ".?!;:"}
 _FULL_STOP = {"zh": "。", "en": "."}
 _CLOSING_QUOTES = ('"', "”")
 
-Spell = Callable[[str], str]
-
-
-def wetext_spellers() -> dict[str, Spell]:
-    """Numbers, dates, units and the like in words, by language; empty without the wetext package."""
-    try:
-        from wetext import Normalizer
-    except ImportError:
-        return {}
-    return {
-        "zh": Normalizer(lang="zh", operator="tn", remove_erhua=False).normalize,
-        "en": Normalizer(lang="en", operator="tn").normalize,
-    }
-
 
 class TextNormalizer:
-    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's unless given. Thread-safe."""
+    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's in this process unless given.
+    Thread-safe, as they are."""
 
     def __init__(self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None) -> None:
         self._count_tokens = count_tokens
         self._spellers = wetext_spellers() if spellers is None else spellers
-        self._lock = threading.Lock()  # wetext does not promise to be thread-safe
 
     def normalize(self, text: str) -> str:
         """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is."""
@@ -77,10 +64,9 @@ class TextNormalizer:
         if not text or ("<|" in text and "|>" in text):
             return text, None
         text = _CONTROL.sub("", text).strip()
-        with self._lock:
-            if _CHINESE.search(text):
-                return _tidy_chinese(self._spell(text, "zh")), "zh"
-            return _DIGITS.sub(_number_in_words, self._spell(text, "en")), "en"
+        if _CHINESE.search(text):
+            return _tidy_chinese(self._spell(text, "zh")), "zh"
+        return _DIGITS.sub(_number_in_words, self._spell(text, "en")), "en"
 
     def _spell(self, text: str, language: str) -> str:
         speller = self._spellers.get(language)
