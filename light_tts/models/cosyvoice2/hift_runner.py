@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from light_tts.common.cuda_graphs import GraphCache
+from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.hift_source import Cached, Draws
 from light_tts.models.cosyvoice2.hift_network import HiftNetwork
 from light_tts.models.cosyvoice2.vocoder import SourceNoise
@@ -61,12 +62,22 @@ class HiftRunner:
     def warm_up(self, items: int) -> None:
         """Compile and record what batches of up to `items` chunks of a stream, or short parts, need. The rest
         is recorded when it is first met."""
-        device = self._room.wave.device
-        for frames in WARM_FRAMES:
-            for rows in self._rows_at_once(frames):
-                if rows < 2 * items:
-                    mel = torch.zeros(rows, self._network.mels, frames, device=device)
-                    self.speak(mel, [frames] * rows, [None] * rows, [None] * rows)
+        device = self._network.device
+        sizes = [
+            (rows, frames)
+            for frames in WARM_FRAMES
+            for rows in self._rows_at_once(frames)
+            if rows < 2 * items
+        ]
+
+        def rehearse() -> None:
+            for rows, frames in sizes:
+                self._room.compute(self._network, rows, frames)
+
+        compile_ahead(device, rehearse)
+        for rows, frames in sizes:
+            mel = torch.zeros(rows, self._network.mels, frames, device=device)
+            self.speak(mel, [frames] * rows, [None] * rows, [None] * rows)
 
     def _rows_at_once(self, capacity: int) -> list[int]:
         return [rows for rows in ROWS if rows == 1 or rows * capacity <= self._max_frames]

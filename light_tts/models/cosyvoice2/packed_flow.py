@@ -7,7 +7,7 @@ and Euler step are CUDA graphs by size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.transfer import pinned, upload
+from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.packed_attention import attention_blocks
 from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, euler_steps, fixed_noise
 from light_tts.models.cosyvoice2.flow import Flow
@@ -77,10 +78,15 @@ class PackedFlow:
     def warm_up(self, items: int) -> None:
         """Compile and record what batches of up to `items` need whose prompts and speech are together up to
         WARM_TOKENS long. The rest is recorded when it is first met."""
-        frames = _bucket(1)
-        while frames <= min(ROW_LIMIT, items * WARM_TOKENS * self._flow.ratio):
-            self._prepare(self._rows(frames))
-            frames = _bucket(frames + 1)
+        sizes = list(_buckets(min(ROW_LIMIT, items * WARM_TOKENS * self._flow.ratio)))
+
+        def rehearse() -> None:
+            for size in sizes:
+                self._estimator.step(self._rows(size))
+
+        compile_ahead(self._device, rehearse)
+        for size in sizes:
+            self._prepare(self._rows(size))
         for height in sorted({_batch_bucket(count) for count in range(1, items + 1)}):
             for width in range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP):
                 self._features(np.ones((height, 3 + width), np.int32))
@@ -214,6 +220,14 @@ def _encoder_has_room(items: list[FlowItem]) -> bool:
 def _bucket(frames: int) -> int:
     """The next size of which there are buffers: steps of an eighth to a quarter, at least 64."""
     return _round_up(frames, max(64, 2 ** (frames.bit_length() - 1) // 4))
+
+
+def _buckets(most: int) -> Iterator[int]:
+    """All sizes up to `most`."""
+    size = _bucket(1)
+    while size <= most:
+        yield size
+        size = _bucket(size + 1)
 
 
 def _batch_bucket(items: int) -> int:

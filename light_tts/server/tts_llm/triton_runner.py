@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from itertools import product
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from light_tts.common.kv_pool import KVPool, SlotTable
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.common.transfer import upload
+from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.decode_attention import decode_attention
 from light_tts.kernels.prefill_attention import prefill_attention
 from light_tts.kernels.rotary import rotary_kv_write
@@ -96,13 +96,25 @@ class TritonRunner:
         largest = min(self._options.rows, self._options.graph_max_batch)
         batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
         lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
+        # the largest first, whose memory the others use again
+        prefills = [
+            PrefillShape(tokens, spans) for spans in _PREFILL_SPANS[::-1] for tokens in _PREFILL_TOKENS[::-1]
+        ]
+        steps = [(batch, length) for length in lengths[::-1] for batch in batches[::-1]]
+
+        def rehearse() -> None:
+            for shape in prefills:
+                self._prefill_step(shape, upload(shape.empty(), self._device))
+            for batch, length in steps:
+                self._decode_step(batch, length)
+
+        compile_ahead(self._device, rehearse)
         log = logging.getLogger("light_tts.llm")
         started = time.monotonic()
         log.info("recording CUDA graphs: decode steps of batches %s, lengths %s", batches, lengths)
-        # the largest first, whose memory the others use again
-        for spans, tokens in product(_PREFILL_SPANS[::-1], _PREFILL_TOKENS[::-1]):
-            self._record_prefill(PrefillShape(tokens, spans))
-        for length, batch in product(lengths[::-1], batches[::-1]):
+        for shape in prefills:
+            self._record_prefill(shape)
+        for batch, length in steps:
             self._record(batch, length)
         log.info("recorded %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - started)
 
