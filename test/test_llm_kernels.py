@@ -405,10 +405,11 @@ def test_small_linear_refuses_many_rows() -> None:
         linear_add_(randn(65, 16), randn(65, 16), randn(16, 16))
 
 
-def test_overlap_is_chosen_by_chain_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(configs, "load", lambda device: {"overlap": {"llm": 8, "flow": 0}})
-    chosen = [bool(overlap.options(DEVICE, *size)) for size in (("llm", 8), ("llm", 9), ("flow", 1))]
-    assert chosen == [True, False, False]
+def test_overlap_is_chosen_by_kernel_and_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configs, "load", lambda device: {"overlap": {"llm": [[1, 8], [20, 30]]}})
+    chosen = [bool(overlap.options(DEVICE, "llm", rows)) for rows in (1, 8, 9, 20, 31)]
+    assert chosen == [True, True, False, True, False]
+    assert not overlap.options(DEVICE, "packed_conv", 1)
     monkeypatch.setattr(configs, "load", lambda device: {})
     assert not overlap.options(DEVICE, "llm", 1)
 
@@ -445,8 +446,8 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
 
     expected = layer_reference()
     results = []
-    for most in (0, rows):
-        monkeypatch.setattr(overlap, "most_rows", lambda device, chain, most=most: most)
+    for value in (False, True):
+        monkeypatch.setattr(overlap, "enabled", lambda *_, value=value: value)
         layer()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

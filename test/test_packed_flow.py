@@ -2,7 +2,6 @@
 a GPU the references stand in for the kernels, which the interpreter runs too slowly for a whole flow
 (test_flow_kernels.py compares them)."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -152,8 +151,8 @@ def test_half_precision_on_a_gpu(flow, dtype, tolerance):
 def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
     expected = new_packed(flow, graphs=False)(items)
-    for most in (0, sys.maxsize):
-        monkeypatch.setattr(overlap, "most_rows", lambda device, chain, most=most: most)
+    for value in (False, True):
+        monkeypatch.setattr(overlap, "enabled", lambda *_, value=value: value)
         for graphs in (False, True):
             packed = new_packed(flow, graphs=graphs)
             for _ in range(2):
@@ -199,8 +198,8 @@ def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatc
         buffers.inputs.copy_(inputs)
 
     results = []
-    for most in (0, COPIES * size):
-        monkeypatch.setattr(overlap, "most_rows", lambda device, chain, most=most: most)
+    for value in (False, True):
+        monkeypatch.setattr(overlap, "enabled", lambda *_, value=value: value)
         begin()
         for _ in range(estimator.steps):  # one by one, and compiles
             estimator.step(rows)

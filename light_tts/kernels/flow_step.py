@@ -48,7 +48,7 @@ def flow_step(
         BLOCK_MELS=max(16, triton.next_power_of_2(mels)),
         num_warps=4,
         num_stages=2,
-        **overlap.options(h.device, "flow", len(h)),
+        **overlap.options(h.device, "flow_step", len(h)),
     )
 
 
@@ -92,16 +92,18 @@ def _flow_step(
     BLOCK_MELS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    if OVERLAP >= 3:
+        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2:
+    if OVERLAP == 2 or OVERLAP == 3:
         overlap.prefetch_columns(weight, 0, WIDTH, MELS, BLOCK_MELS)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     mel = tl.arange(0, BLOCK_MELS)
     if OVERLAP:
         added = vector(bias, mel, MELS)
-        overlap.begin()
+        overlap.begin(OVERLAP)
     conditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     unconditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_WIDTH):

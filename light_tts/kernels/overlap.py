@@ -25,22 +25,30 @@ import triton.language as tl
 from light_tts.kernels import configs
 
 
-def most_rows(device: torch.device, chain: str) -> int:
-    """Up to how many rows it was measured to be faster on this GPU, in the chain "llm" (tokens of the batch)
-    or "flow" (rows of the packed batch, all copies)."""
-    return configs.load(device).get("overlap", {}).get(chain, 0)
+def enabled(device: torch.device, kernel: str, rows: int) -> bool:
+    """Whether it was measured to be faster for so many rows on this GPU: for "llm", all kernels of a decode
+    step (rows: tokens of the batch), or for one of the flow's (rows of the packed batch, all copies)."""
+    ranges = configs.load(device).get("overlap", {}).get(kernel, [])
+    return any(first <= rows <= last for first, last in ranges)
 
 
-def options(device: torch.device, chain: str, rows: int) -> dict[str, bool]:
+def options(device: torch.device, kernel: str, rows: int) -> dict[str, bool]:
     """What to pass to a kernel that has the parameter `OVERLAP: tl.constexpr = False`. The kernel in front
     may be any: one that does not call `begin` is waited for before this one is launched."""
-    return {"OVERLAP": True, "launch_pdl": True} if rows <= most_rows(device, chain) else {}
+    mode = 2 if kernel == "llm" else configs.load(device).get("flow_mode", 2)
+    return {"OVERLAP": mode, "launch_pdl": True} if enabled(device, kernel, rows) else {}
 
 
 @triton.jit
-def begin():
-    """Lets the next kernel begin and waits for all results of the one in front."""
+def release():
     tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def begin(MODE: tl.constexpr = 1):
+    """Lets the next kernel begin and waits for all results of the one in front."""
+    if MODE <= 2:
+        tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
 
 

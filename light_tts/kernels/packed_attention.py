@@ -44,7 +44,7 @@ def packed_attention(
     chunk, j < (i // c + 1) * c."""
     width = out.shape[1]
     head_dim = width // heads
-    shape = geometry(f"packed_attention_{block_rows}", qkv.device, len(qkv)) or {
+    shape = geometry(f"packed_attention_{block_rows}", qkv, len(qkv)) or {
         "BLOCK_KEYS": 64,
         "num_warps": 4 if block_rows <= 64 else 8,
         "num_stages": 3,
@@ -60,7 +60,7 @@ def packed_attention(
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_ROWS=block_rows,
         **shape,
-        **overlap.options(qkv.device, "flow", len(qkv)),
+        **overlap.options(qkv.device, "packed_attention", len(qkv)),
     )
     return out
 
@@ -100,6 +100,8 @@ def _attention(
     BLOCK_KEYS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    if OVERLAP >= 3:
+        overlap.release()
     entry = blocks + tl.program_id(0) * 4
     first = tl.load(entry)
     first_row = tl.load(entry + 1)
@@ -108,7 +110,7 @@ def _attention(
     if length == 0:
         return
     if OVERLAP:
-        overlap.begin()
+        overlap.begin(OVERLAP)
     base = tl.program_id(2) * copy_rows + first_row
     feature = tl.arange(0, BLOCK_HEAD)
     column = tl.program_id(1) * HEAD + feature

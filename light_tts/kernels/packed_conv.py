@@ -57,11 +57,11 @@ def packed_conv(
     out), is given the LayerNorm (without gain and offset) of the result."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
-    shape = geometry(f"conv_{channels_in}x{channels_out}", x.device, rows) or {
+    shape = geometry(f"conv_{channels_in}x{channels_out}", x, rows) or {
         "BLOCK_ROWS": 16 if rows <= 1024 else 32 if rows <= 4096 else 64,
         "BLOCK_IN": 64,
         "num_warps": 4 if rows <= 4096 else 8,
-        "num_stages": 3,
+        "num_stages": 3 if x.element_size() == 2 else 2,  # what fits the shared memory
     }
     shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
     # what is absent is never read; any tensor serves in its place
@@ -97,7 +97,7 @@ def packed_conv(
         NORMAL=normal is not None,
         BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
         **shape,
-        **overlap.options(x.device, "flow", rows),
+        **overlap.options(x.device, "packed_conv", rows),
     )
     return out
 
@@ -169,11 +169,13 @@ def _conv(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    if OVERLAP >= 3:
+        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_OUT)
     known = column < OUT
     here = tl.load(position + row, mask=row < rows, other=-1)
-    if OVERLAP == 2:
+    if OVERLAP == 2 or OVERLAP == 3:
         overlap.prefetch_columns(weight, 0, TAPS * IN, OUT, BLOCK_OUT)
         if SIDE:
             overlap.prefetch_columns(side_weight, 0, SIDE_IN, OUT, BLOCK_OUT)
@@ -186,7 +188,7 @@ def _conv(
             offset = vector(norm_bias, column, OUT)
         if SIDE:
             side_added = vector(side_bias, column, OUT)
-        overlap.begin()
+        overlap.begin(OVERLAP)
         if SHIFT:
             now = tl.load(step)  # after the wait: without a graph the kernel in front has written it
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)

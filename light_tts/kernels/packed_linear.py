@@ -24,7 +24,7 @@ def norm_linear(
     and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias: (out,) float32;
     position: (rows,) int32, rows below 0 are left out; out: (rows, out)."""
     rows, (width, out_width) = x.shape[0], weight.shape
-    shape = geometry(f"norm_linear_{width}x{out_width}", x.device, rows) or {
+    shape = geometry(f"norm_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 32 if rows <= 1024 else 64,
         "BLOCK_OUT": 64 if rows <= 1024 else 128,
         "TILES": 1,
@@ -49,7 +49,7 @@ def norm_linear(
         GELU=gelu,
         BLOCK_IN=max(16, triton.next_power_of_2(width)),
         **shape,
-        **overlap.options(x.device, "flow", rows),
+        **overlap.options(x.device, "norm_linear", rows),
     )
     return out
 
@@ -63,7 +63,7 @@ def norm_linear_reference(
 def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool) -> Tensor:
     """x @ weight + bias, and exact GELU if `gelu`. Shapes as for `norm_linear`; x is contiguous."""
     rows, (width, out_width) = x.shape[0], weight.shape
-    shape = geometry(f"linear_{width}x{out_width}", x.device, rows) or {
+    shape = geometry(f"linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 128,
         "BLOCK_IN": 64,
         "BLOCK_OUT": 128,
@@ -82,7 +82,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tenso
         OUT=out_width,
         GELU=gelu,
         **shape,
-        **overlap.options(x.device, "flow", rows),
+        **overlap.options(x.device, "linear", rows),
     )
     return out
 
@@ -118,7 +118,7 @@ def linear_add_(
     rows, (width, out_width) = y.shape[0], weight.shape
     small = rows <= 2048
     if normal is None:
-        shape = geometry(f"linear_add_{width}x{out_width}", x.device, rows) or {
+        shape = geometry(f"linear_add_{width}x{out_width}", x, rows) or {
             "BLOCK_ROWS": 32 if small else 64,
             "BLOCK_IN": 128 if small else 64,
             "BLOCK_OUT": 32 if small else 128,
@@ -126,11 +126,11 @@ def linear_add_(
             "num_stages": 3,
         }
     else:
-        shape = geometry(f"linear_add_norm_{width}x{out_width}", x.device, rows) or {
+        shape = geometry(f"linear_add_norm_{width}x{out_width}", x, rows) or {
             "BLOCK_ROWS": 64,
             "BLOCK_IN": 64,
             "num_warps": 8,
-            "num_stages": 3,
+            "num_stages": 3 if x.element_size() == 2 else 2,  # what fits the shared memory
         }
         shape["BLOCK_OUT"] = max(16, triton.next_power_of_2(out_width))  # a norm needs whole rows
     shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
@@ -148,7 +148,7 @@ def linear_add_(
         OUT=out_width,
         NORM=normal is not None,
         **shape,
-        **overlap.options(x.device, "flow", rows),
+        **overlap.options(x.device, "linear_add", rows),
     )
     return x
 
@@ -261,9 +261,11 @@ def _norm_linear(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    if OVERLAP >= 3:
+        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2 and TILES > 1:
+    if (OVERLAP == 2 or OVERLAP == 3) and TILES > 1:
         for tile in tl.static_range(TILES):
             first = (tl.program_id(1) * TILES + tile) * BLOCK_OUT
             overlap.prefetch_columns(weight, first, IN, OUT, BLOCK_OUT)
@@ -277,7 +279,7 @@ def _norm_linear(
         w = _weight_tile(weight, channel, column, IN, OUT)
         added = vector(bias, column, OUT)
     if OVERLAP:
-        overlap.begin()
+        overlap.begin(OVERLAP)
     values = tl.load(
         x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
     ).to(tl.float32)
@@ -315,16 +317,18 @@ def _linear(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    if OVERLAP >= 3:
+        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2:
+    if OVERLAP == 2 or OVERLAP == 3:
         overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     if OVERLAP:
         added = vector(bias, column, OUT)
-        overlap.begin()
+        overlap.begin(OVERLAP)
     y = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     y = multiply_add(y, x, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
     if not OVERLAP:
@@ -358,16 +362,18 @@ def _linear_add(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    if OVERLAP >= 3:
+        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2:
+    if OVERLAP == 2 or OVERLAP == 3:
         overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     if OVERLAP:
         added = vector(bias, column, OUT)
-        overlap.begin()
+        overlap.begin(OVERLAP)
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     total = multiply_add(total, y, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
     if not OVERLAP:

@@ -44,6 +44,9 @@ _PREFILL_TOKENS = (
     768,
     896,
     1024,
+    1280,
+    1536,
+    2048,
 )  # beyond, launches cost little
 _PREFILL_SPANS = (1, 4, 16)
 
