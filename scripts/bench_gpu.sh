@@ -3,7 +3,8 @@
 # generator. Leaves tables and JSON files in a directory.
 #   bash scripts/bench_gpu.sh OUT_DIR [flags for the server]
 # MODEL_DIR: a checkpoint to use or to make (default /tmp/light-tts-full); STREAM, WHOLE: concurrencies to
-# measure (empty: none); PYTHON: the interpreter.
+# measure (empty: none); RATE_SECONDS: for each rate that the search for the highest one tries (0: no search);
+# PYTHON: the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?usage: bench_gpu.sh OUT_DIR [flags for the server]}
@@ -48,3 +49,8 @@ for stream in True False; do
         --json "$out/stream_$stream.json" --csv "$out/runs.csv" 2>"$out/progress_$stream.log" ||
         { echo "some requests failed:"; tail -5 "$out/server.log"; }
 done
+if [ "${RATE_SECONDS:-20}" != 0 ]; then
+    echo "open loop, streaming: highest rate with P95 of first audio under 400 ms and no player run dry"
+    measure --stream True --find_rate --rate 20 --duration "${RATE_SECONDS:-20}" --json "$out/rate.json" \
+        2>"$out/progress_rate.log" || { echo "no rate found:"; tail -5 "$out/progress_rate.log"; }
+fi
