@@ -49,7 +49,7 @@ class Result:
     prefill_ms: float
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,8 +65,11 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true", help="print the kernels of one round")
     parser.add_argument("--stub", action="store_true", help="nothing is computed")
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    args = parser.parse_args()
+    return parser
 
+
+def main() -> None:
+    args = parser().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not args.stub else "cpu")
     if args.overlap:
         from light_tts.kernels import overlap  # only where there is Triton

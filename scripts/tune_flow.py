@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import os
 import sys
@@ -174,9 +173,7 @@ def main() -> None:
             time, best = min(measured, key=lambda pair: pair[0])
             found.setdefault(name, []).append({"rows": rows, **best})
             print(f"{name:28} {rows:6} rows {time:8.1f} us  {best}", flush=True)
-    output = args.output or configs.path_of(torch.device("cuda"))
-    known = json.loads(output.read_text()) if output.exists() else {}
-    output.write_text(json.dumps({**known, **found}, indent=2) + "\n")
+    configs.save(torch.device("cuda"), found, args.output)
 
 
 if __name__ == "__main__":

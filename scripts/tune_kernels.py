@@ -4,336 +4,221 @@ fastest to light_tts/kernels/configs/, where the kernels look for them. Takes ab
 
     python scripts/tune_kernels.py
 
-Several processes compile the candidates first. All times are printed at the end.
+Each candidate is tried in whole decode steps of the real engine, kernel after kernel, the best so far in all
+others: kernels overlap, so what is fastest alone is often not so in a step.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import itertools
-import json
 import math
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 import triton
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from light_tts.kernels import configs, overlap
-from light_tts.kernels.activation import silu_mul
-from light_tts.kernels.decode_attention import DecodeConfig, decode_attention, decode_config
-from light_tts.kernels.norm import add_rms_norm_
-from light_tts.kernels.row_linear import RowConfig, row_config, row_linear
-from light_tts.kernels.small_linear import (
-    LinearConfig,
-    linear_add_,
-    linear_config,
-    norm_gate_up_silu,
-    norm_linear,
-)
+import bench_llm
 
-DEVICE = "cuda"
-HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, SPEECH_IDS = 896, 4864, 14, 2, 64, 6564  # CosyVoice2-0.5B
-QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
-EPS = 1e-6
-LAYERS = 24  # together their weights are more than the L2 cache
-LINEARS = [  # kernel, outputs, inputs
-    ("norm_gate_up_silu", 2 * INTERMEDIATE, HIDDEN),
-    ("linear_add_", HIDDEN, INTERMEDIATE),
-    ("norm_linear", QKV, HIDDEN),
-    ("linear_add_", HIDDEN, HEADS * HEAD_DIM),
-    ("norm_linear", SPEECH_IDS, HIDDEN),
-]
-ROW_TILES = {  # by the inputs rounded up: block_out, warps
-    1024: [(8, 4), (4, 4), (16, 4), (2, 4), (8, 8)],
-    8192: [(2, 8), (4, 8), (1, 8), (2, 4), (1, 4)],
+from light_tts.kernels import configs
+from light_tts.kernels.compile_ahead import compile_ahead
+from light_tts.kernels.decode_attention import DecodeConfig, decode_config
+from light_tts.kernels.row_linear import MAX_FEW, RowConfig, row_config
+from light_tts.kernels.small_linear import MAX_ROWS, LinearConfig, linear_config
+from light_tts.server.tts_llm.engine import Engine
+
+PROMPT, OUTPUT = 150, 128  # tokens
+MAX_LENGTH = 512  # of the attention that is tuned
+KV_HEADS = 2
+# kernel, outputs, inputs (CosyVoice2-0.5B): block_out, block_k, splits, warps, stages
+LINEARS = {
+    ("norm_gate_up_silu", 9728, 896): [
+        (64, 64, 1, 4, 6),
+        (64, 64, 1, 4, 4),
+        (32, 64, 1, 4, 4),
+        (64, 128, 1, 4, 3),
+    ],
+    ("linear_add_", 896, 4864): [
+        (16, 128, 4, 4, 4),
+        (32, 128, 4, 4, 4),
+        (32, 64, 4, 4, 7),
+        (32, 128, 8, 4, 4),
+    ],
+    ("norm_linear", 1152, 896): [(32, 64, 1, 4, 7), (32, 128, 1, 4, 4), (16, 128, 1, 4, 4)],
+    ("linear_add_", 896, 896): [
+        (16, 128, 1, 4, 4),
+        (32, 64, 2, 4, 7),
+        (16, 128, 2, 4, 4),
+        (32, 128, 1, 4, 4),
+    ],
+    ("norm_linear", 6564, 896): [(32, 64, 1, 4, 4), (64, 64, 1, 4, 6)],
 }
-TILES = {  # by rows: block_out, block_k, warps, stages
-    16: [(32, 128, 4, 4), (16, 128, 4, 4), (16, 128, 4, 8), (32, 128, 4, 7)],
-    32: [(32, 128, 4, 4), (16, 128, 4, 5), (32, 64, 4, 6)],
-    64: [(32, 64, 4, 4), (32, 64, 4, 6), (32, 128, 4, 3), (64, 64, 4, 5)],
+ROWS = {  # by the inputs rounded up: block_out, warps
+    1024: [(4, 4), (8, 4), (2, 4), (4, 2), (2, 2), (8, 8)],
+    8192: [(2, 8), (2, 16), (4, 16), (1, 8), (1, 4), (4, 8)],
 }
-DECODE = [  # block, split, warps
-    (64, 64, 4),
-    (64, 128, 4),
-    (64, 256, 4),
-    (64, 512, 4),
-    (64, 1024, 4),
-    (128, 128, 4),
-    (32, 64, 4),
-    (128, 256, 8),
+DECODE = [
+    (512, 512, 8),
     (128, 512, 8),
+    (256, 512, 8),
     (256, 256, 8),
-    (512, 512, 16),
-]
-MAX_LENGTHS = (512, 1024, 2048, 4096)
-BATCHES = (1, 8, 32, 64)
+    (128, 128, 4),
+    (64, 64, 4),
+]  # block, split, warps
+BATCHES = (1, 2, 8, 32, 64)
 
-Config = DecodeConfig | LinearConfig | RowConfig
-Calls = list[Callable[[], object]]
+Entry = dict[str, int]
 
 
 @dataclass(frozen=True)
-class Task:
-    """An entry to be found: of `kernel`, for `size`. `prepare`: layers -> what makes the calls, one a
-    layer, with a configuration; None: with the general kernels of PyTorch, if there is a choice."""
+class Trial:
+    """Of `kernel`, in decode steps of `batch` requests: what is tried for the entry with these `keys`."""
 
     kernel: str
-    size: dict[str, int]
-    candidates: list[Config]
-    prepare: Callable[[int], Callable[[Config | None], Calls | None]]
+    batch: int
+    keys: Entry
+    candidates: list[DecodeConfig | LinearConfig | RowConfig]
 
-    @property
-    def name(self) -> str:
-        return f"{self.kernel} " + " ".join(f"{name}={n}" for name, n in self.size.items())
-
-
-def randn(*shape: int) -> Tensor:
-    return torch.randn(*shape, device=DEVICE, dtype=torch.float16)
+    def entries(self) -> Iterator[Entry]:
+        for candidate in self.candidates:
+            yield {**self.keys, **asdict(candidate)}
 
 
-def microseconds(calls: Calls) -> float:
-    """Of one call, where all follow one another in a CUDA graph as they do in a decode step."""
-    for call in calls:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return triton.testing.do_bench(graph.replay, warmup=2, rep=10) * 1000 / len(calls)
+def all_trials() -> list[Trial]:
+    trials = []
+    for batch in BATCHES:
+        if batch <= MAX_FEW or batch == MAX_ROWS:
+            for (kernel, outputs, inputs), candidates in LINEARS.items():
+                keys = {"outputs": outputs, "inputs": inputs}
+                if batch <= MAX_FEW:
+                    rows = [RowConfig(*tile) for tile in ROWS[triton.next_power_of_2(inputs)]]
+                    trials.append(Trial("row_linear", batch, {**keys, "rows": batch}, rows))
+                else:
+                    linears = [LinearConfig(*tile) for tile in candidates]
+                    trials.append(Trial(kernel, batch, keys, linears))
+        keys = {"groups": batch * KV_HEADS, "max_length": MAX_LENGTH}
+        trials.append(Trial("decode_attention", batch, keys, [DecodeConfig(*tile) for tile in DECODE]))
+    return trials
 
 
-def all_tasks() -> list[Task]:
-    """The most important first."""
-    tasks = [row_task(*linear) for linear in LINEARS]
-    tasks += [decode_task(batch, n) for n in MAX_LENGTHS for batch in BATCHES]
-    return tasks + [linear_task(*linear, rows) for rows in (64, 16, 32) for linear in LINEARS]
+class Tuner:
+    """`found`: the entries in use, by kernel; the kernels see them."""
 
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        others = [
+            entry for entry in configs.load(device).get("decode_attention", []) if entry["max_length"] > 512
+        ]
+        self.found: dict[str, Any] = {
+            "decode_attention": others,
+            "fused_rows": MAX_ROWS,
+            "overlap": {**configs.load(device).get("overlap", {}), "llm": [[1, MAX_ROWS]]},
+        }
+        configs.load = lambda device: self.found
+        arguments = ["--prompt", str(PROMPT), "--output", str(OUTPUT), "--batches", *map(str, BATCHES)]
+        self._arguments = bench_llm.parser().parse_args(arguments)
+        self._model = bench_llm.random_model("full", device)
+        self._engine = self._new_engine()
 
-def row_task(kernel: str, outputs: int, inputs: int) -> Task:
-    def prepare(layers: int) -> Callable[[RowConfig | None], Calls | None]:
-        gated, add = kernel == "norm_gate_up_silu", kernel == "linear_add_"
-        weights = [randn(outputs, inputs) for _ in range(layers)]
-        bias = randn(outputs) if kernel == "norm_linear" else None
-        x, out = randn(1, inputs), randn(1, outputs // 2 if gated else outputs)
-        eps = None if add else EPS
+    def compile(self, trials: list[Trial]) -> None:
+        """All candidates' kernels, in parallel."""
+        runner = self._engine._runner
 
-        def calls(config: RowConfig | None) -> Calls | None:
-            return config and [
-                lambda w=w: row_linear(x, w, out, bias, eps, gated, add, config) for w in weights
-            ]
+        def rehearse() -> None:
+            for trial in trials:
+                for entry in trial.entries():
+                    with self._using(trial.kernel, entry):
+                        runner._decode_step(trial.batch, PROMPT + OUTPUT)
 
-        return calls
+        with contextlib.suppress(triton.runtime.errors.OutOfResources):  # is met again when it is tried
+            compile_ahead(self._device, rehearse)
 
-    candidates = [RowConfig(*tile) for tile in ROW_TILES[triton.next_power_of_2(inputs)]]
-    return Task("row_linear", {"outputs": outputs, "inputs": inputs}, candidates, prepare)
-
-
-def linear_task(kernel: str, outputs: int, inputs: int, rows: int) -> Task:
-    def prepare(layers: int) -> Callable[[LinearConfig | None], Calls]:
-        weights = [randn(outputs, inputs) for _ in range(layers)]
-        x, y, residual, bias = randn(rows, HIDDEN), randn(rows, inputs), randn(rows, outputs), randn(outputs)
-
-        def fused(weight: Tensor, config: LinearConfig) -> object:
-            if kernel == "linear_add_":
-                return linear_add_(residual, y, weight, config)
-            if kernel == "norm_linear":
-                return norm_linear(x, EPS, weight, bias, config)
-            return norm_gate_up_silu(x, EPS, weight, config)
-
-        def general(weight: Tensor) -> object:
-            """What the many kernels do in all, the norm counted with the linear in front of it."""
-            if kernel == "linear_add_":
-                return add_rms_norm_(residual, F.linear(y, weight), EPS)
-            if kernel == "norm_linear":
-                return F.linear(x, weight, bias)
-            return silu_mul(F.linear(x, weight))
-
-        def calls(config: LinearConfig | None) -> Calls:
-            return [lambda w=w: fused(w, config) if config else general(w) for w in weights]
-
-        return calls
-
-    splits = [1] if kernel != "linear_add_" else [4, 8] if inputs > 2048 else [1, 4]
-    tiles = itertools.product(TILES[rows], splits)
-    candidates = [LinearConfig(o, k, s, warps, stages) for (o, k, warps, stages), s in tiles]
-    return Task(kernel, {"outputs": outputs, "inputs": inputs, "rows": rows}, candidates, prepare)
-
-
-def decode_task(batch: int, max_length: int) -> Task:
-    def prepare(layers: int) -> Callable[[DecodeConfig | None], Calls | None]:
-        slots = batch * max_length
-        pools = [(*randn(2, slots, KV_HEADS, HEAD_DIM), None, None) for _ in range(layers)]
-        table = torch.randperm(slots, device=DEVICE).int().view(batch, max_length)
-        rows = torch.arange(batch, device=DEVICE, dtype=torch.int32)
-        lengths = torch.full_like(rows, max_length * 3 // 4)
-        qkv, rope = randn(batch, QKV), torch.ones(2, max_length, HEAD_DIM // 2, device=DEVICE)
-        where = (table, rows, lengths, max_length)
-
-        def calls(config: DecodeConfig | None) -> Calls | None:
-            return config and [lambda p=p: decode_attention(qkv, *rope, *p, *where, config) for p in pools]
-
-        return calls
-
-    candidates = [DecodeConfig(*tile) for tile in DECODE if tile[1] <= max_length]
-    size = {"groups": batch * KV_HEADS, "max_length": max_length}
-    return Task("decode_attention", size, candidates, prepare)
-
-
-def compile_share(share: int, shares: int) -> None:
-    """Runs its share of all candidates once, for Triton's cache."""
-    different = {}
-    for task in all_tasks():
-        # the code of attention is the same for any batch and length
-        shape = () if task.kernel == "decode_attention" else tuple(task.size.values())
-        different.update({(task.kernel, shape, config): task for config in task.candidates})
-    for (_, _, config), task in list(different.items())[share::shares]:
-        with contextlib.suppress(triton.runtime.errors.OutOfResources):
-            task.prepare(1)(config)[0]()
-
-
-def compile_all(processes: int) -> None:
-    command = [sys.executable, __file__, "--compile"]
-    running = [subprocess.Popen([*command, str(i), str(processes)]) for i in range(processes)]
-    for process in running:
-        process.wait()
-
-
-def tune(task: Task, deadline: float) -> tuple[dict[str, int], list[tuple[str, float]]]:
-    """-> the entry, and the time of each candidate tried until the deadline (the first one always is)"""
-    calls_of = task.prepare(LAYERS)
-    times: dict[Config, float] = {}
-    for config in task.candidates:
-        if times and time.monotonic() > deadline:
-            break
-        try:
-            times[config] = microseconds(calls_of(config))
-        except triton.runtime.errors.OutOfResources:
-            times[config] = math.inf
-    best = min(times, key=times.get)
-    rows = [(" ".join(str(n) for n in asdict(config).values()), t) for config, t in times.items()]
-    general = calls_of(None)
-    if general:
-        rows.append(("PyTorch", microseconds(general)))
-    return {**task.size, **asdict(best)}, rows
-
-
-def all_layers(batch: int, fused: bool = True, length: int = 512) -> float:
-    """Microseconds of all layers of a decode step."""
-    shapes = [(QKV, HIDDEN), (HIDDEN, HEADS * HEAD_DIM), (2 * INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE)]
-    slots = batch * length
-    layers = [
-        ([randn(*shape) / 100 for shape in shapes], (*randn(2, slots, KV_HEADS, HEAD_DIM), None, None))
-        for _ in range(LAYERS)
-    ]
-    x, bias = randn(batch, HIDDEN), randn(QKV)
-    table = torch.arange(slots, device=DEVICE, dtype=torch.int32).view(batch, length)
-    rows = torch.arange(batch, device=DEVICE, dtype=torch.int32)
-    lengths = torch.full_like(rows, length * 3 // 4)
-    rope = torch.ones(2, length, HEAD_DIM // 2, device=DEVICE)
-
-    def attend(qkv: Tensor, pool: tuple) -> Tensor:
-        return decode_attention(qkv, *rope, *pool, table, rows, lengths, length).flatten(1)
-
-    def fused_layer(qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor, pool: tuple) -> None:
-        linear_add_(x, attend(norm_linear(x, EPS, qkv, bias), pool), out)
-        linear_add_(x, norm_gate_up_silu(x, EPS, gate_up), down)
-
-    def general_layer(qkv: Tensor, out: Tensor, gate_up: Tensor, down: Tensor, pool: tuple) -> None:
-        y = add_rms_norm_(x, F.linear(attend(F.linear(x, qkv, bias), pool), out), EPS)
-        add_rms_norm_(x, F.linear(silu_mul(F.linear(y, gate_up)), down), EPS)
-
-    layer = fused_layer if fused else general_layer
-    return LAYERS * microseconds([lambda w=w, pool=pool: layer(*w, pool) for w, pool in layers])
-
-
-def tune_fused_rows() -> int:
-    """Up to how many rows the fused linears are faster."""
-    most = 1
-    for batch in (16, 32, 64):
-        times = {fused: all_layers(batch, fused) for fused in (True, False)}
-        print(
-            f"all layers, batch {batch}: fused {times[True]:.0f} us, PyTorch's linears {times[False]:.0f} us"
-        )
-        if times[True] > times[False]:
-            break
-        most = batch
-    return most
-
-
-def tune_overlap(batches: list[int]) -> tuple[int, list[dict[str, float]]]:
-    """-> up to which of the batches, ascending, overlapping is faster (0: none), and the times of all layers
-    without and with it, up to the first batch where it is not"""
-    most, table = 0, []
-    for batch in batches:
+    def tune(self, trial: Trial) -> None:
+        """Keep the fastest candidate, and print all."""
         times = {}
-        for rows in (0, sys.maxsize):
-            overlap.most_rows = lambda device, chain, rows=rows: rows
-            times[rows > 0] = round(all_layers(batch), 1)
-        print(f"all layers, batch {batch}: {times[False]} us one by one, {times[True]} us overlapping")
-        table.append({"batch": batch, "without_us": times[False], "with_us": times[True]})
-        if times[True] >= times[False]:
-            break
-        most = batch
-    return most, table
+        for entry in trial.entries():
+            with self._using(trial.kernel, entry):
+                times[tuple(entry.items())] = self.milliseconds(trial.batch)
+        best = min(times, key=times.get)
+        self._put(trial.kernel, dict(best))
+        keys = " ".join(f"{name}={value}" for name, value in trial.keys.items())
+        print(f"batch {trial.batch}: {trial.kernel} {keys}")
+        for entry, time_ in sorted(times.items(), key=lambda pair: pair[1]):
+            print(
+                "  ", " ".join(str(value) for _, value in entry[len(trial.keys) :]), f"{time_:.4f} ms a step"
+            )
+
+    def milliseconds(self, batch: int) -> float:
+        """A decode step with the entries in use."""
+        self._engine._runner._graphs.clear()
+        self._engine._runner._prefills.clear()
+        try:
+            measured = [
+                bench_llm.measure(self._engine, self._model, batch, self._arguments, output).ms_a_step
+                for output in (24, OUTPUT, OUTPUT)  # the first records
+            ]
+        except triton.runtime.errors.OutOfResources:
+            return math.inf
+        return min(measured[1:])
+
+    def _new_engine(self) -> Engine:
+        with contextlib.redirect_stdout(None):
+            return bench_llm.make_engine(self._model, self._arguments)
+
+    @contextlib.contextmanager
+    def _using(self, kernel: str, entry: Entry) -> Iterator[None]:
+        before = self.found.get(kernel, [])
+        self._put(kernel, entry)
+        yield
+        self.found[kernel] = before
+        _forget_chosen()
+
+    def _put(self, kernel: str, entry: Entry) -> None:
+        """In place of the one for the same sizes."""
+        config = {DecodeConfig, LinearConfig, RowConfig}
+        settings = {name for one in config for name in one.__dataclass_fields__}
+
+        def size(entry: Entry) -> Entry:
+            return {name: value for name, value in entry.items() if name not in settings}
+
+        others = [other for other in self.found.get(kernel, []) if size(other) != size(entry)]
+        self.found[kernel] = [*others, entry]
+        _forget_chosen()
+
+
+def _forget_chosen() -> None:
+    for chosen in (decode_config, linear_config, row_config):
+        chosen.cache_clear()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=90, help="stop trying candidates after this time")
-    parser.add_argument("--processes", type=int, default=12, help="that compile")
     parser.add_argument("--output", type=Path, help="the file to write; default: where the kernels look")
-    parser.add_argument("--compile", type=int, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU")
-    overlap.most_rows = lambda device, chain: 0
-    if arguments.compile:
-        return compile_share(*arguments.compile)
-    output = arguments.output or configs.path_of(torch.device(DEVICE))
-
+    device = torch.device("cuda", torch.cuda.current_device())
+    load = configs.load
     begin = time.monotonic()
-    compile_all(arguments.processes)
-    print(f"compiled in {time.monotonic() - begin:.0f} s", flush=True)
-    found: dict[str, list[dict[str, int]]] = {}
-    table: list[tuple[str, list[tuple[str, float]]]] = []
-    for task in all_tasks():
-        entry, times = tune(task, begin + arguments.seconds)
-        found.setdefault(task.kernel, []).append(entry)
-        table.append((task.name, times))
-    print(f"measured in {time.monotonic() - begin:.0f} s", flush=True)
-
-    def read() -> dict[str, object]:
-        return json.loads(output.read_text()) if output.exists() else {}
-
-    def save(**more: object) -> None:
-        known = read()
-        output.write_text(json.dumps({**known, **found, **more}, indent=2) + "\n")
-
-    save()
-    configs.load = lambda device: found
-    for cached in (decode_config, linear_config, row_config):
-        cached.cache_clear()
-    save(fused_rows=tune_fused_rows())
-    most, overlap_times = tune_overlap([1, 16, 32, 64])
-    save(overlap={**read().get("overlap", {}), "llm": most}, overlap_times=overlap_times)
-    for name, times in table:
-        print(name)
-        fastest = min(t for _, t in times)
-        print("  " + ", ".join(f"[{config}] {t:.1f}{'*' * (t == fastest)}" for config, t in times))
-    print(f"{output} written in {time.monotonic() - begin:.0f} s")
+    tuner, trials = Tuner(device), all_trials()
+    tuner.compile(trials)
+    print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
+    for trial in trials:
+        tuner.tune(trial)
+    for batch in BATCHES:
+        print(f"batch {batch}: {tuner.milliseconds(batch):.4f} ms a step")
+    configs.load = load
+    configs.save(device, tuner.found, arguments.output)
+    print(f"{arguments.output or configs.path_of(device)} written after {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":

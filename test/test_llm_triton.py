@@ -73,7 +73,7 @@ def test_prefills_are_filled_up_to_sizes_with_a_graph():
     runner = triton()._runner
     assert runner._prefill_bucket(5, 1) == (PrefillShape(16, 1), True)
     assert runner._prefill_bucket(200, 3) == (PrefillShape(256, 4), True)
-    assert runner._prefill_bucket(2000, 3) == (PrefillShape(2000, 3), False)
+    assert runner._prefill_bucket(3000, 3) == (PrefillShape(3000, 3), False)
     assert triton(graph_max_batch=0)._runner._prefill_bucket(5, 1) == (PrefillShape(5, 1), False)
 
 

@@ -92,18 +92,16 @@ def _flow_step(
     BLOCK_MELS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    if OVERLAP >= 3:
-        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2 or OVERLAP == 3:
+    if OVERLAP:
         overlap.prefetch_columns(weight, 0, WIDTH, MELS, BLOCK_MELS)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     mel = tl.arange(0, BLOCK_MELS)
     if OVERLAP:
         added = vector(bias, mel, MELS)
-        overlap.begin(OVERLAP)
+        overlap.begin()
     conditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     unconditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_WIDTH):

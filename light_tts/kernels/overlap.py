@@ -35,20 +35,13 @@ def enabled(device: torch.device, kernel: str, rows: int) -> bool:
 def options(device: torch.device, kernel: str, rows: int) -> dict[str, bool]:
     """What to pass to a kernel that has the parameter `OVERLAP: tl.constexpr = False`. The kernel in front
     may be any: one that does not call `begin` is waited for before this one is launched."""
-    mode = 2 if kernel == "llm" else configs.load(device).get("flow_mode", 2)
-    return {"OVERLAP": mode, "launch_pdl": True} if enabled(device, kernel, rows) else {}
+    return {"OVERLAP": True, "launch_pdl": True} if enabled(device, kernel, rows) else {}
 
 
 @triton.jit
-def release():
-    tl.extra.cuda.gdc_launch_dependents()
-
-
-@triton.jit
-def begin(MODE: tl.constexpr = 1):
+def begin():
     """Lets the next kernel begin and waits for all results of the one in front."""
-    if MODE <= 2:
-        tl.extra.cuda.gdc_launch_dependents()
+    tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
 
 

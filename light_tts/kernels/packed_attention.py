@@ -100,8 +100,6 @@ def _attention(
     BLOCK_KEYS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    if OVERLAP >= 3:
-        overlap.release()
     entry = blocks + tl.program_id(0) * 4
     first = tl.load(entry)
     first_row = tl.load(entry + 1)
@@ -110,7 +108,7 @@ def _attention(
     if length == 0:
         return
     if OVERLAP:
-        overlap.begin(OVERLAP)
+        overlap.begin()
     base = tl.program_id(2) * copy_rows + first_row
     feature = tl.arange(0, BLOCK_HEAD)
     column = tl.program_id(1) * HEAD + feature

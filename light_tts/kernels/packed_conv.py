@@ -169,13 +169,11 @@ def _conv(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    if OVERLAP >= 3:
-        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_OUT)
     known = column < OUT
     here = tl.load(position + row, mask=row < rows, other=-1)
-    if OVERLAP == 2 or OVERLAP == 3:
+    if OVERLAP:
         overlap.prefetch_columns(weight, 0, TAPS * IN, OUT, BLOCK_OUT)
         if SIDE:
             overlap.prefetch_columns(side_weight, 0, SIDE_IN, OUT, BLOCK_OUT)
@@ -188,7 +186,7 @@ def _conv(
             offset = vector(norm_bias, column, OUT)
         if SIDE:
             side_added = vector(side_bias, column, OUT)
-        overlap.begin(OVERLAP)
+        overlap.begin()
         if SHIFT:
             now = tl.load(step)  # after the wait: without a graph the kernel in front has written it
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)

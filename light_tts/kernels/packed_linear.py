@@ -261,11 +261,9 @@ def _norm_linear(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    if OVERLAP >= 3:
-        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if (OVERLAP == 2 or OVERLAP == 3) and TILES > 1:
+    if OVERLAP and TILES > 1:
         for tile in tl.static_range(TILES):
             first = (tl.program_id(1) * TILES + tile) * BLOCK_OUT
             overlap.prefetch_columns(weight, first, IN, OUT, BLOCK_OUT)
@@ -279,7 +277,7 @@ def _norm_linear(
         w = _weight_tile(weight, channel, column, IN, OUT)
         added = vector(bias, column, OUT)
     if OVERLAP:
-        overlap.begin(OVERLAP)
+        overlap.begin()
     values = tl.load(
         x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
     ).to(tl.float32)
@@ -317,18 +315,16 @@ def _linear(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    if OVERLAP >= 3:
-        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2 or OVERLAP == 3:
+    if OVERLAP:
         overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     if OVERLAP:
         added = vector(bias, column, OUT)
-        overlap.begin(OVERLAP)
+        overlap.begin()
     y = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     y = multiply_add(y, x, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
     if not OVERLAP:
@@ -362,18 +358,16 @@ def _linear_add(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    if OVERLAP >= 3:
-        overlap.release()
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP == 2 or OVERLAP == 3:
+    if OVERLAP:
         overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     if OVERLAP:
         added = vector(bias, column, OUT)
-        overlap.begin(OVERLAP)
+        overlap.begin()
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     total = multiply_add(total, y, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
     if not OVERLAP:

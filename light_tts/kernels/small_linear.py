@@ -196,12 +196,11 @@ def _norm_linear_kernel(
     up_ptrs = weight_ptrs + OUTPUTS * INPUTS
 
     if OVERLAP:
-        if OVERLAP == 2:
-            first = tl.program_id(0) * BLOCK_OUT
-            overlap.prefetch(weight_ptr, first, 0, OUTPUTS, INPUTS, BLOCK_OUT, INPUTS)
-            if GATED:
-                up_ptr = weight_ptr + OUTPUTS * INPUTS
-                overlap.prefetch(up_ptr, first, 0, OUTPUTS, INPUTS, BLOCK_OUT, INPUTS)
+        first = tl.program_id(0) * BLOCK_OUT
+        overlap.prefetch(weight_ptr, first, 0, OUTPUTS, INPUTS, BLOCK_OUT, INPUTS)
+        if GATED:
+            up_ptr = weight_ptr + OUTPUTS * INPUTS
+            overlap.prefetch(up_ptr, first, 0, OUTPUTS, INPUTS, BLOCK_OUT, INPUTS)
         overlap.begin()
     squares = tl.zeros([ROWS, ROWS], tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
@@ -265,8 +264,7 @@ def _linear_add_kernel(
 
     first = split * SHARE
     if OVERLAP:
-        if OVERLAP == 2:
-            overlap.prefetch(weight_ptr, tile * BLOCK_OUT, first, OUTPUTS, INPUTS, BLOCK_OUT, SHARE)
+        overlap.prefetch(weight_ptr, tile * BLOCK_OUT, first, OUTPUTS, INPUTS, BLOCK_OUT, SHARE)
         overlap.begin()
     out_ptrs = residual_ptr + row[:, None] * OUTPUTS + o[None, :]
     out_mask = row_exists[:, None] & o_exists[None, :]

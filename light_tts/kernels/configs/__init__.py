@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,23 @@ def path_of(device: torch.device) -> Path:
 
 
 @cache
-def load(device: torch.device) -> dict[str, int | dict[str, int] | list[dict[str, int]]]:
-    """What was measured on this GPU, by kernel; empty where nothing was."""
+def load(device: torch.device) -> dict[str, Any]:
+    """What was measured on this GPU, by kernel; where nothing was, what was measured on another one of its
+    compute capability; else empty."""
     path = path_of(device)
-    return json.loads(path.read_text()) if path.exists() else {}
+    if path.exists():
+        return json.loads(path.read_text())
+    if device.type == "cuda":
+        capability = list(torch.cuda.get_device_capability(device))
+        for other in sorted(_FOLDER.glob("*.json")):
+            found = json.loads(other.read_text())
+            if found.get("capability") == capability:
+                return found
+    return {}
+
+
+def save(device: torch.device, found: dict[str, Any], path: Path | None = None) -> None:
+    """Write what is used on this GPU so far with `found` in it, to its file or to another one."""
+    known = {**load(device), "capability": list(torch.cuda.get_device_capability(device)), **found}
+    (path or path_of(device)).write_text(json.dumps(known, indent=2) + "\n")
+    load.cache_clear()
