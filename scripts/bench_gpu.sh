@@ -35,6 +35,17 @@ echo "ready after $((SECONDS - begin)) s"
 measure() {
     "$python" test/benchmark.py --url "http://127.0.0.1:$port" --preset "$preset" --warmup 8 "$@"
 }
+# The share of time in which any kernel ran, over all loads of a sweep.
+begin_busy() {
+    command -v nvidia-smi >/dev/null || return 0
+    nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader,nounits -i 0 -lms 100 >"$out/busy.txt" &
+    sampler=$!
+}
+end_busy() {
+    [ -n "${sampler:-}" ] || return 0
+    kill "$sampler" 2>/dev/null || true
+    awk '{ sum += $1 } END { if (NR) printf "GPU busy: %.0f %% of the time\n", sum / NR }' "$out/busy.txt"
+}
 # One client alone, and what each stage then says of its time.
 measure --stream True --concurrency 1 --number 10 >"$out/one_client.txt" 2>/dev/null
 "$python" - "http://127.0.0.1:$port/metrics" >"$out/metrics_one_client.txt" <<'END'
@@ -45,9 +56,11 @@ for stream in True False; do
     [ "$stream" = True ] && loads=${STREAM-1,8,16,32,64} || loads=${WHOLE-1,8,16,32,64}
     [ -z "$loads" ] && continue
     echo "streaming: $stream"
+    begin_busy
     measure --stream "$stream" --sweep "$loads" --number "${NUMBER:-16}" \
         --json "$out/stream_$stream.json" --csv "$out/runs.csv" 2>"$out/progress_$stream.log" ||
         { echo "some requests failed:"; tail -5 "$out/server.log"; }
+    end_busy
 done
 if [ "${RATE_SECONDS:-20}" != 0 ]; then
     echo "open loop, streaming: highest rate with P95 of first audio under 400 ms and no player run dry"
