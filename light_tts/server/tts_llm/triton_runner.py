@@ -94,9 +94,8 @@ class TritonRunner:
         self._prefills: dict[PrefillShape, Tensor] = {}  # the input of each graph
 
     def warm_up(self) -> None:
-        if not self._graphs.enabled:
-            return
-        largest = min(self._options.rows, self._options.graph_max_batch)
+        graphs = self._graphs.enabled
+        largest = min(self._options.rows, self._options.graph_max_batch) if graphs else self._options.rows
         batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
         lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
         # the largest first, whose memory the others use again
@@ -112,6 +111,8 @@ class TritonRunner:
                 self._decode_step(batch, length)
 
         compile_ahead(self._device, rehearse)
+        if not graphs:
+            return
         log = logging.getLogger("light_tts.llm")
         started = time.monotonic()
         log.info("recording CUDA graphs: decode steps of batches %s, lengths %s", batches, lengths)
