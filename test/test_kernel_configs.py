@@ -51,3 +51,11 @@ def test_the_smallest_measured_size_that_is_not_below_is_taken(monkeypatch):
     assert [geometry("linear", half, rows)["num_warps"] for rows in (1, 512, 513, 5000)] == [4, 4, 8, 8]
     assert geometry("linear", single, 512) is None  # measured with 16 bits a number
     assert geometry("other", half, 512) is None
+
+
+def test_ranges_of_rows_are_joined(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "scripts")
+    from tune_flow_overlap import ranges_of
+
+    best = {512: {"a"}, 1024: {"a", "b"}, 2048: set(), 4096: {"b"}}
+    assert ranges_of(best) == {"a": [[1, 1024]], "b": [[513, 1024], [2049, 4096]]}
