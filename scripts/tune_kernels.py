@@ -73,6 +73,9 @@ DECODE = [
     (64, 64, 4),
 ]  # block, split, warps
 BATCHES = (1, 2, 8, 32, 64)
+SETTINGS = {
+    name for config in (DecodeConfig, LinearConfig, RowConfig) for name in config.__dataclass_fields__
+}
 
 Entry = dict[str, int]
 
@@ -182,11 +185,9 @@ class Tuner:
 
     def _put(self, kernel: str, entry: Entry) -> None:
         """In place of the one for the same sizes."""
-        config = {DecodeConfig, LinearConfig, RowConfig}
-        settings = {name for one in config for name in one.__dataclass_fields__}
 
         def size(entry: Entry) -> Entry:
-            return {name: value for name, value in entry.items() if name not in settings}
+            return {name: value for name, value in entry.items() if name not in SETTINGS}
 
         others = [other for other in self.found.get(kernel, []) if size(other) != size(entry)]
         self.found[kernel] = [*others, entry]

@@ -37,9 +37,9 @@ class DecodeConfig:
 
 @cache
 def decode_config(device: torch.device, dtype: torch.dtype, groups: int, max_length: int) -> DecodeConfig:
-    """What was measured to be fastest, with 16 bits a number, for `groups` (tokens x kv heads) of up to
-    `max_length` positions on this GPU."""
-    entries = configs.load(device).get("decode_attention", []) if dtype.itemsize == 2 else []
+    """What was measured to be fastest for `groups` (tokens x kv heads) of up to `max_length` positions on
+    this GPU."""
+    entries = configs.entries("decode_attention", device, dtype)
     for entry in sorted(entries, key=lambda entry: (entry["groups"], entry["max_length"])):
         if entry["groups"] >= groups and entry["max_length"] >= max_length:
             return DecodeConfig(entry["block"], entry["split"], entry["warps"])

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.packed_linear import vector
+from light_tts.kernels.packed_linear import vector, weight_tile
 
 
 def flow_step(
@@ -107,11 +107,7 @@ def _flow_step(
     for start in range(0, WIDTH, BLOCK_WIDTH):
         channel = start + tl.arange(0, BLOCK_WIDTH)
         known = inside[:, None] & (channel < WIDTH)[None, :]
-        w = tl.load(
-            weight + channel[:, None] * MELS + mel[None, :],
-            mask=(channel < WIDTH)[:, None] & (mel < MELS)[None, :],
-            other=0.0,
-        )
+        w = weight_tile(weight, channel, mel, WIDTH, MELS)
         at = h + row[:, None] * WIDTH + channel[None, :]
         conditioned = tl.dot(tl.load(at, mask=known, other=0.0), w, conditioned, input_precision="ieee")
         unconditioned = tl.dot(

@@ -9,10 +9,9 @@ from light_tts.kernels import configs
 
 def geometry(kernel: str, x: Tensor, rows: int) -> dict[str, int] | None:
     """The entry for the smallest measured number of rows that is not below `rows`, else the largest; None:
-    nothing was measured, which was done with 16 bits a number: twice as many may not fit. Keys: BLOCK_*,
-    num_warps, num_stages and whatever else the kernel knows."""
-    entries = configs.load(x.device).get(kernel)
-    if not entries or x.element_size() > 2:
+    nothing was measured. Keys: BLOCK_*, num_warps, num_stages and whatever else the kernel knows."""
+    entries = configs.entries(kernel, x.device, x.dtype)
+    if not entries:
         return None
     entries = sorted(entries, key=lambda entry: entry["rows"])
     chosen = next((entry for entry in entries if entry["rows"] >= rows), entries[-1])

@@ -198,6 +198,16 @@ def layer_norm(y, column, OUT: tl.constexpr, eps):
 
 
 @triton.jit
+def weight_tile(weight, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
+    """Rows `channel` and columns `column` of a weight (IN, OUT)."""
+    return tl.load(
+        weight + channel[:, None] * OUT + column[None, :],
+        mask=(channel < IN)[:, None] & (column < OUT)[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
 def multiply_add(
     total,
     x,
@@ -218,11 +228,7 @@ def multiply_add(
         a = tl.load(
             x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
         )
-        b = tl.load(
-            weight + channel[:, None] * OUT + column[None, :],
-            mask=known[:, None] & (column < OUT)[None, :],
-            other=0.0,
-        )
+        b = weight_tile(weight, channel, column, IN, OUT)
         total = tl.dot(a, b, total, input_precision="ieee")
     return total
 
@@ -231,15 +237,6 @@ def multiply_add(
 def vector(values, column, OUT: tl.constexpr):
     """Columns of `values`, (OUT,)."""
     return tl.load(values + column, mask=column < OUT, other=0.0)
-
-
-@triton.jit
-def _weight_tile(weight, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
-    return tl.load(
-        weight + channel[:, None] * OUT + column[None, :],
-        mask=(channel < IN)[:, None] & (column < OUT)[None, :],
-        other=0.0,
-    )
 
 
 @triton.jit
@@ -274,7 +271,7 @@ def _norm_linear(
     EARLY: tl.constexpr = OVERLAP and TILES == 1  # all of the weight that the program needs
     if EARLY:
         column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        w = _weight_tile(weight, channel, column, IN, OUT)
+        w = weight_tile(weight, channel, column, IN, OUT)
         added = vector(bias, column, OUT)
     if OVERLAP:
         overlap.begin()
@@ -285,7 +282,7 @@ def _norm_linear(
     for tile in range(TILES):
         if not EARLY:
             column = (tl.program_id(1) * TILES + tile) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-            w = _weight_tile(weight, channel, column, IN, OUT)
+            w = weight_tile(weight, channel, column, IN, OUT)
         y = tl.dot(normal, w, input_precision="ieee")
         if not EARLY:
             added = vector(bias, column, OUT)

@@ -34,9 +34,9 @@ def row_config(device: torch.device, outputs: int, inputs: int, rows: int) -> Ro
     for entry in configs.load(device).get("row_linear", []):
         if (entry["outputs"], entry["inputs"], entry["rows"]) == (outputs, inputs, rows):
             return RowConfig(entry["block_out"], entry["warps"])
-    if rows > 1:
-        return RowConfig(block_out=2, warps=8) if inputs > 2048 else RowConfig()
-    return RowConfig(block_out=2, warps=8) if inputs > 2048 else RowConfig(8 if outputs > 4096 else 4)
+    if inputs > 2048:
+        return RowConfig(block_out=2, warps=8)
+    return RowConfig(8 if rows == 1 and outputs > 4096 else 4)
 
 
 def row_linear(

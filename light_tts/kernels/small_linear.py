@@ -41,10 +41,10 @@ class LinearConfig:
 
 @cache
 def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, kernel: str) -> LinearConfig:
-    """What was measured to be fastest, with 16 bits a number, for a weight (outputs, inputs) on this GPU."""
+    """What was measured to be fastest for a weight (outputs, inputs) on this GPU."""
     outputs, inputs = weight
-    for entry in configs.load(device).get(kernel, []):
-        if (entry["outputs"], entry["inputs"]) == (outputs, inputs) and dtype.itemsize == 2:
+    for entry in configs.entries(kernel, device, dtype):
+        if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
             return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
     block_out = 32 if outputs > 4096 else 16
     tiles = triton.cdiv(outputs, block_out)

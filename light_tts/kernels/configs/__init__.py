@@ -34,6 +34,12 @@ def load(device: torch.device) -> dict[str, Any]:
     return {}
 
 
+def entries(kernel: str, device: torch.device, dtype: torch.dtype) -> list[dict[str, int]]:
+    """Launch configurations of a kernel for numbers of this type. They were measured with 16 bits a number:
+    those twice as long, which may not fit, have none."""
+    return load(device).get(kernel, []) if dtype.itemsize == 2 else []
+
+
 def save(device: torch.device, found: dict[str, Any], path: Path | None = None) -> None:
     """Write what is used on this GPU so far with `found` in it, to its file or to another one."""
     known = {**load(device), "capability": list(torch.cuda.get_device_capability(device)), **found}

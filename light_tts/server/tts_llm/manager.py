@@ -159,8 +159,10 @@ class LLMStage:
     def patience(self) -> float | None:
         """How long to wait for messages: not at all while a step may be begun or is under way; else, with the
         GPU left to others, a moment if steps are held back, and if there are none as long as it takes."""
+        if self._engine.in_flight:
+            return 0
         held = self._gives_way()
-        if self._engine.in_flight or (self._scheduler.has_work and not held):
+        if self._scheduler.has_work and not held:
             return 0
         if self._turn is not None:
             self._turn.release()
