@@ -374,20 +374,21 @@ def test_a_first_chunk_that_never_ends_holds_up_nobody_for_long(first_chunk, mon
 
 
 @pytest.mark.parametrize(("device", "rounds"), [("cpu", 4), ("elsewhere", 5)])
-def test_no_round_is_begun_between_a_first_chunks_last_token_and_its_hand_out(
+def test_a_round_ends_with_a_first_chunks_last_token_and_none_is_begun_before_its_hand_out(
     first_chunk, monkeypatch, device, rounds
 ):
     """But where another GPU computes it: then the next round is under way as always."""
-    begun, begun_before = [], []
+    steps, begun_before = [], []
     launch, send = Engine.launch, Peers.send
 
     def launches(engine, work):
-        begun.append(work[0][0].on_device)
+        if work[0][0].on_device:
+            steps.append(work[0][1])
         launch(engine, work)
 
     def sends(peers, stage, index, message):
         if isinstance(message, messages.SpeechTokens):
-            begun_before.append(sum(begun))
+            begun_before.append(len(steps))
         send(peers, stage, index, message)
 
     monkeypatch.setattr(Engine, "launch", launches)
@@ -397,7 +398,8 @@ def test_no_round_is_begun_between_a_first_chunks_last_token_and_its_hand_out(
         world.context.peers.stages["decode", 0] = msgspec.structs.replace(info, info={"device": device})
         world.send(world.generate("a/0"))
         world.decoders[0].until(is_over("a/0"))
-        assert begun_before[0] == rounds  # of 8, after a prefill that draws one: 33 of the 30 tokens needed
+        assert begun_before[0] == rounds
+        assert steps[:4] == [8, 8, 8, 5]  # with the one that the prefill draws, the 30 tokens needed
 
 
 def test_an_aborted_job_is_dropped_while_its_steps_are_held_back(first_chunk):

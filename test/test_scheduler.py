@@ -259,8 +259,8 @@ def decoding(s: Scheduler, *requests: Request) -> None:
         request.outputs.append(0)
 
 
-def round_of(s: Scheduler) -> list[tuple[str, int]]:
-    return [(request.job, steps) for request, steps in s.plan().work]
+def round_of(s: Scheduler, most_steps: int | None = None) -> list[tuple[str, int]]:
+    return [(request.job, steps) for request, steps in s.plan(most_steps).work]
 
 
 def test_a_round_has_as_many_steps_as_each_request_may_take():
@@ -280,6 +280,12 @@ def test_a_round_is_shorter_where_slots_are_short():
     s = scheduler(round_steps=8, steps_between_admissions=8, slots=30, busy_ratio=1.0, assumed_output=1)
     decoding(s, Request("a", 10, 20), Request("b", 10, 20))
     assert round_of(s) == [("a", 5), ("b", 5)]
+
+
+def test_a_round_is_as_short_as_it_is_asked_to_be():
+    s = scheduler(round_steps=8, steps_between_admissions=8)
+    decoding(s, Request("a", 10, 20), Request("b", 10, 3))
+    assert round_of(s, 5) == [("a", 5), ("b", 2)]
 
 
 def test_nothing_is_paused_while_steps_are_under_way():

@@ -194,7 +194,7 @@ class LLMStage:
             return
         for sequence in self._scheduler.admit():
             self._open(self._speaking(sequence))
-        plan = self._scheduler.plan()
+        plan = self._scheduler.plan(self._steps_to_first_chunk())
         for sequence in plan.evicted:
             self._engine.release(sequence)
         if plan.work:
@@ -276,6 +276,16 @@ class LLMStage:
         urgent = not self._scheduler.has_work or any(part.urgent for part in parts)
         coming = any(part.sequence.ahead and part.breaks_silence and self._shares_gpu(part) for part in parts)
         return self._courtesy.holds(urgent, coming)
+
+    def _steps_to_first_chunk(self) -> int | None:
+        """Steps until the last token that somebody's first chunk waits for is drawn: a round that went on
+        would keep it from the decode process."""
+        missing = (
+            self._speaking(sequence).delivery.missing - sequence.ahead
+            for sequence in self._scheduler.running
+            if sequence.on_device
+        )
+        return min((steps for steps in missing if steps > 0), default=None)
 
     def _shares_gpu(self, speaking: Speaking) -> bool:
         """Whether the part's decode process is on this GPU."""

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from light_tts.models.cosyvoice2.frontend.plain_english import PlainEnglish
 from light_tts.models.cosyvoice2.frontend.spellers import Spell, wetext_spellers
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class TextNormalizer:
     def __init__(self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None) -> None:
         self._count_tokens = count_tokens
         self._spellers = wetext_spellers() if spellers is None else spellers
+        self._is_plain = PlainEnglish(self._spellers["en"]) if "en" in self._spellers else None
 
     def normalize(self, text: str) -> str:
         """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is."""
@@ -73,6 +75,8 @@ class TextNormalizer:
         if speller is None or not text:
             return text
         try:
+            if language == "en" and self._is_plain(text):
+                return text
             return speller(text)
         except Exception as error:  # text that its grammars cannot parse is spoken as written
             logger.warning("text normalisation failed, text is left as it is: %r", error)
