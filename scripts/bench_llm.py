@@ -5,7 +5,8 @@ python scripts/bench_llm.py --int8                     KV cache in int8
 python scripts/bench_llm.py --profile --batches 1 64   the kernels of one round, without CUDA graphs
 python scripts/bench_llm.py --stub                     no model: what the host does in a round
 
-The floor of a step is the time to read all weights and the KV cache once at --bandwidth.
+Lengths are those of the preset short5s of test/benchmark.py: 20 tokens of text, a prompt of 3.5 s, 5 s of
+speech. The floor of a step is the time to read all weights and the KV cache once at --bandwidth.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128])
-    parser.add_argument("--prompt", type=int, default=150, help="tokens before the first output")
-    parser.add_argument("--output", type=int, default=256, help="tokens that each request speaks")
+    parser.add_argument("--prompt", type=int, default=125, help="tokens before the first output")
+    parser.add_argument("--output", type=int, default=125, help="tokens that each request speaks")
     parser.add_argument("--round_steps", type=int, default=8)
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--int8", action="store_true", help="KV cache in int8")

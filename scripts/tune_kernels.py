@@ -34,42 +34,47 @@ from light_tts.kernels.row_linear import MAX_FEW, RowConfig, row_config
 from light_tts.kernels.small_linear import MAX_ROWS, LinearConfig, linear_config
 from light_tts.server.tts_llm.engine import Engine
 
-PROMPT, OUTPUT = 150, 128  # tokens
-MAX_LENGTH = 512  # of the attention that is tuned
+OUTPUT = 128  # tokens
+PROMPTS = {512: 125, 1024: 700}  # tokens, by the max_length of the attention that they and the output need
 KV_HEADS = 2
 # kernel, outputs, inputs (CosyVoice2-0.5B): block_out, block_k, splits, warps, stages
 LINEARS = {
     ("norm_gate_up_silu", 9728, 896): [
         (64, 64, 1, 4, 6),
-        (64, 64, 1, 4, 4),
-        (32, 64, 1, 4, 4),
+        (64, 64, 1, 4, 7),
+        (64, 64, 1, 4, 8),
+        (64, 64, 1, 4, 9),
         (32, 64, 1, 4, 7),
         (32, 128, 1, 4, 3),
+        (32, 128, 1, 4, 5),
         (64, 128, 1, 4, 3),
-        (64, 64, 1, 8, 6),
+        (64, 128, 1, 4, 4),
+        (64, 32, 1, 4, 12),
     ],
     ("linear_add_", 896, 4864): [
         (16, 128, 4, 4, 4),
+        (16, 128, 4, 4, 6),
+        (16, 128, 4, 4, 8),
+        (16, 64, 4, 4, 8),
+        (16, 128, 3, 4, 6),
         (32, 128, 4, 4, 4),
         (32, 64, 4, 4, 7),
-        (32, 128, 8, 4, 4),
-        (16, 128, 2, 4, 4),
-        (16, 256, 4, 4, 3),
-        (64, 64, 8, 4, 5),
     ],
     ("norm_linear", 1152, 896): [
         (32, 64, 1, 4, 7),
+        (32, 64, 1, 4, 10),
         (32, 128, 1, 4, 4),
-        (16, 128, 1, 4, 4),
-        (16, 64, 1, 4, 7),
+        (32, 128, 1, 4, 7),
+        (16, 128, 1, 4, 7),
     ],
     ("linear_add_", 896, 896): [
-        (16, 128, 1, 4, 4),
-        (32, 64, 2, 4, 7),
         (16, 128, 2, 4, 4),
-        (32, 128, 1, 4, 4),
+        (16, 64, 2, 4, 7),
+        (16, 128, 3, 4, 3),
+        (16, 128, 1, 4, 7),
+        (32, 128, 2, 4, 4),
     ],
-    ("norm_linear", 6564, 896): [(32, 64, 1, 4, 4), (64, 64, 1, 4, 6)],
+    ("norm_linear", 6564, 896): [(32, 64, 1, 4, 4), (32, 64, 1, 4, 7), (64, 64, 1, 4, 6)],
 }
 ROWS = {  # by the inputs rounded up: block_out, warps
     1024: [(4, 4), (8, 4), (2, 4), (4, 2), (2, 2), (8, 8)],
@@ -93,12 +98,14 @@ Entry = dict[str, int]
 
 @dataclass(frozen=True)
 class Trial:
-    """Of `kernel`, in decode steps of `batch` requests: what is tried for the entry with these `keys`."""
+    """Of `kernel`, in decode steps of `batch` requests with a prompt of so many tokens: what is tried for the
+    entry with these `keys`."""
 
     kernel: str
     batch: int
     keys: Entry
     candidates: list[DecodeConfig | LinearConfig | RowConfig]
+    prompt: int = PROMPTS[512]
 
     def entries(self) -> Iterator[Entry]:
         for candidate in self.candidates:
@@ -117,8 +124,10 @@ def all_trials() -> list[Trial]:
                 else:
                     linears = [LinearConfig(*tile) for tile in candidates]
                     trials.append(Trial(kernel, batch, keys, linears))
-        keys = {"groups": batch * KV_HEADS, "max_length": MAX_LENGTH}
-        trials.append(Trial("decode_attention", batch, keys, [DecodeConfig(*tile) for tile in DECODE]))
+        for max_length, prompt in PROMPTS.items():
+            keys = {"groups": batch * KV_HEADS, "max_length": max_length}
+            decode = [DecodeConfig(*tile) for tile in DECODE]
+            trials.append(Trial("decode_attention", batch, keys, decode, prompt))
     return trials
 
 
@@ -128,7 +137,9 @@ class Tuner:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         others = [
-            entry for entry in configs.load(device).get("decode_attention", []) if entry["max_length"] > 512
+            entry
+            for entry in configs.load(device).get("decode_attention", [])
+            if entry["max_length"] not in PROMPTS
         ]
         self.found: dict[str, Any] = {
             "decode_attention": others,
@@ -136,8 +147,7 @@ class Tuner:
             "overlap": {**configs.load(device).get("overlap", {}), "llm": [[1, MAX_ROWS]]},
         }
         configs.load = lambda device: self.found
-        arguments = ["--prompt", str(PROMPT), "--output", str(OUTPUT), "--batches", *map(str, BATCHES)]
-        self._arguments = bench_llm.parser().parse_args(arguments)
+        self._batches = ["--output", str(OUTPUT), "--batches", *map(str, BATCHES)]
         self._model = bench_llm.random_model("full", device)
         self._engine = self._new_engine()
 
@@ -149,7 +159,7 @@ class Tuner:
             for trial in trials:
                 for entry in trial.entries():
                     with self._using(trial.kernel, entry):
-                        runner._decode_step(trial.batch, PROMPT + OUTPUT)
+                        runner._decode_step(trial.batch, trial.prompt + OUTPUT)
 
         with contextlib.suppress(triton.runtime.errors.OutOfResources):  # is met again when it is tried
             compile_ahead(self._device, rehearse)
@@ -159,7 +169,7 @@ class Tuner:
         times = {}
         for entry in trial.entries():
             with self._using(trial.kernel, entry):
-                times[tuple(entry.items())] = self.milliseconds(trial.batch)
+                times[tuple(entry.items())] = self.milliseconds(trial.batch, trial.prompt)
         best = min(times, key=times.get)
         self._put(trial.kernel, dict(best))
         keys = " ".join(f"{name}={value}" for name, value in trial.keys.items())
@@ -169,22 +179,25 @@ class Tuner:
                 "  ", " ".join(str(value) for _, value in entry[len(trial.keys) :]), f"{time_:.4f} ms a step"
             )
 
-    def milliseconds(self, batch: int) -> float:
+    def milliseconds(self, batch: int, prompt: int = PROMPTS[512]) -> float:
         """A decode step with the entries in use."""
         self._engine._runner._graphs.clear()
         self._engine._runner._prefills.clear()
         try:
             measured = [
-                bench_llm.measure(self._engine, self._model, batch, self._arguments, output).ms_a_step
+                bench_llm.measure(self._engine, self._model, batch, self._arguments(prompt), output).ms_a_step
                 for output in (24, OUTPUT, OUTPUT)  # the first records
             ]
         except triton.runtime.errors.OutOfResources:
             return math.inf
         return min(measured[1:])
 
+    def _arguments(self, prompt: int) -> argparse.Namespace:
+        return bench_llm.parser().parse_args(["--prompt", str(prompt), *self._batches])
+
     def _new_engine(self) -> Engine:
         with contextlib.redirect_stdout(None):
-            return bench_llm.make_engine(self._model, self._arguments)
+            return bench_llm.make_engine(self._model, self._arguments(max(PROMPTS.values())))
 
     @contextlib.contextmanager
     def _using(self, kernel: str, entry: Entry) -> Iterator[None]:
