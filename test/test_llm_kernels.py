@@ -6,6 +6,8 @@ Triton's interpreter (see conftest.py)."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -269,37 +271,73 @@ def filled_state(rows: int, likely: Tensor) -> RowState:
 SAMPLING = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
 
 
+def check_samples(logits: Tensor, steps: int = 2, **options: object) -> Tensor:
+    """Token for token those of the reference, and the same changes of the state. -> the lines written"""
+    rows, vocabulary = logits.shape
+    likely = logits.float().argsort(descending=True)[:, :10].repeat(1, 10)[:, :10]
+    states = [filled_state(rows, likely) for _ in range(2)]
+    batch = ints(torch.arange(rows).flip(0))
+    batch[3:4] = -1
+    outs = [ints([[7] * rows] * (steps + 1)) for _ in range(2)]
+    lines = [torch.arange(rows, device=DEVICE) % 2 for _ in range(2)]
+    for _ in range(steps):
+        for function, state, out, line in zip((sample, sample_reference), states, outs, lines, strict=True):
+            function(logits, state, batch, out, line, 1000, vocabulary - 3, **{**SAMPLING, **options})
+        assert torch.equal(*outs) and torch.equal(*lines)
+        for field in dataclasses.fields(RowState):
+            assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
+    return outs[0]
+
+
 @pytest.mark.parametrize("greedy", [False, True])
 @pytest.mark.parametrize("vocabulary,rows,spread", [(200, 24, 3), (732, 6, 0.3), (6564, 8, 3)])
 @pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_sample(dtype: torch.dtype, vocabulary: int, rows: int, spread: float, greedy: bool) -> None:
-    """Token for token; half precision logits have many ties."""
+    """Half precision logits have many ties."""
     logits = (spread * randn(rows, vocabulary)).to(dtype)
     logits[:, -3:] += 2 * spread
-    likely = logits.topk(10).indices
-    states = [filled_state(rows, likely) for _ in range(2)]
-    batch = ints(torch.arange(rows).flip(0))
-    batch[3] = -1
-    outs = [ints([[7] * rows] * 3) for _ in range(2)]
-    steps = [torch.arange(rows, device=DEVICE) % 2 for _ in range(2)]
-    for _ in range(2):
-        for function, state, out, step in zip((sample, sample_reference), states, outs, steps, strict=True):
-            function(logits, state, batch, out, step, 1000, vocabulary - 3, **SAMPLING, greedy=greedy)
-        assert torch.equal(*outs) and torch.equal(*steps)
-        for field in dataclasses.fields(RowState):
-            assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
-    assert outs[0][:, 3].tolist() == [7, -1, -1]
+    assert check_samples(logits, greedy=greedy)[:, 3].tolist() == [7, -1, -1]
 
 
-def test_sample_finds_likely_ids_that_lie_in_one_segment() -> None:
-    logits = randn(3, 6564)
-    logits[:, 5 : 128 * 40 : 128] += 10
-    states = [filled_state(3, logits.topk(10).indices) for _ in range(2)]
-    outs = [ints([[7] * 3]) for _ in range(2)]
-    for _ in range(3):
-        for function, state, out in zip((sample, sample_reference), states, outs, strict=True):
-            function(logits, state, ints([0, 1, 2]), out, None, 1000, 6561, **SAMPLING)
-        assert torch.equal(*outs)
+@pytest.mark.parametrize("vocabulary", [4, 20, 70, 1024])
+@pytest.mark.parametrize("top_k", [1, 3, 100])
+def test_sample_of_other_sizes(vocabulary: int, top_k: int) -> None:
+    check_samples(2 * randn(3, vocabulary), top_k=top_k, top_p=0.95)
+
+
+def clustered(logits: Tensor) -> None:
+    """More likely ids than are compared with one another, in one segment."""
+    logits[:, 5::64] += 10
+
+
+def neighbours(logits: Tensor) -> None:
+    """As many likely ids as the nucleus may have, each in a segment of its own."""
+    logits[:, 100:125] = 10 + 0.01 * torch.arange(25, device=DEVICE)
+
+
+def flat(logits: Tensor) -> None:
+    logits.zero_()
+
+
+def of_few_values(logits: Tensor) -> None:
+    logits.round_()
+
+
+def peaked(logits: Tensor) -> None:
+    logits[:, 77] += 30
+
+
+def nearly_impossible(logits: Tensor) -> None:
+    """Fewer ids than the nucleus may have; of one row only one, which is drawn again."""
+    logits[:, 20:] = -torch.inf
+    logits[1, 1:] = -torch.inf
+
+
+@pytest.mark.parametrize("change", [clustered, neighbours, flat, of_few_values, peaked, nearly_impossible])
+def test_sample_of_unusual_logits(change: Callable[[Tensor], None]) -> None:
+    logits = randn(5, 6564)
+    change(logits)
+    check_samples(logits, steps=4, top_p=0.99)
 
 
 def test_sample_draws_again_what_repeats() -> None:
@@ -317,10 +355,24 @@ def test_sample_draws_again_what_repeats() -> None:
     assert state.next_id.item() == 1000 + drawn[-1] and state.step.item() == 12
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # of the interpreter
+def test_sample_draws_again_by_exact_noise() -> None:
+    """Ids that differ by less than the error of the estimate."""
+    state = RowState.empty(1, 10, DEVICE)
+    state.history.fill_(5)
+    logits = torch.full((1, 200), -50.0, device=DEVICE)
+    logits[0, 5] = 50
+    noise = random.gumbel(0, random.stream_of(random.Purpose.FALLBACK, 0), torch.arange(10, 40))
+    logits[0, 10:40] = (2e-5 * torch.arange(30) - noise).to(DEVICE)
+    out = ints([[0]])
+    sample(logits, state, ints([0]), out, None, 1000, 197, **SAMPLING)
+    assert out.item() == 39
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
 def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
-    for value in (torch.nan, -torch.nan, torch.inf, -torch.inf):
-        logits = torch.full((1, 200), value, device=DEVICE)
+    for value, ids in itertools.product((torch.nan, -torch.nan, torch.inf, -torch.inf), (1, 100, 200)):
+        logits = randn(1, 200)
+        logits[:, :ids] = value
         state = RowState.empty(1, 10, DEVICE)
         out = ints([[0]])
         for _ in range(2):

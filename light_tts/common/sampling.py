@@ -65,7 +65,7 @@ class RepetitionAwareSampler:
         # A full stable sort, since ties must fall in the order of the ids.
         log_probs, ids = scores.log_softmax(-1).sort(dim=-1, descending=True, stable=True)
         log_probs, ids = log_probs[:, : self.top_k], ids[:, : self.top_k]
-        mass = log_probs.exp().cumsum(-1)
+        mass = log_probs.exp().double().cumsum(-1).float()  # as good as exact: a kernel adds in another order
         inside = torch.ones_like(ids, dtype=torch.bool)
         inside[:, 1:] = mass[:, :-1] < self.top_p
         return ids, log_probs.masked_fill(~inside, -torch.inf)

@@ -21,6 +21,8 @@ def advance(
     batch, hidden = schedule.shape[1], embedding.shape[1]
     x = embedding.new_empty(batch, hidden)
     rows, lengths = (schedule.new_empty(batch) for _ in range(2))
+    # Never overlapping: it begins when the step before has ended, so later kernels may read that step's state
+    # before they wait.
     _advance_kernel[(batch,)](
         state.next_id,
         state.position,

@@ -13,7 +13,13 @@ from torch import Tensor
 from light_tts.common import sampling
 from light_tts.common.random import Purpose
 from light_tts.common.row_state import SPECIAL_IDS, RowState
+from light_tts.kernels import overlap
 from light_tts.kernels.random import gumbel, gumbel_estimate
+
+_WARPS = 16
+_SEGMENTS = 64  # of the vocabulary; their best scores tell which ids are likely
+_CANDIDATES = 64  # likely ids that are compared with one another; of random scores there are 25 to 50
+_NONE = tl.constexpr(0x7F800000_7FFFFFFF)  # behind the keys of all likely ids
 
 
 def sample(
@@ -39,6 +45,8 @@ def sample(
     counted up here; None: the first; text_vocab, speech_tokens: see `SpeechIds`"""
     batch, vocabulary = logits.shape
     block = triton.next_power_of_2(vocabulary)
+    columns = min(32 * _WARPS, block)
+    candidates = max(_CANDIDATES, triton.next_power_of_2(top_k))
     _sample_kernel[(batch,)](
         logits,
         state.next_id,
@@ -51,6 +59,7 @@ def sample(
         rows,
         out,
         lines,
+        logits.new_empty(batch, candidates, dtype=torch.int64),
         vocabulary,
         text_vocab,
         speech_tokens,
@@ -62,12 +71,14 @@ def sample(
         WINDOW=state.history.shape[1],
         WINDOW_BLOCK=triton.next_power_of_2(state.history.shape[1]),
         BLOCK=block,
-        ID_BITS=block.bit_length() - 1,
-        NUCLEUS=triton.next_power_of_2(top_k),
+        COLUMNS=columns,
+        SEGMENTS=min(_SEGMENTS, columns),
+        CANDIDATES=candidates,
         NUCLEUS_STREAM=int(Purpose.NUCLEUS) << 32,
         FALLBACK_STREAM=int(Purpose.FALLBACK) << 32,
         GREEDY=greedy,
-        num_warps=8,
+        num_warps=_WARPS,
+        **overlap.options(logits.device, "llm", batch),
     )
 
 
@@ -121,6 +132,7 @@ def _sample_kernel(
     rows_ptr,
     out_ptr,
     lines_ptr,
+    scratch_ptr,
     vocabulary,
     text_vocab,
     speech_tokens,
@@ -132,62 +144,75 @@ def _sample_kernel(
     WINDOW: tl.constexpr,
     WINDOW_BLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
-    ID_BITS: tl.constexpr,
-    NUCLEUS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
     NUCLEUS_STREAM: tl.constexpr,
     FALLBACK_STREAM: tl.constexpr,
     GREEDY: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
 ):
-    """One program a request. `BLOCK` = 2^ID_BITS: the vocabulary rounded up; `NUCLEUS`: top_k rounded up;
-    `most_repeats`: an id seen as often is drawn again."""
+    """One program a request. `BLOCK`: the vocabulary rounded up; COLUMNS and what follows: see `_likely`;
+    `scratch_ptr`: (requests, CANDIDATES); `most_repeats`: an id seen as often is drawn again."""
     request = tl.program_id(0)
+    # May be read before the wait: the host, `advance` or the step before wrote it. .cg: see decode_attention.
     if lines_ptr is not None:
-        line = tl.load(lines_ptr + request)
+        line = tl.load(lines_ptr + request, cache_modifier=".cg")
+    row = tl.load(rows_ptr + request, cache_modifier=".cg")
+    at = tl.maximum(row, 0).to(tl.int64)
+    step = tl.load(step_ptr + at, cache_modifier=".cg")
+    seed = tl.load(seed_ptr + at, cache_modifier=".cg")
+    part = tl.load(part_ptr + at, cache_modifier=".cg")
+    latest_ptr = history_ptr + at * WINDOW + tl.arange(0, WINDOW_BLOCK)
+    age = WINDOW - 1 - tl.arange(0, WINDOW_BLOCK)  # 0: the newest
+    latest = tl.load(latest_ptr, mask=age >= 0, other=-1, cache_modifier=".cg")
+    later = tl.load(latest_ptr + 1, mask=age >= 1, other=-1, cache_modifier=".cg")
+    bans = (step < tl.load(min_outputs_ptr + at, cache_modifier=".cg")).to(tl.int32)
+    for i in tl.static_range(SPECIAL_IDS):
+        banned = tl.load(banned_ptr + at * SPECIAL_IDS + i, cache_modifier=".cg") != 0
+        bans |= banned.to(tl.int32) << i
+    if OVERLAP:
+        overlap.begin()
+
+    tl.debug_barrier()  # every thread has read what is written below
+    if lines_ptr is not None:
         out_ptr += line * tl.num_programs(0)
-        tl.debug_barrier()  # every thread has read the line
         tl.store(lines_ptr + request, line + 1)
-    row = tl.load(rows_ptr + request).to(tl.int64)
     if row >= 0:
-        step = tl.load(step_ptr + row)
-        seed = tl.load(seed_ptr + row)
-        part = tl.load(part_ptr + row)
-        latest_ptr = history_ptr + row * WINDOW + tl.arange(0, WINDOW_BLOCK)
-        age = WINDOW - 1 - tl.arange(0, WINDOW_BLOCK)  # 0: the newest
-        latest = tl.load(latest_ptr, mask=age >= 0, other=-1)
-        later = tl.load(latest_ptr + 1, mask=age >= 1, other=-1)
-
+        logits_ptr += request.to(tl.int64) * vocabulary
         ids = tl.arange(0, BLOCK)
-        banned = (ids == speech_tokens) & (step < tl.load(min_outputs_ptr + row))
-        for i in tl.static_range(SPECIAL_IDS):
-            is_banned = tl.load(banned_ptr + row * SPECIAL_IDS + i) != 0
-            banned = banned | ((ids == speech_tokens + i) & is_banned)
-        scores = tl.load(
-            logits_ptr + request.to(tl.int64) * vocabulary + ids, mask=ids < vocabulary, other=float("-inf")
-        )
-        scores = tl.where(banned, float("-inf"), scores.to(tl.float32))
-
+        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, SPECIAL_IDS)
         if GREEDY:
             drawn = tl.argmax(scores, 0)
         else:
             counter = step.to(tl.int64) * vocabulary
-            best, log_probs = _nucleus(scores, top_p, top_k, BLOCK, ID_BITS, NUCLEUS)
-            noise = gumbel(seed, part + NUCLEUS_STREAM, counter + best)
-            chosen = tl.argmax(log_probs + noise, 0)
-            drawn = tl.sum(tl.where(tl.arange(0, NUCLEUS) == chosen, best, 0), 0)
+            scratch_ptr += request.to(tl.int64) * CANDIDATES
+            keys = _likely(scores, top_k, scratch_ptr, BLOCK, COLUMNS, SEGMENTS, CANDIDATES)
+            drawn = _draw_from_nucleus(keys, top_p, top_k, seed, part + NUCLEUS_STREAM, counter)
             seen = (latest == drawn) & (age < win_size)
             if tl.sum(seen.to(tl.int32), 0) >= most_repeats:
-                others = tl.where(ids == drawn, float("-inf"), scores)
                 stream = part + FALLBACK_STREAM
+                others = tl.where(ids == drawn, float("-inf"), scores)
                 estimate = others + gumbel_estimate(seed, stream, counter + ids)
                 most = tl.max(estimate, 0)
                 near = estimate >= most - (1e-3 + 1e-6 * tl.abs(most))
-                if tl.sum(near.to(tl.int32), 0) == 1:
-                    drawn = tl.sum(tl.where(near, ids, 0), 0)
+                first = tl.min(tl.where(near, ids, BLOCK), 0)
+                if first == tl.max(tl.where(near, ids, -1), 0):
+                    drawn = first
                 else:
-                    drawn = tl.argmax(others + gumbel(seed, stream, counter + ids), 0)
+                    drawn = _draw_other(
+                        logits_ptr,
+                        vocabulary,
+                        speech_tokens,
+                        bans,
+                        drawn,
+                        seed,
+                        stream,
+                        counter,
+                        SPECIAL_IDS,
+                        COLUMNS,
+                    )
         drawn = tl.minimum(drawn, vocabulary - 1)  # NaN must not lead outside the embedding
-
-        tl.debug_barrier()  # every thread has read the state
         tl.store(out_ptr + request, drawn)
         tl.store(next_id_ptr + row, text_vocab + drawn)
         tl.store(step_ptr + row, step + 1)
@@ -197,33 +222,97 @@ def _sample_kernel(
 
 
 @triton.jit
-def _nucleus(scores, top_p, top_k, BLOCK: tl.constexpr, ID_BITS: tl.constexpr, NUCLEUS: tl.constexpr):
-    """-> ids and log-probabilities, (NUCLEUS,) each, most probable first, the lower id first where they are
-    equal; the log-probability is -inf behind the nucleus."""
-    ids = tl.arange(0, BLOCK)
-    shifted = scores - tl.max(scores, 0)
-    total = tl.sum(tl.exp(shifted), 0)
-    log_probs = shifted - tl.log(total.to(tl.float64)).to(tl.float32)
-    # One integer that sorts by log-probability, then by falling id: repeated maxima need no second look-up.
-    keys = (_ordered(log_probs.to(tl.int32, bitcast=True)).to(tl.int64) << ID_BITS) | (BLOCK - 1 - ids)
-
-    place = tl.arange(0, NUCLEUS)
-    best = tl.zeros([NUCLEUS], tl.int32)
-    best_log_probs = tl.full([NUCLEUS], float("-inf"), tl.float32)
-    mass = 0.0
-    found = 0
-    while (found < top_k) & (mass < top_p):
-        key = tl.max(keys, 0)
-        keys = tl.where(keys == key, -(1 << 63), keys)
-        log_prob = _ordered((key >> ID_BITS).to(tl.int32)).to(tl.float32, bitcast=True)
-        best = tl.where(place == found, (BLOCK - 1 - (key & (BLOCK - 1))).to(tl.int32), best)
-        best_log_probs = tl.where(place == found, log_prob, best_log_probs)
-        mass += tl.exp(log_prob)
-        found += 1
-    return best, best_log_probs
+def _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, SPECIAL_IDS: tl.constexpr):
+    """The logits of `ids` in float32, -inf where there are none; `bans`: a bit for each special id"""
+    scores = tl.load(logits_ptr + ids, mask=ids < vocabulary, other=float("-inf")).to(tl.float32)
+    banned = ids < 0
+    for i in tl.static_range(SPECIAL_IDS):
+        banned = banned | (ids == tl.where((bans >> i) & 1 != 0, speech_tokens + i, -1))
+    return tl.where(banned, float("-inf"), scores)
 
 
 @triton.jit
-def _ordered(bits):
-    """The bits of a float32 as an int32 that is ordered as the float is; its own inverse."""
-    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+def _likely(
+    scores,
+    top_k,
+    scratch_ptr,
+    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
+    """scores: (BLOCK,) -> (CANDIDATES,) int64: the keys of the top_k most probable ids and a few others, in
+    any order, and _NONE in the rest. A key is the bits of -log(probability), then the id: smaller is better.
+
+    `COLUMNS`: as many as threads, so that reductions along them need no other threads; `SEGMENTS`: divides
+    COLUMNS; scratch_ptr: (CANDIDATES,) int64; CANDIDATES: at least top_k"""
+    ROWS: tl.constexpr = BLOCK // COLUMNS
+    # At least top_k ids reach the top_k-th highest of the segments' best scores, and few others.
+    best = tl.max(tl.reshape(scores, [ROWS, COLUMNS]), 0)
+    best = tl.max(tl.reshape(best, [COLUMNS // SEGMENTS, SEGMENTS]), 0)
+    reached = tl.sum((best[:, None] >= best[None, :]).to(tl.int32), 0)
+    bound = tl.max(tl.where(reached >= top_k, best, float("-inf")), 0)
+
+    most = tl.max(best, 0)
+    shifted = scores - most
+    log_total = tl.log(tl.sum(tl.exp(shifted), 0).to(tl.float64)).to(tl.float32)
+    surprisal = log_total - shifted  # never negative, so its bits are ordered as it is
+    likely = surprisal <= tl.minimum(log_total - (bound - most), 3.4028234663852886e38)  # finite, no NaN
+    keys = (surprisal.to(tl.int32, bitcast=True).to(tl.int64) << 32) | tl.arange(0, BLOCK)
+
+    in_column = tl.cumsum(tl.reshape(likely.to(tl.int32), [ROWS, COLUMNS]), 0)
+    counts = tl.max(in_column, 0)
+    count = tl.sum(counts, 0)
+    if count <= CANDIDATES:
+        place = (tl.cumsum(counts, 0) - counts)[None, :] + in_column - 1
+        tl.store(scratch_ptr + tl.reshape(place, [BLOCK]), keys, mask=likely)
+    else:  # most of them lie in few segments, or are equal
+        last = tl.full([], -1, tl.int64)
+        for i in range(top_k):
+            last = tl.min(tl.where(keys > last, keys, _NONE), 0)
+            tl.store(scratch_ptr + i, last)
+    found = tl.where(count <= CANDIDATES, count, top_k)
+    tl.debug_barrier()  # threads load what others have stored
+    place = tl.arange(0, CANDIDATES)
+    return tl.load(scratch_ptr + place, mask=place < found, other=_NONE)
+
+
+@triton.jit
+def _draw_from_nucleus(keys, top_p, top_k, seed, stream, counter):
+    """keys: see `_likely` -> an id"""
+    surprisal = (keys >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    before = keys[:, None] < keys[None, :]
+    rank = tl.sum(before.to(tl.int32), 0)
+    # In float64 as good as exact: the reference adds in another order.
+    probability = tl.exp(-surprisal).to(tl.float64)
+    mass = tl.sum(tl.where(before, probability[:, None], 0.0), 0).to(tl.float32)
+    noisy = gumbel(seed, stream, counter + keys.to(tl.int32)) - surprisal
+    noisy = tl.where((rank < top_k) & (mass < top_p), noisy, float("-inf"))
+    return tl.min(tl.where(noisy == tl.max(noisy, 0), keys, _NONE), 0).to(tl.int32)
+
+
+@triton.jit
+def _draw_other(
+    logits_ptr,
+    vocabulary,
+    speech_tokens,
+    bans,
+    drawn,
+    seed,
+    stream,
+    counter,
+    SPECIAL_IDS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    """-> an id other than `drawn`, from the full distribution. Rarely called, hence a loop: it is slow, but
+    little code and few registers."""
+    column = tl.arange(0, COLUMNS)
+    best = tl.full([COLUMNS], float("-inf"), tl.float32)
+    best_ids = column
+    for start in range(0, vocabulary, COLUMNS):
+        ids = start + column
+        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, SPECIAL_IDS)
+        noisy = tl.where(ids == drawn, float("-inf"), scores + gumbel(seed, stream, counter + ids))
+        best_ids = tl.where(noisy > best, ids, best_ids)
+        best = tl.maximum(best, noisy)
+    return tl.min(tl.where(best == tl.max(best, 0), best_ids, vocabulary), 0)
