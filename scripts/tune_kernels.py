@@ -5,7 +5,8 @@ fastest to light_tts/kernels/configs/, where the kernels look for them. Takes ab
     python scripts/tune_kernels.py
 
 Each candidate is tried in whole decode steps of the real engine, kernel after kernel, the best so far in all
-others: kernels overlap, so what is fastest alone is often not so in a step.
+others: kernels overlap, so what is fastest alone is often not so in a step. It begins with the configurations
+in use, so running it again goes on from there.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ class Trial:
             yield {**self.keys, **asdict(candidate)}
 
 
-def all_trials() -> list[Trial]:
+def all_trials(batches: list[int]) -> list[Trial]:
     trials = []
-    for batch in BATCHES:
+    for batch in batches:
         if batch <= MAX_FEW or batch == MAX_ROWS:
             for (kernel, outputs, inputs), candidates in LINEARS.items():
                 keys = {"outputs": outputs, "inputs": inputs}
@@ -136,16 +137,8 @@ class Tuner:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        others = [
-            entry
-            for entry in configs.load(device).get("decode_attention", [])
-            if entry["max_length"] not in PROMPTS
-        ]
-        self.found: dict[str, Any] = {
-            "decode_attention": others,
-            "fused_rows": MAX_ROWS,
-            "overlap": {**configs.load(device).get("overlap", {}), "llm": [[1, MAX_ROWS]]},
-        }
+        self.found: dict[str, Any] = {**configs.load(device), "fused_rows": MAX_ROWS}
+        self.found["overlap"] = {**self.found.get("overlap", {}), "llm": [[1, MAX_ROWS]]}
         configs.load = lambda device: self.found
         self._batches = ["--output", str(OUTPUT), "--batches", *map(str, BATCHES)]
         self._model = bench_llm.random_model("full", device)
@@ -165,9 +158,10 @@ class Tuner:
             compile_ahead(self._device, rehearse)
 
     def tune(self, trial: Trial) -> None:
-        """Keep the fastest candidate, and print all."""
+        """Keep the fastest of the candidates and what is in use, and print all."""
         times = {}
-        for entry in trial.entries():
+        in_use = [entry for entry in self.found.get(trial.kernel, []) if trial.keys.items() <= entry.items()]
+        for entry in [*in_use, *(entry for entry in trial.entries() if entry not in in_use)]:
             with self._using(trial.kernel, entry):
                 times[tuple(entry.items())] = self.milliseconds(trial.batch, trial.prompt)
         best = min(times, key=times.get)
@@ -228,13 +222,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, help="the file to write; default: where the kernels look")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, help="tune for these only")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU")
     device = torch.device("cuda", torch.cuda.current_device())
     load = configs.load
     begin = time.monotonic()
-    tuner, trials = Tuner(device), all_trials()
+    tuner, trials = Tuner(device), all_trials(arguments.batches)
     tuner.compile(trials)
     print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
     for trial in trials:
