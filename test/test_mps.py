@@ -201,6 +201,7 @@ def test_where_no_daemon_can_start_auto_goes_on_and_on_fails(fake, run_dir, monk
     }[failure]
     if failure == "missing":
         (fake.path / "nvidia-cuda-mps-control").unlink()
+        monkeypatch.setenv("PATH", str(fake.path))  # a machine with a GPU has the real one elsewhere
     elif failure == "start":
         monkeypatch.setenv("FAKE_MPS_FAILURE", "start")
     elif failure == "probe":
@@ -317,7 +318,7 @@ def machine(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Fake:
     """What child processes see is a machine with one GPU (of which torch knows nothing)."""
     (fake.path / "pynvml.py").write_text(NVML)
     (fake.path / "sitecustomize.py").write_text(DRIVER)
-    monkeypatch.setenv("PYTHONPATH", str(fake.path))
+    monkeypatch.setenv("PYTHONPATH", str(fake.path), prepend=os.pathsep)
     return fake
 
 
