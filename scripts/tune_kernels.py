@@ -160,7 +160,7 @@ class Tuner:
     def tune(self, trial: Trial) -> None:
         """Keep the fastest of the candidates and what is in use, and print all."""
         times = {}
-        in_use = [entry for entry in self.found.get(trial.kernel, []) if trial.keys.items() <= entry.items()]
+        in_use = [entry for entry in self.found.get(trial.kernel, []) if _keys(entry) == trial.keys]
         for entry in [*in_use, *(entry for entry in trial.entries() if entry not in in_use)]:
             with self._using(trial.kernel, entry):
                 times[tuple(entry.items())] = self.milliseconds(trial.batch, trial.prompt)
@@ -203,13 +203,14 @@ class Tuner:
 
     def _put(self, kernel: str, entry: Entry) -> None:
         """In place of the one for the same sizes."""
-
-        def size(entry: Entry) -> Entry:
-            return {name: value for name, value in entry.items() if name not in SETTINGS}
-
-        others = [other for other in self.found.get(kernel, []) if size(other) != size(entry)]
+        others = [other for other in self.found.get(kernel, []) if _keys(other) != _keys(entry)]
         self.found[kernel] = [*others, entry]
         _forget_chosen()
+
+
+def _keys(entry: Entry) -> Entry:
+    """For which sizes it is."""
+    return {name: value for name, value in entry.items() if name not in SETTINGS}
 
 
 def _forget_chosen() -> None:

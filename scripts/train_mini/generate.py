@@ -10,8 +10,6 @@ with 12 and MPS).
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import time
 from itertools import islice
@@ -19,9 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from packages import VOICES, WORK, unpacked
+from packages import voices_folder
 from speakers import speakers, style, voice_names
 from teacher import SAMPLE_RATE, Teacher, model_file
+from work import argument_parser, read_lines
 
 SHARD = 128
 
@@ -30,17 +29,15 @@ def shard_file(work: Path, number: int) -> Path:
     return work / "speech" / f"{number:05}.npz"
 
 
-def work_off(work: Path, device: str, numbers, done, deadline: float) -> None:
-    """One process: takes shards from the queue `numbers` until there is None or time is up, and puts
-    (utterances, seconds of speech) of each into `done`; None at its end."""
+def work_off(work: Path, device: str, shards, done, deadline: float) -> None:
+    """One process: takes (number, utterances) from the queue `shards` until there is None or time is up, and
+    puts (utterances, seconds of speech) of each into `done`; None at its end."""
     torch.set_num_threads(1)
     teacher = Teacher(work, torch.device(device))
-    folder = unpacked(VOICES, work) / "voices"
+    folder = voices_folder(work)
     known = {speaker.name: speaker for speaker in speakers(voice_names(folder))}
-    with (work / "utterances.jsonl").open(encoding="utf-8") as lines:
-        utterances = [json.loads(line) for line in lines]
-    while (number := numbers.get()) is not None and time.time() < deadline:
-        batch = utterances[number * SHARD : (number + 1) * SHARD]
+    while (shard := shards.get()) is not None and time.time() < deadline:
+        number, batch = shard
         spoken = []
         for utterance in batch:
             speaker = known[utterance["speaker"]]
@@ -63,39 +60,39 @@ def work_off(work: Path, device: str, numbers, done, deadline: float) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--processes", type=int, default=12 if torch.cuda.is_available() else 2)
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no shard after so long")
     parser.add_argument("--shards", type=int, help="at most so many in this run, e.g. to try it")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of all that training makes")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model_file(args.work)  # once, before all processes want it
-    with (args.work / "utterances.jsonl").open(encoding="utf-8") as lines:
-        shards = -(-sum(1 for _ in lines) // SHARD)
+    utterances = read_lines(args.work / "utterances.jsonl")
     (args.work / "speech").mkdir(exist_ok=True)
-    missing = (number for number in range(shards) if not shard_file(args.work, number).exists())
+    batches = enumerate(utterances[start : start + SHARD] for start in range(0, len(utterances), SHARD))
+    missing = ((number, batch) for number, batch in batches if not shard_file(args.work, number).exists())
     missing = list(islice(missing, args.shards))
+    wanted = sum(len(batch) for _, batch in missing)
     context = multiprocessing.get_context("spawn")
-    numbers, done = context.Queue(), context.Queue()
-    for number in [*missing, *[None] * args.processes]:
-        numbers.put(number)
+    shards, done = context.Queue(), context.Queue()
+    for shard in [*missing, *[None] * args.processes]:
+        shards.put(shard)
     deadline = time.time() + 60 * args.minutes
-    arguments = (args.work, device, numbers, done, deadline)
+    arguments = (args.work, device, shards, done, deadline)
     processes = [context.Process(target=work_off, args=arguments, daemon=True) for _ in range(args.processes)]
     begun = time.monotonic()
     for process in processes:
         process.start()
-    ended, utterances, seconds = 0, 0, 0.0
+    ended, spoken, seconds = 0, 0, 0.0
     while ended < len(processes):
         news = done.get()
         if news is None:
             ended += 1
             continue
-        utterances, seconds = utterances + news[0], seconds + news[1]
+        spoken, seconds = spoken + news[0], seconds + news[1]
         passed = time.monotonic() - begun
         print(
-            f"{utterances} of {len(missing) * SHARD} utterances, {seconds / 3600:.2f} h of speech after "
+            f"{spoken} of {wanted} utterances, {seconds / 3600:.2f} h of speech after "
             f"{passed:.0f} s: {seconds / passed:.0f} times real time",
             flush=True,
         )

