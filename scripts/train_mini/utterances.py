@@ -60,18 +60,18 @@ def training_utterances(
     train = [sentence for sentence in sentences if sentence["split"] == "train"]
     definitions = Deck([s for s in train if s["source"] == "definitions"], draw)
     others = Deck([s for s in train if s["source"] != "definitions"], draw)
+    following = others.deal()
     seconds, number = 0.0, 0
     while seconds < hours * 3600:
         (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
         wanted = draw.uniform(2.0, LONGEST)
-        first = definitions if draw.random() < DEFINITIONS else others
-        parts = [first.deal()]
-        while True:
-            following = others.deal()
-            length = sum(len(part["phonemes"]) for part in [*parts, following]) / PHONEMES_A_SECOND
-            if length > wanted:
-                break
+        if draw.random() < DEFINITIONS:
+            parts = [definitions.deal()]
+        else:
+            parts, following = [following], others.deal()
+        while sum(len(part["phonemes"]) for part in [*parts, following]) <= wanted * PHONEMES_A_SECOND:
             parts.append(following)
+            following = others.deal()
         utterance = Utterance(
             f"{number:06}",
             " ".join(part["text"] for part in parts),
