@@ -65,12 +65,31 @@ def check_length(samples: int, rate: int, min_seconds: float, max_seconds: float
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     """Band-limited resampling of `samples` (n,) float32; returns (ceil(n * new_rate / rate),) float32.
 
-    A Hann-windowed sinc with the default parameters of torchaudio's `resample`. Output m lies at input
-    position m * rate / new_rate; only new_rate / gcd different fractions of it occur, so the filter is a
-    table of that many rows, each as short as the window (rates without a common factor cost no more memory).
+    See `resampling_filter`.
     """
     if rate == new_rate:
         return samples
+    old, new, table = resampling_filter(rate, new_rate)
+    width = (table.shape[1] - 2) // 2
+    padded = np.pad(samples, (width, width + 2))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, table.shape[1])
+    length = -(-len(samples) * new // old)
+    out = np.empty(length, np.float32)
+    step = max(1, _BLOCK // table.shape[1])
+    for start in range(0, length, step):
+        m = np.arange(start, min(start + step, length))
+        out[m] = np.einsum("mk,mk->m", windows[m * old // new], table[m % new], dtype=np.float64)
+    return out
+
+
+def resampling_filter(rate: int, new_rate: int) -> tuple[int, int, np.ndarray]:
+    """A Hann-windowed sinc with the default parameters of torchaudio's `resample`.
+
+    Output m lies at input position m * rate / new_rate; only new_rate / gcd different fractions of it occur,
+    so the filter is a table of that many rows, each as short as the window (rates without a common factor
+    cost no more memory). Returns both rates without their common factor, old and new, and the table (new,
+    2 * width + 2) float32: row m % new is for the inputs from m * old // new - width on.
+    """
     divisor = math.gcd(rate, new_rate)
     old, new = rate // divisor, new_rate // divisor
     cutoff = min(old, new) * _ROLLOFF
@@ -80,14 +99,4 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     position = (phase / new).astype(np.float32)  # torchaudio rounds here; log spectra of silence show it
     t = ((phase[:, None] * old // new + taps) / old - position[:, None]) * cutoff
     window = np.where(np.abs(t) < _LOWPASS_WIDTH, np.cos(t * np.pi / (2 * _LOWPASS_WIDTH)) ** 2, 0.0)
-    table = (np.sinc(t) * window * (cutoff / old)).astype(np.float32)
-
-    padded = np.pad(samples, (width, width + 2))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, len(taps))
-    length = -(-len(samples) * new // old)
-    out = np.empty(length, np.float32)
-    step = max(1, _BLOCK // len(taps))
-    for start in range(0, length, step):
-        m = np.arange(start, min(start + step, length))
-        out[m] = np.einsum("mk,mk->m", windows[m * old // new], table[m % new], dtype=np.float64)
-    return out
+    return old, new, (np.sinc(t) * window * (cutoff / old)).astype(np.float32)

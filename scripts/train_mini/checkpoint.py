@@ -1,0 +1,61 @@
+"""The checkpoint that the trainings fill: its sizes, its configuration and its folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+from make_tiny_checkpoint import SMALL_PARTS, TEMPLATE, Sizes, flow_shapes  # noqa: E402
+
+from light_tts.models.cosyvoice2.config import Config, load_config  # noqa: E402
+from light_tts.models.cosyvoice2.flow import FlowShapes  # noqa: E402
+from light_tts.models.cosyvoice2.llm import BACKBONE_DIR, Qwen2Config  # noqa: E402
+
+MINI = Sizes(
+    hidden_size=256,
+    speech_token_size=729,  # 3^6
+    encoder_size=192,
+    encoder_heads=4,
+    encoder_units=576,
+    encoder_blocks=3,
+    estimator_channels=160,
+    estimator_head_dim=40,
+    estimator_heads=4,
+    estimator_blocks=1,
+    estimator_mid_blocks=4,
+    hift_channels=192,
+    f0_channels=192,
+    intermediate_size=768,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=1024,
+    up_blocks=3,
+    lookahead_channels=192,
+)
+
+
+def checkpoint_folder(work: Path) -> Path:
+    return work / "checkpoint"
+
+
+def training_file(work: Path, name: str) -> Path:
+    """Where a training keeps its weights."""
+    (work / "training").mkdir(parents=True, exist_ok=True)
+    return work / "training" / f"{name}.pt"
+
+
+def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
+    """The configuration files of the checkpoint, and what is read from them."""
+    folder = checkpoint_folder(work)
+    (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
+    template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
+    (folder / "cosyvoice2.yaml").write_text(template.format(**asdict(MINI)))
+    backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
+    backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
+    (folder / BACKBONE_DIR / "config.json").write_text(json.dumps(backbone, indent=2))
+    return load_config(folder), Qwen2Config.load(folder), flow_shapes(MINI)

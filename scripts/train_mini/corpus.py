@@ -1,0 +1,118 @@
+"""What the teacher has spoken, all of it in the memory of the device: an hour takes 170 MB."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from packages import phoneme_ids
+from torch import Tensor
+from work import read_lines
+
+SAMPLE_RATE = 24_000
+LABEL_RATE = 50  # phonemes and F0 a second, as mel frames
+SILENCE = 0  # the label of what lies before and behind the phonemes
+
+
+@dataclass(frozen=True)
+class Labels:
+    """phoneme: (frames,) int64, ids of the teacher, SILENCE around; f0: (frames,) float32 in Hz, 0 where
+    unvoiced. All utterances one behind the other."""
+
+    phoneme: Tensor
+    f0: Tensor
+
+
+class Corpus:
+    """Utterances with their speech. `wave`: (samples,) int16, all one behind the other; `start`, `samples`:
+    (utterances,) int64, where each lies in it; `label_start`, `frames`: likewise in the labels. `speaker`:
+    (utterances,) int64 into `speakers`. All tensors on the device."""
+
+    def __init__(
+        self, utterances: list[dict], waves: list[np.ndarray], labels: list[tuple], device: torch.device
+    ) -> None:
+        self.utterances, self.device = utterances, device
+        self.speakers = sorted({utterance["speaker"] for utterance in utterances})
+        numbers = {name: number for number, name in enumerate(self.speakers)}
+
+        def to_device(values) -> Tensor:
+            return torch.as_tensor(values, dtype=torch.int64).to(device)
+
+        self.speaker = to_device([numbers[utterance["speaker"]] for utterance in utterances])
+        sizes, frames = [len(wave) for wave in waves], [len(f0) for _, f0 in labels]
+        self.samples, self.start = to_device(sizes), to_device(_starts(sizes))
+        self.frames, self.label_start = to_device(frames), to_device(_starts(frames))
+        self.wave = torch.from_numpy(np.concatenate(waves)).to(device)
+        self.labels = Labels(
+            torch.from_numpy(np.concatenate([phoneme for phoneme, _ in labels])).to(device),
+            torch.from_numpy(np.concatenate([f0 for _, f0 in labels])).to(device),
+        )
+
+    @classmethod
+    def load(
+        cls, work: Path, device: torch.device, split: str = "train", shards: int | None = None
+    ) -> Corpus:
+        """Of the shards that are there, the first `shards` of them. Raises FileNotFoundError without any."""
+        known = {u["id"]: u for u in read_lines(work / "utterances.jsonl") if u["split"] == split}
+        ids = phoneme_ids(work)
+        utterances, waves, labels = [], [], []
+        for file in sorted((work / "speech").glob("?????.npz"))[:shards]:
+            with np.load(file) as shard:
+                arrays = {name: shard[name] for name in shard.files}
+            ends = {name: np.cumsum(arrays[name]) for name in ("samples", "phonemes", "steps")}
+            for row, name in enumerate(arrays["id"]):
+                if str(name) not in known:
+                    continue
+                wave, durations, f0 = (
+                    arrays[values][ends[sizes][row] - arrays[sizes][row] : ends[sizes][row]]
+                    for values, sizes in (("wave", "samples"), ("durations", "phonemes"), ("f0", "steps"))
+                )
+                utterance = known[str(name)]
+                utterances.append(utterance)
+                waves.append(wave)
+                spoken = [SILENCE, *(ids[phoneme] for phoneme in utterance["phonemes"]), SILENCE]
+                labels.append(_frame_labels(len(wave), np.asarray(spoken), durations, f0))
+        if not utterances:
+            raise FileNotFoundError(f"{work / 'speech'}: no speech of split {split!r}: run generate.py first")
+        return cls(utterances, waves, labels, device)
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    @property
+    def seconds(self) -> float:
+        return len(self.wave) / SAMPLE_RATE
+
+    def crops(self, index: Tensor, begin: Tensor, samples: int) -> Tensor:
+        """index: (batch,) utterances; begin: (batch,) first sample in each, may be negative -> (batch,
+        samples) float32, zero outside of the utterance. No synchronisation."""
+        position = begin[:, None] + torch.arange(samples, device=self.device)
+        inside = (position >= 0) & (position < self.samples[index][:, None])
+        flat = (self.start[index][:, None] + position).clamp(0, len(self.wave) - 1)
+        return torch.where(inside, self.wave[flat].float() / 32768, 0.0)
+
+    def label_crops(self, index: Tensor, begin: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """index: (batch,); begin: (batch,) first frame -> phoneme (batch, frames), f0 (batch, frames), and
+        bool (batch, frames), whether that lies in the utterance."""
+        position = begin[:, None] + torch.arange(frames, device=self.device)
+        inside = (position >= 0) & (position < self.frames[index][:, None])
+        flat = (self.label_start[index][:, None] + position).clamp(0, len(self.labels.f0) - 1)
+        phoneme = torch.where(inside, self.labels.phoneme[flat], SILENCE)
+        return phoneme, torch.where(inside, self.labels.f0[flat], 0.0), inside
+
+
+def _starts(sizes: list[int]) -> list[int]:
+    return [0, *np.cumsum(sizes)[:-1].tolist()]
+
+
+def _frame_labels(
+    samples: int, phonemes: np.ndarray, durations: np.ndarray, f0: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """durations: (phonemes,) seconds; f0: (steps,) at equal distances over the wave -> phoneme (frames,) int64
+    and f0 (frames,) float32, at the middle of each frame."""
+    times = (np.arange(samples * LABEL_RATE // SAMPLE_RATE) + 0.5) / LABEL_RATE
+    spoken = np.searchsorted(np.cumsum(durations), times).clip(max=len(phonemes) - 1)
+    steps = (times * len(f0) * SAMPLE_RATE / samples).astype(np.int64).clip(max=len(f0) - 1)
+    return phonemes[spoken].astype(np.int64), f0[steps].astype(np.float32)
