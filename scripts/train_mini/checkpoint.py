@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from make_tiny_checkpoint import SMALL_PARTS, TEMPLATE, Sizes, flow_shapes  # noqa: E402
+from make_tiny_checkpoint import SMALL_PARTS, TEMPLATE, Sizes, flow_shapes
 
-from light_tts.models.cosyvoice2.config import Config, load_config  # noqa: E402
-from light_tts.models.cosyvoice2.flow import FlowShapes  # noqa: E402
-from light_tts.models.cosyvoice2.llm import BACKBONE_DIR, Qwen2Config  # noqa: E402
+from light_tts.models.cosyvoice2.config import Config, load_config
+from light_tts.models.cosyvoice2.flow import FlowShapes
+from light_tts.models.cosyvoice2.llm import BACKBONE_DIR, Qwen2Config
 
 MINI = Sizes(
     hidden_size=256,

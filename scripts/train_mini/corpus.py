@@ -110,8 +110,8 @@ def _starts(sizes: list[int]) -> list[int]:
 def _frame_labels(
     samples: int, phonemes: np.ndarray, durations: np.ndarray, f0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """durations: (phonemes,) seconds; f0: (steps,) at equal distances over the wave -> phoneme (frames,) int64
-    and f0 (frames,) float32, at the middle of each frame."""
+    """durations: (phonemes,) seconds; f0: (steps,) at equal distances over the wave -> phoneme (frames,)
+    int64 and f0 (frames,) float32, at the middle of each frame."""
     times = (np.arange(samples * LABEL_RATE // SAMPLE_RATE) + 0.5) / LABEL_RATE
     spoken = np.searchsorted(np.cumsum(durations), times).clip(max=len(phonemes) - 1)
     steps = (times * len(f0) * SAMPLE_RATE / samples).astype(np.int64).clip(max=len(f0) - 1)
