@@ -1,13 +1,14 @@
-"""How good the speech of a running server is: what is understood of it, whose voice it is, how natural it sounds,
-whether it ends where the text ends, and how fast it comes.
+"""How good the speech of a running server is: what is understood of it, whose voice it is, how natural it
+sounds, whether it ends where the text ends, and how fast it comes.
 
-    python scripts/evaluate.py set.jsonl --url http://localhost:8080 --json report.json --save speech/
+    python scripts/evaluate.py set.jsonl --url http://localhost:8080 --json report.json --save speech
     python scripts/evaluate.py --wavs speech/list.jsonl          sound that is there already
 
-A set is lines of JSON with text, prompt_wav, prompt_text and voice (a name; lines with the same one are the same
-person); a list of sounds has wav and text, and prompt_wav and voice for the similarity. Paths are relative to the
-file. English alone is recognised. A request that fails is counted and does not end the run.
-Exit code 0: all was spoken and scored; 1: some failed; 2: a file or an argument is wrong, or no server answers.
+A set is lines of JSON with text, prompt_wav, prompt_text and voice (a name: lines that share it are the same
+person); a list of sounds has wav and text, and prompt_wav and voice for the similarity. Paths are relative to
+the file. Only English is recognised. A request that fails is counted and does not end the run.
+Exit code 0: all was spoken and scored; 1: some was not; 2: a file or an argument is wrong, or no server is
+there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from pathlib import Path
 
 from evaluation.client import MODES, Server, SpeechError
 from evaluation.lines import Line, read_lines
+from evaluation.progress import Progress
 from evaluation.report import report, summarize, table
 from evaluation.scores import Score, Scorer
+from evaluation.sound import read_sound
 from evaluation.takes import Take, read_takes
 from evaluation.tools import NEEDS, missing
 
@@ -74,45 +77,41 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def read(args: argparse.Namespace) -> list[Line]:
+    """What the arguments name. Raises OSError or ValueError naming the file that is wrong."""
     if args.wavs:
-        return read_lines(args.wavs, ("wav", "text"))[: args.limit]
-    return read_lines(args.set, ("text", "prompt_wav", "prompt_text"))[: args.limit]
+        lines = read_lines(args.wavs, ("wav", "text"))[: args.limit]
+    else:
+        lines = read_lines(args.set, ("text", "prompt_wav", "prompt_text"))[: args.limit]
+    for prompt in {line.prompt_wav for line in lines if line.prompt_wav}:
+        read_sound(prompt)  # said now rather than in the middle of the run
+    return lines
 
 
 async def speak(args: argparse.Namespace, lines: list[Line]) -> list[Take]:
     """Let the server speak the lines. Raises SpeechError where there is none."""
     server = Server(args.url, args.mode, args.tts_model_name, args.timeout)
     await server.check()
-    done, failed = 0, 0
+    progress, done, failed = Progress(len(lines)), 0, 0
 
     def show(take: Take) -> None:
         nonlocal done, failed
         done, failed = done + 1, failed + bool(take.error)
         if take.error:
-            progress(f"failed: {take.error}: {take.line.text}\n")
-        progress(f"spoken {done} of {len(lines)}, {failed} failed", last=done == len(lines))
+            progress.note(f"failed: {take.error}: {take.line.text}")
+        progress.show("spoken", done, f", {failed} failed")
 
     return await server.speak_all(lines, args.seed, args.concurrency, show)
 
 
 def score(args: argparse.Namespace, takes: list[Take], measures: list[str]) -> list[Score]:
-    scores: list[Score] = []
+    progress, scores = Progress(len(takes)), []
 
     def show(found: Score) -> None:
         scores.append(found)
         wer = summarize(scores)["wer"]
-        so_far = "" if wer is None else f", WER {100 * wer:.1f} %"
-        progress(f"scored {len(scores)} of {len(takes)}{so_far}", last=len(scores) == len(takes))
+        progress.show("scored", len(scores), "" if wer is None else f", WER {100 * wer:.1f} %")
 
     return Scorer(measures).score_all(takes, show)
-
-
-def progress(text: str, last: bool = False) -> None:
-    """One line that is written over while it changes; on a terminal only, but for the last state."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
-    elif last or text.endswith("\n"):
-        print(text.rstrip("\n"), file=sys.stderr, flush=True)
 
 
 def save(takes: list[Take], folder: Path) -> None:

@@ -31,6 +31,9 @@ class SpeechError(Exception):
     """The server did not speak, and why."""
 
 
+FAILURES = (SpeechError, httpx.HTTPError, websockets.WebSocketException, OSError, asyncio.TimeoutError)
+
+
 @dataclass(frozen=True)
 class Server:
     """`mode`: one of MODES; `style`: the server's `tts_model_name`; `timeout`: seconds without a byte after
@@ -80,9 +83,9 @@ class Server:
                 first = first or time.perf_counter() - start
                 pcm += piece
             wall = time.perf_counter() - start
-            if first is None:
-                raise SpeechError("no audio")
-        except (SpeechError, httpx.HTTPError, websockets.WebSocketException, OSError, TimeoutError) as error:
+            if not pcm or len(pcm) % 2:
+                raise SpeechError(f"{len(pcm)} bytes are no 16-bit sound")
+        except FAILURES as error:
             return Take(line, None, str(error) or type(error).__name__)
         wave = np.frombuffer(bytes(pcm), "<i2").astype(np.float32) / 32768
         return Take(line, Sound(wave, rate), "", wall, first, tokens / TOKENS_PER_SECOND)

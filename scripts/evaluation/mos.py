@@ -9,7 +9,6 @@ from functools import cache
 from types import ModuleType
 
 import numpy as np
-import torch
 
 
 @cache
@@ -25,7 +24,9 @@ def _model():
         return ConvTransformerSQAModel().eval()
 
 
-@torch.inference_mode()
 def naturalness(wave16k: np.ndarray) -> float:
     """MOS of (samples,) float32 at 16 kHz."""
-    return float(_model()(torch.from_numpy(wave16k)[None]))
+    import torch
+
+    with torch.inference_mode():
+        return float(_model()(torch.from_numpy(wave16k)[None]))

@@ -52,8 +52,7 @@ class Scorer:
         self._embeddings: dict[Path, np.ndarray | None] = {}
 
     def score_all(self, takes: Sequence[Take], done: Callable[[Score], None]) -> list[Score]:
-        """`done` hears of each as it is there. Raises OSError or ValueError naming a prompt that cannot be
-        read."""
+        """`done` hears of each as it is there."""
         prompts = self._prompts(takes) if "similarity" in self._measures else {}
         found = []
         for take in takes:

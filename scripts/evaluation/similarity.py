@@ -1,4 +1,4 @@
-"""Who speaks: Resemblyzer's embedding of a voice, in which the same person's recordings lie close together."""
+"""Who speaks: Resemblyzer's embedding of a voice; those of one person lie close together."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@ from evaluation.sound import Sound, read_sound
 
 @dataclass(frozen=True)
 class Take:
-    """`sound`: None where there is an `error`. `wall`, `first_audio`: seconds from the request to the last and
-    to the first byte of sound; `limit`: most seconds that the server was allowed to speak. The three are None
+    """`sound`: None where there is an `error`. `wall`, `first_audio`: seconds from the request to the last
+    and to the first byte of sound; `limit`: seconds that the server was allowed to speak. The three are None
     for sound that was there already."""
 
     line: Line
