@@ -70,6 +70,7 @@ def run(tmp_path: Path, *arguments: object) -> tuple[int, dict]:
         ("The dog ran home.", "the dog ran home and on and on", 4, 4, (0, 4), 1),
         ("It was very very late.", "it was very very late", 0, 5, (0, 0), 0),
         ("The dog ran home.", "the dog ran the dog ran home", 3, 4, (0, 0), 1),
+        ("Seen by nobody at the end of it.", "seen by nobody at the end of it " * 2, 8, 8, (0, 8), 1),
         ("!", "a word", 2, 0, (0, 2), 0),
     ],
 )

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-LONGEST_REPEAT = 5  # words
-
 
 @cache
 def _normaliser():
@@ -48,14 +46,14 @@ def end_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 
 
 def repeats(reference: str, hypothesis: str) -> int:
-    """How many times more often than in the reference one to five words follow themselves at once."""
+    """How many times more often than in the reference a word or several are said twice in a row."""
     return max(0, _doubled(normalise(hypothesis).split()) - _doubled(normalise(reference).split()))
 
 
 def _doubled(words: Sequence[str]) -> int:
     count, place = 0, 0
     while place < len(words):
-        sizes = range(LONGEST_REPEAT, 0, -1)
+        sizes = range((len(words) - place) // 2, 0, -1)
         size = next((n for n in sizes if words[place : place + n] == words[place + n : place + 2 * n]), 0)
         count += size > 0
         place += size or 1
