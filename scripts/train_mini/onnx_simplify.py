@@ -258,7 +258,8 @@ NORMALISED = ("Div", DEVIATION, ("Sqrt", ("Add", VARIANCE, "#epsilon")))
 SINE = ("Sin", ("Mul", "#a", "x"))
 
 # Of queries and keys: size ** -0.25
-LAST_SIZE = ("Slice", ("Gather", ("Shape", ("Reshape", _linear_of("query"), "#sizes")), "#perm"), "#start")
+SIZES = ("Gather", ("Shape", ("Reshape", _linear_of("query"), "#sizes")), "#perm")
+LAST_SIZE = ("Slice", SIZES, "#start", "#end")
 SCALE = ("Sqrt", ("Div", "#one", ("Sqrt", ("Cast", LAST_SIZE))))
 QUERIES = ("Mul", _heads("query", 0, 2, 1, 3), SCALE)
 KEYS = ("Mul", _heads("key", 0, 2, 3, 1), SCALE)
