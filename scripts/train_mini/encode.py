@@ -65,8 +65,9 @@ def _lengths(sequences: tuple[Tensor, ...], device: torch.device) -> Tensor:
     return torch.tensor([len(sequence) for sequence in sequences], device=device)
 
 
-def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -> str:
-    """Of some utterances, with the exported models."""
+def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -> tuple[int, int, float]:
+    """Of some utterances, with the exported models: tokens that are the same, all tokens, and the lowest
+    cosine of two embeddings."""
     tokenizer, encoder = ServedTokenizer(folder), ServedEncoder(folder)
     same, tokens, cosine = 0, 0, 1.0
     for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
@@ -78,7 +79,7 @@ def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -
         other = encoder(speech)
         norms = np.linalg.norm(other) * np.linalg.norm(code.embedding)
         cosine = min(cosine, float(other @ code.embedding / norms))
-    return f"{same} of {tokens} tokens as served, embeddings with a cosine of at least {cosine:.5f}"
+    return same, tokens, cosine
 
 
 def main() -> None:
@@ -92,9 +93,10 @@ def main() -> None:
         begun = time.monotonic()
         codes |= (found := encode(corpus, tokenizer, encoder))
         passed = time.monotonic() - begun
-        compared = difference_to_served(corpus, found, checkpoint_folder(args.work))
+        same, tokens, cosine = difference_to_served(corpus, found, checkpoint_folder(args.work))
         print(
-            f"{split}: {len(found)} utterances, {corpus.seconds / 3600:.2f} h in {passed:.1f} s; {compared}",
+            f"{split}: {len(found)} utterances, {corpus.seconds / 3600:.2f} h in {passed:.1f} s; "
+            f"{same} of {tokens} tokens as served, embeddings with a cosine of at least {cosine:.5f}",
             flush=True,
         )
     write_codes(args.work, codes)
