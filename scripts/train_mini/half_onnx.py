@@ -1,0 +1,78 @@
+"""ONNX files with weights in half precision: half the size, computed in single precision all the same."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+OPSET = 17
+SMALLEST = 64  # values of a tensor that is worth a node
+
+
+def part_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Those of the submodule `name`, by their names in it."""
+    return {
+        key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")
+    }
+
+
+def rounded(module: nn.Module) -> nn.Module:
+    """The module with its weights in place as they will be in the file."""
+    for value in module.state_dict().values():
+        if value.is_floating_point():
+            value.copy_(value.half())
+    return module
+
+
+@torch.no_grad()
+def export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    output: str,
+    dynamic: dict[str, dict[int, str]],
+    path: Path,
+) -> None:
+    """Write `module`, which is on the CPU. `dynamic`: names of the axes of any length."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the TorchScript exporter: that it is the older of two
+        single = Path(folder) / "single.onnx"
+        torch.onnx.export(
+            module.eval(),
+            example,
+            str(single),
+            input_names=inputs,
+            output_names=[output],
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(single)
+    _halve(model.graph)
+    onnx.checker.check_model(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".part")
+    onnx.save(model, unfinished)
+    unfinished.replace(path)
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    """Weights become float16 with a Cast behind, which runtimes do once, when they load the file."""
+    casts = []
+    for weight in graph.initializer:
+        values = numpy_helper.to_array(weight)
+        if weight.data_type != TensorProto.FLOAT or values.size < SMALLEST:
+            continue
+        half = f"{weight.name}.half"
+        casts.append(helper.make_node("Cast", [half], [weight.name], to=TensorProto.FLOAT))
+        weight.CopyFrom(numpy_helper.from_array(values.astype(np.float16), half))
+    for cast in reversed(casts):
+        graph.node.insert(0, cast)

@@ -1,0 +1,229 @@
+"""Speech tokenizer and speaker encoder of scripts/train_mini: what they learn, their export, the codes."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
+
+import encode
+import speaker_encoder
+import speech_tokenizer
+from codes import Code, read_codes, write_codes
+from corpus import Corpus
+from crops import Crops, disturbed, tilted
+from features import fbanks, resample
+from half_onnx import rounded
+from speech_tokenizer import FRAME, Labelled, SpeechTokenizer, Targets, Taught, losses
+from training import Learner
+
+from light_tts.common import audio
+from light_tts.models.cosyvoice2.config import MelConfig
+from light_tts.models.cosyvoice2.frontend.features import kaldi_fbank
+from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder as ServedEncoder
+from light_tts.models.cosyvoice2.frontend.speech_tokenizer import SpeechTokenizer as ServedTokenizer
+
+CPU = torch.device("cpu")
+MEL = MelConfig(n_fft=1920, num_mels=80, sampling_rate=24000, hop_size=480, win_size=1920, fmin=0, fmax=8000)
+
+
+def noise(*shape: int, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Five utterances of three speakers: noise of different loudness, with a pitch that rises."""
+    lengths = (24_001, 30_000, 31_234, 50_000, 26_400)
+    waves = [(noise(n, seed=n) * 32767 / (1 + k)).astype(np.int16) for k, n in enumerate(lengths)]
+    labels = []
+    for number, samples in enumerate(lengths):
+        frames = samples // FRAME
+        phoneme = np.repeat(np.arange(1, 2 + frames // 4), 4)[:frames].astype(np.int64) % 20
+        f0 = np.linspace(80 + 40 * number, 160 + 40 * number, frames, dtype=np.float32)
+        f0[::5] = 0
+        labels.append((phoneme, f0))
+    utterances = [{"id": f"u{n}", "speaker": f"s{n % 3}"} for n in range(len(lengths))]
+    return Corpus(utterances, waves, labels, CPU)
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """With outputs that differ: a new network says about the same of everything."""
+    torch.manual_seed(0)
+    module.to_digits.weight.data.mul_(10)
+    return rounded(module).eval()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> tuple[Path, SpeechTokenizer, speaker_encoder.SpeakerEncoder]:
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    tokenizer, encoder = lively(SpeechTokenizer()), rounded(speaker_encoder.SpeakerEncoder()).eval()
+    speech_tokenizer.export_tokenizer(tokenizer, folder / speech_tokenizer.FILE_NAME)
+    speaker_encoder.export_encoder(encoder, folder / ServedEncoder.FILE_NAME)
+    return folder, tokenizer, encoder
+
+
+def test_batched_features_are_those_of_the_server():
+    wave = noise(2, 24_123)
+    for rate in (24_000, 22_050):
+        expected = np.stack([audio.resample(row, rate, 16_000) for row in wave])
+        np.testing.assert_allclose(resample(torch.from_numpy(wave), rate).numpy(), expected, atol=1e-6)
+    speech = noise(2, 16_000)
+    found = fbanks(torch.from_numpy(speech))
+    expected = np.stack([kaldi_fbank(row) for row in speech])
+    np.testing.assert_allclose((found - found.mean(1, keepdim=True)).numpy(), expected, atol=2e-3)
+
+
+def test_crops_lie_where_they_should(corpus):
+    torch.manual_seed(0)
+    samples, margin = 12_000, 480
+    crops = Crops(corpus, torch.tensor([1.0, 0.0, 1.0, 2.0, 0.0]), samples, margin)
+    index, begin = crops.draw(2000)
+    assert set(index.tolist()) == {0, 2, 3}
+    assert (begin >= -margin).all() and (begin + samples <= corpus.samples[index] + margin).all()
+    assert abs((index == 3).float().mean() - 0.5) < 0.05
+
+
+def test_disturbed_speech_is_still_speech():
+    torch.manual_seed(0)
+    wave = torch.from_numpy(noise(4, 16_000))
+    for changed in (disturbed(wave), tilted(wave)):
+        assert changed.shape == wave.shape
+        likeness = torch.cosine_similarity(changed, wave)
+        assert (likeness > 0.9).all() and (likeness < 1.0).any()
+
+
+def test_marks_that_nobody_hears_are_no_phonemes():
+    ids = {sign: 10 + n for n, sign in enumerate(';:,.!?—…"()“”')} | {" ": 2, "ˈ": 3, "ˌ": 4, "a": 5, "b": 6}
+    told = "_ˈˈaa bbˌa, ˈb. _"
+    heard = "_aaaabbbaa__bb___"
+    spoken = torch.tensor([ids.get(sign, 0) for sign in told])
+    found = speech_tokenizer.audible(spoken, ids)
+    assert "".join({0: "_", 5: "a", 6: "b"}[n] for n in found.tolist()) == heard
+
+
+@pytest.mark.parametrize(("frames", "codes"), [(1, 1), (4, 1), (5, 2), (8, 2), (97, 25)])
+def test_a_code_comes_for_every_four_frames(frames, codes):
+    with torch.no_grad():
+        assert SpeechTokenizer()(torch.randn(1, 128, frames)).shape[1] == codes
+
+
+def test_padding_changes_nothing():
+    tokenizer, encoder = lively(SpeechTokenizer()), speaker_encoder.SpeakerEncoder().eval()
+    frames = torch.tensor([41, 60, 98])
+    with torch.no_grad():
+        mel, fbank = torch.randn(3, 128, 98), torch.randn(3, 98, 80)
+        digits, embeddings = tokenizer(mel, frames), encoder(fbank, frames)
+        for row, length in enumerate(frames.tolist()):
+            alone = tokenizer(mel[row : row + 1, :, :length])[0]
+            torch.testing.assert_close(digits[row, : len(alone)], alone, atol=1e-5, rtol=0)
+            alone = encoder(fbank[row : row + 1, :length])[0]
+            torch.testing.assert_close(embeddings[row], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_codes_are_numbered_by_their_digits():
+    tokenizer = SpeechTokenizer()
+    digits = torch.tensor([[-0.9, -0.8, -0.7, -1.0, -0.6, -0.9], [0.9, 0.1, -0.9, 0.2, -0.3, 0.8]])
+    assert tokenizer.ids(digits).tolist() == [0, 2 + 1 * 3 + 0 + 27 + 81 + 2 * 243]
+
+
+def test_pitch_is_to_the_speaker_and_loudness_to_the_utterance(corpus):
+    labelled = Labelled(corpus, MEL, {sign: 100 + n for n, sign in enumerate(';:,.!?—…"()“” ˈˌ')})
+    everything = torch.arange(len(corpus))
+    wave = corpus.crops(everything, torch.zeros_like(everything), 24_000)
+    targets = labelled.targets(everything, torch.zeros_like(everything), wave)
+    assert targets.mel.shape == (5, 50, 80) and targets.phoneme.shape == (5, 50)
+    assert targets.loudness.mean(1).abs().max() < 0.1
+    for speaker in range(3):
+        rows = corpus.speaker.repeat_interleave(corpus.frames) == speaker
+        f0 = corpus.labels.f0[rows]
+        mean = f0[f0 > 60].log().mean()
+        torch.testing.assert_close(labelled._pitch[speaker], mean)
+    # A crop that begins a frame later has the same targets, a frame earlier.
+    later = corpus.crops(everything, torch.full_like(everything, FRAME), 24_000 - FRAME)
+    moved = labelled.targets(everything, torch.full_like(everything, FRAME), later)
+    torch.testing.assert_close(moved.phoneme, targets.phoneme[:, 1:])
+    torch.testing.assert_close(moved.pitch, targets.pitch[:, 1:])
+    torch.testing.assert_close(moved.loudness, targets.loudness[:, 1:])
+
+
+def test_the_tokenizer_learns_a_batch():
+    torch.manual_seed(0)
+    taught = Taught(phonemes=12, speakers=3, mels=20)
+    learner = Learner(taught, 2e-3)
+    learner.set_rate(1.0)
+    phoneme = torch.randint(0, 12, (2, 8)).repeat_interleave(2, 1)
+    mel = torch.randn(12, 128)[phoneme].repeat_interleave(2, 1).transpose(1, 2)
+    voiced = (phoneme > 5).float()
+    targets = Targets(phoneme, phoneme / 6 - 1, voiced, phoneme / 6 - 1, torch.randn(12, 20)[phoneme] - 6)
+    history = []
+    for _ in range(15):
+        found, right = losses(taught, mel, torch.tensor([0, 2]), targets)
+        learner.learn(sum(speech_tokenizer.WEIGHTS[name] * loss for name, loss in found.items()))
+        history.append({name: float(loss.detach()) for name, loss in found.items()})
+    assert right > 0.8
+    assert all(history[-1][name] < 0.9 * history[0][name] for name in found), (history[0], history[-1])
+
+
+def test_the_encoder_learns_a_batch():
+    torch.manual_seed(0)
+    taught = speaker_encoder.Taught(4)
+    learner = Learner(taught, 1e-3)
+    learner.set_rate(1.0)
+    speaker = torch.arange(4).repeat(2)
+    fbank = torch.randn(4, 1, 80)[speaker] * torch.randn(8, 60, 1)
+    history = []
+    for _ in range(10):
+        loss, right = speaker_encoder.margin_loss(taught.encoder(fbank), taught.directions, speaker)
+        learner.learn(loss)
+        history.append(float(loss.detach()))
+    assert history[-1] < 0.5 * history[0] and right > 0.8
+
+
+def test_the_margin_makes_the_right_answer_harder():
+    embedding, directions, speaker = torch.randn(6, 192), torch.randn(3, 192), torch.arange(6) % 3
+    loss, _ = speaker_encoder.margin_loss(embedding, directions, speaker)
+    cosine = nn.functional.normalize(embedding) @ nn.functional.normalize(directions).T
+    assert loss > nn.functional.cross_entropy(speaker_encoder.SCALE * cosine, speaker)
+
+
+def test_equal_error_rate():
+    same, different = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([0.1, 0.0, -0.1, 0.75])
+    assert speaker_encoder.equal_error_rate(same, different) == pytest.approx(0.25)
+    assert speaker_encoder.equal_error_rate(same[:3], different[:3]) == 0.0
+
+
+def test_the_exported_files_are_small_and_what_the_server_takes(exported):
+    folder, tokenizer, encoder = exported
+    assert (folder / speech_tokenizer.FILE_NAME).stat().st_size < 5e6
+    assert (folder / ServedEncoder.FILE_NAME).stat().st_size < 2.2e6
+    served_tokenizer, served_encoder = ServedTokenizer(folder), ServedEncoder(folder)
+    with torch.no_grad():
+        for samples in (16_000, 23_456):
+            speech = noise(samples, seed=samples)
+            mel = speech_tokenizer.whisper_log_mels(torch.from_numpy(speech)[None])
+            expected = tokenizer.ids(tokenizer(mel))[0].numpy()
+            found = served_tokenizer(speech)
+            assert found.shape == expected.shape and len(set(found.tolist())) > 3
+            assert (found == expected).mean() > 0.95
+            fbank = torch.from_numpy(kaldi_fbank(speech))[None]
+            np.testing.assert_allclose(served_encoder(speech), encoder(fbank)[0].numpy(), atol=1e-4)
+
+
+def test_the_corpus_is_coded_as_the_server_does(exported, corpus, tmp_path):
+    folder, tokenizer, encoder = exported
+    codes = encode.encode(corpus, tokenizer, encoder)
+    assert set(codes) == {utterance["id"] for utterance in corpus.utterances}
+    for utterance, samples in zip(corpus.utterances, corpus.samples.tolist(), strict=True):
+        assert len(codes[utterance["id"]].speech_token) == samples // FRAME // 2
+    same, tokens, cosine = encode.difference_to_served(corpus, codes, folder)
+    assert same > 0.95 * tokens and cosine > 0.999
+    write_codes(tmp_path, codes | {"gone": Code(np.arange(3), np.zeros(192, np.float32))})
+    stored = read_codes(tmp_path)
+    assert stored["gone"].speech_token.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(stored["u3"].speech_token, codes["u3"].speech_token)
