@@ -37,6 +37,8 @@ MINI = Sizes(
     up_blocks=3,
     lookahead_channels=192,
 )
+# Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
+END_OF_TEXT = MINI.vocab_size - 20
 
 
 def checkpoint_folder(work: Path) -> Path:
@@ -57,5 +59,6 @@ def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
     (folder / "cosyvoice2.yaml").write_text(template.format(**asdict(MINI)))
     backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
     backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
+    backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)
     (folder / BACKBONE_DIR / "config.json").write_text(json.dumps(backbone, indent=2))
     return load_config(folder), Qwen2Config.load(folder), flow_shapes(MINI)
