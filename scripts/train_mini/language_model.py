@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import Learner, averaged_weights, train, training_parser
 from work import read_lines
 
-from light_tts.models.cosyvoice2.config import LLMConfig
 from light_tts.models.cosyvoice2.frontend.tokenizer import TextTokenizer
-from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechIds, SpeechLM
+from light_tts.models.cosyvoice2.llm import SpeechIds, SpeechLM
 
 NAME = "language_model"
 ROWS = 16  # of a batch
@@ -151,10 +151,13 @@ class Texts:
     def _sounds(self, phonemes: str) -> np.ndarray:
         return np.array([self._phonemes[phoneme] for phoneme in phonemes], np.int64)
 
-    def sentences(self, split: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Text ids and phonemes of each."""
-        lines = [line for line in read_lines(self._work / "sentences.jsonl") if line["split"] == split]
-        return [(self._text(line["text"]), self._sounds(line["phonemes"])) for line in lines]
+    def pronunciations(self, split: str, ids: SpeechIds) -> list[Layout]:
+        """Of all sentences, spoken or not."""
+        return [
+            pronunciation(self._text(line["text"]), self._sounds(line["phonemes"]), ids)
+            for line in read_lines(self._work / "sentences.jsonl")
+            if line["split"] == split
+        ]
 
     def voices(self, split: str) -> list[list[Spoken]]:
         """What each speaker says, of the utterances that have been spoken and have speech tokens."""
@@ -184,23 +187,23 @@ def heard(phonemes: np.ndarray, durations: np.ndarray, tokens: int) -> np.ndarra
 
 def training_layouts(
     voices: list[list[Spoken]],
-    sentences: list[tuple[np.ndarray, np.ndarray]],
+    pronunciations: list[Layout],
     ids: SpeechIds,
     mix: tuple[int, int],
     draw: np.random.Generator,
 ) -> Iterator[Layout]:
     """Endless, in the shares that are given above. Sequences of several utterances are of one voice, as a
     prompt and what is said after it."""
-    shares = np.array([len(voice) for voice in voices]) / sum(map(len, voices))
+    by_utterance = [voice for voice in voices for _ in voice]
+    more_than = np.cumsum(PARTS)[:-1]
     tokens = told = 0
     while True:
         if told <= PRONUNCIATION * tokens:
-            text, phonemes = sentences[draw.integers(len(sentences))]
-            layout = pronunciation(text, phonemes, ids)
+            layout = pronunciations[draw.integers(len(pronunciations))]
             told += len(layout)
         else:
-            voice = voices[draw.choice(len(voices), p=shares)]
-            count = min(len(voice), 1 + draw.choice(len(PARTS), p=PARTS))
+            voice = by_utterance[draw.integers(len(by_utterance))]
+            count = min(len(voice), 1 + int((draw.random() > more_than).sum()))
             parts = [voice[number] for number in draw.choice(len(voice), count, replace=False)]
             while len(parts) > 1 and sum(len(part.text) + len(part.speech) for part in parts) + 3 > ROW:
                 parts.pop()
@@ -216,13 +219,15 @@ def speech_layout(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int], streams:
 
 
 @torch.no_grad()
-def measured(model: TrainedLM, layouts: list[Layout], device: torch.device) -> dict[str, float]:
+def measured(
+    model: TrainedLM, layouts: list[Layout], device: torch.device, rows: int = ROWS
+) -> dict[str, float]:
     """Over all `layouts`: nats and accuracy of speech tokens, of the end, of the fill id, and of phonemes;
     without those that are not there."""
     ids = model.lm.ids
     sums: dict[str, Tensor] = {}
     while layouts:
-        batch, layouts = packed(layouts, ROWS)
+        batch, layouts = packed(layouts, rows)
         batch = torch.from_numpy(batch).to(device)
         for kind, logits, target in zip(
             ("speech", "phoneme"), model(batch), batch[3:].flatten(1).long(), strict=True
@@ -239,10 +244,6 @@ def measured(model: TrainedLM, layouts: list[Layout], device: torch.device) -> d
     found = {name: values.tolist() for name, values in sums.items() if values[0]}
     nats = {f"{name}_nats": total / count for name, (count, total, _) in found.items()}
     return {**nats, **{f"{name}_accuracy": right / count for name, (count, _, right) in found.items()}}
-
-
-def new_model(backbone: Qwen2Config, config: LLMConfig, phonemes: int) -> TrainedLM:
-    return TrainedLM(SpeechLM(backbone, config), phonemes)
 
 
 def export(work: Path) -> Path:
@@ -264,14 +265,13 @@ def main() -> None:
     config, backbone, _ = write_config(args.work)
     mix = config.llm.mix_ratio
     texts = Texts(args.work, args.shards)
-    voices, sentences = texts.voices("train"), texts.sentences("train")
+    model = TrainedLM(SpeechLM(backbone, config.llm), texts.phonemes).to(device)
+    learner, ids = Learner(model, RATE, weight_decay=0.05), model.lm.ids
+    voices, pronunciations = texts.voices("train"), texts.pronunciations("train", ids)
     tokens = sum(len(spoken.speech) for voice in voices for spoken in voice)
-    print(f"{tokens} speech tokens of {len(voices)} speakers, {len(sentences)} sentences", flush=True)
-
-    model = new_model(backbone, config.llm, texts.phonemes).to(device)
-    ids = model.lm.ids
-    learner = Learner(model, RATE, weight_decay=0.05)
-    take = prefetched(batches(training_layouts(voices, sentences, ids, mix, np.random.default_rng()), ROWS))
+    print(f"{tokens} speech tokens of {len(voices)} speakers, {len(pronunciations)} sentences", flush=True)
+    layouts = training_layouts(voices, pronunciations, ids, mix, np.random.default_rng())
+    take = prefetched(batches(layouts, ROWS))
 
     def draw() -> list[Tensor]:
         batch = torch.from_numpy(take())
@@ -290,7 +290,7 @@ def main() -> None:
         groups = {
             "at once": [one_shot(spoken, ids) for spoken in held_out],
             "bistream": [bistream(spoken, ids, mix) for spoken in held_out if can_bistream(spoken, mix)],
-            "pronunciation": [pronunciation(*sentence, ids) for sentence in texts.sentences("test")],
+            "pronunciation": texts.pronunciations("test", ids),
         }
         lines = []
         for group, layouts in groups.items():
@@ -299,7 +299,7 @@ def main() -> None:
         return "\n".join(["", *lines])
 
     path = training_file(args.work, NAME)
-    step = lambda batch: training_step(model, learner, batch)  # noqa: E731
+    step = partial(training_step, model, learner)
     train(NAME, path, {"model": learner}, step, draw, args.minutes, args.total, check)
     print(export(args.work), flush=True)
 

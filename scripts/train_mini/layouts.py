@@ -37,6 +37,9 @@ class Layout:
     speech: np.ndarray
     phoneme: np.ndarray
 
+    def __post_init__(self) -> None:
+        assert len(self.inputs) == len(self.speech) == len(self.phoneme)
+
     def __len__(self) -> int:
         return len(self.inputs)
 
@@ -95,4 +98,4 @@ def pronunciation(text: np.ndarray, phonemes: np.ndarray, ids: SpeechIds) -> Lay
 
 
 def _none(count: int) -> np.ndarray:
-    return np.full(count, NONE)
+    return np.full(count, NONE, np.int32)
