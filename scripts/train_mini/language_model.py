@@ -205,11 +205,16 @@ def training_layouts(
             voice = by_utterance[draw.integers(len(by_utterance))]
             count = min(len(voice), 1 + int((draw.random() > more_than).sum()))
             parts = [voice[number] for number in draw.choice(len(voice), count, replace=False)]
-            while len(parts) > 1 and sum(len(part.text) + len(part.speech) for part in parts) + 3 > ROW:
+            while len(parts) > 1 and not fits(parts):
                 parts.pop()
             layout = speech_layout(joined(parts), ids, mix, draw.random() < BISTREAM)
         tokens += len(layout)
         yield layout
+
+
+def fits(parts: list[Spoken]) -> bool:
+    """Whether a row has room for them, marks and what bistream repeats included."""
+    return sum(len(part.text) + len(part.speech) for part in parts) + 3 <= ROW
 
 
 def speech_layout(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int], streams: bool) -> Layout:
@@ -283,20 +288,21 @@ def main() -> None:
         model.load_state_dict({k: v.to(device) for k, v in averaged_weights(path).items()})
         model.eval()
         held_out = [
-            joined([voice[number - 1], spoken] if len(voice) > 1 else [spoken])
+            joined([voice[number - 1], spoken])
             for voice in texts.voices("test")
             for number, spoken in enumerate(voice)
+            if len(voice) > 1 and fits([voice[number - 1], spoken])
         ]
         groups = {
             "at once": [one_shot(spoken, ids) for spoken in held_out],
             "bistream": [bistream(spoken, ids, mix) for spoken in held_out if can_bistream(spoken, mix)],
             "pronunciation": texts.pronunciations("test", ids),
         }
-        lines = []
+        text = ""
         for group, layouts in groups.items():
             values = measured(model, layouts, device)
-            lines.append(f"{group}: " + " ".join(f"{key} {value:.4f}" for key, value in values.items()))
-        return "\n".join(["", *lines])
+            text += f"\n{group}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+        return text
 
     path = training_file(args.work, NAME)
     step = partial(training_step, model, learner)
