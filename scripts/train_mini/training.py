@@ -59,7 +59,6 @@ class Learner:
             weight_decay=weight_decay,
             fused=on_gpu,
             capturable=on_gpu,
-            foreach=not on_gpu,
         )
         self._averaged = [p.detach().clone() for p in self._parameters]
 
