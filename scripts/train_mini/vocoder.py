@@ -31,6 +31,7 @@ from spectral_losses import mel_distance, stft_distance
 from torch import Tensor
 from training import Learner, averaged_weights, train, training_parser
 
+from light_tts.models.cosyvoice2 import hift
 from light_tts.models.cosyvoice2.config import Config, MelConfig
 from light_tts.models.cosyvoice2.frontend.features import flow_mels
 from light_tts.models.cosyvoice2.hift import FILE_NAME, Hift
@@ -227,6 +228,8 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
+    if device.type == "cuda":  # one pass over the activations instead of five, and two instead of twelve back
+        hift.snake = torch.compile(hift.snake, dynamic=False)
     config, _, _ = write_config(args.work)
     corpus = Corpus.load(args.work, device, shards=args.shards)
     print(f"{NAME}: {corpus.seconds / 3600:.2f} h of speech", flush=True)

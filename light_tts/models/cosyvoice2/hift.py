@@ -30,16 +30,20 @@ MAX_MAGNITUDE = 100.0
 Lengths = Sequence[int] | Tensor  # (batch,)
 
 
+def snake(x: Tensor, alpha: Tensor) -> Tensor:
+    """x + sin^2(alpha x) / alpha. Keeps zero at zero."""
+    return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+
+
 class Snake(nn.Module):
-    """x + sin^2(alpha x) / alpha, alpha per channel. Keeps zero at zero."""
+    """`snake` with an alpha per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha = self.alpha[:, None]
-        return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+        return snake(x, self.alpha[:, None])
 
 
 class ResBlock(nn.Module):
