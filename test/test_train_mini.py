@@ -326,3 +326,29 @@ def test_an_attention_that_was_taken_apart_is_one_node(tmp_path):
     expected, found = by_onnxruntime_and_us(path, normal(2, 5, channels))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert operators(path) == ["SelfAttention"]
+
+
+def test_the_host_does_not_wait_for_the_device(tmp_path):
+    """PyTorch's meta device has no data that could be read."""
+    weights = {
+        "scales": np.array([1, 1, 2], np.float32),
+        "sizes": np.full(100, 2, np.int64),
+        "window": np.array([0, 1, 1, 0, 1], np.float32),
+        "tiny": np.array(0.5, np.float32),
+        **{name: np.array(value, np.int64) for name, value in {"0": [0], "1": [1], "last": 2}.items()},
+    }
+    parts = [f"part {n}" for n in range(100)]
+    nodes = [
+        node("Resize", ["x", "", "scales"], ["twice"], mode="nearest", nearest_mode="floor"),
+        node("Split", ["twice", "sizes"], parts, axis=2),
+        node("Shape", [parts[0]], ["shape"]),
+        node("Gather", ["shape", "last"], ["steps"], axis=0),
+        node("Unsqueeze", ["steps", "0"], ["end"]),
+        node("Slice", ["window", "0", "end", "0", "1"], ["begin"]),
+        node("Greater", ["begin", "tiny"], ["is_loud"]),
+        node("NonZero", ["is_loud"], ["loud"]),
+        node("Gather", [parts[0], "loud"], ["out"], axis=2),
+    ]
+    path = saved(tmp_path, nodes, weights, [1, 3, 100])
+    (found,) = OnnxModule(path, torch.device("meta"))(x=torch.ones(1, 3, 100))
+    assert found.is_meta and found.shape == (1, 3, 1, 1)

@@ -14,7 +14,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor
 
 # The name of a variable ("#...": of a constant), or an operator, perhaps attributes that it must have, and
-# patterns of its first inputs.
+# patterns of all its inputs.
 Pattern = str | tuple[Any, ...]
 COMMUTATIVE = ("Add", "Mul")
 
@@ -93,8 +93,8 @@ class Graph:
                 return None
         known = replace(known, nodes={**known.nodes, operator: node})
         for inputs in (node.inputs, node.inputs[::-1]) if operator in COMMUTATIVE else (node.inputs,):
-            found: Match | None = known if len(inputs) >= len(parts) else None
-            for part, taken in zip(parts, inputs, strict=False):
+            found: Match | None = known if len(inputs) == len(parts) else None
+            for part, taken in zip(parts, inputs, strict=False):  # as many, or nothing is found
                 found = found and self.match(part, taken, found)
             if found:
                 return found

@@ -258,12 +258,14 @@ NORMALISED = ("Div", DEVIATION, ("Sqrt", ("Add", VARIANCE, "#epsilon")))
 SINE = ("Sin", ("Mul", "#a", "x"))
 
 # Of queries and keys: size ** -0.25
-LAST_SIZE = ("Slice", ("Gather", ("Shape", ("Reshape", _linear_of("query"), "#sizes")), "#perm"), "#start")
+SIZES = ("Gather", ("Shape", ("Reshape", _linear_of("query"), "#sizes")), "#perm")
+LAST_SIZE = ("Slice", SIZES, "#start", "#end")
 SCALE = ("Sqrt", ("Div", "#one", ("Sqrt", ("Cast", LAST_SIZE))))
 QUERIES = ("Mul", _heads("query", 0, 2, 1, 3), SCALE)
 KEYS = ("Mul", _heads("key", 0, 2, 3, 1), SCALE)
 # 0, as nothing is masked: 1 - 1
-SHOWN = ("Sub", "#shown", ("Expand", ("Unsqueeze", ("ConstantOfShape", "shape"), "#mask axes")))
+ONES = ("Unsqueeze", ("ConstantOfShape", "shape"), "#mask axes")
+SHOWN = ("Sub", "#shown", ("Expand", ONES, "shape of all"))
 MASK = ("Where", ("Cast", {"to": TensorProto.BOOL}, SHOWN), "#hidden", SHOWN)
 WEIGHTS = ("Softmax", {"axis": -1}, ("Add", ("MatMul", QUERIES, KEYS), MASK))
 ATTENDED = ("Transpose", {"perm": [0, 2, 1, 3]}, ("MatMul", WEIGHTS, _heads("value", 0, 2, 1, 3)))

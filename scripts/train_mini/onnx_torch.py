@@ -49,7 +49,10 @@ PLAIN = {
     "Sub": torch.sub,
     "Tanh": torch.tanh,
 }
-SMALL = 64  # integers of so many elements are shapes and the like, and stay on the host
+SMALL = 256  # integers of so many elements are shapes and the like, and stay on the host
+# So do small constants at these inputs: what is found by them, or in a part of them that a shape takes, would
+# make the host wait for the device.
+OF_HOST = {"Resize": (1, 2), "Slice": (0,)}
 
 
 class OnnxModule:
@@ -61,9 +64,14 @@ class OnnxModule:
             simplify(graph, Operators(torch.device("cpu")).run)
         self.outputs = graph.outputs
         self._operators = Operators(device)
-        cut = {node.inputs[0] for node in graph.nodes if node.operator == "Slice"}
+        of_host = {
+            name
+            for node in graph.nodes
+            for place, name in enumerate(node.inputs)
+            if place in OF_HOST.get(node.operator, ())
+        }
         self._weights = {
-            name: value if _is_of_host(value, name in cut) else value.to(device)
+            name: value if _is_small(value, name in of_host) else value.to(device)
             for name, value in graph.constants.items()
         }
         last_use = {name: number for number, node in enumerate(graph.nodes) for name in node.inputs}
@@ -339,10 +347,9 @@ class Operators:
         return lstm
 
 
-def _is_of_host(constant: Tensor, is_cut: bool) -> bool:
-    """Numbers, and short ones that are shapes or, if `is_cut`, have a part taken out of them by a shape: what
-    is then looked for in this part would make the host wait for the device."""
-    is_shape = constant.dtype == torch.int64 or is_cut
+def _is_small(constant: Tensor, is_of_host: bool) -> bool:
+    """A number, or a shape or the like."""
+    is_shape = constant.dtype == torch.int64 or is_of_host
     return constant.dim() == 0 or (is_shape and constant.numel() <= SMALL)
 
 
