@@ -91,7 +91,7 @@ def main() -> None:
     begun = time.monotonic()
     for process in processes:
         process.start()
-    ended, spoken, seconds, reported = 0, 0, 0.0, begun
+    ended, spoken, seconds, reported, reported_at = 0, 0, 0.0, 0, begun
     while ended < len(processes):
         news = done.get()
         if news is None:
@@ -99,9 +99,10 @@ def main() -> None:
         else:
             spoken, seconds = spoken + news[0], seconds + news[1]
         now = time.monotonic()
-        if now - reported < SECONDS_A_REPORT and ended < len(processes):
+        is_due = now - reported_at >= SECONDS_A_REPORT or ended == len(processes)
+        if spoken == reported or not is_due:
             continue
-        reported, passed = now, now - begun
+        reported, reported_at, passed = spoken, now, now - begun
         print(
             f"{spoken} of {wanted} utterances, {seconds / 3600:.2f} h of speech after "
             f"{passed:.0f} s: {seconds / passed:.0f} times real time",
