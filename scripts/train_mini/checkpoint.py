@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,8 @@ MINI = Sizes(
     up_blocks=3,
     lookahead_channels=192,
 )
+# Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
+END_OF_TEXT = MINI.vocab_size - 20
 
 
 def checkpoint_folder(work: Path) -> Path:
@@ -54,8 +57,16 @@ def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
     folder = checkpoint_folder(work)
     (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
     template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
-    (folder / "cosyvoice2.yaml").write_text(template.format(**asdict(MINI)))
+    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)))
     backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
     backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
-    (folder / BACKBONE_DIR / "config.json").write_text(json.dumps(backbone, indent=2))
+    backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)
+    _write(folder / BACKBONE_DIR / "config.json", json.dumps(backbone, indent=2))
     return load_config(folder), Qwen2Config.load(folder), flow_shapes(MINI)
+
+
+def _write(path: Path, text: str) -> None:
+    """At once: trainings that run side by side write the same and read it."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    unfinished.write_text(text)
+    unfinished.replace(path)

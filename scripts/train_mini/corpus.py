@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +88,11 @@ class Corpus:
     @property
     def seconds(self) -> float:
         return len(self.wave) / SAMPLE_RATE
+
+    def waves(self) -> Iterator[Tensor]:
+        """(samples,) float32 of each utterance."""
+        for wave in self.wave.split(self.samples.tolist()):
+            yield wave.float() / 32768
 
     def crops(self, index: Tensor, begin: Tensor, samples: int) -> Tensor:
         """index: (batch,) utterances; begin: (batch,) first sample in each, may be negative -> (batch,

@@ -1,14 +1,13 @@
 """Runs an ONNX graph in PyTorch, operator by operator: so the teacher, which comes as an int8 graph for a
-CPU, runs on a GPU. Weights are taken out of int8 once; activations, which the graph would round to int8, stay
-float32.
+CPU, runs on a GPU. The graph is simplified once, see `onnx_simplify.py`: weights are taken out of int8;
+activations, which the graph would round to int8, stay float32.
 
 Only the operators that the teacher has, as it uses them. Shapes and indices stay on the host.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
+from onnx_graph import Graph, Node
+from onnx_simplify import simplify
 from torch import Tensor
 
 Attributes = dict[str, Any]
@@ -48,70 +49,71 @@ PLAIN = {
     "Sub": torch.sub,
     "Tanh": torch.tanh,
 }
-SMALL = 64  # integers of so many elements are shapes and the like, and stay on the host
-ACTIVATION_SCALE = 4096.0  # any: what DynamicQuantizeLinear multiplies by comes out again behind the product
+SMALL = 256  # integers of so many elements are shapes and the like, and stay on the host
+# So do small constants at these inputs: what is found by them, or in a part of them that a shape takes, would
+# make the host wait for the device.
+OF_HOST = {"Resize": (1, 2), "Slice": (0,)}
 
 
 class OnnxModule:
     """`outputs`: names of the tensors wanted, also from within the graph; None: those of the graph."""
 
     def __init__(self, path: Path, device: torch.device, outputs: Sequence[str] | None = None) -> None:
-        graph = onnx.load(path).graph
-        self.device = device
-        self.outputs = list(outputs or (output.name for output in graph.output))
-        self._weights = {tensor.name: self._weight(tensor) for tensor in graph.initializer}
-        self._nodes = [
-            (
-                self._operator(node.op_type),
-                node.name,
-                list(node.input),
-                list(node.output),
-                {a.name: helper.get_attribute_value(a) for a in node.attribute},
-            )
-            for node in graph.node
-        ]
-        self._made: dict[str, Any] = {}  # float weights and LSTMs, by name
-        last_use = {name: number for number, node in enumerate(self._nodes) for name in node[2]}
-        self._last: dict[int, list[str]] = {}
+        graph = Graph.read(path, outputs)
+        with torch.inference_mode():
+            simplify(graph, Operators(torch.device("cpu")).run)
+        self.outputs = graph.outputs
+        self._operators = Operators(device)
+        of_host = {
+            name
+            for node in graph.nodes
+            for place, name in enumerate(node.inputs)
+            if place in OF_HOST.get(node.operator, ())
+        }
+        self._weights = {
+            name: value if _is_small(value, name in of_host) else value.to(device)
+            for name, value in graph.constants.items()
+        }
+        last_use = {name: number for number, node in enumerate(graph.nodes) for name in node.inputs}
+        finished: dict[int, list[str]] = {}
         for name, number in last_use.items():
-            if name not in self._weights and name not in self.outputs:
-                self._last.setdefault(number, []).append(name)
+            if name not in self._weights and name not in self.outputs and name:
+                finished.setdefault(number, []).append(name)
+        self._steps = [(node, finished.get(number, [])) for number, node in enumerate(graph.nodes)]
 
     @torch.inference_mode()
     def __call__(self, **inputs: Tensor) -> list[Tensor]:
         """The graph's inputs by name -> the outputs, in their order."""
         values: dict[str, Tensor | None] = {**self._weights, "": None}
-        values.update({name: tensor.to(self.device) for name, tensor in inputs.items()})
-        for number, (run, name, taken, given, attributes) in enumerate(self._nodes):
-            result = run([values[i] for i in taken], attributes, taken, name)
-            for output, value in zip(given, result if isinstance(result, tuple) else (result,), strict=False):
-                values[output] = value
-            for finished in self._last.get(number, ()):
-                values.pop(finished, None)
-            values[""] = None
+        device = self._operators.device
+        values.update({name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()})
+        for node, finished in self._steps:
+            results = self._operators.run(node, [values[name] for name in node.inputs])
+            values.update(zip(node.outputs, results, strict=False))
+            for name in finished:
+                del values[name]
         return [values[name] for name in self.outputs]
 
-    def _weight(self, tensor: onnx.TensorProto) -> Tensor:
-        value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
-        is_shape = not value.is_floating_point() and value.numel() <= SMALL
-        is_shape &= value.dtype not in (torch.int8, torch.uint8)
-        return value if is_shape else value.to(self.device)
+
+class Operators:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._lstms: dict[str, torch.nn.LSTM] = {}  # by the name of their weight
+
+    def run(self, node: Node, inputs: Inputs) -> Sequence[Tensor]:
+        if node.operator in PLAIN:
+            result = PLAIN[node.operator](*self._together(*inputs))
+        else:
+            result = getattr(self, f"_{node.operator}")(inputs, node.attributes, node.inputs)
+        return (result,) if isinstance(result, Tensor) else result
 
     # -- where tensors lie
 
     def _together(self, *tensors: Tensor) -> list[Tensor]:
-        """On one device: the host only if all are there already."""
-        if all(tensor.device.type == "cpu" for tensor in tensors):
+        """On one device: the host only if all are there already. A number may lie anywhere."""
+        if all(tensor.is_cpu for tensor in tensors):
             return list(tensors)
-        return [tensor.to(self.device) for tensor in tensors]
-
-    # -- operators
-
-    def _operator(self, name: str) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-        """Of (inputs, attributes, names of the inputs, name of the node)."""
-        if name in PLAIN:
-            return lambda x, *_: PLAIN[name](*self._together(*x))
-        return getattr(self, f"_{name}")
+        return [tensor.to(self.device, non_blocking=True) if tensor.dim() else tensor for tensor in tensors]
 
     # -- arithmetic
 
@@ -157,14 +159,14 @@ class OnnxModule:
         return x[0].to(TYPES[attributes["to"]])
 
     def _Reshape(self, x, *_):
-        sizes = [int(size) for size in x[1]]
-        return x[0].reshape([x[0].shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+        y, sizes = x[0], x[1].tolist()
+        return y.reshape([y.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
 
     def _Transpose(self, x, attributes, *_):
         return x[0].permute(*attributes["perm"])
 
     def _Unsqueeze(self, x, *_):
-        y, axes = x[0], [int(axis) for axis in x[1]]
+        y, axes = x[0], x[1].tolist()
         rank = y.dim() + len(axes)
         for axis in sorted(axis % rank for axis in axes):
             y = y.unsqueeze(axis)
@@ -173,22 +175,22 @@ class OnnxModule:
     def _Squeeze(self, x, *_):
         if len(x) < 2 or x[1] is None:
             return x[0].squeeze()
-        return x[0].squeeze([int(axis) for axis in x[1]])
+        return x[0].squeeze(x[1].tolist())
 
     def _Concat(self, x, attributes, *_):
         return torch.cat(self._together(*x), dim=attributes["axis"])
 
     def _Expand(self, x, *_):
-        return x[0].expand(torch.broadcast_shapes(x[0].shape, tuple(int(size) for size in x[1])))
+        return x[0].expand(torch.broadcast_shapes(x[0].shape, x[1].tolist()))
 
     def _ConstantOfShape(self, x, attributes, *_):
         value = torch.from_numpy(np.array(numpy_helper.to_array(attributes["value"])))
         device = self.device if value.is_floating_point() else "cpu"
-        return torch.full([int(size) for size in x[0]], value.item(), dtype=value.dtype, device=device)
+        return torch.full(x[0].tolist(), value.item(), dtype=value.dtype, device=device)
 
     def _Range(self, x, *_):
         start, end, step = (value.item() for value in x)
-        return torch.arange(start, end, step, dtype=x[0].dtype)
+        return torch.arange(start, end, step, dtype=x[1].dtype, device=x[1].device)
 
     def _NonZero(self, x, *_):
         return torch.nonzero(x[0]).t().contiguous()
@@ -196,7 +198,7 @@ class OnnxModule:
     def _Split(self, x, attributes, *_):
         axis = attributes.get("axis", 0)
         if len(x) > 1 and x[1] is not None:
-            return torch.split(x[0], [int(size) for size in x[1]], axis)
+            return torch.split(x[0], x[1].tolist(), axis)
         return torch.chunk(x[0], attributes.get("num_outputs", 2), axis)
 
     def _Slice(self, x, *_):
@@ -204,19 +206,22 @@ class OnnxModule:
         axes = x[3].tolist() if len(x) > 3 and x[3] is not None else range(len(starts))
         steps = x[4].tolist() if len(x) > 4 and x[4] is not None else [1] * len(starts)
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            chosen = range(y.shape[axis])[start:end:step]
-            y = y.index_select(axis, torch.tensor(chosen, dtype=torch.int64, device=y.device))
+            size = y.shape[axis]
+            if step == 1:
+                start, end, _ = slice(start, end).indices(size)
+                y = y.narrow(axis, start, max(end - start, 0))
+            else:
+                chosen = range(size)[start:end:step]
+                y = y.index_select(axis, torch.tensor(chosen, dtype=torch.int64, device=y.device))
         return y
 
     def _Gather(self, x, attributes, *_):
         data, index = x
         axis = attributes.get("axis", 0)
-        if data.device.type != "cpu" and index.dim() == 0 and index.device.type == "cpu":
-            return data.select(axis, int(index))
+        if index.dim() == 0 and index.is_cpu:
+            return data.select(axis, index.item())
         data, index = self._together(data, index)
-        index = torch.where(index < 0, index + data.shape[axis], index)
-        flat = data.index_select(axis, index.reshape(-1))
-        return flat.reshape(data.shape[:axis] + index.shape + data.shape[axis + 1 :])
+        return data[(slice(None),) * axis + (index,)]
 
     def _ScatterND(self, x, *_):
         data, index, updates = self._together(*x)
@@ -225,7 +230,7 @@ class OnnxModule:
         return result
 
     def _Pad(self, x, attributes, *_):
-        pads = [int(size) for size in x[1]]
+        pads = x[1].tolist()
         rank = len(pads) // 2
         sizes = [size for axis in reversed(range(rank)) for size in (pads[axis], pads[axis + rank])]
         while len(sizes) > 2 and sizes[-2:] == [0, 0]:
@@ -242,14 +247,31 @@ class OnnxModule:
         given = len(x) > 2 and x[2] is not None and x[2].numel()
         factor = float(x[2][-1]) if given else int(x[3][-1]) / x[0].shape[-1]
         if attributes["mode"] == b"nearest":
-            size = math.floor(x[0].shape[-1] * factor + 1e-6)
-            source = (torch.arange(size, device=x[0].device) / factor).floor().long()
-            return x[0].index_select(-1, source.clamp(max=x[0].shape[-1] - 1))
+            return F.interpolate(x[0], scale_factor=factor, mode="nearest", recompute_scale_factor=False)
         return F.interpolate(
             x[0], scale_factor=factor, mode="linear", align_corners=False, recompute_scale_factor=False
         )
 
     # -- layers
+
+    def _Linear(self, x, *_):
+        return F.linear(*x)
+
+    def _SelfAttention(self, x, attributes, *_):
+        """(batch, steps, channels) -> the same"""
+        parts = F.linear(*x).unflatten(-1, (3, attributes["heads"], -1))
+        return F.scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+
+    def _InstanceNorm(self, x, attributes, *_):
+        """As a norm of groups of one channel, whose weights are those of all samples."""
+        batch, channels, steps = x[0].shape
+        rows = x[0].reshape(1, batch * channels, steps)
+        weight, bias = (value.reshape(-1) for value in x[1:])
+        return F.group_norm(rows, batch * channels, weight, bias, attributes["epsilon"]).view_as(x[0])
+
+    def _Snake(self, x, *_):
+        y, a, b = x
+        return torch.addcmul(y, b, (a * y).sin_().square_())
 
     def _FusedMatMul(self, x, attributes, *_):
         a, b = x
@@ -290,40 +312,16 @@ class OnnxModule:
 
     # -- int8
 
-    def _DynamicQuantizeLinear(self, x, *_):
-        """Not rounded: value, scale, zero point."""
-        scale = torch.tensor(1 / ACTIVATION_SCALE, device=self.device)
-        return x[0] * ACTIVATION_SCALE, scale, torch.zeros((), device=self.device)
-
     def _DequantizeLinear(self, x, *_):
         zero = x[2].float() if len(x) > 2 and x[2] is not None else 0.0
         return (x[0].float() - zero) * x[1]
 
-    def _MatMulInteger(self, x, attributes, names, *_):
-        zeros = [*x[2:], None, None]
-        sides = [
-            self._float_weight(name, side, zero) if name in self._weights else side.float()
-            for name, side, zero in zip(names, x, zeros, strict=False)
-        ][:2]
-        return torch.matmul(*sides)
-
-    def _ConvInteger(self, x, attributes, names, *_):
-        zero = x[3] if len(x) > 3 else None
-        if zero is not None and zero.numel() > 1:
-            zero = zero.reshape(-1, *[1] * (x[1].dim() - 1))
-        return _convolve(x[0], self._float_weight(names[1], x[1], zero), None, attributes)
-
-    def _DynamicQuantizeLSTM(self, x, attributes, names, name):
-        if name not in self._made:
-            self._made[name] = self._lstm(x, attributes["hidden_size"])
-        y, (hidden, cell) = self._made[name](x[0])
+    def _DynamicQuantizeLSTM(self, x, attributes, names):
+        if names[1] not in self._lstms:
+            self._lstms[names[1]] = self._lstm(x, attributes["hidden_size"])
+        y, (hidden, cell) = self._lstms[names[1]](x[0])
         steps, batch, _ = y.shape
         return y.reshape(steps, batch, 2, -1).permute(0, 2, 1, 3), hidden, cell
-
-    def _float_weight(self, name: str, weight: Tensor, zero: Tensor | None) -> Tensor:
-        if name not in self._made:
-            self._made[name] = weight.float() - (0.0 if zero is None else zero.float())
-        return self._made[name]
 
     def _lstm(self, x: Inputs, hidden: int) -> torch.nn.LSTM:
         """x: X, W, R, B, ..., W scale and zero at 8 and 9, R's at 10 and 11; W, R: (directions, inputs, 4 *
@@ -349,8 +347,14 @@ class OnnxModule:
         return lstm
 
 
+def _is_small(constant: Tensor, is_of_host: bool) -> bool:
+    """A number, or a shape or the like."""
+    is_shape = constant.dtype == torch.int64 or is_of_host
+    return constant.dim() == 0 or (is_shape and constant.numel() <= SMALL)
+
+
 def _axes(x: Inputs) -> list[int]:
-    return [int(axis) for axis in x[1]] if len(x) > 1 and x[1] is not None else list(range(x[0].dim()))
+    return x[1].tolist() if len(x) > 1 and x[1] is not None else list(range(x[0].dim()))
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, attributes: Attributes) -> Tensor:

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,14 +170,20 @@ def _glosses(wordnet: Path, *kinds: str) -> Iterator[str]:
         yield line.partition("|")[2]
 
 
+def phonemizer(work: Path) -> Callable[[str], str]:
+    """What turns text into the teacher's phonemes."""
+    sys.path.insert(0, str(unpacked(PHONEMIZER, work)))
+    from hibari import Hibari
+
+    hibari = Hibari(threads=1)
+    return lambda text: " ".join(hibari.phonemize(text))
+
+
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
     wordnet = unpacked(WORDNET, args.work)
     known = set(phoneme_ids(args.work))
-    sys.path.insert(0, str(unpacked(PHONEMIZER, args.work)))
-    from hibari import Hibari
-
-    phonemizer = Hibari(threads=1)
+    phonemize = phonemizer(args.work)
     texts: dict[str, str] = {}
     sources = {"examples": examples(wordnet), "made": made(MADE), "definitions": definitions(wordnet)}
     for source, found in sources.items():
@@ -188,7 +194,7 @@ def main() -> None:
     target = args.work / "sentences.jsonl"
     with lines_to(target) as write:
         for number, (text, source) in enumerate(texts.items(), 1):
-            phonemes = " ".join(phonemizer.phonemize(text))
+            phonemes = phonemize(text)
             if set(phonemes) <= known and 0 < len(phonemes) <= MOST_PHONEMES:
                 write(Sentence(text, phonemes, source, split_of(text)))
                 written[source] += 1

@@ -22,9 +22,10 @@ class EstimatorMasks:
 
     @classmethod
     def build(
-        cls, lengths: Tensor, size: int, chunk: int | None, dtype: torch.dtype, copies: int = 1
+        cls, lengths: Tensor, size: int, chunk: int | Tensor | None, dtype: torch.dtype, copies: int = 1
     ) -> EstimatorMasks:
-        """`chunk`: attention chunk in frames, None: full; `copies`: the batch repeats this often."""
+        """`chunk`: attention chunk in frames, (B,) for each item its own, None: full; `copies`: the batch
+        repeats this often."""
         frames = length_mask(lengths, size)[:, None].to(dtype).repeat(copies, 1, 1)
         attention = attention_mask(lengths, size, chunk)
         return cls(frames, attention if attention is None else attention.repeat(copies, 1, 1, 1))

@@ -30,16 +30,20 @@ MAX_MAGNITUDE = 100.0
 Lengths = Sequence[int] | Tensor  # (batch,)
 
 
+def snake(x: Tensor, alpha: Tensor) -> Tensor:
+    """x + sin^2(alpha x) / alpha. Keeps zero at zero."""
+    return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+
+
 class Snake(nn.Module):
-    """x + sin^2(alpha x) / alpha, alpha per channel. Keeps zero at zero."""
+    """`snake` with an alpha per channel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        alpha = self.alpha[:, None]
-        return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+        return snake(x, self.alpha[:, None])
 
 
 class ResBlock(nn.Module):
@@ -180,13 +184,21 @@ class Hift(nn.Module):
         """source: (batch, samples) -> real and imaginary parts (batch, 2 * bins, spectrum frames), zero where
         padded. Centred frames; each item is mirrored at its own end."""
         lengths = torch.as_tensor(lengths)
-        samples = lengths.to(source.device)[:, None] * self.samples_per_frame
+        if _mask(lengths * self.samples_per_frame, source) is None:
+            samples = source.shape[1]  # no copy to the device: a CUDA graph may be recorded of this
+        else:
+            samples = lengths.to(source.device)[:, None] * self.samples_per_frame
         half = self.n_fft // 2
         index = torch.arange(-half, source.shape[1] + half, device=source.device).abs()
         index = torch.where(index < samples, index, 2 * (samples - 1) - index).clamp(min=0)
         window = torch.hann_window(self.n_fft, device=source.device)
         spectrum = torch.stft(
-            source.gather(1, index), self.n_fft, self.hop, window=window, center=False, return_complex=True
+            source.gather(1, index.expand(len(source), -1)),
+            self.n_fft,
+            self.hop,
+            window=window,
+            center=False,
+            return_complex=True,
         )
         spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
         return _masked(spectrum, _mask(lengths * self.spectrum_frames + 1, spectrum))

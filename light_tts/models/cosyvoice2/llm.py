@@ -179,12 +179,13 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(0.0)  # training raises it
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], layer: int, attention: AttentionContext
     ) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, layer, attention)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), rotary, layer, attention))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Qwen2(nn.Module):
@@ -244,10 +245,15 @@ class SpeechLM(nn.Module):
         load_into(model, load_state_dict(llm_path), llm_path)
         return model.merge_embeddings().to(device).eval().requires_grad_(False)
 
+    @property
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The embeddings in the order of the unified ids, until they are merged."""
+        embeddings = (self.llm.model.model.embed_tokens, self.speech_embedding, self.llm_embedding)
+        return tuple(embedding.weight for embedding in embeddings)
+
     def merge_embeddings(self) -> SpeechLM:
         """Puts the three embedding tables into one and drops them and the text head."""
-        tables = (self.llm.model.model.embed_tokens, self.speech_embedding, self.llm_embedding)
-        self.embedding = nn.Embedding.from_pretrained(torch.cat([table.weight for table in tables]))
+        self.embedding = nn.Embedding.from_pretrained(torch.cat(self.tables))
         del self.llm.model.model.embed_tokens, self.llm.model.lm_head
         del self.speech_embedding, self.llm_embedding
         return self
@@ -259,8 +265,11 @@ class SpeechLM(nn.Module):
     def forward(self, input_ids: Tensor, positions: Tensor, attention: AttentionContext) -> Tensor:
         """input_ids: (tokens,) unified ids; positions: (tokens,) in their requests -> (tokens, hidden), after
         the final norm"""
+        return self.hidden(self.embed(input_ids), positions, attention)
+
+    def hidden(self, x: Tensor, positions: Tensor, attention: AttentionContext) -> Tensor:
+        """What `forward` gives, for embeddings x: (tokens, hidden)"""
         backbone = self.llm.model.model
-        x = self.embed(input_ids)
         rotary = rotary_table(positions, self.backbone.head_dim, self.backbone.rope_theta, x.dtype)
         for index, layer in enumerate(backbone.layers):
             x = layer(x, rotary, index, attention)

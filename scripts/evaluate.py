@@ -1,0 +1,159 @@
+"""How good the speech of a running server is: what is understood of it, whose voice it is, how natural it
+sounds, whether it ends where the text ends, and how fast it comes.
+
+    python scripts/evaluate.py set.jsonl --url http://localhost:8080 --json report.json --save speech
+    python scripts/evaluate.py --wavs speech/list.jsonl          sound that is there already
+
+A set is lines of JSON with text, prompt_wav, prompt_text and voice (a name: lines that share it are the same
+person); a list of sounds has wav and text, and prompt_wav and voice for the similarity. Paths are relative to
+the file. Only English is recognised. A request that fails is counted and does not end the run.
+Exit code 0: all was spoken and scored; 1: some was not; 2: a file or an argument is wrong, or no server is
+there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluation.client import MODES, Server, SpeechError
+from evaluation.lines import Line, read_lines
+from evaluation.progress import Progress
+from evaluation.report import report, summarize, table
+from evaluation.scores import Score, Scorer
+from evaluation.sound import read_sound
+from evaluation.takes import Take, read_takes
+from evaluation.tools import NEEDS, missing
+
+
+def parse_count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_measures(text: str) -> list[str]:
+    """`none` or names with commas; empty for `none`."""
+    names = [] if text == "none" else list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in NEEDS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(NEEDS)}")
+    return names
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Score the speech of a running server, or sound that is there already.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("set", type=Path, nargs="?", help="lines of text, prompt_wav, prompt_text, voice")
+    add(
+        "--wavs", type=Path, metavar="LIST", help="score these instead: lines of wav, text, prompt_wav, voice"
+    )
+    add("--limit", type=parse_count, metavar="N", help="only the first N lines")
+    add("--measures", type=parse_measures, default=",".join(NEEDS), help="some of these, or none")
+    add("--json", type=Path, metavar="FILE", help="write the figures of the run and of every take")
+
+    add = parser.add_argument_group("server").add_argument
+    add("--url", default="http://localhost:8080", help="the server")
+    add("--mode", choices=MODES, default="whole", help="one answer, a stream, or text in pieces (WebSocket)")
+    add("--concurrency", type=parse_count, default=2, help="requests under way at once")
+    add("--seed", type=int, default=0, help="seed of the first request; each next one has the next seed")
+    add("--tts_model_name", default="default", help="style")
+    add("--timeout", type=float, default=300.0, help="seconds without a byte: the request failed")
+    add("--save", type=Path, metavar="DIR", help="keep the speech there, with a list for --wavs")
+    args = parser.parse_args(argv)
+    if (args.set is None) == (args.wavs is None):
+        parser.error("either a set or --wavs is needed")
+    if args.save and args.wavs:
+        parser.error("--save keeps what a server speaks; with --wavs there is none")
+    return args
+
+
+def read(args: argparse.Namespace) -> list[Line]:
+    """What the arguments name. Raises OSError or ValueError naming the file that is wrong."""
+    if args.wavs:
+        lines = read_lines(args.wavs, ("wav", "text"))[: args.limit]
+    else:
+        lines = read_lines(args.set, ("text", "prompt_wav", "prompt_text"))[: args.limit]
+    for prompt in {line.prompt_wav for line in lines if line.prompt_wav}:
+        read_sound(prompt)  # said now rather than in the middle of the run
+    return lines
+
+
+async def speak(args: argparse.Namespace, lines: list[Line]) -> list[Take]:
+    """Let the server speak the lines. Raises SpeechError where there is none."""
+    server = Server(args.url, args.mode, args.tts_model_name, args.timeout)
+    await server.check()
+    progress, done, failed = Progress(len(lines)), 0, 0
+
+    def show(take: Take) -> None:
+        nonlocal done, failed
+        done, failed = done + 1, failed + bool(take.error)
+        if take.error:
+            progress.note(f"failed: {take.error}: {take.line.text}")
+        progress.show("spoken", done, f", {failed} failed")
+
+    return await server.speak_all(lines, args.seed, args.concurrency, show)
+
+
+def score(args: argparse.Namespace, takes: list[Take], measures: list[str]) -> list[Score]:
+    progress, scores = Progress(len(takes)), []
+
+    def show(found: Score) -> None:
+        scores.append(found)
+        wer = summarize(scores)["wer"]
+        progress.show("scored", len(scores), "" if wer is None else f", WER {100 * wer:.1f} %")
+
+    return Scorer(measures).score_all(takes, show)
+
+
+def save(takes: list[Take], folder: Path) -> None:
+    """As NNNNN.wav, with a list.jsonl for --wavs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "list.jsonl").open("w", encoding="utf-8") as lines:
+        for number, take in enumerate(takes):
+            if take.sound is None:
+                continue
+            name = f"{number:05}.wav"
+            take.sound.save(folder / name)
+            line = take.line
+            values = {"wav": name, "text": line.text, "voice": line.voice}
+            values |= {"prompt_wav": str(line.prompt_wav.resolve()), "prompt_text": line.prompt_text}
+            lines.write(json.dumps(values, ensure_ascii=False) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    begun = time.monotonic()
+    left_out = missing(args.measures)
+    for measure, command in left_out.items():
+        print(f"evaluate: {measure} is left out; it needs: {command}", file=sys.stderr)
+    measures = [measure for measure in args.measures if measure not in left_out]
+    try:
+        lines = read(args)
+        takes = list(read_takes(lines)) if args.wavs else asyncio.run(speak(args, lines))
+        if args.save:
+            save(takes, args.save)
+        scores = score(args, takes, measures)
+    except (OSError, ValueError, SpeechError) as error:
+        print(f"evaluate: {error}", file=sys.stderr)
+        return 2
+    settings = {name: value for name, value in vars(args).items() if name != "json"}
+    found = {"settings": settings, "left_out": left_out, **report(scores)}
+    found["wall_seconds"] = time.monotonic() - begun
+    print(table(found))
+    print(f"this took    {found['wall_seconds']:.1f} s")
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2, default=str, ensure_ascii=False) + "\n", "utf-8")
+    return 1 if found["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""What is evaluated: lines of JSON, each a text and the voice that says it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Line:
+    """`voice`: a name; lines with the same name are the same person. `wav`: sound that is there already.
+    `prompt_text`: what is said in `prompt_wav`; None where nobody knows."""
+
+    text: str
+    voice: str
+    prompt_wav: Path | None = None
+    prompt_text: str | None = None
+    wav: Path | None = None
+
+
+def read_lines(path: Path, needed: tuple[str, ...]) -> list[Line]:
+    """The lines of a file, paths in it being relative to it. `needed`: keys that every line must have; the
+    voice is named after `prompt_wav` where a line does not say. Raises OSError or ValueError naming the file
+    and the line."""
+    found = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if text.strip():
+            try:
+                found.append(_line(json.loads(text), path.parent, needed))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from None
+    if not found:
+        raise ValueError(f"{path}: no line in it")
+    return found
+
+
+def _line(values: Any, folder: Path, needed: tuple[str, ...]) -> Line:
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    for key in needed:
+        if key not in values:
+            raise ValueError(f"{key} is missing")
+    for key in ("text", "voice", "prompt_wav", "prompt_text", "wav"):
+        if not isinstance(values.get(key, ""), str):
+            raise ValueError(f"{key} is not a string")
+    files = {key: folder / values[key] for key in ("prompt_wav", "wav") if key in values}
+    for file in files.values():
+        if not file.is_file():
+            raise ValueError(f"{file} is not there")
+    voice = values.get("voice") or values.get("prompt_wav") or "unknown"
+    return Line(values["text"], voice, files.get("prompt_wav"), values.get("prompt_text"), files.get("wav"))

@@ -1,0 +1,113 @@
+"""Judges of waves: is it the teacher's or the vocoder's? And what both learn from the judgement.
+
+Periods as in HiFi-GAN (Kong et al., 2020), half as wide; spectrograms as in UnivNet (Jang et al., 2021). Both
+are 2-D convolutions, channels last, which is what tensor cores take.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from spectral_losses import magnitudes
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+PERIODS = (2, 3, 5, 7, 11)
+PERIOD_CHANNELS = (16, 64, 256, 512, 512)
+RESOLUTIONS = (2048, 1024, 512)
+SPECTRUM_CHANNELS = 32
+FAINT = 1e-3  # magnitudes below are not told apart
+SLOPE = 0.1
+
+Features = list[Tensor]  # of one judge, layer by layer; the last is its judgement
+
+
+class Judge(nn.Module):
+    """Convolutions over an image that it makes of the wave."""
+
+    def __init__(self, convs: list[nn.Conv2d]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(weight_norm(conv) for conv in convs)
+
+    def image(self, wave: Tensor) -> Tensor:
+        """wave: (batch, samples) -> (batch, 1, height, width) float32"""
+        raise NotImplementedError
+
+    def forward(self, wave: Tensor) -> Features:
+        x, features = self.image(wave), []
+        for conv in self.convs[:-1]:
+            x = F.leaky_relu(conv(x.contiguous(memory_format=torch.channels_last)), SLOPE)
+            features.append(x)
+        return [*features, self.convs[-1](x)]
+
+
+class PeriodJudge(Judge):
+    """Compares samples that lie `period` apart."""
+
+    def __init__(self, period: int, channels: tuple[int, ...] = PERIOD_CHANNELS) -> None:
+        convs, before = [], 1
+        for layer, width in enumerate(channels):
+            stride = 3 if layer < len(channels) - 1 else 1
+            convs.append(nn.Conv2d(before, width, (5, 1), (stride, 1), (2, 0)))
+            before = width
+        super().__init__([*convs, nn.Conv2d(before, 1, (3, 1), padding=(1, 0))])
+        self.period = period
+
+    def image(self, wave: Tensor) -> Tensor:
+        wave = F.pad(wave, (0, -wave.shape[1] % self.period), "reflect")
+        return wave.view(len(wave), 1, -1, self.period)
+
+
+class SpectrumJudge(Judge):
+    """Looks at log magnitudes: (batch, 1, frames, bins)."""
+
+    def __init__(self, size: int, channels: int = SPECTRUM_CHANNELS) -> None:
+        super().__init__(
+            [
+                nn.Conv2d(1, channels, (3, 9), padding=(1, 4)),
+                *(nn.Conv2d(channels, channels, (3, 9), (1, 2), (1, 4)) for _ in range(3)),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.Conv2d(channels, 1, 3, padding=1),
+            ]
+        )
+        self.size = size
+
+    def image(self, wave: Tensor) -> Tensor:
+        return (magnitudes(wave, self.size) + FAINT).log().transpose(1, 2).unsqueeze(1)
+
+
+class Discriminators(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.judges = nn.ModuleList(
+            [*(PeriodJudge(period) for period in PERIODS), *(SpectrumJudge(size) for size in RESOLUTIONS)]
+        )
+
+    def forward(self, wave: Tensor) -> list[Features]:
+        """wave: (batch, samples) float32. On a GPU the convolutions compute in bfloat16."""
+        with torch.autocast(
+            wave.device.type, torch.bfloat16, enabled=wave.device.type == "cuda", cache_enabled=False
+        ):
+            return [judge(wave) for judge in self.judges]
+
+
+def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
+    """Of the judges: least squares (Mao et al., 2017), 1 for the teacher's and 0 for the vocoder's."""
+    return sum(
+        (1 - ours[-1].float()).square().mean() + theirs[-1].float().square().mean()
+        for ours, theirs in zip(real, made, strict=True)
+    )
+
+
+def deceiving_loss(made: list[Features]) -> Tensor:
+    """Of the vocoder: what it made shall be taken for the teacher's."""
+    return sum((1 - features[-1].float()).square().mean() for features in made)
+
+
+def matching_loss(real: list[Features], made: list[Features]) -> Tensor:
+    """Of the vocoder: mean difference of all that the judges see before they judge, summed over layers."""
+    return sum(
+        (x - y).abs().mean(dtype=torch.float32)
+        for ours, theirs in zip(real, made, strict=True)
+        for x, y in zip(ours[:-1], theirs[:-1], strict=True)
+    )

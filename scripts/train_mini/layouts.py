@@ -1,0 +1,101 @@
+"""What the language model reads and what it should say to it: the sequences of CosyVoice2's training, as the
+server feeds them (server/tts_llm/sequence.py), and one that teaches pronunciation.
+
+Besides speech, the model in training says phonemes, with tables of its own that are not exported. Their ids
+follow those of `SpeechIds`: the phoneme p of the teacher is `task + 1 + p`. Phoneme 0 (silence) is the mark
+before phonemes and the one behind them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from light_tts.models.cosyvoice2.llm import SpeechIds
+
+NONE = -100  # nothing is to be said here
+PHONEME_MARK = 0
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """text: (ids,) of the tokenizer; speech: (tokens,) speech ids; phoneme: (tokens,), which one is heard at
+    each of them."""
+
+    text: np.ndarray
+    speech: np.ndarray
+    phoneme: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """inputs: (n,) unified ids; speech, phoneme: (n,) what should be said after each, or NONE."""
+
+    inputs: np.ndarray
+    speech: np.ndarray
+    phoneme: np.ndarray
+
+    def __post_init__(self) -> None:
+        assert len(self.inputs) == len(self.speech) == len(self.phoneme)
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+def joined(parts: Sequence[Spoken]) -> Spoken:
+    """Utterances of one speaker as one: the first is what the prompt will be."""
+    return Spoken(
+        np.concatenate([part.text for part in parts]),
+        np.concatenate([part.speech for part in parts]),
+        np.concatenate([part.phoneme for part in parts]),
+    )
+
+
+def one_shot(spoken: Spoken, ids: SpeechIds) -> Layout:
+    """Start, all text, task, all speech."""
+    silent = _none(1 + len(spoken.text))
+    return Layout(
+        np.concatenate([[ids.sos], spoken.text, [ids.task], ids.text_vocab + spoken.speech]),
+        np.concatenate([silent, spoken.speech, [ids.eos]]),
+        np.concatenate([silent, spoken.phoneme, _none(1)]),
+    )
+
+
+def can_bistream(spoken: Spoken, mix: tuple[int, int]) -> bool:
+    """Whether there is speech for all whole blocks of text."""
+    return len(spoken.text) // mix[0] * mix[1] <= len(spoken.speech)
+
+
+def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int]) -> Layout:
+    """Start; blocks of mix[0] text ids and mix[1] speech tokens, each of which ends in saying the fill id,
+    that is not fed; then the last speech token once more (which the server does, as CosyVoice2 does), the
+    rest of the text, task, the rest of the speech."""
+    blocks, (text_size, speech_size) = len(spoken.text) // mix[0], mix
+    text_end, speech_end = blocks * text_size, blocks * speech_size
+    units = ids.text_vocab + spoken.speech
+    inputs, speech, phoneme = [np.array([ids.sos])], [_none(1)], [_none(1)]
+    for block in range(blocks):
+        said = slice(block * speech_size, (block + 1) * speech_size)
+        inputs += [spoken.text[block * text_size : (block + 1) * text_size], units[said]]
+        speech += [_none(text_size - 1), spoken.speech[said], [ids.fill]]
+        phoneme += [_none(text_size - 1), spoken.phoneme[said], _none(1)]
+    again = units[speech_end - 1 : speech_end] if blocks else units[:0]
+    inputs += [again, spoken.text[text_end:], [ids.task], units[speech_end:]]
+    silent = _none(len(again) + len(spoken.text) - text_end)
+    speech += [silent, spoken.speech[speech_end:], [ids.eos]]
+    phoneme += [silent, spoken.phoneme[speech_end:], _none(1)]
+    return Layout(*(np.concatenate(parts) for parts in (inputs, speech, phoneme)))
+
+
+def pronunciation(text: np.ndarray, phonemes: np.ndarray, ids: SpeechIds) -> Layout:
+    """text: (ids,); phonemes: (n,) of the teacher."""
+    marked = np.concatenate([[PHONEME_MARK], phonemes])
+    inputs = np.concatenate([[ids.sos], text, ids.task + 1 + marked])
+    said = np.concatenate([_none(1 + len(text)), phonemes, [PHONEME_MARK]])
+    return Layout(inputs, _none(len(inputs)), said)
+
+
+def _none(count: int) -> np.ndarray:
+    return np.full(count, NONE, np.int32)

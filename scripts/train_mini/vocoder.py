@@ -1,0 +1,254 @@
+"""The vocoder, HiFT, trained on crops of the teacher's speech: mel spectrogram -> wave.
+
+    python scripts/train_mini/vocoder.py [--minutes 20] [--total 20] [--work build/train_mini]
+
+At first (SHAPING of the time) spectra have to be alike and the source has the teacher's pitch; from then on
+judges compare the waves, and the source has the pitch that the vocoder predicts, as when it is used. Ends
+with checkpoint/hift.pt, of the averaged weights.
+
+The pitch to learn is the teacher's F0, which its own decoder takes: where it is unvoiced that is 5 to 10 Hz,
+and values up to LOWEST_F0 are steps on the way to or from there. HiFT speaks with a voice above 10 Hz, and a
+pulse of 30 Hz is heard as a click: so all below LOWEST_F0 is 0. The loss is an absolute one, whose best guess
+is the median: in doubt either voiced or not, never in between.
+
+Work for one second of speech, forward (counted): the vocoder 4.4 GFLOP, judges of periods 6.8 and of spectra
+7.8. A step takes the vocoder's 3 times (TF32) and the judges' 9 times (bfloat16: twice forward and back for
+themselves, three passes for the vocoder): 1.5 TFLOP for the 10 s of a batch. Bytes: 0.28 M activations of 4
+bytes pass about 350 times, the judges' 13.5 M of 2 bytes about 45 times: 16 GB. Estimated from that, not
+measured, on one H100 alone: 30 to 35 ms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from checkpoint import checkpoint_folder, training_file, write_config
+from corpus import LABEL_RATE, SAMPLE_RATE, Corpus
+from discriminators import Discriminators, deceiving_loss, judging_loss, matching_loss
+from spectral_losses import mel_distance, stft_distance
+from torch import Tensor
+from training import Learner, averaged_weights, train, training_parser
+
+from light_tts.models.cosyvoice2 import hift
+from light_tts.models.cosyvoice2.config import Config, MelConfig
+from light_tts.models.cosyvoice2.frontend.features import flow_mels
+from light_tts.models.cosyvoice2.hift import FILE_NAME, Hift
+
+NAME = "vocoder"
+BATCH, FRAMES = 16, 32  # 0.64 s each
+CONTEXT = 8  # frames on each side: 2 see the padding of the mel's crop, and the pitch is that of 5 around
+SAMPLES_PER_FRAME = SAMPLE_RATE // LABEL_RATE
+
+SHAPING = 0.08  # share of the time
+RATE, JUDGES_RATE = 4e-4, 3e-4
+BETAS = (0.8, 0.99)
+MEL_WEIGHT, STFT_WEIGHT, MATCHING_WEIGHT, F0_WEIGHT = 45.0, 5.0, 2.0, 10.0
+
+LOWEST_F0 = 50.0  # Hz
+UNVOICED_SCALE = 100.0  # Hz, that weigh as much where unvoiced as 100 % of the pitch where voiced
+# The flow's spectrograms are not exact: this share is given with noise of up to this deviation.
+NOISY, NOISE = 0.3, 0.1
+
+TEST_UTTERANCES, TEST_FRAMES = 64, 100
+
+
+@dataclass(frozen=True)
+class Crops:
+    """mel: (batch, mels, CONTEXT + frames + CONTEXT); wave: (batch, samples); f0: (batch, frames) in Hz, 0
+    where unvoiced."""
+
+    mel: Tensor
+    wave: Tensor
+    f0: Tensor
+
+
+def crops(corpus: Corpus, config: MelConfig, index: Tensor, begin: Tensor, frames: int = FRAMES) -> Crops:
+    """index: (batch,) utterances; begin: (batch,) first frame of each crop. The mel is that of the whole
+    utterance, but for 2 frames at both ends of the context."""
+    first = (begin - CONTEXT) * SAMPLES_PER_FRAME
+    wave = corpus.crops(index, first, (frames + 2 * CONTEXT) * SAMPLES_PER_FRAME)
+    _, f0, _ = corpus.label_crops(index, begin, frames)
+    around = CONTEXT * SAMPLES_PER_FRAME
+    return Crops(flow_mels(wave, config), wave[:, around:-around], torch.where(f0 < LOWEST_F0, 0.0, f0))
+
+
+def f0_distance(f0: Tensor, target: Tensor) -> Tensor:
+    """f0, target: (batch, frames) in Hz, target 0 where unvoiced -> (): mean difference, relative to the
+    pitch."""
+    return ((f0 - target).abs() / torch.where(target > 0, target, UNVOICED_SCALE)).mean()
+
+
+class Training:
+    """What the steps do, for `index` and `begin` that `draw` gives."""
+
+    def __init__(self, config: Config, corpus: Corpus, batch: int = BATCH) -> None:
+        self._corpus, self._mel, self._batch = corpus, config.mel, batch
+        self.model = new_vocoder(config).to(corpus.device)
+        self.judges = Discriminators().to(corpus.device)
+        self.learners = {
+            "model": Learner(self.model, RATE, BETAS, clip=1000.0),
+            "discriminators": Learner(self.judges, JUDGES_RATE, BETAS, clip=1000.0),
+        }
+        self._ends = corpus.frames.cumsum(0).cpu().numpy()
+        self._begins = self._ends - corpus.frames.cpu().numpy()
+        self._random = np.random.default_rng()
+
+    def draw(self) -> tuple[Tensor, Tensor]:
+        """Any frame of the corpus is as likely as any other to be the first of a crop, but for those near an
+        utterance's end, which are moved forward."""
+        place = self._random.integers(0, self._ends[-1], self._batch)
+        index = np.searchsorted(self._ends, place, side="right")
+        last = np.maximum(self._ends[index] - self._begins[index] - FRAMES, 0)
+        begin = np.minimum(place - self._begins[index], last)
+        return tuple(self._to_device(torch.from_numpy(values)) for values in (index, begin))
+
+    def _to_device(self, values: Tensor) -> Tensor:
+        if self._corpus.device.type != "cuda":
+            return values
+        return values.pin_memory().to(self._corpus.device, non_blocking=True)
+
+    def shape(self, index: Tensor, begin: Tensor) -> dict[str, Tensor]:
+        """A step of the first phase: the spectra alone, with the teacher's pitch."""
+        given = crops(self._corpus, self._mel, index, begin)
+        wave, f0 = self._speak(given, given.f0)
+        losses = {
+            "mel": mel_distance(wave, given.wave, SAMPLE_RATE),
+            "stft": stft_distance(wave, given.wave),
+            "f0": f0_distance(f0, given.f0),
+        }
+        loss = MEL_WEIGHT * losses["mel"] + STFT_WEIGHT * losses["stft"] + F0_WEIGHT * losses["f0"]
+        losses["norm"] = self.learners["model"].learn(loss)
+        return detached(losses)
+
+    def compete(self, index: Tensor, begin: Tensor) -> dict[str, Tensor]:
+        """A step of the second phase: the judges learn, then the vocoder, with the pitch that it predicts.
+        Magnitudes of single bins no longer count: their best guess is a smooth one."""
+        given = crops(self._corpus, self._mel, index, begin)
+        wave, f0 = self._speak(given)
+        half = len(index)
+        seen = self.judges(torch.cat([given.wave, wave.detach()]))
+        judging = judging_loss(
+            [[x[:half] for x in features] for features in seen],
+            [[x[half:] for x in features] for features in seen],
+        )
+        judges_norm = self.learners["discriminators"].learn(judging)
+
+        self.judges.requires_grad_(False)  # only passed through
+        with torch.no_grad():
+            real = self.judges(given.wave)
+        made = self.judges(wave)
+        self.judges.requires_grad_(True)
+        losses = {
+            "mel": mel_distance(wave, given.wave, SAMPLE_RATE),
+            "f0": f0_distance(f0, given.f0),
+            "deceiving": deceiving_loss(made),
+            "matching": matching_loss(real, made),
+        }
+        loss = MEL_WEIGHT * losses["mel"] + F0_WEIGHT * losses["f0"]
+        loss = loss + losses["deceiving"] + MATCHING_WEIGHT * losses["matching"]
+        norm = self.learners["model"].learn(loss)
+        return detached({**losses, "judging": judging, "norm": norm, "judges_norm": judges_norm})
+
+    def _speak(self, given: Crops, source_f0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """source_f0: (batch, frames) in Hz, None: the predicted one -> wave (batch, samples) and predicted f0
+        (batch, frames)."""
+        deviation = NOISE * torch.rand_like(given.mel[:, :1, :1])
+        noisy = torch.rand_like(deviation) < NOISY
+        mel = given.mel + torch.randn_like(given.mel) * deviation * noisy
+        return speak(self.model, mel, source_f0)
+
+
+def speak(model: Hift, mel: Tensor, source_f0: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """mel: (batch, mels, CONTEXT + frames + CONTEXT); source_f0: (batch, frames) in Hz, None: the predicted
+    one, which does not learn from the wave -> wave (batch, samples), predicted f0 (batch, frames)."""
+    batch, frames = len(mel), mel.shape[2] - 2 * CONTEXT
+    f0 = model.f0(mel, [mel.shape[2]] * batch)[:, CONTEXT:-CONTEXT]
+    source_f0 = f0.detach() if source_f0 is None else source_f0
+    samples = frames * model.samples_per_frame
+    noise = torch.randn(batch, samples, model.m_source.waves, device=mel.device)
+    wave = model.decode(
+        mel[:, :, CONTEXT:-CONTEXT].contiguous(), model.m_source(source_f0, noise), [frames] * batch
+    )
+    return wave, f0
+
+
+def detached(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def new_vocoder(config: Config) -> Hift:
+    """Begins with about the right loudness and pitch, which it would be slow to reach."""
+    model = Hift(config.hift)
+    with torch.no_grad():
+        model.f0_predictor.classifier.weight.mul_(100.0)
+        model.f0_predictor.classifier.bias.fill_(100.0)
+        model.conv_post.bias[: model.n_fft // 2 + 1] = -2.0  # logarithm of magnitudes
+    return model
+
+
+@torch.no_grad()
+def copy_synthesis(model: Hift, corpus: Corpus, config: MelConfig) -> str:
+    """How the middle of test utterances comes back from its mel."""
+    long_enough = (corpus.frames >= TEST_FRAMES).nonzero()[:TEST_UTTERANCES, 0]
+    begin = (corpus.frames[long_enough] - TEST_FRAMES) // 2
+    given = crops(corpus, config, long_enough, begin, TEST_FRAMES)
+    wave, f0 = speak(model, given.mel)
+    difference = (flow_mels(wave, config) - flow_mels(given.wave, config)).abs().mean()
+    voiced = given.f0 > 0
+    found = f0 > model.config.nsf_voiced_threshold
+    both = voiced & found
+    error = (f0 - given.f0).abs()[both]
+    return (
+        f"{len(begin)} test utterances: mel L1 {difference:.3f}; F0 {error.mean():.1f} Hz off where voiced "
+        f"({100 * (error / given.f0[both]).mean():.1f} %); {100 * (voiced & ~found).float().mean():.1f} % of "
+        f"frames wrongly unvoiced, {100 * (found & ~voiced).float().mean():.1f} % wrongly voiced"
+    )
+
+
+def load_averaged(model: Hift, path: Path) -> Hift:
+    model.load_state_dict(averaged_weights(path))
+    return model.eval()
+
+
+def export(work: Path) -> Path:
+    """Writes hift.pt into the checkpoint's folder, float16, of the averaged weights."""
+    target = checkpoint_folder(work) / FILE_NAME
+    weights = averaged_weights(training_file(work, NAME))
+    torch.save({name: value.half() for name, value in weights.items()}, target)
+    return target
+
+
+def main() -> None:
+    parser = training_parser(__doc__, minutes=20.0)
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"crops of {FRAMES} frames a step")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    if device.type == "cuda":  # one pass over the activations instead of five, and two instead of twelve back
+        hift.snake = torch.compile(hift.snake, dynamic=False)
+    config, _, _ = write_config(args.work)
+    corpus = Corpus.load(args.work, device, shards=args.shards)
+    print(f"{NAME}: {corpus.seconds / 3600:.2f} h of speech", flush=True)
+    training, path = Training(config, corpus, args.batch), training_file(args.work, NAME)
+
+    def check() -> str:
+        test = Corpus.load(args.work, device, "test", args.shards)
+        model = load_averaged(Hift(config.hift), path).to(device)
+        return copy_synthesis(model, test, config.mel)
+
+    spent = torch.load(path, map_location="cpu", weights_only=True)["minutes"] if path.exists() else 0.0
+    shaping = min(args.minutes, max(0.0, SHAPING * args.total - spent))
+    phases = ((training.shape, shaping), (training.compete, args.minutes - shaping))
+    for step, minutes in phases:
+        if minutes > 0:
+            train(NAME, path, training.learners, step, training.draw, minutes, args.total, check)
+    print(f"{NAME}: {export(args.work)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""scripts/train_mini/vocoder.py on random data: crops, losses, both phases, and what is exported."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
+
+import discriminators
+import vocoder
+from checkpoint import checkpoint_folder, training_file
+from corpus import Corpus
+from spectral_losses import mel_distance, stft_distance
+from training import train
+from vocoder import CONTEXT, FRAMES, SAMPLES_PER_FRAME, Training, crops, f0_distance, speak
+
+from light_tts.models.cosyvoice2.config import load_config
+from light_tts.models.cosyvoice2.frontend.features import flow_mels
+from light_tts.models.cosyvoice2.hift import Hift
+
+GOLDEN = load_config(Path("test/golden/cosyvoice2/checkpoint"))
+CONFIG = dataclasses.replace(
+    GOLDEN, hift=dataclasses.replace(GOLDEN.hift, base_channels=16, f0_cond_channels=16)
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_random():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """Two utterances: a buzz of 200 Hz that ends in silence, and noise."""
+    random = np.random.default_rng(0)
+    frames = (150, 60)
+    time = np.arange(frames[0] * SAMPLES_PER_FRAME) / 24_000
+    buzz = sum(np.sin(2 * np.pi * 200 * n * time) / n for n in range(1, 20)) * (time < 2.0)
+    waves = [buzz * 0.2, random.standard_normal(frames[1] * SAMPLES_PER_FRAME) * 0.05]
+    f0 = [np.where(np.arange(frames[0]) < 100, 200.0, 7.0), np.full(frames[1], 30.0)]
+    labels = [
+        (np.zeros(n, np.int64), values.astype(np.float32)) for n, values in zip(frames, f0, strict=True)
+    ]
+    return Corpus(
+        [{"speaker": "a"}, {"speaker": "b"}],
+        [(wave * 32767).astype(np.int16) for wave in waves],
+        labels,
+        torch.device("cpu"),
+    )
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Judges that take no time."""
+    monkeypatch.setattr(discriminators, "PERIODS", (2, 7))
+    monkeypatch.setattr(discriminators, "RESOLUTIONS", (512,))
+    channels = {"PeriodJudge": (4, 8, 8), "SpectrumJudge": 4}
+    for name, value in channels.items():
+        monkeypatch.setattr(getattr(discriminators, name).__init__, "__defaults__", (value,))
+
+
+def test_a_crop_has_the_mel_of_the_whole_utterance_and_a_clean_pitch(corpus):
+    found = crops(corpus, CONFIG.mel, torch.tensor([0]), torch.tensor([80]))
+    wave = corpus.wave[: 150 * SAMPLES_PER_FRAME].float() / 32768
+    whole = flow_mels(wave[None], CONFIG.mel)[:, :, 80 - CONTEXT : 80 + FRAMES + CONTEXT]
+    torch.testing.assert_close(found.mel[:, :, 2:-2], whole[:, :, 2:-2], atol=1e-4, rtol=0)
+    assert torch.equal(found.wave[0], wave[80 * SAMPLES_PER_FRAME :][: FRAMES * SAMPLES_PER_FRAME])
+    assert found.f0[0].tolist() == [200.0] * 20 + [0.0] * 12  # 7 Hz is unvoiced
+
+
+def test_crops_lie_within_their_utterances(corpus, small):
+    training = Training(CONFIG, corpus, batch=500)
+    index, begin = training.draw()
+    assert set(index.tolist()) == {0, 1}
+    assert (begin >= 0).all() and (begin + FRAMES <= corpus.frames[index]).all()
+
+
+def test_losses_are_zero_for_the_same_wave_and_their_gradient_is_finite_in_silence():
+    wave = torch.randn(1, FRAMES * SAMPLES_PER_FRAME) * 0.1
+    assert mel_distance(wave, wave, 24_000) == 0 and stft_distance(wave, wave) == 0
+    assert f0_distance(torch.tensor([[220.0, 10.0]]), torch.tensor([[200.0, 0.0]])) == pytest.approx(0.1)
+    silence = torch.zeros_like(wave).requires_grad_()
+    loss = mel_distance(silence, wave, 24_000) + stft_distance(silence, wave)
+    loss = loss + discriminators.deceiving_loss([discriminators.SpectrumJudge(512, 4)(silence)])
+    loss.backward()
+    assert torch.isfinite(silence.grad).all()
+
+
+def test_the_loss_falls_on_a_repeated_batch(corpus, small):
+    training = Training(CONFIG, corpus, batch=2)
+    training.learners["model"].set_rate(10.0)
+    batch = torch.tensor([0, 1]), torch.tensor([85, 10])
+    values = [training.shape(*batch) for _ in range(10)]
+    for name in ("mel", "stft", "f0"):
+        assert values[-1][name] < 0.8 * values[0][name], name
+
+
+def test_judges_tell_waves_apart_and_the_vocoder_learns_through_them(corpus, small):
+    training = Training(CONFIG, corpus, batch=2)
+    for learner in training.learners.values():
+        learner.set_rate(10.0)
+    batch = torch.tensor([0, 1]), torch.tensor([85, 10])
+    values = [training.compete(*batch) for _ in range(8)]
+    assert values[-1]["judging"] < 0.8 * values[0]["judging"]
+    assert values[-1]["mel"] < values[0]["mel"]
+    assert all(p.requires_grad for p in training.judges.parameters())
+
+
+def test_the_wave_does_not_teach_the_pitch(corpus):
+    model = vocoder.new_vocoder(CONFIG)
+    given = crops(corpus, CONFIG.mel, torch.tensor([0]), torch.tensor([50]))
+    wave, _ = speak(model, given.mel)
+    wave.square().mean().backward()
+    assert all(p.grad is None for p in model.f0_predictor.parameters())
+    assert all(p.grad is not None for name, p in model.named_parameters() if "f0_predictor" not in name)
+
+
+def test_the_exported_vocoder_is_the_averaged_one(corpus, small, tmp_path):
+    """Both phases to one file, which the second goes on from."""
+    training, path = Training(CONFIG, corpus, batch=2), training_file(tmp_path, vocoder.NAME)
+    for step in (training.shape, training.compete):
+        train(vocoder.NAME, path, training.learners, step, training.draw, minutes=0.001, total=1.0)
+    checkpoint_folder(tmp_path).mkdir()
+    vocoder.export(tmp_path)
+    exported = Hift.from_checkpoint(checkpoint_folder(tmp_path), CONFIG, "cpu")
+    averaged = vocoder.load_averaged(Hift(CONFIG.hift), path)
+    mel = torch.randn(1, 80, 40) - 4
+    source = torch.randn(1, 40 * SAMPLES_PER_FRAME) * 0.1
+    with torch.no_grad():
+        expected = averaged.decode(mel, source, [40])
+        assert (exported.decode(mel, source, [40]) - expected).norm() < 5e-3 * expected.norm()
+        torch.testing.assert_close(exported.f0(mel, [40]), averaged.f0(mel, [40]), atol=0.2, rtol=2e-3)
+    assert "mel L1" in vocoder.copy_synthesis(averaged, corpus, CONFIG.mel)
