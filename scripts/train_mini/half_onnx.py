@@ -33,7 +33,7 @@ def rounded(module: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def export(
+def write_onnx(
     module: nn.Module,
     example: tuple[Tensor, ...],
     inputs: list[str],

@@ -19,7 +19,7 @@ from corpus import SAMPLE_RATE, Corpus
 from crops import Crops, disturbed, tilted
 from devices import mixed_precision, set_precision, training_device
 from features import FBANK_HOP, FBANK_MELS, FBANK_SAMPLES, SPEECH_RATE, fbanks, resample
-from half_onnx import export, part_of, rounded
+from half_onnx import part_of, rounded, write_onnx
 from torch import Tensor, nn
 from training import Learner, averaged_weights, train, training_parser
 
@@ -118,7 +118,14 @@ def load_encoder(work: Path, device: torch.device) -> SpeakerEncoder:
 def export_encoder(encoder: SpeakerEncoder, path: Path) -> None:
     """input (1, frames, 80) float32 -> output (1, SIZE)"""
     example = torch.randn(1, 101, FBANK_MELS)
-    export(encoder, (example,), ["input"], "output", {"input": {1: "frames"}}, path)
+    write_onnx(encoder, (example,), ["input"], "output", {"input": {1: "frames"}}, path)
+
+
+def export(work: Path) -> Path:
+    """The trained one into the checkpoint."""
+    path = checkpoint_folder(work) / ServedEncoder.FILE_NAME
+    export_encoder(load_encoder(work, torch.device("cpu")), path)
+    return path
 
 
 def equal_error_rate(same: Tensor, different: Tensor) -> float:
@@ -179,9 +186,9 @@ def main() -> None:
 
     def finish() -> str:
         set_precision(fast=False)
-        encoder = load_encoder(args.work, torch.device("cpu"))
-        export_encoder(encoder, checkpoint_folder(args.work) / ServedEncoder.FILE_NAME)
-        return check(encoder.to(device), Corpus.load(args.work, device, "test", args.shards))
+        export(args.work)
+        encoder = load_encoder(args.work, device)
+        return check(encoder, Corpus.load(args.work, device, "test", args.shards))
 
     train(NAME, path, {"model": learner}, step, lambda: crops.draw(BATCH), args.minutes, args.total, finish)
 

@@ -21,7 +21,7 @@ from corpus import LABEL_RATE, SAMPLE_RATE, SILENCE, Corpus
 from crops import Crops, disturbed
 from devices import mixed_precision, set_precision, training_device
 from features import resample
-from half_onnx import export, part_of, rounded
+from half_onnx import part_of, rounded, write_onnx
 from packages import phoneme_ids
 from torch import Tensor, nn
 from training import Learner, averaged_weights, train, training_parser
@@ -254,7 +254,14 @@ def export_tokenizer(tokenizer: SpeechTokenizer, path: Path) -> None:
     """feats (1, 128, frames) float32, feats_length (1,) int32 -> indices (1, tokens) int32"""
     example = (torch.randn(1, WHISPER_MELS, 101), torch.tensor([101], dtype=torch.int32))
     dynamic = {"feats": {2: "frames"}, "indices": {1: "tokens"}}
-    export(_Exported(tokenizer), example, ["feats", "feats_length"], "indices", dynamic, path)
+    write_onnx(_Exported(tokenizer), example, ["feats", "feats_length"], "indices", dynamic, path)
+
+
+def export(work: Path) -> Path:
+    """The trained one into the checkpoint."""
+    path = checkpoint_folder(work) / FILE_NAME
+    export_tokenizer(load_tokenizer(work, torch.device("cpu")), path)
+    return path
 
 
 @torch.no_grad()
@@ -308,9 +315,7 @@ def main() -> None:
         set_precision(fast=False)
         taught.load_state_dict(averaged_weights(path))
         rounded(taught.tokenizer)
-        export_tokenizer(
-            load_tokenizer(args.work, torch.device("cpu")), checkpoint_folder(args.work) / FILE_NAME
-        )
+        export(args.work)
         return check(taught, Labelled(Corpus.load(args.work, device, "test", args.shards), config, ids))
 
     train(NAME, path, {"model": learner}, step, lambda: crops.draw(BATCH), args.minutes, args.total, finish)
