@@ -33,7 +33,6 @@ from light_tts.models.cosyvoice2.masks import length_mask
 
 BATCH, ROW_TOKENS = 48, 320  # rows of 12.8 s
 RATE = 1e-3
-AVERAGE = 0.9995
 CHECKED, CHECKED_BATCHES = 16, 4  # items at the end
 SIGMA = 1e-6
 UNCONDITIONED = 0.2
@@ -74,7 +73,7 @@ def flow_losses(flow: Flow, items: Items, variance: Tensor) -> dict[str, Tensor]
 
 
 def initialise(flow: Flow, mel_mean: Tensor) -> None:
-    """mel_mean: (mels,). Both outputs begin near the mean mel, about -6: the format has no normalised mels."""
+    """mel_mean: (mels,). Both outputs begin near the mean mel, about -6: the format does not normalise."""
     with torch.no_grad():
         for module in flow.modules():
             if isinstance(module, RelativeAttention):
@@ -151,7 +150,7 @@ def main() -> None:
     mean, variance = mel_statistics(speech)
     flow = Flow(config.flow, shapes).to(device)
     initialise(flow, mean)
-    learner = Learner(flow, RATE, betas=(0.9, 0.99), average=AVERAGE)
+    learner = Learner(flow, RATE, betas=(0.9, 0.99))
     draw = np.random.default_rng()
 
     def step(chosen: Tensor) -> dict[str, Tensor]:
