@@ -115,9 +115,9 @@ def test_it_learns_and_the_exported_flow_does_the_same(tmp_path, monkeypatch):
         return {name: float(value) for name, value in parts}
 
     before = measured(flow)
-    learner = Learner(flow, 3e-3, average=0.8)
+    learner = Learner(flow, 1e-3, average=0.8)
     learner.set_rate(1.0)
-    for _ in range(30):
+    for _ in range(60):
         losses = flow_losses(flow, speech.items(speech.draw(4, draw)), variance)
         learner.learn(losses["velocity"] + losses["guess"])
 
@@ -130,5 +130,5 @@ def test_it_learns_and_the_exported_flow_does_the_same(tmp_path, monkeypatch):
     own, read = measured(flow), measured(exported)
     assert own == pytest.approx(read, rel=0.02)
     assert own.keys() == {"velocity", "guess", "mel error whole", "mel error in chunks"}
-    assert all(own[name] < 0.95 * before[name] for name in own)
+    assert all(own[name] < 0.85 * before[name] for name in own)
     assert own["guess"] < 0.3 * before["guess"]

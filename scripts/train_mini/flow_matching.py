@@ -26,14 +26,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.rnn import pad_sequence
 from training import Learner, averaged_weights, train, training_parser
 
-from light_tts.models.cosyvoice2.encoder import InputProjection, RelativeAttention
+from light_tts.models.cosyvoice2.encoder import RelativeAttention
 from light_tts.models.cosyvoice2.estimator import EstimatorMasks
 from light_tts.models.cosyvoice2.flow import Flow
 from light_tts.models.cosyvoice2.masks import length_mask
 
 BATCH, ROW_TOKENS = 48, 320  # rows of 12.8 s
 RATE = 1e-3
-AVERAGE = 0.9995
 CHECKED, CHECKED_BATCHES = 16, 4  # items at the end
 SIGMA = 1e-6
 UNCONDITIONED = 0.2
@@ -74,17 +73,13 @@ def flow_losses(flow: Flow, items: Items, variance: Tensor) -> dict[str, Tensor]
 
 
 def initialise(flow: Flow, mel_mean: Tensor) -> None:
-    """mel_mean: (mels,). Both outputs begin at the mean mel, which the format leaves as it is (about -6), and
-    the encoder's streams at size 1: beside sqrt(width) its blocks would hardly be heard."""
+    """mel_mean: (mels,). Both outputs begin near the mean mel, about -6: the format does not normalise."""
     with torch.no_grad():
         for module in flow.modules():
             if isinstance(module, RelativeAttention):
                 module.pos_bias_u.zero_()
                 module.pos_bias_v.zero_()
-            if isinstance(module, InputProjection):
-                module.out[1].weight.fill_(1 / module.scale)
         flow.encoder_proj.bias.copy_(mel_mean)
-        flow.decoder.estimator.final_proj.weight.zero_()
         flow.decoder.estimator.final_proj.bias.copy_(mel_mean)
 
 
@@ -155,7 +150,7 @@ def main() -> None:
     mean, variance = mel_statistics(speech)
     flow = Flow(config.flow, shapes).to(device)
     initialise(flow, mean)
-    learner = Learner(flow, RATE, betas=(0.9, 0.99), average=AVERAGE)
+    learner = Learner(flow, RATE, betas=(0.9, 0.99))
     draw = np.random.default_rng()
 
     def step(chosen: Tensor) -> dict[str, Tensor]:
