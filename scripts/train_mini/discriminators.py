@@ -1,7 +1,7 @@
 """Judges of waves: is it the teacher's or the vocoder's? And what both learn from the judgement.
 
-Periods as in HiFi-GAN (Kong et al., 2020), half as wide; spectrograms as in UnivNet (Jang et al., 2021). Both
-are 2-D convolutions, channels last, which is what tensor cores take.
+Periods as in HiFi-GAN (Kong et al., 2020), half to a quarter as wide; spectrograms as in UnivNet (Jang et
+al., 2021). Both are 2-D convolutions, channels last, which is what tensor cores take.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 PERIODS = (2, 3, 5, 7, 11)
-PERIOD_CHANNELS = (16, 64, 256, 512, 512)
+PERIOD_CHANNELS = (16, 64, 256, 256, 256)
 RESOLUTIONS = (2048, 1024, 512)
 SPECTRUM_CHANNELS = 32
 FAINT = 1e-3  # magnitudes below are not told apart

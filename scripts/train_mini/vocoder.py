@@ -11,11 +11,11 @@ and values up to LOWEST_F0 are steps on the way to or from there. HiFT speaks wi
 pulse of 30 Hz is heard as a click: so all below LOWEST_F0 is 0. The loss is an absolute one, whose best guess
 is the median: in doubt either voiced or not, never in between.
 
-Work for one second of speech, forward (counted): the vocoder 4.4 GFLOP, judges of periods 6.8 and of spectra
+Work for one second of speech, forward (counted): the vocoder 4.4 GFLOP, judges of periods 2.9 and of spectra
 7.8. A step takes the vocoder's 3 times (TF32) and the judges' 9 times (bfloat16: twice forward and back for
-themselves, three passes for the vocoder): 1.5 TFLOP for the 10 s of a batch. Bytes: 0.28 M activations of 4
-bytes pass about 350 times, the judges' 13.5 M of 2 bytes about 45 times: 16 GB. Estimated from that, not
-measured, on one H100 alone: 30 to 35 ms.
+themselves, three passes for the vocoder): 1.1 TFLOP for the 10 s of a batch. Bytes: 0.28 M activations of 4
+bytes pass about 350 times, the judges' 12.8 M of 2 bytes about 45 times: 16 GB. Estimated from that, not
+measured, on one H100 alone: 30 ms.
 """
 
 from __future__ import annotations
