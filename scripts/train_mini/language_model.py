@@ -283,16 +283,16 @@ def main() -> None:
         return [batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch]
 
     def check() -> str:
-        """On speakers and sentences that nothing was trained on; each utterance has the one before it as its
-        prompt."""
+        """On speakers and sentences that nothing was trained on; each utterance has another as its prompt,
+        where its speaker has one."""
         model.load_state_dict({k: v.to(device) for k, v in averaged_weights(path).items()})
         model.eval()
-        held_out = [
-            joined([voice[number - 1], spoken])
+        parts = [
+            [voice[number - 1], spoken] if len(voice) > 1 else [spoken]
             for voice in texts.voices("test")
             for number, spoken in enumerate(voice)
-            if len(voice) > 1 and fits([voice[number - 1], spoken])
         ]
+        held_out = [joined(some) for some in parts if fits(some)]
         groups = {
             "at once": [one_shot(spoken, ids) for spoken in held_out],
             "bistream": [bistream(spoken, ids, mix) for spoken in held_out if can_bistream(spoken, mix)],
