@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 
+from light_tts.kernels import hift_conv
+from light_tts.kernels.hift_conv import Tile
+from light_tts.kernels.hift_layout import Convolutions, Sums
 from light_tts.models.cosyvoice2 import hift_runner
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.hift import Hift
@@ -32,14 +35,21 @@ def hift() -> Hift:
 
 @pytest.fixture(autouse=True)
 def small_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter is slow: no padding of time beyond a few frames."""
+    """The interpreter is slow: no padding of time beyond a few frames, and few programs, which take it long
+    whatever their size (test_hift_kernels.py has several tiles)."""
     if not CUDA:
         monkeypatch.setattr(hift_runner, "frames_of_graph", lambda frames: frames + 1)
+        monkeypatch.setattr(hift_conv, "_tile", wide_tile)
 
 
 @pytest.fixture(autouse=True)
 def exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def wide_tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
+    frames, channels = (max(16, triton.next_power_of_2(n)) for n in (rows, conv.channels_out))
+    return Tile(min(frames, 512), min(channels, 64))
 
 
 def level(x: torch.Tensor) -> float:
