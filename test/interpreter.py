@@ -6,6 +6,8 @@ one. So tests that are not about tiles choose large ones there, and long grids o
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 
 import torch
 
@@ -30,3 +32,21 @@ def patch_language_once() -> None:
     if hasattr(interpreter, "_patch_lang"):  # private: where it is not, all works as before, only slower
         patch, kept = functools.cache(interpreter._patch_lang), _Kept()
         interpreter._patch_lang = lambda fn: (patch(fn), kept)[1]
+
+
+def grid(*axes: Sequence) -> list[tuple]:
+    """Values for `parametrize`: all combinations on a GPU; in the interpreter so many that each value of an
+    axis meets each value of every other one."""
+    if GPU:
+        return list(itertools.product(*axes))
+
+    def pairs(combination: tuple[int, ...]) -> set:
+        return set(itertools.combinations(enumerate(combination), 2))
+
+    combinations = list(itertools.product(*(range(len(axis)) for axis in axes)))
+    missing = set().union(*map(pairs, combinations))
+    chosen = []
+    while missing:
+        chosen.append(max(combinations, key=lambda combination: len(pairs(combination) & missing)))
+        missing -= pairs(chosen[-1])
+    return [tuple(axis[i] for axis, i in zip(axes, each, strict=True)) for each in sorted(chosen)]
