@@ -7,4 +7,5 @@ bash scripts/install.sh test
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/python -m pytest "$@"
+# Tests with servers mostly wait: two at a time. A file stays on one worker, with the servers it has started.
+.venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -15,6 +15,25 @@ if not interpreter.GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before any is imported
     interpreter.patch_language_once()
 
+LONGEST = (
+    "test_recovery",
+    "test_resources",
+    "test_lifecycle",
+    "test_http_api",
+    "test_upstream_weaknesses",
+    "test_token2wav",
+    "test_scripts",
+    "test_decode_stage",
+    "test_websocket",
+    "test_hift_runner",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that of several workers none is left with one at the end."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
