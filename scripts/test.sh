@@ -7,5 +7,6 @@ bash scripts/install.sh test
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-# Tests with servers mostly wait: two at a time. A file stays on one worker, with the servers it has started.
+# Two workers, one for each core of a small machine (TEST_WORKERS=0: none). A file stays on one of them, with
+# the servers that it has started.
 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

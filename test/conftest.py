@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import interpreter
 import pytest
@@ -33,6 +35,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first, so that of several workers none is left with one at the end."""
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    """A folder for sockets, whose names must be short: those of `tmp_path` may not be."""
+    with tempfile.TemporaryDirectory(prefix="ltts-") as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")
