@@ -19,7 +19,6 @@ if not interpreter.GPU:
 
 LONGEST = (
     "test_recovery",
-    "test_resources",
     "test_lifecycle",
     "test_http_api",
     "test_upstream_weaknesses",
