@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import interpreter
 import pytest
 import torch
 from server_process import Server, start_server
 
 torch.backends.cudnn.allow_tf32 = False  # as in the server
-if not torch.cuda.is_available():
+if not interpreter.GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when a kernel is defined: before any is imported
+    interpreter.patch_language_once()
+
+LONGEST = (
+    "test_recovery",
+    "test_lifecycle",
+    "test_http_api",
+    "test_upstream_weaknesses",
+    "test_token2wav",
+    "test_scripts",
+    "test_decode_stage",
+    "test_websocket",
+    "test_hift_runner",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that of several workers none is left with one at the end."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
+
+@pytest.fixture
+def socket_path() -> Iterator[Path]:
+    """A folder for sockets, whose names must be short: those of `tmp_path` may not be."""
+    with tempfile.TemporaryDirectory(prefix="ltts-") as name:
+        yield Path(name)
 
 
 @pytest.fixture(scope="session")

@@ -290,8 +290,8 @@ def kept(monkeypatch) -> Kept:
 
 
 @pytest.fixture
-def courteous(kept, tmp_path) -> Iterator[Stage]:
-    stage = Stage(tmp_path, decode_paral_num=2)
+def courteous(kept, socket_path) -> Iterator[Stage]:
+    stage = Stage(socket_path, decode_paral_num=2)
     yield stage
     stage.close()
 

@@ -99,11 +99,11 @@ class Stage:
 
 
 @pytest.fixture
-def make_stage(tmp_path):
+def make_stage(socket_path):
     with contextlib.ExitStack() as cleanup:
 
         def make(**settings) -> Stage:
-            run_dir = RunDir.create(f"ipc://{tmp_path}/", 1)
+            run_dir = RunDir.create(f"ipc://{socket_path}/", 1)
             cleanup.callback(run_dir.remove)
             stage = Stage(run_dir, Settings(model_dir=str(CHECKPOINT), **settings))
             cleanup.callback(stage.close)

@@ -3,6 +3,7 @@ they run in Triton's interpreter."""
 
 import pytest
 import torch
+from interpreter import grid
 
 from light_tts.kernels.flow_step import flow_step, flow_step_reference
 from light_tts.kernels.packed_attention import (
@@ -83,11 +84,12 @@ def test_conv_sees_only_its_own_sequence_and_its_past(dtype, channels_in, channe
         assert_close(normal, normal_expected, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gelu", [False, True])
-@pytest.mark.parametrize(("width", "out_width"), [(32, 72), (64, 130), (256, 1536)])
-def test_norm_linear(dtype, gelu, width, out_width):
+@pytest.mark.parametrize(
+    ("dtype", "gelu", "widths"), grid(DTYPES, [False, True], [(32, 72), (64, 130), (256, 1536)])
+)
+def test_norm_linear(dtype, gelu, widths):
     torch.manual_seed(1)
+    width, out_width = widths
     where = positions()
     x = draw(len(where), width, dtype=dtype) + 1
     gain, offset, weight, bias = draw(width), draw(width), draw(out_width, width), draw(out_width)
@@ -114,11 +116,12 @@ def test_folded_norm_is_the_norm():
     assert torch.allclose(out, plain, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("width", "out_width"), [(24, 32), (128, 40), (1024, 256)])
-@pytest.mark.parametrize("with_norm", [False, True])
-def test_linear_add(dtype, width, out_width, with_norm):
+@pytest.mark.parametrize(
+    ("dtype", "widths", "with_norm"), grid(DTYPES, [(24, 32), (128, 40), (1024, 256)], [False, True])
+)
+def test_linear_add(dtype, widths, with_norm):
     torch.manual_seed(3)
+    width, out_width = widths
     where = positions()
     wide = draw(len(where), 2 * out_width, dtype=dtype)
     wide[where < 0] = torch.nan
@@ -134,11 +137,10 @@ def test_linear_add(dtype, width, out_width, with_norm):
         assert_close(normal, normal_expected, dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("block_rows", [32, 64])
-@pytest.mark.parametrize(("heads", "head_dim"), [(2, 12), (2, 64)])
-def test_attention_of_sequences_with_and_without_chunks(dtype, heads, head_dim, block_rows):
+@pytest.mark.parametrize(("dtype", "block_rows", "head_dim"), grid(DTYPES, [32, 64], [12, 64]))
+def test_attention_of_sequences_with_and_without_chunks(dtype, head_dim, block_rows):
     torch.manual_seed(4)
+    heads = 2
     where = positions(copies=2)
     qkv = draw(len(where), 3 * heads * head_dim, dtype=dtype)
     qkv[where < 0] = torch.nan

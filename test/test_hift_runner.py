@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from interpreter import GPU as CUDA
 
 pytest.importorskip("triton")
 
+from light_tts.kernels import hift_conv
+from light_tts.kernels.hift_conv import Tile
+from light_tts.kernels.hift_layout import Convolutions, Sums
 from light_tts.models.cosyvoice2 import hift_runner
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.hift import Hift
@@ -19,7 +23,6 @@ from light_tts.models.cosyvoice2.vocoder import SourceNoise, TorchVocoder, choos
 
 CHECKPOINT = Path("test/golden/cosyvoice2/checkpoint")
 CONFIG = load_config(CHECKPOINT)
-CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 CACHED = 480
 needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a GPU")
@@ -31,15 +34,26 @@ def hift() -> Hift:
 
 
 @pytest.fixture(autouse=True)
-def small_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter is slow: no padding of time beyond a few frames."""
+def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_for_the_interpreter(monkeypatch)
+
+
+def patch_for_the_interpreter(patch: pytest.MonkeyPatch) -> None:
+    """It is slow: no padding of time beyond a few frames, and few programs, which take it long whatever their
+    size (test_hift_kernels.py has several tiles)."""
     if not CUDA:
-        monkeypatch.setattr(hift_runner, "frames_of_graph", lambda frames: frames + 1)
+        patch.setattr(hift_runner, "frames_of_graph", lambda frames: frames + 1)
+        patch.setattr(hift_conv, "_tile", wide_tile)
 
 
 @pytest.fixture(autouse=True)
 def exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def wide_tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
+    frames, channels = (max(16, 1 << (n - 1).bit_length()) for n in (rows, conv.channels_out))
+    return Tile(min(frames, 512), min(channels, 64))
 
 
 def level(x: torch.Tensor) -> float:
@@ -62,14 +76,21 @@ def batch(lengths: list[int]) -> tuple:
     )
 
 
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 2e-5), (torch.float16, 1e-3)])
-def test_whole_equals_the_plain_path(hift, dtype, limit):
-    lengths = [3, 1, 4]
-    inputs = batch(lengths)
-    waves, sources = HiftRunner(HiftNetwork(hift, dtype), CACHED).speak(*inputs)
+LENGTHS = [3, 1, 4]
+
+
+@pytest.fixture(scope="module")
+def together(hift) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waves and sources of the batch: the interpreter is slow, so what others are compared with is computed
+    once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_for_the_interpreter(patch)
+        return HiftRunner(HiftNetwork(hift), CACHED).speak(*batch(LENGTHS))
+
+
+def check_whole(hift: Hift, inputs: tuple, waves: torch.Tensor, sources: torch.Tensor, limit: float) -> None:
+    lengths = inputs[1]
     _, expected_sources = TorchVocoder(hift).speak(*inputs)
-    if CUDA and dtype == torch.float32:
-        limit = 5e-3  # multiplied as TF32, which tensor cores may cut off rather than round
     for row, length in enumerate(lengths):
         samples = slice(length * 480)
         source, expected = sources[row, samples], expected_sources[row, samples]
@@ -79,28 +100,35 @@ def test_whole_equals_the_plain_path(hift, dtype, limit):
         assert not waves[row, length * 480 :].any()
 
 
-def test_an_item_does_not_depend_on_its_neighbours_nor_on_the_size_of_the_graph(hift):
-    runner = HiftRunner(HiftNetwork(hift), CACHED)
-    mel, lengths, cached, noises = batch([2, 4])
-    waves, sources = runner.speak(mel, lengths, cached, noises)
-    wave, source = runner.speak(mel[:1, :, :2], lengths[:1], cached[:1], noises[:1])
-    assert torch.equal(wave[0], waves[0, :960])
-    assert torch.equal(source[0], sources[0, :960])
+def test_whole_equals_the_plain_path(hift, together):
+    check_whole(hift, batch(LENGTHS), *together, limit=1e-3)
 
 
-def test_what_lies_in_the_padding_is_never_read(hift):
-    runner = HiftRunner(HiftNetwork(hift), CACHED)
-    mel, lengths, cached, noises = batch([1, 2])
-    first = runner.speak(mel, lengths, cached, noises)[0]
-    mel[0, :, 1:] = float("nan")
-    assert torch.equal(runner.speak(mel, lengths, cached, noises)[0], first)
+def test_whole_in_float32_equals_the_plain_path(hift):
+    inputs = batch(LENGTHS if CUDA else [1, 2])
+    limit = 5e-3 if CUDA else 2e-5  # on a GPU as TF32, which tensor cores may cut off rather than round
+    check_whole(hift, inputs, *HiftRunner(HiftNetwork(hift, torch.float32), CACHED).speak(*inputs), limit)
 
 
-def test_a_batch_too_large_for_one_graph_is_computed_in_parts(hift):
-    mel, lengths, cached, noises = batch([1, 1])
-    whole, _ = HiftRunner(HiftNetwork(hift), CACHED).speak(mel, lengths, cached, noises)
-    parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(mel, lengths, cached, noises)
-    assert torch.equal(parts, whole)
+def test_an_item_does_not_depend_on_its_neighbours_nor_on_the_size_of_the_graph(hift, together):
+    mel, lengths, cached, noises = batch(LENGTHS)
+    alone = HiftRunner(HiftNetwork(hift), CACHED).speak(mel[:1, :, :3], lengths[:1], cached[:1], noises[:1])
+    for own, whole in zip(alone, together, strict=True):
+        assert torch.equal(own[0], whole[0, : 3 * 480])
+
+
+def test_what_lies_in_the_padding_is_never_read(hift, together):
+    mel, lengths, cached, noises = (part[:2] for part in batch(LENGTHS))
+    for row, length in enumerate(lengths):
+        mel[row, :, length:] = float("nan")
+    waves, _ = HiftRunner(HiftNetwork(hift), CACHED).speak(mel, lengths, cached, noises)
+    assert torch.equal(waves, together[0][:2])
+
+
+def test_a_batch_too_large_for_one_graph_is_computed_in_parts(hift, together):
+    two = [part[:2] for part in batch(LENGTHS)]
+    parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(*two)
+    assert torch.equal(parts, together[0][:2])
 
 
 def test_sizes_of_graphs():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from interpreter import grid
 from torch import Tensor
 
 triton = pytest.importorskip("triton")
@@ -50,7 +51,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DOT_DTYPES = DTYPES if DEVICE.type == "cuda" else DTYPES[:2]
 GOLDEN = (4, 2, 16)  # heads, kv heads, head_dim of the small checkpoint
 FULL = (14, 2, 64)  # of CosyVoice2-0.5B
-SHAPES = [pytest.param(GOLDEN, id="golden"), pytest.param(FULL, id="full")]
+SHAPES = [GOLDEN, FULL]
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -114,9 +115,7 @@ def rope(positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
     return angles.cos().to(DEVICE), angles.sin().to(DEVICE)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype,int8,shape", grid(DTYPES, [False, True], SHAPES))
 def test_rotary_kv_write(dtype: torch.dtype, int8: bool, shape: tuple[int, int, int]) -> None:
     heads, kv_heads, head_dim = shape
     tokens = 5
@@ -159,10 +158,7 @@ def qkv_of(tokens: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Tens
     return randn(tokens, (heads + 2 * kv_heads) * head_dim, dtype=dtype, seed=5)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("dtype", DOT_DTYPES)
-@pytest.mark.parametrize("split", [16, 32, 256])
+@pytest.mark.parametrize("split,dtype,int8,shape", grid([16, 32, 256], DOT_DTYPES, [False, True], SHAPES))
 def test_decode_attention(split: int, dtype: torch.dtype, int8: bool, shape: tuple[int, int, int]) -> None:
     pool, table = filled_pool(shape, dtype, int8, rows=6, max_len=200)
     expected_pool, _ = filled_pool(shape, dtype, int8, rows=6, max_len=200)
@@ -195,9 +191,7 @@ def test_decode_attention_does_not_depend_on_the_batch() -> None:
         assert torch.equal(attend(slice(i, i + 1))[0], together[i])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("int8", [False, True])
-@pytest.mark.parametrize("dtype", DOT_DTYPES)
+@pytest.mark.parametrize("dtype,int8,shape", grid(DOT_DTYPES, [False, True], SHAPES))
 def test_prefill_attention(dtype: torch.dtype, int8: bool, shape: tuple[int, int, int]) -> None:
     heads, _, head_dim = shape
     pool, table = filled_pool(shape, dtype, int8, rows=4, max_len=200)
@@ -289,11 +283,12 @@ def check_samples(logits: Tensor, steps: int = 2, **options: object) -> Tensor:
     return outs[0]
 
 
-@pytest.mark.parametrize("greedy", [False, True])
-@pytest.mark.parametrize("vocabulary,rows,spread", [(200, 24, 3), (732, 6, 0.3), (6564, 8, 3)])
-@pytest.mark.parametrize("dtype", DTYPES[:2])
-def test_sample(dtype: torch.dtype, vocabulary: int, rows: int, spread: float, greedy: bool) -> None:
+@pytest.mark.parametrize(
+    "dtype,sizes,greedy", grid(DTYPES[:2], [(200, 24, 3), (732, 6, 0.3), (6564, 8, 3)], [False, True])
+)
+def test_sample(dtype: torch.dtype, sizes: tuple[int, int, float], greedy: bool) -> None:
     """Half precision logits have many ties."""
+    vocabulary, rows, spread = sizes
     logits = (spread * randn(rows, vocabulary)).to(dtype)
     logits[:, -3:] += 2 * spread
     assert check_samples(logits, greedy=greedy)[:, 3].tolist() == [7, -1, -1]
@@ -423,11 +418,17 @@ def test_folded_norm(dtype: torch.dtype) -> None:
     close(norm_linear_reference(x, 1e-6, fold_norm(weight, norm_weight), None), expected, 8)
 
 
-@pytest.mark.parametrize("inputs,outputs", [(200, 33), (896, 64), (4864, 30)])
-@pytest.mark.parametrize("config", [RowConfig(2, 8), RowConfig(8, 4), RowConfig(16, 4)])
-@pytest.mark.parametrize("rows", [1, 3, 8])
-def test_row_linear_configurations(rows: int, config: RowConfig, inputs: int, outputs: int) -> None:
+@pytest.mark.parametrize(
+    "rows,config,size",
+    grid(
+        [1, 3, 8],
+        [RowConfig(2, 8), RowConfig(8, 4), RowConfig(16, 4)],
+        [(200, 33), (896, 64), (4864, 30)],
+    ),
+)
+def test_row_linear_configurations(rows: int, config: RowConfig, size: tuple[int, int]) -> None:
     dtype = torch.float16
+    inputs, outputs = size
     y, residual = randn(rows, inputs, dtype=dtype), randn(rows, outputs, dtype=dtype, seed=1)
     weight = randn(outputs, inputs, dtype=dtype, seed=2) * inputs**-0.5
     expected = residual.clone()
@@ -436,10 +437,9 @@ def test_row_linear_configurations(rows: int, config: RowConfig, inputs: int, ou
     close(residual, expected, SUM_STEPS[dtype])
 
 
-@pytest.mark.parametrize("splits", [1, 3, 4])
-@pytest.mark.parametrize("rows,inputs,outputs", LINEAR_SIZES)
-@pytest.mark.parametrize("dtype", DOT_DTYPES)
-def test_linear_add(dtype: torch.dtype, rows: int, inputs: int, outputs: int, splits: int) -> None:
+@pytest.mark.parametrize("dtype,size,splits", grid(DOT_DTYPES, LINEAR_SIZES, [1, 3, 4]))
+def test_linear_add(dtype: torch.dtype, size: tuple[int, int, int], splits: int) -> None:
+    rows, inputs, outputs = size
     y, residual = randn(rows, inputs, dtype=dtype), randn(rows, outputs, dtype=dtype, seed=1)
     weight = randn(outputs, inputs, dtype=dtype, seed=2) * inputs**-0.5
     expected = residual.clone()

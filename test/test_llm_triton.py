@@ -4,6 +4,7 @@ Triton's interpreter, which is slow: short requests."""
 import numpy as np
 import pytest
 import torch
+from interpreter import GPU
 from llm_requests import ARRAYS, GOLDEN, SAMPLER, TEXT, Loop, bistream, request
 from parity_checks.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
 
@@ -13,6 +14,7 @@ from light_tts.server.tts_llm.engine import Engine
 from light_tts.server.tts_llm.runner import TorchRunner
 
 pytest.importorskip("triton")
+from light_tts.kernels import row_linear
 from light_tts.server.tts_llm.prefill_batch import PrefillShape
 from light_tts.server.tts_llm.triton_runner import TritonRunner
 
@@ -21,6 +23,13 @@ GREEDY = RepetitionAwareSampler(top_p=1.0, top_k=1, win_size=10, tau_r=2.0)
 GRAPHS = {"graph_max_batch": 8, "graph_max_len": 1024}
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@pytest.fixture(autouse=True)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter takes as long for a program of many outputs (test_llm_kernels.py has many of few)."""
+    if not GPU:
+        monkeypatch.setattr(row_linear, "row_config", lambda *_: row_linear.RowConfig(64))
 
 
 def triton(sampler: RepetitionAwareSampler = SAMPLER, **options) -> Engine:

@@ -79,6 +79,7 @@ async def speak_to_each(server) -> None:
         left += await speak(server, 20)
 
 
+@pytest.mark.alone  # beside other tests allocators settle later
 @pytest.mark.timeout(600)
 def test_two_hundred_requests_hold_no_more_than_twenty():
     with start_server(decode_process_num=2, httpserver_workers=2) as server:
