@@ -1,6 +1,8 @@
 """The parts of scripts/train_mini that need no download: what is spoken, by whom, and what is held out."""
 
+import multiprocessing
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
+from generate import reports
 from onnx_graph import Graph
 from onnx_simplify import simplify
 from onnx_torch import OnnxModule, Operators
@@ -352,3 +355,15 @@ def test_the_host_does_not_wait_for_the_device(tmp_path):
     path = saved(tmp_path, nodes, weights, [1, 3, 100])
     (found,) = OnnxModule(path, torch.device("meta"))(x=torch.ones(1, 3, 100))
     assert found.is_meta and found.shape == (1, 3, 1, 1)
+
+
+def test_generation_ends_when_its_processes_do_in_whatever_way():
+    context = multiprocessing.get_context("spawn")
+    done = context.Queue()
+    done.put((3, 12.5))
+    process = context.Process(target=time.sleep, args=(60,))
+    process.start()
+    came = reports(done, [process])
+    assert next(came) == (3, 12.5)
+    process.kill()
+    assert list(came) == []
