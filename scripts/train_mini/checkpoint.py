@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
@@ -63,6 +67,13 @@ def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
     backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)
     _write(folder / BACKBONE_DIR / "config.json", json.dumps(backbone, indent=2))
     return load_config(folder), Qwen2Config.load(folder), flow_shapes(MINI)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:
+    """As float16; tensors that are one in memory stay one."""
+    halves = {value: value.half() for value in weights.values()}
+    torch.save({name: halves[value] for name, value in weights.items()}, path)
+    return path
 
 
 def _write(path: Path, text: str) -> None:

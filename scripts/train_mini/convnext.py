@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from light_tts.models.cosyvoice2.masks import length_mask
 
 
 def frame_mask(lengths: Tensor, frames: int) -> Tensor:
     """lengths: (batch,) -> (batch, 1, frames) float32: 1 in the first `lengths` frames of each."""
-    return (torch.arange(frames, device=lengths.device) < lengths[:, None])[:, None].float()
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Over the channels of (batch, channels, frames)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+    return length_mask(lengths, frames)[:, None].float()
 
 
 class ConvNeXt(nn.Module):

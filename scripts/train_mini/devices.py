@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def training_device() -> torch.device:
@@ -16,6 +17,11 @@ def set_precision(fast: bool) -> None:
     """Whether products of float32 may be computed in TF32."""
     torch.set_float32_matmul_precision("high" if fast else "highest")
     torch.backends.cudnn.allow_tf32 = fast
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values`, which are on the host, on the device; a GPU is not waited for."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 
 def mixed_precision(device: torch.device) -> torch.autocast:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from devices import mixed_precision
 from spectral_losses import magnitudes
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -85,9 +86,7 @@ class Discriminators(nn.Module):
 
     def forward(self, wave: Tensor) -> list[Features]:
         """wave: (batch, samples) float32. On a GPU the convolutions compute in bfloat16."""
-        with torch.autocast(
-            wave.device.type, torch.bfloat16, enabled=wave.device.type == "cuda", cache_enabled=False
-        ):
+        with mixed_precision(wave.device):
             return [judge(wave) for judge in self.judges]
 
 

@@ -9,27 +9,27 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from light_tts.common.audio import resampling_filter
+from light_tts.models.cosyvoice2.frontend.features import SPEECH_RATE
 
-SPEECH_RATE = 16_000
 FBANK_MELS, FBANK_SAMPLES, FBANK_HOP, FBANK_FFT = 80, 400, 160, 512
 FBANK_LOWEST, FBANK_FLOOR, PRE_EMPHASIS = 20.0, 1.1920929e-07, 0.97
 
 
 @lru_cache
-def _resampling_kernel(rate: int, new_rate: int, device: torch.device) -> tuple[Tensor, int, int]:
-    """The filter's rows, each shifted to where its output lies: (new, 1, taps), and both rates."""
+def _resampling_kernel(rate: int, new_rate: int, device: torch.device) -> tuple[Tensor, int, int, int]:
+    """The filter's rows, each shifted to where its output lies: (new, 1, taps), both rates, and how many
+    inputs before its own an output sees."""
     old, new, table = resampling_filter(rate, new_rate)
     shifts = [phase * old // new for phase in range(new)]
     kernel = torch.zeros(new, 1, table.shape[1] + shifts[-1])
     for phase, shift in enumerate(shifts):
         kernel[phase, 0, shift : shift + table.shape[1]] = torch.from_numpy(table[phase])
-    return kernel.to(device), old, new
+    return kernel.to(device), old, new, (table.shape[1] - 2) // 2
 
 
 def resample(signal: Tensor, rate: int, new_rate: int = SPEECH_RATE) -> Tensor:
     """signal: (batch, n) -> (batch, ceil(n * new_rate / rate)), as `light_tts.common.audio.resample`."""
-    kernel, old, new = _resampling_kernel(rate, new_rate, signal.device)
-    width = (resampling_filter(rate, new_rate)[2].shape[1] - 2) // 2
+    kernel, old, new, width = _resampling_kernel(rate, new_rate, signal.device)
     length = -(-signal.shape[1] * new // old)
     steps = -(-length // new)
     missing = max(0, (steps - 1) * old + kernel.shape[2] - width - signal.shape[1])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from codes import Code, read_codes
 from corpus import Corpus
+from devices import sent
 from torch import Tensor
 
 from light_tts.models.cosyvoice2.config import Config
@@ -149,10 +150,7 @@ class PairedSpeech:
             complete=second_size == self.size[second],
             streaming=draw.random(batch) < STREAMED,
         )
-        packed = torch.from_numpy(np.stack(chosen).astype(np.int64))
-        if self.device.type == "cuda":
-            packed = packed.pin_memory()
-        return packed.to(self.device, non_blocking=True)
+        return sent(torch.from_numpy(np.stack(chosen).astype(np.int64)), self.device)
 
     def items(self, chosen: Tensor) -> Items:
         """chosen: as `draw` gives it. No synchronisation."""

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoint import checkpoint_folder, training_file, write_config
+from checkpoint import checkpoint_folder, training_file, write_config, write_weights
+from devices import mixed_precision, training_device
 from flow_items import Items, PairedSpeech
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -133,17 +134,13 @@ def export(work: Path) -> Path:
     write_config(work)
     target = checkpoint_folder(work) / "flow.pt"
     state = averaged_weights(training_file(work, "flow"), "flow")
-    torch.save({name: value.half() for name, value in state.items()}, target)
-    return target
+    return write_weights(target, state)
 
 
 def main() -> None:
     parser = training_parser(__doc__, minutes=12)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    device = training_device()
     config, _, shapes = write_config(args.work)
     speech = PairedSpeech.load(args.work, config, device, ROW_TOKENS, shards=args.shards)
     print(f"flow: {len(speech)} recordings, {len(speech.token) / config.token_frame_rate / 3600:.1f} h")
@@ -156,7 +153,7 @@ def main() -> None:
     def step(chosen: Tensor) -> dict[str, Tensor]:
         items = speech.items(chosen)
         with (
-            torch.autocast(device.type, torch.bfloat16, device.type == "cuda", cache_enabled=False),
+            mixed_precision(device),
             sdpa_kernel(ATTENTION),
         ):
             losses = flow_losses(flow, items, variance)

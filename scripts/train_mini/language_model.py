@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checkpoint import checkpoint_folder, training_file, write_config
+from checkpoint import checkpoint_folder, training_file, write_config, write_weights
 from codes import read_codes
 from corpus import SILENCE
+from devices import mixed_precision, sent, training_device
 from layouts import NONE, Layout, Spoken, bistream, can_bistream, joined, one_shot, pronunciation
 from packages import phoneme_ids
 from packing import ROW, batches, packed, prefetched
@@ -101,7 +102,7 @@ class TrainedLM(nn.Module):
         """batch: (5, rows, n) of `packed` -> logits of speech ids and of phonemes, (rows * n, ...) float32"""
         inputs, positions, sequence = batch[:3]
         on_gpu = batch.is_cuda
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=on_gpu, cache_enabled=False):
+        with mixed_precision(batch.device):
             inputs = inputs.flatten()
             if self.training:
                 inputs = with_noise(inputs, self.lm.ids)
@@ -254,19 +255,14 @@ def measured(
 def export(work: Path) -> Path:
     """Writes llm.pt, in half precision and under the names of CosyVoice2, into the checkpoint."""
     weights = averaged_weights(training_file(work, NAME))
-    state = {
-        name.removeprefix("lm."): value.half() for name, value in weights.items() if name.startswith("lm.")
-    }
-    state["llm.model.lm_head.weight"] = state["llm.model.model.embed_tokens.weight"]  # tied
-    target = checkpoint_folder(work) / "llm.pt"
-    torch.save(state, target)
-    return target
+    state = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
+    tied = {"llm.model.lm_head.weight": state["llm.model.model.embed_tokens.weight"]}
+    return write_weights(checkpoint_folder(work) / "llm.pt", state | tied)
 
 
 def main() -> None:
     args = training_parser(__doc__, minutes=5.0).parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
+    device = training_device()
     config, backbone, _ = write_config(args.work)
     mix = config.llm.mix_ratio
     texts = Texts(args.work, args.shards)
@@ -279,8 +275,7 @@ def main() -> None:
     take = prefetched(batches(layouts, ROWS))
 
     def draw() -> list[Tensor]:
-        batch = torch.from_numpy(take())
-        return [batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch]
+        return [sent(torch.from_numpy(take()), device)]
 
     def check() -> str:
         """On speakers and sentences that nothing was trained on; each utterance has another as its prompt,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from checkpoint import checkpoint_folder, training_file
-from convnext import ChannelNorm, ConvNeXt, frame_mask
+from convnext import ConvNeXt, frame_mask
 from corpus import SAMPLE_RATE, Corpus
 from crops import Crops, disturbed, tilted
 from devices import mixed_precision, set_precision, training_device
@@ -23,6 +23,7 @@ from half_onnx import part_of, rounded, write_onnx
 from torch import Tensor, nn
 from training import Learner, averaged_weights, train, training_parser
 
+from light_tts.models.cosyvoice2.estimator import ChannelNorm
 from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder as ServedEncoder
 
 NAME = "speaker_encoder"

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from checkpoint import checkpoint_folder, training_file, write_config
-from convnext import ChannelNorm, ConvNeXt, frame_mask
+from convnext import ConvNeXt, frame_mask
 from corpus import LABEL_RATE, SAMPLE_RATE, SILENCE, Corpus
 from crops import Crops, disturbed
 from devices import mixed_precision, set_precision, training_device
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from training import Learner, averaged_weights, train, training_parser
 
 from light_tts.models.cosyvoice2.config import MelConfig
+from light_tts.models.cosyvoice2.estimator import ChannelNorm
 from light_tts.models.cosyvoice2.frontend.features import flow_mels, whisper_log_mels
 from light_tts.models.cosyvoice2.frontend.speech_tokenizer import FILE_NAME
 

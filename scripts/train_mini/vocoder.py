@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoint import checkpoint_folder, training_file, write_config
+from checkpoint import checkpoint_folder, training_file, write_config, write_weights
 from corpus import LABEL_RATE, SAMPLE_RATE, Corpus
+from devices import sent, training_device
 from discriminators import Discriminators, deceiving_loss, judging_loss, matching_loss
 from spectral_losses import mel_distance, stft_distance
 from torch import Tensor
@@ -103,12 +104,7 @@ class Training:
         index = np.searchsorted(self._ends, place, side="right")
         last = np.maximum(self._ends[index] - self._begins[index] - FRAMES, 0)
         begin = np.minimum(place - self._begins[index], last)
-        return tuple(self._to_device(torch.from_numpy(values)) for values in (index, begin))
-
-    def _to_device(self, values: Tensor) -> Tensor:
-        if self._corpus.device.type != "cuda":
-            return values
-        return values.pin_memory().to(self._corpus.device, non_blocking=True)
+        return tuple(sent(torch.from_numpy(values), self._corpus.device) for values in (index, begin))
 
     def shape(self, index: Tensor, begin: Tensor) -> dict[str, Tensor]:
         """A step of the first phase: the spectra alone, with the teacher's pitch."""
@@ -215,20 +211,14 @@ def load_averaged(model: Hift, path: Path) -> Hift:
 
 def export(work: Path) -> Path:
     """Writes hift.pt into the checkpoint's folder, float16, of the averaged weights."""
-    target = checkpoint_folder(work) / FILE_NAME
-    weights = averaged_weights(training_file(work, NAME))
-    torch.save({name: value.half() for name, value in weights.items()}, target)
-    return target
+    return write_weights(checkpoint_folder(work) / FILE_NAME, averaged_weights(training_file(work, NAME)))
 
 
 def main() -> None:
     parser = training_parser(__doc__, minutes=20.0)
     parser.add_argument("--batch", type=int, default=BATCH, help=f"crops of {FRAMES} frames a step")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    device = training_device()
     if device.type == "cuda":  # one pass over the activations instead of five, and two instead of twelve back
         hift.snake = torch.compile(hift.snake, dynamic=False)
     config, _, _ = write_config(args.work)
@@ -243,10 +233,11 @@ def main() -> None:
 
     spent = torch.load(path, map_location="cpu", weights_only=True)["minutes"] if path.exists() else 0.0
     shaping = min(args.minutes, max(0.0, SHAPING * args.total - spent))
-    phases = ((training.shape, shaping), (training.compete, args.minutes - shaping))
-    for step, minutes in phases:
-        if minutes > 0:
-            train(NAME, path, training.learners, step, training.draw, minutes, args.total, check)
+    phases = [(training.shape, shaping), (training.compete, args.minutes - shaping)]
+    phases = [(step, minutes) for step, minutes in phases if minutes > 0]
+    for number, (step, minutes) in enumerate(phases, 1):
+        at_end = check if number == len(phases) else None
+        train(NAME, path, training.learners, step, training.draw, minutes, args.total, at_end)
     print(f"{NAME}: {export(args.work)}", flush=True)
 
 

@@ -184,7 +184,7 @@ class Hift(nn.Module):
         """source: (batch, samples) -> real and imaginary parts (batch, 2 * bins, spectrum frames), zero where
         padded. Centred frames; each item is mirrored at its own end."""
         lengths = torch.as_tensor(lengths)
-        if _mask(lengths * self.samples_per_frame, source) is None:
+        if _is_full(lengths * self.samples_per_frame, source.shape[1]):
             samples = source.shape[1]  # no copy to the device: a CUDA graph may be recorded of this
         else:
             samples = lengths.to(source.device)[:, None] * self.samples_per_frame
@@ -229,10 +229,15 @@ def _mask(lengths: Lengths, x: Tensor) -> Tensor | None:
     """1 within each item's length: (batch, 1, frames); None where nothing of x (batch, ..., frames) is
     padded, so far as the host knows."""
     lengths = torch.as_tensor(lengths)
-    if lengths.device.type == "cpu" and int(lengths.min()) >= x.shape[-1]:
+    if _is_full(lengths, x.shape[-1]):
         return None
     inside = torch.arange(x.shape[-1], device=x.device) < lengths.to(x.device)[:, None]
     return inside.unsqueeze(1).to(x.dtype)
+
+
+def _is_full(lengths: Tensor, size: int) -> bool:
+    """Whether the host knows that no item is shorter."""
+    return lengths.device.type == "cpu" and int(lengths.min()) >= size
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
