@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ Step = Callable[..., dict[str, Tensor]]
 
 WARM_UP_STEPS = 200  # of each run: the optimiser's moments are not kept
 LOWEST_RATE = 0.02  # of the highest, at the end
-LOG_SECONDS, SAVE_SECONDS = 15.0, 120.0
+LOG_SECONDS, SAVE_SECONDS = 15.0, 60.0
 STEPS_AHEAD = 16  # that the host may be ahead of the GPU
 
 
@@ -133,7 +136,8 @@ def train(
     check: Callable[[], str] | None = None,
 ) -> None:
     """Goes on from `path` if it is there, and writes it. `step`: what one step does, for the tensors that
-    `draw` gives; always of the same shapes. `check`: called at the end, its text is printed."""
+    `draw` gives; always of the same shapes. `check`: called at the end, its text is printed. SIGTERM ends the
+    training at once: the file is written, nothing is checked, the process exits."""
     spent, count = 0.0, 0
     if path.exists():
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -148,12 +152,14 @@ def train(
         torch.save({**states, "minutes": spent + passed, "steps": count}, unfinished)
         unfinished.replace(path)
 
+    stopped = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopped.set())
     for learner in learners.values():
         learner.set_rate(1 / WARM_UP_STEPS)
     run = recorded(step, draw())
     begun = logged = saved_at = time.monotonic()
     own = 0
-    while (passed := (time.monotonic() - begun) / 60) < minutes:
+    while (passed := (time.monotonic() - begun) / 60) < minutes and not stopped.is_set():
         share = rate_share((spent + passed) / total) * min(1.0, (own + 1) / WARM_UP_STEPS)
         for learner in learners.values():
             learner.set_rate(share)
@@ -177,6 +183,9 @@ def train(
             save(passed)
             saved_at = now
     save((time.monotonic() - begun) / 60)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if stopped.is_set():
+        sys.exit(f"{name}: stopped after {count} steps")
     print(f"{name}: {path} after {count} steps {check() if check else ''}", flush=True)
 
 
