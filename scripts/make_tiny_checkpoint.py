@@ -39,7 +39,7 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "generat
 @dataclass(frozen=True)
 class Sizes:
     """The first group goes into the yaml, the second into the backbone's config.json; the third shows in the
-    shapes of tensors only."""
+    shapes of tensors only; the last is no size, but goes into the yaml too: how tokens are sampled."""
 
     hidden_size: int
     speech_token_size: int
@@ -63,6 +63,11 @@ class Sizes:
 
     up_blocks: int
     lookahead_channels: int
+
+    top_p: float = 0.8
+    top_k: int = 25
+    win_size: int = 10
+    tau_r: float = 0.1
 
 
 SIZES = {

@@ -11,7 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
 import language_model as training_of_lm
-from checkpoint import END_OF_TEXT, checkpoint_folder, training_file, write_config
+from checkpoint import END_OF_TEXT, MINI, checkpoint_folder, training_file, write_config
 from language_model import (
     Packed,
     TrainedLM,
@@ -220,6 +220,12 @@ def test_exported_model_is_the_trained_one(tmp_path):
         expected = model.eval()(batch)[0]
         hidden = loaded(batch[0, 0], batch[1, 0], Packed(batch[2], torch.float32))
     torch.testing.assert_close(loaded.logits(hidden), expected, atol=5e-3, rtol=5e-3)
+
+
+def test_configuration_has_the_sampling_that_suits_the_model(tmp_path):
+    sampling = write_config(tmp_path)[0].llm.sampling
+    assert (sampling.top_p, sampling.top_k, sampling.tau_r) == (MINI.top_p, MINI.top_k, MINI.tau_r)
+    assert sampling.win_size == 10
 
 
 def test_tokenizer_fits_the_model(tmp_path):

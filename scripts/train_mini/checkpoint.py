@@ -41,6 +41,10 @@ MINI = Sizes(
     vocab_size=1024,
     up_blocks=3,
     lookahead_channels=192,
+    # Measured on 40 sentences: 4.5 and 6.1 % of words wrong with two sets of seeds; 12.3 % with the defaults.
+    top_p=0.5,
+    top_k=8,
+    tau_r=0.2,
 )
 # Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
 END_OF_TEXT = MINI.vocab_size - 20
