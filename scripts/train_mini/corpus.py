@@ -112,6 +112,12 @@ class Corpus:
         return phoneme, torch.where(inside, self.labels.f0[flat], 0.0), inside
 
 
+def heard_at(times: np.ndarray, durations: np.ndarray) -> np.ndarray:
+    """Which of the phonemes with these durations in seconds is heard at each of `times`, in seconds from the
+    beginning of the speech. -> indices, of the shape of `times`"""
+    return np.searchsorted(np.cumsum(durations), times + LATE).clip(max=len(durations) - 1)
+
+
 def _starts(sizes: list[int]) -> list[int]:
     return [0, *np.cumsum(sizes)[:-1].tolist()]
 
@@ -122,6 +128,6 @@ def _frame_labels(
     """durations: (phonemes,) seconds; f0: (steps,) at equal distances over the wave -> phoneme (frames,)
     int64 and f0 (frames,) float32, as heard at the middle of each frame."""
     times = (np.arange(samples * LABEL_RATE // SAMPLE_RATE) + 0.5) / LABEL_RATE
-    spoken = np.searchsorted(np.cumsum(durations), times + LATE).clip(max=len(phonemes) - 1)
+    spoken = heard_at(times, durations)
     steps = (times * len(f0) * SAMPLE_RATE / samples).astype(np.int64).clip(max=len(f0) - 1)
     return phonemes[spoken].astype(np.int64), f0[steps].astype(np.float32)

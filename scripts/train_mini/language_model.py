@@ -1,74 +1,46 @@
 """Trains the language model: text to speech tokens, and, so that it knows how words are pronounced that are
-rarely or never spoken in the data, text to the teacher's phonemes.
+rarely or never spoken in the data, text to the teacher's phonemes. Some heads learn to look at the text that is
+being spoken (ALIGNMENT_HEADS), which the teacher's durations tell.
 
     python scripts/train_mini/language_model.py [--minutes 5] [--total 5] [--work build/train_mini]
 
-Needs the text tokenizer (text_tokenizer.py) and the speech tokens (codes.npz). Writes llm.pt into the
-checkpoint.
+Needs the text tokenizer (text_tokenizer.py) and the speech tokens (codes.npz). Every CHECK_MINUTES and at the
+end it speaks held-out sentences (free_generation.py) with two running averages of the weights; the better one
+is kept in training/language_model_best.pt, and llm.pt, in the checkpoint, is made of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import traceback
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from checkpoint import checkpoint_folder, training_file, write_config, write_weights
-from codes import read_codes
-from corpus import SILENCE
+from attention import Packed, Watched
+from checkpoint import ALIGNMENT_HEADS, checkpoint_folder, training_file, write_config, write_weights
 from devices import mixed_precision, sent, training_device
-from layouts import NONE, Layout, Spoken, bistream, can_bistream, joined, one_shot, pronunciation
-from packages import phoneme_ids
-from packing import ROW, batches, packed, prefetched
-from text_tokenizer import spoken_texts
+from free_generation import Examination
+from layouts import NONE, Layout, bistream, can_bistream, joined, one_shot
+from lm_data import Texts, fits, training_layouts
+from packing import batches, packed, prefetched
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import Learner, averaged_weights, train, training_parser
-from work import read_lines
 
-from light_tts.models.cosyvoice2.frontend.tokenizer import TextTokenizer
 from light_tts.models.cosyvoice2.llm import SpeechIds, SpeechLM
 
-NAME = "language_model"
+NAME, BEST = "language_model", "language_model_best"
 ROWS = 16  # of a batch
-TOKEN_RATE = 25  # speech tokens a second
-PARTS = (0.3, 0.6, 0.1)  # shares of sequences of one, two and three utterances
-BISTREAM = 0.25  # share of sequences of speech
-PRONUNCIATION = 0.3  # share of tokens in sequences of phonemes
 DROPOUT = 0.1
-NOISE = 0.05  # share of speech tokens that are read wrong: the model's own will be, too
+NOISE = 0.08  # share of speech tokens that are read wrong, on the average: the model's own will be, too
 PHONEME_WEIGHT = 0.5
+ALIGNMENT_WEIGHT = 0.2
 RATE = 1.5e-3
-
-Encode = Callable[[str], list[int]]
-
-
-class Packed:
-    """Attention in rows of sequences, one behind the other. sequence: (rows, n), the number of each token's
-    sequence. An `AttentionContext` without a cache."""
-
-    def __init__(self, sequence: Tensor, dtype: torch.dtype) -> None:
-        self._rows, size = sequence.shape
-        past = torch.ones(size, size, dtype=torch.bool, device=sequence.device).tril()
-        seen = past & (sequence[:, None, :, None] == sequence[:, None, None, :])
-        self._bias = torch.zeros(seen.shape, dtype=dtype, device=sequence.device)
-        self._bias.masked_fill_(~seen, -math.inf)  # (rows, 1, n, n)
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = q.shape[1]
-        q, k, v = (self._by_head(x, heads) for x in (q, k, v))
-        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-            out = F.scaled_dot_product_attention(q, k, v, self._bias)
-        return out.transpose(1, 2).flatten(0, 1)
-
-    def _by_head(self, x: Tensor, heads: int) -> Tensor:
-        """(rows * n, kv_heads, head_dim) -> (rows, heads, n, head_dim)"""
-        x = x[:, :, None].expand(-1, -1, heads // x.shape[1], -1).flatten(1, 2)
-        return x.unflatten(0, (self._rows, -1)).transpose(1, 2).to(self._bias.dtype)
+WEIGHT_DECAY = 0.1
+SLOW_AVERAGE = 0.9998
+CHECK_MINUTES = 5.0
 
 
 class TrainedLM(nn.Module):
@@ -77,6 +49,7 @@ class TrainedLM(nn.Module):
     def __init__(self, lm: SpeechLM, phonemes: int) -> None:
         super().__init__()
         self.lm = lm
+        self.heads = ALIGNMENT_HEADS
         self.phoneme_embedding = nn.Embedding(phonemes, lm.backbone.hidden_size)
         self.phoneme_decoder = nn.Linear(lm.backbone.hidden_size, phonemes)
         self.dropout = nn.Dropout(DROPOUT)
@@ -98,36 +71,65 @@ class TrainedLM(nn.Module):
                     std=0.02 / math.sqrt(2 * self.lm.backbone.num_hidden_layers) if adds else 0.02
                 )
 
-    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """batch: (5, rows, n) of `packed` -> logits of speech ids and of phonemes, (rows * n, ...) float32"""
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor, Watched]:
+        """batch: (PLANES, rows, n) of `packed` -> logits of speech ids and of phonemes, (rows * n, ...)
+        float32, and where the heads have looked"""
         inputs, positions, sequence = batch[:3]
         on_gpu = batch.is_cuda
         with mixed_precision(batch.device):
-            inputs = inputs.flatten()
+            watched = Watched(batch[5:], inputs < self.lm.ids.text_vocab)
             if self.training:
                 inputs = with_noise(inputs, self.lm.ids)
             table = torch.cat([*self.lm.tables, self.phoneme_embedding.weight])
-            attention = Packed(sequence, torch.bfloat16 if on_gpu else torch.float32)
-            x = self.dropout(F.embedding(inputs, table))
+            dtype = torch.bfloat16 if on_gpu else torch.float32
+            attention = Packed(sequence, dtype, watched, self.heads)
+            x = self.dropout(F.embedding(inputs.flatten(), table))
             hidden = self.lm.hidden(x, positions.flatten(), attention)
-            return self.lm.logits(hidden), self.phoneme_decoder(hidden).float()
+            return self.lm.logits(hidden), self.phoneme_decoder(hidden).float(), watched
 
 
 def with_noise(inputs: Tensor, ids: SpeechIds) -> Tensor:
-    """Some speech tokens replaced by any other. inputs: (tokens,) unified ids."""
+    """Some speech tokens replaced by any other, in some rows more than in others. inputs: (rows, n) unified
+    ids."""
     first, end = ids.text_vocab, ids.text_vocab + ids.speech_tokens
     other = torch.randint_like(inputs, first, end)
-    wrong = (inputs >= first) & (inputs < end) & (torch.rand(inputs.shape, device=inputs.device) < NOISE)
+    share = 2 * NOISE * torch.rand(len(inputs), 1, device=inputs.device)
+    wrong = (inputs >= first) & (inputs < end) & (torch.rand(inputs.shape, device=inputs.device) < share)
     return torch.where(wrong, other, inputs)
 
 
-def training_step(model: TrainedLM, learner: Learner, batch: Tensor) -> dict[str, Tensor]:
-    """One step, which may be recorded. batch: (5, rows, n) of `packed`."""
-    logits = model(batch)
-    targets = batch[3:].flatten(1).long()
+class SlowAverage:
+    """A second running average of what a `Learner` changes, over a longer time."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._parameters = [p.detach() for p in module.parameters()]
+        self._averaged = [p.clone() for p in self._parameters]
+
+    def follow(self) -> None:
+        torch._foreach_lerp_(self._averaged, self._parameters, 1 - SLOW_AVERAGE)
+
+    def begin(self) -> None:
+        """With the weights as they are."""
+        torch._foreach_copy_(self._averaged, self._parameters)
+
+    def weights(self) -> dict[str, Tensor]:
+        names = [name for name, _ in self._module.named_parameters()]
+        return {**self._module.state_dict(), **dict(zip(names, self._averaged, strict=True))}
+
+
+def training_step(
+    model: TrainedLM, learner: Learner, batch: Tensor, slow: SlowAverage | None = None
+) -> dict[str, Tensor]:
+    """One step, which may be recorded. batch: (PLANES, rows, n) of `packed`."""
+    *logits, watched = model(batch)
+    targets = batch[3:5].flatten(1).long()
     speech, phoneme = (_mean_loss(logit, target) for logit, target in zip(logits, targets, strict=True))
-    norm = learner.learn(speech + PHONEME_WEIGHT * phoneme)
-    return {"speech": speech.detach(), "phoneme": phoneme.detach(), "gradient": norm}
+    norm = learner.learn(speech + PHONEME_WEIGHT * phoneme + ALIGNMENT_WEIGHT * watched.loss)
+    if slow is not None:
+        slow.follow()
+    losses = {"speech": speech, "phoneme": phoneme, "alignment": watched.loss}
+    return {**{name: loss.detach() for name, loss in losses.items()}, "gradient": norm}
 
 
 def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -135,173 +137,131 @@ def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
     return total / (target != NONE).sum().clamp(min=1)
 
 
-class Texts:
-    """Sequences of text and speech, and of text and phonemes, out of the work folder."""
-
-    def __init__(self, work: Path, shards: int | None) -> None:
-        """Raises FileNotFoundError for a step that was left out."""
-        self._work, self._shards = work, shards
-        self._encode: Encode = TextTokenizer(checkpoint_folder(work)).encode
-        self._spoken = spoken_texts(work)
-        self._phonemes = phoneme_ids(work)
-        self.phonemes = max(self._phonemes.values()) + 1
-
-    def _text(self, written: str) -> np.ndarray:
-        return np.array(self._encode(self._spoken.get(written, written)), np.int64)
-
-    def _sounds(self, phonemes: str) -> np.ndarray:
-        return np.array([self._phonemes[phoneme] for phoneme in phonemes], np.int64)
-
-    def pronunciations(self, split: str, ids: SpeechIds) -> list[Layout]:
-        """Of all sentences, spoken or not."""
-        return [
-            pronunciation(self._text(line["text"]), self._sounds(line["phonemes"]), ids)
-            for line in read_lines(self._work / "sentences.jsonl")
-            if line["split"] == split
-        ]
-
-    def voices(self, split: str) -> list[list[Spoken]]:
-        """What each speaker says, of the utterances that have been spoken and have speech tokens."""
-        codes = read_codes(self._work)
-        lines = {u["id"]: u for u in read_lines(self._work / "utterances.jsonl") if u["split"] == split}
-        voices: dict[str, list[Spoken]] = {}
-        for file in sorted((self._work / "speech").glob("?????.npz"))[: self._shards]:
-            with np.load(file) as shard:
-                names, durations = shard["id"], shard["durations"]
-                durations = np.split(durations, np.cumsum(shard["phonemes"])[:-1])
-            for name, seconds in zip(map(str, names), durations, strict=True):
-                if name in lines and name in codes:
-                    line, speech = lines[name], codes[name].speech_token
-                    sounds = np.pad(self._sounds(line["phonemes"]), 1, constant_values=SILENCE)
-                    spoken = Spoken(self._text(line["text"]), speech, heard(sounds, seconds, len(speech)))
-                    voices.setdefault(line["speaker"], []).append(spoken)
-        if not voices:
-            raise FileNotFoundError(f"{self._work}: no speech tokens of split {split!r}")
-        return list(voices.values())
-
-
-def heard(phonemes: np.ndarray, durations: np.ndarray, tokens: int) -> np.ndarray:
-    """phonemes, durations: (n,), seconds -> (tokens,) the phoneme in the middle of each speech token."""
-    middles = (np.arange(tokens) + 0.5) / TOKEN_RATE
-    return phonemes[np.searchsorted(np.cumsum(durations), middles).clip(max=len(phonemes) - 1)]
-
-
-def training_layouts(
-    voices: list[list[Spoken]],
-    pronunciations: list[Layout],
-    ids: SpeechIds,
-    mix: tuple[int, int],
-    draw: np.random.Generator,
-) -> Iterator[Layout]:
-    """Endless, in the shares that are given above. Sequences of several utterances are of one voice, as a
-    prompt and what is said after it."""
-    by_utterance = [voice for voice in voices for _ in voice]
-    more_than = np.cumsum(PARTS)[:-1]
-    tokens = told = 0
-    while True:
-        if told <= PRONUNCIATION * tokens:
-            layout = pronunciations[draw.integers(len(pronunciations))]
-            told += len(layout)
-        else:
-            voice = by_utterance[draw.integers(len(by_utterance))]
-            count = min(len(voice), 1 + int((draw.random() > more_than).sum()))
-            parts = [voice[number] for number in draw.choice(len(voice), count, replace=False)]
-            while len(parts) > 1 and not fits(parts):
-                parts.pop()
-            layout = speech_layout(joined(parts), ids, mix, draw.random() < BISTREAM)
-        tokens += len(layout)
-        yield layout
-
-
-def fits(parts: list[Spoken]) -> bool:
-    """Whether a row has room for them, marks and what bistream repeats included."""
-    return sum(len(part.text) + len(part.speech) for part in parts) + 3 <= ROW
-
-
-def speech_layout(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int], streams: bool) -> Layout:
-    if streams and can_bistream(spoken, mix):
-        return bistream(spoken, ids, mix)
-    return one_shot(spoken, ids)
-
-
 @torch.no_grad()
 def measured(
     model: TrainedLM, layouts: list[Layout], device: torch.device, rows: int = ROWS
 ) -> dict[str, float]:
     """Over all `layouts`: nats and accuracy of speech tokens, of the end, of the fill id, and of phonemes;
-    without those that are not there."""
+    nats of the share of their attention that heads give to the words that are spoken, and how often that is
+    more than a half; without those that are not there."""
     ids = model.lm.ids
     sums: dict[str, Tensor] = {}
+
+    def add(name: str, nats: Tensor, right: Tensor) -> None:
+        values = torch.stack([nats.new_tensor(len(nats)), nats.sum(), right.sum()]).double().cpu()
+        sums[name] = sums.get(name, 0) + values
+
     while layouts:
         batch, layouts = packed(layouts, rows)
         batch = torch.from_numpy(batch).to(device)
-        for kind, logits, target in zip(
-            ("speech", "phoneme"), model(batch), batch[3:].flatten(1).long(), strict=True
-        ):
-            nats = F.cross_entropy(logits, target.clamp(min=0), reduction="none")
-            right = logits.argmax(-1) == target
+        *logits, watched = model(batch)
+        for kind, logit, target in zip(("speech", "phoneme"), logits, batch[3:5].flatten(1), strict=True):
+            target = target.long()
+            nats = F.cross_entropy(logit, target.clamp(min=0), reduction="none")
+            right = logit.argmax(-1) == target
             kinds = {kind: target >= 0}
             if kind == "speech":
                 spoken = (target >= 0) & (target < ids.speech_tokens)
                 kinds = {kind: spoken, "end": target == ids.eos, "fill": target == ids.fill}
             for name, where in kinds.items():
-                values = torch.stack([where.sum(), nats[where].sum(), right[where].sum()]).cpu()
-                sums[name] = sums.get(name, 0) + values
+                add(name, nats[where], right[where])
+        nats = watched.nats[:, watched.known].flatten()
+        add("alignment", nats, nats < math.log(2))
     found = {name: values.tolist() for name, values in sums.items() if values[0]}
     nats = {f"{name}_nats": total / count for name, (count, total, _) in found.items()}
     return {**nats, **{f"{name}_accuracy": right / count for name, (count, _, right) in found.items()}}
 
 
 def export(work: Path) -> Path:
-    """Writes llm.pt, in half precision and under the names of CosyVoice2, into the checkpoint."""
-    weights = averaged_weights(training_file(work, NAME))
+    """Writes llm.pt, in half precision and under the names of CosyVoice2, into the checkpoint: of the weights
+    that spoke best, or of the latest average if none has been heard."""
+    best = training_file(work, BEST)
+    weights = averaged_weights(best if best.exists() else training_file(work, NAME))
     state = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
     tied = {"llm.model.lm_head.weight": state["llm.model.model.embed_tokens.weight"]}
     return write_weights(checkpoint_folder(work) / "llm.pt", state | tied)
 
 
+def keep_better(path: Path, weights: dict[str, Tensor], errors: float) -> bool:
+    """Writes `weights` to `path` unless those there made fewer `errors`. -> whether it did"""
+    if path.exists() and torch.load(path, map_location="cpu", weights_only=True)["errors"] <= errors:
+        return False
+    unfinished = path.with_suffix(".part")
+    torch.save({"model": {"average": weights}, "errors": errors}, unfinished)
+    unfinished.replace(path)
+    return True
+
+
+def held_out_nats(model: TrainedLM, texts: Texts, mix: tuple[int, int], device: torch.device) -> str:
+    """On speakers and sentences that nothing was trained on; each utterance has another as its prompt, where
+    its speaker has one."""
+    ids = model.lm.ids
+    parts = [
+        [voice[number - 1], spoken] if len(voice) > 1 else [spoken]
+        for voice in texts.voices("test")
+        for number, spoken in enumerate(voice)
+    ]
+    held_out = [joined(some) for some in parts if fits(some)]
+    groups = {
+        "at once": [one_shot(spoken, ids) for spoken in held_out],
+        "bistream": [bistream(spoken, ids, mix) for spoken in held_out if can_bistream(spoken, mix)],
+        "pronunciation": texts.pronunciations("test", ids),
+    }
+    text = ""
+    for group, layouts in groups.items():
+        values = measured(model, layouts, device)
+        text += f"\n{group}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items())
+    return text
+
+
 def main() -> None:
-    args = training_parser(__doc__, minutes=5.0).parse_args()
+    parser = training_parser(__doc__, minutes=5.0)
+    parser.add_argument("--sentences", type=int, default=160, help="to speak at each check")
+    args = parser.parse_args()
     device = training_device()
     config, backbone, _ = write_config(args.work)
     mix = config.llm.mix_ratio
     texts = Texts(args.work, args.shards)
     model = TrainedLM(SpeechLM(backbone, config.llm), texts.phonemes).to(device)
-    learner, ids = Learner(model, RATE, weight_decay=0.05), model.lm.ids
-    voices, pronunciations = texts.voices("train"), texts.pronunciations("train", ids)
+    learner, slow = Learner(model, RATE, weight_decay=WEIGHT_DECAY), SlowAverage(model)
+    voices, pronunciations = texts.voices("train"), texts.pronunciations("train", model.lm.ids)
     tokens = sum(len(spoken.speech) for voice in voices for spoken in voice)
-    print(f"{tokens} speech tokens of {len(voices)} speakers, {len(pronunciations)} sentences", flush=True)
-    layouts = training_layouts(voices, pronunciations, ids, mix, np.random.default_rng())
+    print(
+        f"{tokens} speech tokens of {len(voices)} speakers, {len(pronunciations)} sentences; it is known what "
+        f"is spoken when in {texts.aligned} of {texts.utterances} utterances",
+        flush=True,
+    )
+    layouts = training_layouts(voices, pronunciations, model.lm.ids, mix, np.random.default_rng())
     take = prefetched(batches(layouts, ROWS))
+    path, best = training_file(args.work, NAME), training_file(args.work, BEST)
 
     def draw() -> list[Tensor]:
         return [sent(torch.from_numpy(take()), device)]
 
-    def check() -> str:
-        """On speakers and sentences that nothing was trained on; each utterance has another as its prompt,
-        where its speaker has one."""
-        model.load_state_dict({k: v.to(device) for k, v in averaged_weights(path).items()})
-        model.eval()
-        parts = [
-            [voice[number - 1], spoken] if len(voice) > 1 else [spoken]
-            for voice in texts.voices("test")
-            for number, spoken in enumerate(voice)
-        ]
-        held_out = [joined(some) for some in parts if fits(some)]
-        groups = {
-            "at once": [one_shot(spoken, ids) for spoken in held_out],
-            "bistream": [bistream(spoken, ids, mix) for spoken in held_out if can_bistream(spoken, mix)],
-            "pronunciation": texts.pronunciations("test", ids),
-        }
-        text = ""
-        for group, layouts in groups.items():
-            values = measured(model, layouts, device)
-            text += f"\n{group}: " + ", ".join(f"{key} {value:.4f}" for key, value in values.items())
-        return text
+    def hear() -> str:
+        """Both averages speak; the training goes on whatever happens."""
+        try:
+            examination = Examination(args.work, texts, config, backbone, device, args.sentences)
+            text = ""
+            for name, weights in (("average", learner.state()["average"]), ("slow average", slow.weights())):
+                found = examination.heard(weights)
+                kept = keep_better(best, weights, found.errors)
+                text += f"\n{name}: {found}{'; the best so far' if kept else ''}"
+            return text
+        except Exception:
+            return f"\nspeaking failed:\n{traceback.format_exc()}"
 
-    path = training_file(args.work, NAME)
-    step = partial(training_step, model, learner)
-    train(NAME, path, {"model": learner}, step, draw, args.minutes, args.total, check)
+    def check() -> str:
+        text = hear()
+        model.load_state_dict(averaged_weights(path))
+        model.eval()
+        return text + held_out_nats(model, texts, mix, device)
+
+    if path.exists():
+        learner.load(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    slow.begin()
+    step = partial(training_step, model, learner, slow=slow)
+    train(NAME, path, {"model": learner}, step, draw, args.minutes, args.total, check, hear, CHECK_MINUTES)
     print(export(args.work), flush=True)
 
 

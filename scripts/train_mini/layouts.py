@@ -22,23 +22,28 @@ PHONEME_MARK = 0
 @dataclass(frozen=True)
 class Spoken:
     """text: (ids,) of the tokenizer; speech: (tokens,) speech ids; phoneme: (tokens,), which one is heard at
-    each of them."""
+    each of them; words: (tokens, 2), which ids of the text are spoken at each of them: the first, and the one
+    behind the last; equal where that is not known."""
 
     text: np.ndarray
     speech: np.ndarray
     phoneme: np.ndarray
+    words: np.ndarray
 
 
 @dataclass(frozen=True)
 class Layout:
-    """inputs: (n,) unified ids; speech, phoneme: (n,) what should be said after each, or NONE."""
+    """inputs: (n,) unified ids; speech, phoneme: (n,) what should be said after each, or NONE; words: (n, 2),
+    between which positions lies the text that is spoken by what should be said: the first, and the one behind
+    the last (speech between them in bistream is not meant); equal where that is not known."""
 
     inputs: np.ndarray
     speech: np.ndarray
     phoneme: np.ndarray
+    words: np.ndarray
 
     def __post_init__(self) -> None:
-        assert len(self.inputs) == len(self.speech) == len(self.phoneme)
+        assert len(self.inputs) == len(self.speech) == len(self.phoneme) == len(self.words)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -46,10 +51,12 @@ class Layout:
 
 def joined(parts: Sequence[Spoken]) -> Spoken:
     """Utterances of one speaker as one: the first is what the prompt will be."""
+    before = np.cumsum([0, *(len(part.text) for part in parts)])
     return Spoken(
         np.concatenate([part.text for part in parts]),
         np.concatenate([part.speech for part in parts]),
         np.concatenate([part.phoneme for part in parts]),
+        np.concatenate([part.words + first for part, first in zip(parts, before, strict=False)]),
     )
 
 
@@ -60,6 +67,7 @@ def one_shot(spoken: Spoken, ids: SpeechIds) -> Layout:
         np.concatenate([[ids.sos], spoken.text, [ids.task], ids.text_vocab + spoken.speech]),
         np.concatenate([silent, spoken.speech, [ids.eos]]),
         np.concatenate([silent, spoken.phoneme, _none(1)]),
+        np.concatenate([_nowhere(len(silent)), 1 + spoken.words, _nowhere(1)]),
     )
 
 
@@ -75,27 +83,39 @@ def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int]) -> Layout:
     blocks, (text_size, speech_size) = len(spoken.text) // mix[0], mix
     text_end, speech_end = blocks * text_size, blocks * speech_size
     units = ids.text_vocab + spoken.speech
-    inputs, speech, phoneme = [np.array([ids.sos])], [_none(1)], [_none(1)]
+    place = np.arange(len(spoken.text) + 1)
+    place += 1 + np.minimum(place // text_size, blocks) * speech_size + (place >= text_end) * (blocks > 0)
+    first, last = spoken.words.T[0], (spoken.words.T[1] - 1).clip(min=0)
+    known = spoken.words.T[1] > first
+    words_of = np.stack([place[first], np.where(known, place[last] + 1, place[first])], 1)
+    inputs, speech, phoneme, words = [np.array([ids.sos])], [_none(1)], [_none(1)], [_nowhere(1)]
     for block in range(blocks):
         said = slice(block * speech_size, (block + 1) * speech_size)
         inputs += [spoken.text[block * text_size : (block + 1) * text_size], units[said]]
         speech += [_none(text_size - 1), spoken.speech[said], [ids.fill]]
         phoneme += [_none(text_size - 1), spoken.phoneme[said], _none(1)]
+        words += [_nowhere(text_size - 1), words_of[said], _nowhere(1)]
     again = units[speech_end - 1 : speech_end] if blocks else units[:0]
     inputs += [again, spoken.text[text_end:], [ids.task], units[speech_end:]]
     silent = _none(len(again) + len(spoken.text) - text_end)
     speech += [silent, spoken.speech[speech_end:], [ids.eos]]
     phoneme += [silent, spoken.phoneme[speech_end:], _none(1)]
-    return Layout(*(np.concatenate(parts) for parts in (inputs, speech, phoneme)))
+    words += [_nowhere(len(silent)), words_of[speech_end:], _nowhere(1)]
+    return Layout(*(np.concatenate(parts) for parts in (inputs, speech, phoneme, words)))
 
 
-def pronunciation(text: np.ndarray, phonemes: np.ndarray, ids: SpeechIds) -> Layout:
-    """text: (ids,); phonemes: (n,) of the teacher."""
+def pronunciation(text: np.ndarray, phonemes: np.ndarray, words: np.ndarray, ids: SpeechIds) -> Layout:
+    """text: (ids,); phonemes: (n,) of the teacher; words: (n, 2), as in `Spoken`, for each of the phonemes."""
     marked = np.concatenate([[PHONEME_MARK], phonemes])
     inputs = np.concatenate([[ids.sos], text, ids.task + 1 + marked])
     said = np.concatenate([_none(1 + len(text)), phonemes, [PHONEME_MARK]])
-    return Layout(inputs, _none(len(inputs)), said)
+    where = np.concatenate([_nowhere(1 + len(text)), 1 + words, _nowhere(1)])
+    return Layout(inputs, _none(len(inputs)), said, where)
 
 
 def _none(count: int) -> np.ndarray:
     return np.full(count, NONE, np.int32)
+
+
+def _nowhere(count: int) -> np.ndarray:
+    return np.zeros((count, 2), np.int64)

@@ -10,15 +10,16 @@ import numpy as np
 from layouts import NONE, Layout
 
 ROW = 1024  # tokens
+PLANES = 7  # of a batch: inputs, positions, sequence, speech, phoneme, beginning and end of the spoken words
 AHEAD = 8  # batches that are made before they are needed
 
 
 def packed(layouts: list[Layout], rows: int) -> tuple[np.ndarray, list[Layout]]:
-    """The longest first, each into the first row that has room. -> (5, rows, ROW) int32: inputs, positions,
-    number of the sequence in its row (-1 where there is none), speech and phonemes to say; and those layouts
-    that found no room."""
-    batch = np.zeros((5, rows, ROW), np.int32)
-    batch[2], batch[3:] = -1, NONE
+    """The longest first, each into the first row that has room. -> (PLANES, rows, ROW) int32: inputs,
+    positions, number of the sequence in its row (-1 where there is none), speech and phonemes to say, and
+    where in the row the words begin and end that are spoken then; and those layouts that found no room."""
+    batch = np.zeros((PLANES, rows, ROW), np.int32)
+    batch[2], batch[3:5] = -1, NONE
     used, left = [0] * rows, []
     for number, layout in enumerate(sorted(layouts, key=len, reverse=True)):
         size = len(layout)
@@ -29,6 +30,7 @@ def packed(layouts: list[Layout], rows: int) -> tuple[np.ndarray, list[Layout]]:
         place = batch[:, row, used[row] : used[row] + size]
         place[0], place[1], place[2] = layout.inputs, np.arange(size), number
         place[3], place[4] = layout.speech, layout.phoneme
+        place[5:] = used[row] + layout.words.T
         used[row] += size
     return batch, left
 

@@ -1,5 +1,5 @@
 """The sentences that the teacher speaks: examples and definitions of WordNet, and made ones with numbers,
-dates and names, in written form and as the teacher's phonemes.
+dates and names and of everyday talk, in written form and as the teacher's phonemes.
 
     python scripts/train_mini/sentences.py [--work build/train_mini]
 
@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from everyday import everyday
 from packages import PHONEMIZER, WORDNET, phoneme_ids, unpacked
 from work import argument_parser, lines_to
 
 SPEAKABLE = re.compile(r"[A-Za-z0-9 ,.;:'!?$-]+")
 WORDS = range(4, 25)
-MADE = 6000
+EVERYDAY_WORDS = range(1, 41)
+MADE, EVERYDAY = 6000, 9000
 MOST_PHONEMES = 500  # the teacher takes 510
 TEST_SHARE = 64  # one sentence in so many
 # Parts of words that no voice in a box should be heard to say, in examples of a dictionary of all words.
@@ -145,10 +147,10 @@ def made(count: int, seed: int = 0) -> Iterator[str]:
         yield draw.choice(patterns)()
 
 
-def tidy(text: str) -> str | None:
-    """As a sentence, or None where it is not fit to be spoken."""
+def tidy(text: str, words: range = WORDS) -> str | None:
+    """As a sentence, or None where it is not fit to be spoken or has not as many `words`."""
     text = text.strip().rstrip(";,").strip()
-    if not SPEAKABLE.fullmatch(text) or len(text.split()) not in WORDS or COARSE.search(text):
+    if not SPEAKABLE.fullmatch(text) or len(text.split()) not in words or COARSE.search(text):
         return None
     return text[0].upper() + text[1:] + ("" if text[-1] in ".?!" else ".")
 
@@ -185,10 +187,17 @@ def main() -> None:
     known = set(phoneme_ids(args.work))
     phonemize = phonemizer(args.work)
     texts: dict[str, str] = {}
-    sources = {"examples": examples(wordnet), "made": made(MADE), "definitions": definitions(wordnet)}
+    sources = {
+        "examples": examples(wordnet),
+        "made": made(MADE),
+        "everyday": everyday(EVERYDAY),
+        "definitions": definitions(wordnet),
+    }
     for source, found in sources.items():
-        for text in filter(None, map(tidy, found)):
-            texts.setdefault(text, source)
+        words = EVERYDAY_WORDS if source == "everyday" else WORDS
+        for text in found:
+            if tidied := tidy(text, words):
+                texts.setdefault(tidied, source)
     begun = shown = time.monotonic()
     written = dict.fromkeys(sources, 0)
     target = args.work / "sentences.jsonl"

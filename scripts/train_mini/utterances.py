@@ -1,10 +1,11 @@
 """Who speaks what: the training data before it is spoken.
 
-    python scripts/train_mini/utterances.py [--hours 20] [--work build/train_mini]
+    python scripts/train_mini/utterances.py [--hours 20] [--seed 0] [--work build/train_mini]
 
 Writes utterances.jsonl in the work folder: {"id", "text", "phonemes", "speaker", "split"}, in the order in
 which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so that there
-are short utterances and long ones.
+are short utterances and long ones. Another `--seed` gives other utterances to train with; those to test with
+stay.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from work import argument_parser, lines_to, read_lines
 PHONEMES_A_SECOND = 14.0  # of the teacher, stress marks and blanks included
 LONGEST = 12.0  # seconds
 TEST_UTTERANCES = 600
-DEFINITIONS = 0.35  # share of training utterances that begin with a definition: rare words, dull grammar
+DEFINITIONS = 0.3  # share of training utterances that begin with a definition: rare words, dull grammar
+EVERYDAY = 0.2  # share of those that begin with everyday talk,
+ALONE = 0.5  # of which so many have nothing else: as short as one word
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Deck:
     def __init__(self, cards: list, draw: random.Random) -> None:
         self._cards, self._draw, self._left = cards, draw, []
 
+    def __len__(self) -> int:
+        return len(self._cards)
+
     def deal(self):
         if not self._left:
             self._left = self._cards[:]
@@ -59,21 +65,26 @@ def training_utterances(
     }
     train = [sentence for sentence in sentences if sentence["split"] == "train"]
     definitions = Deck([s for s in train if s["source"] == "definitions"], draw)
+    everyday = Deck([s for s in train if s["source"] == "everyday"], draw)
     others = Deck([s for s in train if s["source"] != "definitions"], draw)
     following = others.deal()
     seconds, number = 0.0, 0
     while seconds < hours * 3600:
         (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
         wanted = draw.uniform(2.0, LONGEST)
-        if draw.random() < DEFINITIONS:
+        begins = draw.random()
+        if begins < DEFINITIONS:
             parts = [definitions.deal()]
+        elif begins < DEFINITIONS + EVERYDAY and everyday:
+            parts = [everyday.deal()]
+            wanted = 0.0 if draw.random() < ALONE else wanted
         else:
             parts, following = [following], others.deal()
         while sum(len(part["phonemes"]) for part in [*parts, following]) <= wanted * PHONEMES_A_SECOND:
             parts.append(following)
             following = others.deal()
         utterance = Utterance(
-            f"{number:06}",
+            f"{seed:02}-{number:06}" if seed else f"{number:06}",
             " ".join(part["text"] for part in parts),
             " ".join(part["phonemes"] for part in parts),
             decks[kind].deal().name,
@@ -98,6 +109,7 @@ def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--hours", type=float, default=20.0, help="of training data, about")
+    parser.add_argument("--seed", type=int, default=0, help="other utterances to train with for each")
     args = parser.parse_args()
     sentences = read_lines(args.work / "sentences.jsonl")
     voices = speakers(voice_names(voices_folder(args.work)))
@@ -106,7 +118,7 @@ def main() -> None:
     with lines_to(target) as write:
         for utterance in (
             *held_out_utterances(sentences, voices),
-            *training_utterances(sentences, voices, args.hours),
+            *training_utterances(sentences, voices, args.hours, args.seed),
         ):
             write(utterance)
             total[utterance.split] += utterance.seconds / 3600
