@@ -15,12 +15,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
+from everyday import everyday
 from generate import reports
 from onnx_graph import Graph
 from onnx_simplify import simplify
 from onnx_torch import OnnxModule, Operators
 from packages import FetchError, Package, unpacked
-from sentences import made, split_of, tidy
+from sentences import EVERYDAY_WORDS, made, split_of, tidy
 from speakers import HELD_OUT, SHARES, Speaker, speakers, style
 from utterances import held_out_utterances, training_utterances
 
@@ -28,10 +29,16 @@ NAMES = [f"{kind}_{name}" for kind in ("af", "am", "bf", "jf", "zm") for name in
 
 
 def sentences(count: int) -> list[dict]:
-    sources = ("examples", "definitions", "made")
+    sources = ("examples", "definitions", "everyday")
     texts = [f"This is sentence number {n}." for n in range(count)]
     return [
-        {"text": text, "phonemes": text.lower(), "source": sources[n % 3], "split": split_of(text)}
+        {
+            "text": text,
+            "spoken": text,
+            "phonemes": text.lower(),
+            "source": sources[n % 3],
+            "split": split_of(text),
+        }
         for n, text in enumerate(texts)
     ]
 
@@ -69,6 +76,23 @@ def test_only_what_can_be_spoken_becomes_a_sentence(text, expected):
 
 def test_made_sentences_are_fit_to_be_spoken():
     assert all(tidy(text) == text for text in made(300))
+
+
+def test_everyday_talk_is_fit_to_be_spoken_and_has_short_and_long_sentences():
+    texts = list(everyday(500))
+    assert texts == list(everyday(500)) and len(set(texts)) == 500
+    assert all(tidy(text, EVERYDAY_WORDS) == text for text in texts)
+    sizes = [len(text.split()) for text in texts]
+    assert min(sizes) == 1 and max(sizes) > 20
+    for part in ("?", "'", "Hello", ", and", ":"):
+        assert any(part in text for text in texts)
+
+
+def test_another_seed_gives_other_utterances_with_names_of_their_own():
+    found, texts = speakers(NAMES), sentences(3000)
+    one, other = (list(training_utterances(texts, found, 0.2, seed)) for seed in (0, 7))
+    assert not {u.id for u in one} & {u.id for u in other}
+    assert len({u.text for u in one} & {u.text for u in other}) < 0.1 * len(one)
 
 
 def test_utterances_hold_out_what_is_held_out_and_keep_the_shares():

@@ -15,8 +15,8 @@ class Packed:
     """Attention in rows of sequences, one behind the other. sequence: (rows, n), the number of each token's
     sequence. An `AttentionContext` without a cache.
 
-    With `watched`, it computes besides how far the `heads`, as (layer, head), look elsewhere than at the words
-    that are spoken."""
+    With `watched`, it computes besides how far the `heads`, as (layer, head), look elsewhere than at the
+    words that are spoken."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Packed:
 
 class Watched:
     """What share of their attention heads give to the text that is being spoken. words: (2, rows, n), between
-    which positions that text lies, equal where it is not known; text: (rows, n), which positions hold text."""
+    which positions it lies, equal where it is not known; text: (rows, n), which positions hold text."""
 
     def __init__(self, words: Tensor, text: Tensor) -> None:
         place = torch.arange(text.shape[1], device=text.device)
@@ -61,7 +61,7 @@ class Watched:
         self._nats: list[Tensor] = []
 
     def see(self, seen: Tensor) -> None:
-        """seen: (rows, n, n), what each position may attend to. Text that has not arrived is not asked for."""
+        """seen: (rows, n, n), what each may attend to. Text that has not arrived is not asked for."""
         self._seen = seen
         self._meant = self._meant & seen
         self._known = self._meant.any(-1)

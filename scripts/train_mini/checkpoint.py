@@ -48,6 +48,9 @@ MINI = Sizes(
 )
 # Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
 END_OF_TEXT = MINI.vocab_size - 20
+# (layer, head) of the language model that is trained to look at the words that are being spoken. The
+# configuration has them under `alignment_heads`, so that times of words can be read from a checkpoint.
+ALIGNMENT_HEADS = ((1, 2), (1, 3))  # they did so most before they were told
 
 
 def checkpoint_folder(work: Path) -> Path:
@@ -65,7 +68,8 @@ def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
     folder = checkpoint_folder(work)
     (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
     template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
-    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)))
+    heads = f"alignment_heads: {[list(head) for head in ALIGNMENT_HEADS]}\n"
+    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)) + heads)
     backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
     backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
     backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)

@@ -1,6 +1,6 @@
 """Trains the language model: text to speech tokens, and, so that it knows how words are pronounced that are
-rarely or never spoken in the data, text to the teacher's phonemes. Some heads learn to look at the text that is
-being spoken (ALIGNMENT_HEADS), which the teacher's durations tell.
+rarely or never spoken in the data, text to the teacher's phonemes. Some heads learn to look at the text that
+is being spoken (ALIGNMENT_HEADS), which the teacher's durations tell.
 
     python scripts/train_mini/language_model.py [--minutes 5] [--total 5] [--work build/train_mini]
 
@@ -25,13 +25,13 @@ from devices import mixed_precision, sent, training_device
 from free_generation import Examination
 from layouts import NONE, Layout, bistream, can_bistream, joined, one_shot
 from lm_data import Texts, fits, training_layouts
+from lm_weights import BEST, NAME, keep_better, weights_to_use
 from packing import batches, packed, prefetched
 from torch import Tensor, nn
 from training import Learner, averaged_weights, train, training_parser
 
 from light_tts.models.cosyvoice2.llm import SpeechIds, SpeechLM
 
-NAME, BEST = "language_model", "language_model_best"
 ROWS = 16  # of a batch
 DROPOUT = 0.1
 NOISE = 0.08  # share of speech tokens that are read wrong, on the average: the model's own will be, too
@@ -174,22 +174,15 @@ def measured(
 
 def export(work: Path) -> Path:
     """Writes llm.pt, in half precision and under the names of CosyVoice2, into the checkpoint: of the weights
-    that spoke best, or of the latest average if none has been heard."""
-    best = training_file(work, BEST)
-    weights = averaged_weights(best if best.exists() else training_file(work, NAME))
+    to use."""
+    weights = tied(averaged_weights(weights_to_use(work)))
     state = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
-    tied = {"llm.model.lm_head.weight": state["llm.model.model.embed_tokens.weight"]}
-    return write_weights(checkpoint_folder(work) / "llm.pt", state | tied)
+    return write_weights(checkpoint_folder(work) / "llm.pt", state)
 
 
-def keep_better(path: Path, weights: dict[str, Tensor], errors: float) -> bool:
-    """Writes `weights` to `path` unless those there made fewer `errors`. -> whether it did"""
-    if path.exists() and torch.load(path, map_location="cpu", weights_only=True)["errors"] <= errors:
-        return False
-    unfinished = path.with_suffix(".part")
-    torch.save({"model": {"average": weights}, "errors": errors}, unfinished)
-    unfinished.replace(path)
-    return True
+def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the text head that is the table of the text, whose average has one name."""
+    return {**weights, "lm.llm.model.lm_head.weight": weights["lm.llm.model.model.embed_tokens.weight"]}
 
 
 def held_out_nats(model: TrainedLM, texts: Texts, mix: tuple[int, int], device: torch.device) -> str:
@@ -216,7 +209,7 @@ def held_out_nats(model: TrainedLM, texts: Texts, mix: tuple[int, int], device: 
 
 def main() -> None:
     parser = training_parser(__doc__, minutes=5.0)
-    parser.add_argument("--sentences", type=int, default=160, help="to speak at each check")
+    parser.add_argument("--sentences", type=int, default=240, help="to speak at each check")
     args = parser.parse_args()
     device = training_device()
     config, backbone, _ = write_config(args.work)
@@ -227,8 +220,8 @@ def main() -> None:
     voices, pronunciations = texts.voices("train"), texts.pronunciations("train", model.lm.ids)
     tokens = sum(len(spoken.speech) for voice in voices for spoken in voice)
     print(
-        f"{tokens} speech tokens of {len(voices)} speakers, {len(pronunciations)} sentences; it is known what "
-        f"is spoken when in {texts.aligned} of {texts.utterances} utterances",
+        f"{tokens} speech tokens of {len(voices)} speakers, {len(pronunciations)} sentences; it is known "
+        f"what is spoken when in {texts.aligned} of {texts.utterances} utterances",
         flush=True,
     )
     layouts = training_layouts(voices, pronunciations, model.lm.ids, mix, np.random.default_rng())
@@ -242,18 +235,20 @@ def main() -> None:
         """Both averages speak; the training goes on whatever happens."""
         try:
             examination = Examination(args.work, texts, config, backbone, device, args.sentences)
+            saved = torch.load(path, map_location="cpu", weights_only=True)
             text = ""
             for name, weights in (("average", learner.state()["average"]), ("slow average", slow.weights())):
                 found = examination.heard(weights)
-                kept = keep_better(best, weights, found.errors)
+                kept = keep_better(best, weights, found.errors, saved["steps"])
                 text += f"\n{name}: {found}{'; the best so far' if kept else ''}"
+                text += f"\n{name}, bistream: {examination.heard(weights, streams=True)}"
             return text
         except Exception:
             return f"\nspeaking failed:\n{traceback.format_exc()}"
 
     def check() -> str:
         text = hear()
-        model.load_state_dict(averaged_weights(path))
+        model.load_state_dict(tied(averaged_weights(path)))
         model.eval()
         return text + held_out_nats(model, texts, mix, device)
 

@@ -105,7 +105,7 @@ def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int]) -> Layout:
 
 
 def pronunciation(text: np.ndarray, phonemes: np.ndarray, words: np.ndarray, ids: SpeechIds) -> Layout:
-    """text: (ids,); phonemes: (n,) of the teacher; words: (n, 2), as in `Spoken`, for each of the phonemes."""
+    """text: (ids,); phonemes: (n,) of the teacher; words: (n, 2), as in `Spoken`, for each phoneme."""
     marked = np.concatenate([[PHONEME_MARK], phonemes])
     inputs = np.concatenate([[ids.sos], text, ids.task + 1 + marked])
     said = np.concatenate([_none(1 + len(text)), phonemes, [PHONEME_MARK]])

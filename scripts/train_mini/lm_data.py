@@ -1,5 +1,5 @@
-"""Out of the work folder, what the language model is trained on: sequences of text and speech, and of text and
-phonemes."""
+"""Out of the work folder, what the language model is trained on: sequences of text and speech, and of text
+and phonemes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from corpus import SILENCE, heard_at
 from layouts import Layout, Spoken, bistream, can_bistream, joined, one_shot, pronunciation
 from packages import phoneme_ids
 from packing import ROW
-from text_tokenizer import spoken_texts
 from words import TOKEN_RATE, ids_of_words, spoken_words, words_at
 from work import read_lines
 
@@ -31,18 +30,17 @@ class Texts:
     def __init__(self, work: Path, shards: int | None) -> None:
         """Raises FileNotFoundError for a step that was left out."""
         self._work, self._shards = work, shards
-        self._encoding = TextTokenizer(checkpoint_folder(work))._encoding  # which tells the places of ids, too
-        self._spoken = spoken_texts(work)
+        self._encoding = TextTokenizer(checkpoint_folder(work))._encoding  # tells offsets, too
         self._phonemes = phoneme_ids(work)
         self.phonemes = max(self._phonemes.values()) + 1
         self.utterances, self.aligned = 0, 0  # read so far; of which so many with words that are known
 
-    def read(self, written: str, phonemes: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """-> (ids of the text, as it is spoken), and (phonemes, 2): which of them each phoneme belongs to, or
-        None where that cannot be said."""
-        text = self._spoken.get(written, written)
-        encoded = self._encoding.encode(text, add_special_tokens=False)
-        return np.array(encoded.ids, np.int64), spoken_words(phonemes, ids_of_words(text, encoded.offsets))
+    def read(self, line: dict) -> tuple[np.ndarray, np.ndarray | None]:
+        """line: of sentences or utterances -> (ids of the text,), and (phonemes, 2): which of them each
+        phoneme belongs to, or None where that cannot be said."""
+        encoded = self._encoding.encode(line["spoken"], add_special_tokens=False)
+        words = ids_of_words(line["spoken"], encoded.offsets)
+        return np.array(encoded.ids, np.int64), spoken_words(line["phonemes"], words)
 
     def sounds(self, phonemes: str) -> np.ndarray:
         return np.array([self._phonemes[phoneme] for phoneme in phonemes], np.int64)
@@ -55,7 +53,7 @@ class Texts:
         """Of all sentences, spoken or not."""
         found = []
         for line in self.sentences(split):
-            text, words = self.read(line["text"], line["phonemes"])
+            text, words = self.read(line)
             sounds = self.sounds(line["phonemes"])
             words = np.zeros((len(sounds), 2), np.int64) if words is None else words
             found.append(pronunciation(text, sounds, words, ids))
@@ -78,8 +76,15 @@ class Texts:
             raise FileNotFoundError(f"{self._work}: no speech tokens of split {split!r}")
         return list(voices.values())
 
+    def spoken_lines(self, split: str) -> tuple[list[dict], list[np.ndarray]]:
+        """Lines of utterances.jsonl that have speech tokens, and these."""
+        codes = read_codes(self._work)
+        lines = read_lines(self._work / "utterances.jsonl")
+        lines = [line for line in lines if line["split"] == split and line["id"] in codes]
+        return lines, [codes[line["id"]].speech_token for line in lines]
+
     def _utterance(self, line: dict, speech: np.ndarray, durations: np.ndarray) -> Spoken:
-        text, words = self.read(line["text"], line["phonemes"])
+        text, words = self.read(line)
         sounds = np.pad(self.sounds(line["phonemes"]), 1, constant_values=SILENCE)
         self.utterances += 1
         if words is None:

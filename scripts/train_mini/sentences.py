@@ -3,13 +3,15 @@ dates and names and of everyday talk, in written form and as the teacher's phone
 
     python scripts/train_mini/sentences.py [--work build/train_mini]
 
-Writes sentences.jsonl in the work folder: {"text", "phonemes", "source", "split"} in each line. `split` is
-"test" for sentences that nothing is trained on; it follows from the text alone.
+Writes sentences.jsonl in the work folder: {"text", "spoken", "phonemes", "source", "split"} in each line.
+`spoken` is the text as the server normalises it, with wetext: what the language model reads and the teacher
+says. `split` is "test" for sentences that nothing is trained on; it follows from the text alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import random
 import re
 import sys
@@ -22,8 +24,11 @@ from everyday import everyday
 from packages import PHONEMIZER, WORDNET, phoneme_ids, unpacked
 from work import argument_parser, lines_to
 
+from light_tts.models.cosyvoice2.frontend.text import TextNormalizer
+
 SPEAKABLE = re.compile(r"[A-Za-z0-9 ,.;:'!?$-]+")
 WORDS = range(4, 25)
+JUDGED = Path(__file__).parent.parent / "evaluation" / "everyday.txt"  # nothing is trained on these
 EVERYDAY_WORDS = range(1, 41)
 MADE, EVERYDAY = 6000, 9000
 MOST_PHONEMES = 500  # the teacher takes 510
@@ -35,6 +40,7 @@ COARSE = re.compile(r"\b(fuck|shit|cunt|nigg|whore|slut|rape|rapist|faggot|bitch
 @dataclass(frozen=True)
 class Sentence:
     text: str
+    spoken: str
     phonemes: str
     source: str
     split: str
@@ -181,12 +187,22 @@ def phonemizer(work: Path) -> Callable[[str], str]:
     return lambda text: " ".join(hibari.phonemize(text))
 
 
+def normalizer() -> Callable[[str], str]:
+    """What turns text into what the language model of a server gets. Ends the program without wetext."""
+    if importlib.util.find_spec("wetext") is None:
+        sys.exit("wetext is not installed, without which texts would stay as they are written")
+    normalized = TextNormalizer(count_tokens=len)
+    # In one piece: the server divides only what is longer than all that is trained on.
+    return lambda text: "".join(normalized.split(text))
+
+
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
     wordnet = unpacked(WORDNET, args.work)
     known = set(phoneme_ids(args.work))
-    phonemize = phonemizer(args.work)
+    phonemize, normalize = phonemizer(args.work), normalizer()
     texts: dict[str, str] = {}
+    judged = set(JUDGED.read_text("utf-8").splitlines())
     sources = {
         "examples": examples(wordnet),
         "made": made(MADE),
@@ -196,16 +212,17 @@ def main() -> None:
     for source, found in sources.items():
         words = EVERYDAY_WORDS if source == "everyday" else WORDS
         for text in found:
-            if tidied := tidy(text, words):
+            if (tidied := tidy(text, words)) and tidied not in judged:
                 texts.setdefault(tidied, source)
     begun = shown = time.monotonic()
     written = dict.fromkeys(sources, 0)
     target = args.work / "sentences.jsonl"
     with lines_to(target) as write:
         for number, (text, source) in enumerate(texts.items(), 1):
-            phonemes = phonemize(text)
+            spoken = normalize(text)
+            phonemes = phonemize(spoken)
             if set(phonemes) <= known and 0 < len(phonemes) <= MOST_PHONEMES:
-                write(Sentence(text, phonemes, source, split_of(text)))
+                write(Sentence(text, spoken, phonemes, source, split_of(text)))
                 written[source] += 1
             if time.monotonic() > shown + 5 or number == len(texts):
                 shown = time.monotonic()

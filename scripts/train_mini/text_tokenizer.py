@@ -1,59 +1,24 @@
-"""What the language model reads: texts as the server normalises them, and the text tokenizer.
+"""Trains the text tokenizer: a byte-level BPE in Qwen2's format.
 
     python scripts/train_mini/text_tokenizer.py [--work build/train_mini]
 
-Writes texts.jsonl in the work folder, {"written", "spoken"} for each text that the server would change: with
-wetext, in some two minutes; unless the file is there, so that a machine without wetext can take it as it is
-(remove it after new sentences). Then trains a byte-level BPE in Qwen2's format into the checkpoint.
+Needs the sentences. Writes into the checkpoint, unless a tokenizer is there: other ids would not fit a
+language model that was trained with it.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import END_OF_TEXT, checkpoint_folder, write_config
 from make_tiny_checkpoint import SMALL_PARTS
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
-from work import argument_parser, lines_to, read_lines
+from work import argument_parser, read_lines
 
-from light_tts.models.cosyvoice2.frontend.text import TextNormalizer
-from light_tts.models.cosyvoice2.frontend.tokenizer import FOLDER, TextTokenizer
-
-FILE_NAME = "texts.jsonl"
-
-
-@dataclass(frozen=True)
-class Text:
-    """`spoken`: what the language model gets for `written`."""
-
-    written: str
-    spoken: str
-
-
-def write_texts(work: Path) -> None:
-    """Normalises all sentences and utterances."""
-    normalizer = TextNormalizer(count_tokens=len)
-    written = {
-        line["text"] for name in ("sentences", "utterances") for line in read_lines(work / f"{name}.jsonl")
-    }
-    with lines_to(work / FILE_NAME) as write:
-        for text in sorted(written):
-            # In one piece: the server divides only what is longer than all that is trained on.
-            spoken = "".join(normalizer.split(text))
-            if spoken != text:
-                write(Text(text, spoken))
-
-
-def spoken_texts(work: Path) -> dict[str, str]:
-    """What is spoken for what is written; without those texts that stay as they are."""
-    return {line["written"]: line["spoken"] for line in read_lines(work / FILE_NAME)}
+from light_tts.models.cosyvoice2.frontend.tokenizer import FILES, FOLDER, TextTokenizer
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
@@ -82,20 +47,14 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
 
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
-    if not (args.work / FILE_NAME).exists():
-        if importlib.util.find_spec("wetext") is None:
-            sys.exit("wetext is not installed, without which the texts would stay as they are written")
-        begun = time.monotonic()
-        write_texts(args.work)
-        print(f"{args.work / FILE_NAME}: {time.monotonic() - begun:.0f} s", flush=True)
-    spoken = spoken_texts(args.work)
-    sentences = read_lines(args.work / "sentences.jsonl")
-    texts = [spoken.get(s["text"], s["text"]) for s in sentences if s["split"] == "train"]
+    sentences = [s for s in read_lines(args.work / "sentences.jsonl") if s["split"] == "train"]
     write_config(args.work)
-    train_tokenizer(texts, checkpoint_folder(args.work))
-    tokenizer = TextTokenizer(checkpoint_folder(args.work))
-    ids = sum(len(tokenizer.encode(text)) for text in texts[:2000])
-    phonemes = sum(len(s["phonemes"]) for s in [s for s in sentences if s["split"] == "train"][:2000])
+    folder = checkpoint_folder(args.work)
+    if not all((folder / FOLDER / name).exists() for name in FILES):
+        train_tokenizer((sentence["spoken"] for sentence in sentences), folder)
+    tokenizer = TextTokenizer(folder)
+    ids = sum(len(tokenizer.encode(sentence["spoken"])) for sentence in sentences[:2000])
+    phonemes = sum(len(sentence["phonemes"]) for sentence in sentences[:2000])
     print(f"{len(tokenizer)} text ids, {phonemes / ids:.2f} phonemes for each id of a text")
 
 

@@ -134,10 +134,13 @@ def train(
     minutes: float,
     total: float,
     check: Callable[[], str] | None = None,
+    look: Callable[[], str] | None = None,
+    look_minutes: float = math.inf,
 ) -> None:
     """Goes on from `path` if it is there, and writes it. `step`: what one step does, for the tensors that
-    `draw` gives; always of the same shapes. `check`: called at the end, its text is printed. SIGTERM ends the
-    training at once: the file is written, nothing is checked, the process exits."""
+    `draw` gives; always of the same shapes. `check`: called at the end, its text is printed;
+    `look`: likewise, every `look_minutes` on the way. SIGTERM ends the training at once: the file is written,
+    nothing is checked, the process exits."""
     spent, count = 0.0, 0
     if path.exists():
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -157,7 +160,7 @@ def train(
     for learner in learners.values():
         learner.set_rate(1 / WARM_UP_STEPS)
     run = recorded(step, draw())
-    begun = logged = saved_at = time.monotonic()
+    begun = logged = saved_at = looked = time.monotonic()
     own = 0
     while (passed := (time.monotonic() - begun) / 60) < minutes and not stopped.is_set():
         share = rate_share((spent + passed) / total) * min(1.0, (own + 1) / WARM_UP_STEPS)
@@ -182,6 +185,9 @@ def train(
         if now - saved_at > SAVE_SECONDS:
             save(passed)
             saved_at = now
+        if look and now - looked > 60 * look_minutes and minutes - passed > look_minutes / 2:
+            print(f"{name}: step {count}, {spent + passed:.1f} of {total:g} minutes {look()}", flush=True)
+            looked = time.monotonic()
     save((time.monotonic() - begun) / 60)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if stopped.is_set():

@@ -2,10 +2,10 @@
 
     python scripts/train_mini/utterances.py [--hours 20] [--seed 0] [--work build/train_mini]
 
-Writes utterances.jsonl in the work folder: {"id", "text", "phonemes", "speaker", "split"}, in the order in
-which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so that there
-are short utterances and long ones. Another `--seed` gives other utterances to train with; those to test with
-stay.
+Writes utterances.jsonl in the work folder: {"id", "text", "spoken", "phonemes", "speaker", "split"}, in the
+order in which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so
+that there are short utterances and long ones. Another `--seed` gives other utterances to train with; those to
+test with stay.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ ALONE = 0.5  # of which so many have nothing else: as short as one word
 class Utterance:
     id: str
     text: str
+    spoken: str
     phonemes: str
     speaker: str
     split: str
@@ -85,8 +86,7 @@ def training_utterances(
             following = others.deal()
         utterance = Utterance(
             f"{seed:02}-{number:06}" if seed else f"{number:06}",
-            " ".join(part["text"] for part in parts),
-            " ".join(part["phonemes"] for part in parts),
+            *(" ".join(part[name] for part in parts) for name in ("text", "spoken", "phonemes")),
             decks[kind].deal().name,
             "train",
         )
@@ -103,7 +103,8 @@ def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int 
     held_out = [s for s in sentences if s["split"] == "test" and s["source"] == "examples"]
     deck = Deck([voice for voice in voices if voice.split == "test"], draw)
     for number, sentence in enumerate(draw.sample(held_out, min(TEST_UTTERANCES, len(held_out)))):
-        yield Utterance(f"t{number:05}", sentence["text"], sentence["phonemes"], deck.deal().name, "test")
+        said = (sentence[name] for name in ("text", "spoken", "phonemes"))
+        yield Utterance(f"t{number:05}", *said, deck.deal().name, "test")
 
 
 def main() -> None:

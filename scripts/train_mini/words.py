@@ -1,5 +1,5 @@
-"""Which ids of a text are spoken when: words of the text and of the teacher's phonemes are the same, one after
-the other, and the teacher's durations say when each phoneme is heard."""
+"""Which ids of a text are spoken when: words of the text and of the teacher's phonemes are the same, one
+after the other, and the teacher's durations say when each phoneme is heard."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def words_of_phonemes(phonemes: str) -> tuple[np.ndarray, int]:
 
 
 def spoken_words(phonemes: str, ids_of: np.ndarray) -> np.ndarray | None:
-    """`ids_of`: as `ids_of_words` gives it -> (phonemes, 2): which text ids each belongs to, the first and the
-    one behind the last; None where the text has not as many words as the phonemes."""
+    """`ids_of`: as `ids_of_words` gives it -> (phonemes, 2): which text ids each belongs to, the first and
+    the one behind the last; None where the text has not as many words as the phonemes."""
     words, count = words_of_phonemes(phonemes)
     return ids_of[words] if count == len(ids_of) - 1 else None
 
 
 def words_at(words: np.ndarray, durations: np.ndarray, tokens: int) -> np.ndarray:
-    """words: (phonemes, 2) as `spoken_words` gives them; durations: (phonemes,) in seconds -> (tokens, 2): the
-    text ids of all that is heard during each speech token, or NEAR to it."""
+    """words: (phonemes, 2) as `spoken_words` gives them; durations: (phonemes,) in seconds -> (tokens, 2):
+    the text ids of all that is heard during each speech token, or NEAR to it."""
     begin = np.arange(tokens)
     first = heard_at((begin - NEAR) / TOKEN_RATE, durations)
     last = heard_at((begin + 1 + NEAR) / TOKEN_RATE, durations)
