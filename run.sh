@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Start the server under gunicorn. Any flag of `python -m light_tts.server.api_server` may follow.
-#   MODEL_DIR  checkpoint directory           WORKERS    HTTP workers (4)
-#   HOST       address to listen on (0.0.0.0) PORT       HTTP port (8080)
+#   MODEL_DIR  checkpoint directory (the voice that comes with Light-TTS)
+#   WORKERS    HTTP workers (4)
+#   HOST       address to listen on (0.0.0.0)
+#   PORT       HTTP port (8080)
 #   TIMEOUT    seconds until a worker without a sign of life is ended (300)
 #   KEEPALIVE  seconds an idle connection stays open (5)
 #   LIGHT_TTS_CONFIG  settings file (config/production.yaml, where there is one; variables and flags win)

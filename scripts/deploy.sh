@@ -5,11 +5,11 @@
 #
 # Environment: HOST (0.0.0.0), PORT (8080), LOG_DIR (logs), LOG_FILE (LOG_DIR/console.log), PID_FILE
 # (LOG_DIR/light-tts.pid), LIGHT_TTS_CONFIG (config/production.yaml), WAIT_SECONDS (600), PYTHON, and all that
-# run.sh takes. Stop the server with: kill $(cat PID_FILE)
+# run.sh takes. Without MODEL_DIR: the voice that comes with Light-TTS. Stop the server with: kill $(cat PID_FILE)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-MODEL_DIR=${1:-${MODEL_DIR:-pretrained_models/CosyVoice2-0.5B}}
+MODEL_DIR=${1:-${MODEL_DIR:-}}
 DECODE_WORKERS=${2:-2}
 HTTP_WORKERS=${3:-4}
 HOST=${HOST:-0.0.0.0}
@@ -46,6 +46,7 @@ else
 fi
 
 # -- the model
+[[ -n "$MODEL_DIR" ]] || MODEL_DIR=$("$PYTHON" -m light_tts.server.core.default_checkpoint) || exit 1
 [[ -d "$MODEL_DIR" ]] || fail "there is no model directory $MODEL_DIR"
 for file in cosyvoice2.yaml flow.pt hift.pt campplus.onnx speech_tokenizer_v2.onnx CosyVoice-BlankEN; do
     [[ -e "$MODEL_DIR/$file" ]] || fail "the model in $MODEL_DIR lacks $file"

@@ -1,6 +1,6 @@
 """Makes a complete CosyVoice2 checkpoint with random weights, in the real file formats.
 
-It speaks noise, but everything runs: for trying the server, for tests and for measuring speed.
+It speaks noise, but everything runs: for tests and for measuring speed.
 
 python scripts/make_tiny_checkpoint.py --out pretrained_models/tiny                a small one, 4 MB
 python scripts/make_tiny_checkpoint.py --out pretrained_models/full --size full    sizes of CosyVoice2-0.5B

@@ -1,12 +1,16 @@
 """What quickstart.sh does once the packages are there: start a server, let it speak once, stop it.
 
-Whatever fails, the server is stopped, the reason printed and the exit code is 1.
+    python scripts/quickstart.py ["What it shall say."]
+
+MODEL_DIR names another checkpoint than the voice that comes with Light-TTS. Whatever fails, the server is
+stopped, the reason printed and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-import shutil
+import shlex
 import signal
 import socket
 import subprocess
@@ -14,15 +18,15 @@ import sys
 import time
 import wave
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPT = ROOT / "test" / "golden" / "cosyvoice2" / "prompt.wav"
-TINY = ROOT / "pretrained_models" / "tiny"
+RECORDING = ROOT / "pretrained_models" / "light-tts-mini" / "voices" / "anna.wav"
 LOG = ROOT / "logs" / "quickstart.log"
 OUT = ROOT / "out.wav"
-TEXT = "Good morning. This is the first sentence that this server speaks."
+SENTENCE = "Good morning. This is the first sentence that this server speaks."
 START_SECONDS = 600.0  # on a GPU kernels are compiled at the first start
 STOP_SECONDS = 30.0
 
@@ -35,21 +39,6 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def checkpoint() -> tuple[Path, bool]:
-    """Directory of the checkpoint to use, and whether its weights are random."""
-    if os.environ.get("MODEL_DIR"):
-        return Path(os.environ["MODEL_DIR"]).resolve(), False
-    if not (TINY / "cosyvoice2.yaml").exists():
-        say(f"Making a tiny checkpoint with random weights in {TINY.relative_to(ROOT)}")
-        unfinished = TINY.with_name("tiny.unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        command = [sys.executable, "scripts/make_tiny_checkpoint.py", "--size", "tiny", "--seed", "0"]
-        if subprocess.run([*command, "--out", str(unfinished)], cwd=ROOT).returncode:
-            raise QuickstartError("scripts/make_tiny_checkpoint.py failed; its message is above")
-        unfinished.rename(TINY)
-    return TINY, True
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,12 +48,11 @@ def free_port() -> int:
 class Server:
     """A server in a session of its own, stopped when the `with` block is left."""
 
-    def __init__(self, model_dir: Path) -> None:
-        self._model_dir = model_dir
+    def __init__(self, model_flags: list[str]) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [
-            *(sys.executable, "-m", "light_tts.server.api_server", "--model_dir", str(model_dir)),
+            *(sys.executable, "-m", "light_tts.server.api_server", *model_flags),
             *("--host", "127.0.0.1", "--port", str(port), "--log_dir", str(LOG.parent)),
         ]
 
@@ -123,38 +111,61 @@ def log_end() -> str:
     return f"; the end of {LOG}:\n" + "\n".join("    " + line for line in lines)
 
 
-def speak(url: str) -> bytes:
-    """Send the recording and the text; the WAV file that comes back."""
-    say(f"Sending {PROMPT.relative_to(ROOT)} and the text: {TEXT}")
-    start = time.monotonic()
+def ask(method: str, url: str, **options: Any) -> httpx.Response:
+    """The server's answer. Raises QuickstartError where it is none or an error."""
     try:
-        response = httpx.post(
-            f"{url}/inference_zero_shot",
-            data={
-                "tts_text": TEXT,
-                "prompt_text": PROMPT.with_suffix(".txt").read_text("utf-8").strip(),
-                "format": "wav",
-                "seed": "1",
-            },
-            files={"prompt_wav": (PROMPT.name, PROMPT.read_bytes(), "audio/wav")},
-            timeout=300.0,
-        )
+        response = httpx.request(method, url, timeout=300.0, **options)
     except httpx.TransportError as error:
         raise QuickstartError(f"the request failed: {error!r}{log_end()}") from error
     if response.status_code != 200:
         raise QuickstartError(f"the server answered {response.status_code}: {response.text}{log_end()}")
-    say(f"Answered after {time.monotonic() - start:.1f} s")
-    return response.content
+    return response
+
+
+def speak(url: str, sentence: str, speaker: str | None) -> bytes:
+    """A WAV file of the sentence, in the voice of a speaker of the checkpoint or of the recording."""
+    fields, files = {"tts_text": sentence, "format": "wav", "seed": "1"}, None
+    if speaker:
+        fields["spk_id"] = speaker
+    else:
+        fields["prompt_text"] = RECORDING.with_suffix(".txt").read_text("utf-8").strip()
+        files = {"prompt_wav": (RECORDING.name, RECORDING.read_bytes(), "audio/wav")}
+    say(f"Speaking with the voice of {speaker or RECORDING.relative_to(ROOT)}: {sentence}")
+    return ask("POST", f"{url}/inference_zero_shot", data=fields, files=files).content
+
+
+def say_what_next(model_flags: list[str], speakers: list[str]) -> None:
+    server = shlex.join(["python", "-m", "light_tts.server.api_server", *model_flags])
+    recording = '-F prompt_wav=@voice.wav -F prompt_text="What is said in it."'
+    voices = [f"-F spk_id={name}" for name in speakers] + [recording]
+    say(
+        f"""
+Hear it:          aplay {OUT.name}
+Start a server:   source .venv/bin/activate && {server}
+Let it speak:     curl http://localhost:8080/inference_zero_shot {voices[0]} \\
+                      -F tts_text="Hello there." -F format=wav -o speech.wav"""
+    )
+    if speakers:
+        say(f"Another voice:    {' or '.join(voices[1:][-2:])}")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sentence", nargs="?", default=SENTENCE, help="what the server shall say")
+    sentence = parser.parse_args().sentence
+    model_dir = os.environ.get("MODEL_DIR")
+    model_flags = ["--model_dir", str(Path(model_dir).resolve())] if model_dir else []
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda signum, _: sys.exit(128 + signum))
     try:
-        model_dir, random_weights = checkpoint()
-        with Server(model_dir) as server:
+        with Server(model_flags) as server:
             server.wait_until_ready()
-            OUT.write_bytes(speak(server.url))
+            speakers = ask("GET", f"{server.url}/spk_list").json()["checkpoint_speakers"]
+            start = time.monotonic()
+            OUT.write_bytes(speak(server.url, sentence, speakers[0] if speakers else None))
+            seconds = time.monotonic() - start
     except QuickstartError as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1
@@ -162,12 +173,9 @@ def main() -> int:
         print("quickstart: interrupted", file=sys.stderr)
         return 130
     with wave.open(str(OUT)) as made:
-        say(f"{OUT}: {made.getnframes() / made.getframerate():.2f} s of audio at {made.getframerate()} Hz")
-    if random_weights:
-        say(
-            "The checkpoint has random weights, so this sounds like noise, not like speech.\n"
-            "With a real one: MODEL_DIR=/path/to/CosyVoice2-0.5B bash scripts/quickstart.sh"
-        )
+        length = made.getnframes() / made.getframerate()
+    say(f"{OUT}: {length:.2f} s of speech, made in {seconds:.2f} s (real-time factor {seconds / length:.2f})")
+    say_what_next(model_flags, speakers)
     return 0
 
 

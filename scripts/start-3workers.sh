@@ -8,7 +8,7 @@ if [[ -z "${PYTHON:-}" ]]; then
 fi
 
 exec "$PYTHON" -m light_tts.server.api_server \
-    --model_dir "${MODEL_DIR:-pretrained_models/CosyVoice2-0.5B}" --port "${PORT:-8080}" \
+    ${MODEL_DIR:+--model_dir "$MODEL_DIR"} --port "${PORT:-8080}" \
     --encode_paral_num 6 --decode_process_num 3 --decode_paral_num 2 --decode_max_batch_size 3 \
     --gpt_paral_num 150 --gpt_paral_step_num 300 --max_total_token_num 98304 --max_req_total_len 32768 \
     --batch_max_tokens 12288 --router_max_wait_tokens 6 --cache_capacity 300 --load_trt True \

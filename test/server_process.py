@@ -16,12 +16,17 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "test" / "golden" / "cosyvoice2"
 CHECKPOINT = GOLDEN / "checkpoint"
 PROMPT_WAV = GOLDEN / "prompt.wav"
 PROMPT_TEXT = (GOLDEN / "prompt.txt").read_text().strip()
+VOICE = ROOT / "pretrained_models" / "light-tts-mini"
+needs_voice = pytest.mark.skipif(
+    not (VOICE / "llm.pt").exists(), reason=f"the weights of the voice are not in {VOICE.relative_to(ROOT)}"
+)
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
 
@@ -116,9 +121,16 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def launch(wait: bool = True, timeout: float = START_TIMEOUT, **flags: object) -> Iterator[Server]:
-    """Start `python -m light_tts.server.api_server` with these flags over small defaults; `wait`: until it is
-    ready, at most `timeout` seconds. It is stopped at the end, if it still runs."""
+def launch(
+    wait: bool = True,
+    timeout: float = START_TIMEOUT,
+    python: Path | str = sys.executable,
+    cwd: Path = ROOT,
+    **flags: object,
+) -> Iterator[Server]:
+    """Start `python -m light_tts.server.api_server` in the directory `cwd` with these flags over small
+    defaults (None: without that flag); `wait`: until it is ready, at most `timeout` seconds. It is stopped at
+    the end, if it still runs."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         directory = Path(name)
         port = free_port()
@@ -132,13 +144,13 @@ def launch(wait: bool = True, timeout: float = START_TIMEOUT, **flags: object) -
             **SMALL,
             **flags,
         }
-        command = [sys.executable, "-m", "light_tts.server.api_server"]
+        command = [str(python), "-m", "light_tts.server.api_server"]
         for flag, value in flags.items():
-            command += [f"--{flag}"] if value is None else [f"--{flag}", str(value)]
+            command += [] if value is None else [f"--{flag}", str(value)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with open(directory / "output.log", "wb") as output:
             process = subprocess.Popen(
-                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=environment
+                command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment
             )
         server = Server(int(flags["port"]), directory, process, flags)
         try:

@@ -166,7 +166,6 @@ def test_the_wrapper_reads_flags_over_file_over_its_own_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "named"),
     [
-        ([], "--model_dir"),
         (["--model_dir", "/nowhere"], "/nowhere"),
         (["--model_dir", str(CHECKPOINT), "--prot", "80"], "--prot"),
     ],

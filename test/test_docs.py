@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from server_process import PROMPT_WAV
+from server_process import PROMPT_TEXT, PROMPT_WAV
 
 from light_tts.server import api_cli
 from scripts.flags_table import flags_table, table_in
@@ -31,6 +31,20 @@ def test_chinese_readme_has_the_same_flags_and_defaults():
     assert flags_and_defaults(chinese) == flags_and_defaults(flags_table())
 
 
+@pytest.fixture(scope="module")
+def named(server):
+    """A server that has voices of the names that the pages use for stored speakers."""
+    with server.client() as client:
+        for name in ("anna", "henry"):
+            voice = {"spk_id": name, "prompt_text": PROMPT_TEXT}
+            client.post(
+                "/add_spk", data=voice, files={"prompt_wav": PROMPT_WAV.read_bytes()}
+            ).raise_for_status()
+        yield server
+        for name in ("anna", "henry"):
+            client.delete(f"/spk/{name}")
+
+
 def examples(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text("utf-8")
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -38,10 +52,10 @@ def examples(page: str, language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
-def test_curl_examples_of_the_readme_give_audio(server, page: str, tmp_path: Path):
+def test_curl_examples_of_the_readme_give_audio(named, page: str, tmp_path: Path):
     shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
     for example in examples(page, ""):
-        command = example.replace("localhost:8080", f"127.0.0.1:{server.port}").replace("aplay", "cat #")
+        command = example.replace("localhost:8080", f"127.0.0.1:{named.port}").replace("aplay", "cat #")
         command = command.replace("curl ", "curl -sS --fail-with-body ")
         done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, timeout=120)
         assert done.returncode == 0, (example, done.stdout[-500:], done.stderr[-500:])
@@ -74,7 +88,17 @@ def test_presets_of_the_readme_start(page: str):
         assert api_cli.parse([*shlex.split(preset), "--model_dir", checkpoint]).settings
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/architecture.md", "docs/performance.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "README_zh.md",
+        "docs/architecture.md",
+        "docs/performance.md",
+        "pretrained_models/light-tts-mini/README.md",
+        "scripts/train_mini/README.md",
+    ],
+)
 def test_every_file_that_a_page_links_to_exists(page: str):
     path = ROOT / page
     links = re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8"))

@@ -55,7 +55,7 @@ def running(tmp_path: Path, command: list[str], **variables: object) -> Iterator
         process = subprocess.Popen(
             [*command, "--spk_dir", str(tmp_path / "voices"), "--log_dir", str(tmp_path / "logs")],
             cwd=tmp_path,
-            env=environment(PORT=port, MODEL_DIR=CHECKPOINT, **variables),
+            env=environment(**{"PORT": port, "MODEL_DIR": CHECKPOINT, **variables}),
             stdout=output,
             stderr=subprocess.STDOUT,
         )

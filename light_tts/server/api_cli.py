@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 import yaml
 
+from light_tts.server.core.default_checkpoint import default_checkpoint
 from light_tts.server.core.settings import Settings, SettingsError
 from light_tts.utils import gpu
 
@@ -51,10 +52,6 @@ BOOLEANS = {
     "no": False,
     "off": False,
 }
-MISSING_MODEL = (
-    "--model_dir is missing: give the directory of a CosyVoice2 checkpoint (cosyvoice2.yaml, llm.pt, "
-    "flow.pt, hift.pt and so on). A small one to try: python scripts/make_tiny_checkpoint.py --out DIRECTORY"
-)
 DOOR_2_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # run.sh
 PRODUCTION_CONFIG = Path(__file__).resolve().parents[2] / "config" / "production.yaml"
 
@@ -91,9 +88,12 @@ def parse(
         values["health_check_interval"] = _convert(
             "health_check_interval", interval, "HEALTH_CHECK_INTERVAL_SECONDS"
         )
+    if not values.get("model_dir"):
+        values["model_dir"] = str(default_checkpoint())
     settings = Settings(**values)
     settings.check()
-    _check_model_dir(settings)
+    if not Path(settings.model_dir).is_dir():
+        raise SettingsError(f"--model_dir {settings.model_dir}: there is no such directory")
     return Parsed(settings, _notes(settings, set(given), ignored))
 
 
@@ -211,13 +211,6 @@ def _read_yaml(path: Path, ignored: list[str]) -> dict[str, Any]:
         else:
             values[name] = value
     return values
-
-
-def _check_model_dir(settings: Settings) -> None:
-    if not settings.model_dir:
-        raise SettingsError(MISSING_MODEL)
-    if not Path(settings.model_dir).is_dir():
-        raise SettingsError(f"--model_dir {settings.model_dir}: there is no such directory")
 
 
 def _notes(settings: Settings, given: set[str], ignored: list[str]) -> list[str]:

@@ -39,7 +39,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     spk_dir: Annotated[str, Meta(description="directory of the named voices made with /add_spk")] = "voices"
 
     # -- checkpoint and devices
-    model_dir: Annotated[str, Meta(description="checkpoint directory (CosyVoice2 format)")] = ""
+    model_dir: Annotated[
+        str,
+        Meta(
+            description="checkpoint directory (CosyVoice2 format; default: the small voice that comes with "
+            "Light-TTS)"
+        ),
+    ] = ""
     device: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="auto: CUDA where there is a GPU")] = (
         "auto"
     )

@@ -56,6 +56,6 @@ async def spk_list(request: Request) -> dict[str, list[str]]:
 async def delete_spk(request: Request, spk_id: str) -> dict[str, str]:
     if not await asyncio.to_thread(request.app.state.prompts.voices.remove, check_id(spk_id)):
         if spk_id in request.app.state.manager.checkpoint_speakers:
-            raise RequestError(400, f"{spk_id!r} is a speaker of the checkpoint and cannot be deleted")
+            raise RequestError(409, f"{spk_id!r} is a speaker of the checkpoint and cannot be deleted")
         raise RequestError(404, f"there is no voice {spk_id!r}")
     return {"message": "Ok"}

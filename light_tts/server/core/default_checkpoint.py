@@ -1,0 +1,36 @@
+"""The checkpoint that comes with Light-TTS: what a server uses unless --model_dir names another.
+
+`python -m light_tts.server.core.default_checkpoint` prints its directory for scripts.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from light_tts.server.core.settings import SettingsError
+
+NAME = "light-tts-mini"
+PACKAGE = Path(__file__).parents[2]
+PLACES = tuple(
+    base / "pretrained_models" / NAME for base in (PACKAGE, PACKAGE.parent)
+)  # of a wheel, of the repository
+
+
+def default_checkpoint() -> Path:
+    """Its directory. Raises SettingsError where it is missing."""
+    for place in PLACES:
+        if (place / "cosyvoice2.yaml").exists():
+            return place
+    raise SettingsError(
+        "--model_dir is missing, and the voice that comes with Light-TTS is in neither of "
+        f"{' and '.join(map(str, PLACES))}: get it from pretrained_models/{NAME} of the repository or from a "
+        "wheel that was built there, or give the directory of a CosyVoice2 checkpoint"
+    )
+
+
+if __name__ == "__main__":
+    try:
+        print(default_checkpoint())
+    except SettingsError as error:
+        sys.exit(f"light-tts: error: {error}")
