@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
 from everyday import everyday
-from generate import reports
+from generate import devices, reports
 from onnx_graph import Graph
 from onnx_simplify import simplify
 from onnx_torch import OnnxModule, Operators
@@ -110,6 +110,11 @@ def test_utterances_hold_out_what_is_held_out_and_keep_the_shares():
         assert abs(count / len(spoken) - SHARES[kind]) < 0.08
     for utterance in held_out_utterances(texts, found):
         assert split[utterance.speaker] == "test" and utterance.text in held_out
+
+
+def test_processes_are_dealt_to_all_gpus():
+    assert devices(5, 2) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+    assert devices(2, 0) == ["cpu", "cpu"]
 
 
 def test_a_package_that_is_not_the_pinned_one_is_refused(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Speech tokenizer and speaker encoder of scripts/train_mini: what they learn, their export, the codes."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -11,13 +12,16 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
 import encode
+import rooms
 import speaker_encoder
 import speech_tokenizer
-from codes import Code, read_codes, write_codes
-from corpus import Corpus
+from checkpoint import write_config
+from codes import Code, codes_file, read_codes, read_rooms, write_codes
+from corpus import SAMPLE_RATE, Corpus, speech_files
 from crops import Crops, disturbed, tilted
 from features import fbanks, resample
 from half_onnx import rounded
+from rooms import in_a_room
 from speech_tokenizer import FRAME, Labelled, SpeechTokenizer, Targets, Taught, losses
 from training import Learner
 
@@ -215,15 +219,84 @@ def test_the_exported_files_are_small_and_what_the_server_takes(exported):
             np.testing.assert_allclose(served_encoder(speech), encoder(fbank)[0].numpy(), atol=1e-4)
 
 
-def test_the_corpus_is_coded_as_the_server_does(exported, corpus, tmp_path):
+def test_the_corpus_is_coded_as_the_server_does(exported, corpus, tmp_path, monkeypatch):
     folder, tokenizer, encoder = exported
-    codes = encode.encode(corpus, tokenizer, encoder)
+    monkeypatch.setattr(encode, "IN_ROOMS", 0.5)
+    config, _, _ = write_config(tmp_path)
+    codes = encode.Coder(tokenizer, encoder, config).write(tmp_path, "00003.npz", corpus)
     assert set(codes) == {utterance["id"] for utterance in corpus.utterances}
     for utterance, samples in zip(corpus.utterances, corpus.samples.tolist(), strict=True):
         assert len(codes[utterance["id"]].speech_token) == samples // FRAME // 2
     same, tokens, cosine = encode.difference_to_served(corpus, codes, folder)
     assert same > 0.95 * tokens and cosine > 0.999
-    write_codes(tmp_path, codes | {"gone": Code(np.arange(3), np.zeros(192, np.float32))})
+
+    write_codes(codes_file(tmp_path, "00001.npz"), {"other": Code(np.arange(3), np.zeros(192, np.float32))})
     stored = read_codes(tmp_path)
-    assert stored["gone"].speech_token.tolist() == [0, 1, 2]
+    assert stored.keys() == codes.keys() | {"other"}
+    assert stored["other"].speech_token.tolist() == [0, 1, 2]
     np.testing.assert_array_equal(stored["u3"].speech_token, codes["u3"].speech_token)
+    in_rooms = read_rooms(tmp_path)
+    assert 0 < len(in_rooms) < len(codes)
+    for name, room in in_rooms.items():
+        assert room.mel.shape == (len(room.code.speech_token), 2, 80)
+        assert room.mel.dtype == np.float16 and np.isfinite(room.mel).all()
+        assert len(room.code.speech_token) >= len(codes[name].speech_token)
+
+
+def test_only_shards_without_codes_are_coded_each_in_one_part(tmp_path):
+    for folder, numbers in (("speech", range(5)), ("codes", (1, 4))):
+        (tmp_path / folder).mkdir()
+        for number in numbers:
+            (tmp_path / folder / f"{number:05}.npz").touch()
+    assert [[int(f.stem) for f in encode.missing(tmp_path, part, 2)] for part in range(2)] == [[0, 2], [3]]
+    assert encode.part("1/2") == (1, 2)
+    for wrong in ("2/2", "1", "a/2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not like"):
+            encode.part(wrong)
+
+
+def test_a_room_changes_a_recording_and_it_is_still_that(monkeypatch):
+    time = torch.arange(SAMPLE_RATE) / SAMPLE_RATE
+    wave = torch.sin(2 * torch.pi * 440 * time) * 0.1
+    for seed in range(6):
+        found = in_a_room(wave, np.random.default_rng(seed))
+        assert torch.equal(found, in_a_room(wave, np.random.default_rng(seed)))
+        assert len(wave) <= len(found) <= len(wave) + 2 * rooms.PAUSE * SAMPLE_RATE
+        assert rooms.PEAK[0] * 0.99 <= float(found.abs().max()) <= rooms.PEAK[1] * 1.01
+        assert float(torch.fft.rfft(found).abs().argmax()) * SAMPLE_RATE / len(found) == pytest.approx(
+            440, abs=2
+        )
+    # A microphone that is dull, and nothing else.
+    for name in ("PAUSED", "REVERBERANT", "NOISY", "THIN", "TILT"):
+        monkeypatch.setattr(rooms, name, 0.0)
+    monkeypatch.setattr(rooms, "DULL", 1.0)
+    hiss = torch.from_numpy(noise(SAMPLE_RATE))
+    found = in_a_room(hiss, np.random.default_rng(0))
+    power = torch.fft.rfft(found).abs().square() / torch.fft.rfft(hiss).abs().square()
+    assert float(power[:3000].mean()) > 20 * float(power[11_000:].mean())
+
+
+def test_shards_are_read_by_their_split(tmp_path):
+    """As generate.py writes them."""
+    (tmp_path / "speech").mkdir()
+    known = {f"u{n}": {"id": f"u{n}", "phonemes": "ab", "speaker": f"s{n % 2}"} for n in (0, 1, 3)}
+    waves = [np.full(2000 + 480 * n, n, np.int16) for n in range(4)]
+    for number in range(2):
+        own = range(2 * number, 2 * number + 2)
+        np.savez(
+            tmp_path / "speech" / f"{number:05}.npz",
+            id=[f"u{n}" for n in own],
+            wave=np.concatenate([waves[n] for n in own]),
+            samples=[len(waves[n]) for n in own],
+            durations=np.full(8, 0.025, np.float32),
+            phonemes=[4, 4],
+            f0=np.arange(6, dtype=np.float32),
+            steps=[3, 3],
+        )
+    found = Corpus.read(speech_files(tmp_path), known, {"a": 5, "b": 6}, CPU)
+    assert [utterance["id"] for utterance in found.utterances] == ["u0", "u1", "u3"]
+    for wave, number in zip(found.waves(), (0, 1, 3), strict=True):
+        assert torch.equal(wave, torch.from_numpy(waves[number]).float() / 32768)
+    assert found.labels.phoneme[:3].tolist() == [6, 0, 0]  # spoken LATE before the durations say
+    assert set(found.labels.f0[-7:].tolist()) == {3.0, 4.0, 5.0}
+    assert len(Corpus.read(speech_files(tmp_path), {}, {}, CPU)) == 0

@@ -11,9 +11,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
 import checkpoint
+import flow_items
 from checkpoint import checkpoint_folder, training_file, write_config
-from codes import Code
-from flow_items import Choice, PairedSpeech, token_mel
+from codes import Code, Room
+from corpus import Corpus
+from flow_items import Choice, PairedSpeech, misheard, token_mel, token_mels
 from flow_matching import evaluate, export, flow_losses, initialise, mel_statistics
 from make_tiny_checkpoint import SIZES
 from training import Learner
@@ -93,6 +95,66 @@ def test_the_mel_of_a_recording_is_the_servers(tmp_path):
     assert mel.shape == (20, 2, 80)
     np.testing.assert_allclose(mel.flatten(0, 1), flow_mel(wave, config.mel)[:40], atol=1e-5)
     assert len(token_mel(torch.from_numpy(wave), 99, config)) == 25
+
+
+def test_the_mels_of_many_recordings_are_those_of_each(tmp_path):
+    config, _, _ = write_config(tmp_path)
+    draw = np.random.default_rng(0)
+    sizes = (24_000, 9_999, 30_001, 24_479)
+    waves = [(draw.standard_normal(n) * 3000).astype(np.int16) for n in sizes]
+    labels = [(np.zeros(n // 480, np.int64), np.zeros(n // 480, np.float32)) for n in sizes]
+    corpus = Corpus([{"speaker": "anna"}] * 4, waves, labels, torch.device("cpu"))
+    numbers, tokens = [3, 0, 1], [99, 20, 10]
+    for mel, number, count in zip(token_mels(corpus, numbers, tokens, config), numbers, tokens, strict=True):
+        expected = token_mel(torch.from_numpy(waves[number]).float() / 32768, count, config)
+        torch.testing.assert_close(mel.float(), expected, atol=4e-3, rtol=0)
+
+
+def test_a_prompt_from_a_room_is_given_whole_and_what_follows_is_clean(speech, monkeypatch):
+    """The mel of a room says 90 and more."""
+    rooms = {}
+    for number in (0, 1, 3):
+        mel = np.zeros((40, 2, 80), np.float16)
+        mel[..., 0] = 90 + number
+        rooms[number] = Room(Code(np.full(40, number), np.full(192, 1.0)), mel)
+    codes = [Code(speech.recording(n)[0].numpy(), np.full(192, 1.0 + n)) for n in range(4)]
+    mels = [speech.recording(n)[1].half().unflatten(0, (-1, 2)) for n in range(4)]
+    disturbed = PairedSpeech(codes, mels, SPEAKERS, ROW, rooms)
+    assert len(disturbed) == 4 and len(disturbed.embedding) == 4 + 3 + 2
+    monkeypatch.setattr(flow_items, "IN_ROOM", 1.0)
+    draw, seen = np.random.default_rng(0), set()
+    for _ in range(4):
+        chosen = disturbed.draw(64, draw)
+        items, choice = disturbed.items(chosen), Choice(*chosen)
+        for row in range(64):
+            first, second = int(choice.first_size[row]), int(choice.second_size[row])
+            prompt, spoken = (
+                items.mel[row, 0, : 2 * first],
+                items.mel[row, 0, 2 * first : 2 * (first + second)],
+            )
+            assert bool((spoken < 20).all())
+            if first and float(prompt[0]) >= 90:
+                room, clean = int(prompt[0]) - 90, int(spoken[0]) - 10
+                assert SPEAKERS[room] == SPEAKERS[clean] and room != clean
+                assert int(choice.known[row]) == first
+                assert int(choice.embedding[row]) == 4 + (0, 1, 3).index(room)
+                seen.add((room, clean))
+    assert seen == {(0, 2), (0, 3), (3, 0), (3, 2)}  # the only recording of bert has none but its own
+
+
+def test_misheard_tokens_are_wrong_in_one_digit(monkeypatch):
+    monkeypatch.setattr(flow_items, "MISHEARD", 0.5)
+    monkeypatch.setattr(flow_items, "WRONG", 0.2)
+    torch.manual_seed(0)
+    places = 3 ** torch.arange(6)
+    token = torch.randint(0, 729, (200, 100))
+    found = misheard(token, places)
+    assert int(found.min()) >= 0 and int(found.max()) < 729
+    digits, others = (value[..., None] // places % 3 for value in (token, found))
+    wrong = (digits != others).sum(-1)
+    assert int(wrong.max()) == 1
+    assert 0.03 < float(wrong.float().mean()) < 0.07
+    assert 60 < int((wrong.sum(1) == 0).sum()) < 140
 
 
 def test_it_learns_and_the_exported_flow_does_the_same(tmp_path, monkeypatch):

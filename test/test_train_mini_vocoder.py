@@ -16,7 +16,17 @@ from checkpoint import checkpoint_folder, training_file
 from corpus import Corpus
 from spectral_losses import mel_distance, stft_distance
 from training import train
-from vocoder import CONTEXT, FRAMES, SAMPLES_PER_FRAME, Training, crops, f0_distance, speak
+from vocoder import (
+    CONTEXT,
+    FRAMES,
+    MATCHING_WEIGHT,
+    SAMPLES_PER_FRAME,
+    Training,
+    crops,
+    f0_distance,
+    predicted_f0,
+    speak,
+)
 
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.features import flow_mels
@@ -73,8 +83,9 @@ def test_a_crop_has_the_mel_of_the_whole_utterance_and_a_clean_pitch(corpus):
 
 
 def test_crops_lie_within_their_utterances(corpus, small):
-    training = Training(CONFIG, corpus, batch=500)
+    training = Training(CONFIG, corpus, batch=2, pitched=500)
     index, begin = training.draw()
+    assert len(index) == 500
     assert set(index.tolist()) == {0, 1}
     assert (begin >= 0).all() and (begin + FRAMES <= corpus.frames[index]).all()
 
@@ -91,7 +102,7 @@ def test_losses_are_zero_for_the_same_wave_and_their_gradient_is_finite_in_silen
 
 
 def test_the_loss_falls_on_a_repeated_batch(corpus, small):
-    training = Training(CONFIG, corpus, batch=2)
+    training = Training(CONFIG, corpus, batch=2, pitched=3)
     training.learners["model"].set_rate(10.0)
     batch = torch.tensor([0, 1]), torch.tensor([85, 10])
     values = [training.shape(*batch) for _ in range(10)]
@@ -100,7 +111,7 @@ def test_the_loss_falls_on_a_repeated_batch(corpus, small):
 
 
 def test_judges_tell_waves_apart_and_the_vocoder_learns_through_them(corpus, small):
-    training = Training(CONFIG, corpus, batch=2)
+    training = Training(CONFIG, corpus, batch=2, pitched=3)
     for learner in training.learners.values():
         learner.set_rate(10.0)
     batch = torch.tensor([0, 1]), torch.tensor([85, 10])
@@ -110,18 +121,54 @@ def test_judges_tell_waves_apart_and_the_vocoder_learns_through_them(corpus, sma
     assert all(p.requires_grad for p in training.judges.parameters())
 
 
+def test_judges_that_hear_once_teach_as_judges_that_hear_twice(corpus, small):
+    """The gradients of a step, with rates of 0, are those of separate passes."""
+    training = Training(CONFIG, corpus, batch=2, pitched=3)
+    batch = torch.tensor([0, 1, 0]), torch.tensor([85, 10, 30])
+    torch.manual_seed(1)
+    training.compete(*batch)
+    found = [[p.grad.clone() for p in m.parameters()] for m in (training.model, training.judges)]
+
+    training.model.zero_grad()
+    training.judges.zero_grad()
+    torch.manual_seed(1)
+    given, wave, f0 = training._speak(*batch, predicted=True)
+    real, made = training.judges(given.wave), training.judges(wave.detach())
+    discriminators.judging_loss(real, made).backward()
+    expected = [[p.grad.clone() for p in training.judges.parameters()]]
+    made = training.judges(wave)
+    loss = vocoder.MEL_WEIGHT * mel_distance(wave, given.wave, 24_000)
+    loss = loss + vocoder.F0_WEIGHT * f0_distance(f0, given.f0) + discriminators.deceiving_loss(made)
+    (loss + MATCHING_WEIGHT * discriminators.matching_loss(real, made)).backward(
+        inputs=list(training.model.parameters())
+    )
+    expected = [[p.grad for p in training.model.parameters()], *expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        for own, other in zip(ours, theirs, strict=True):
+            assert (own - other).norm() <= 1e-3 * other.norm() + 1e-5
+
+
 def test_the_wave_does_not_teach_the_pitch(corpus):
-    model = vocoder.new_vocoder(CONFIG)
-    given = crops(corpus, CONFIG.mel, torch.tensor([0]), torch.tensor([50]))
-    wave, _ = speak(model, given.mel)
+    training = Training(CONFIG, corpus, batch=1, pitched=1)
+    _, wave, _ = training._speak(torch.tensor([0]), torch.tensor([50]), predicted=True)
     wave.square().mean().backward()
+    model = training.model
     assert all(p.grad is None for p in model.f0_predictor.parameters())
     assert all(p.grad is not None for name, p in model.named_parameters() if "f0_predictor" not in name)
 
 
+def test_pitch_is_learnt_of_more_crops_than_are_spoken(corpus, small):
+    training = Training(CONFIG, corpus, batch=2, pitched=3)
+    given, wave, f0 = training._speak(*training.draw(), predicted=True)
+    assert wave.shape == given.wave.shape == (2, FRAMES * SAMPLES_PER_FRAME)
+    assert f0.shape == given.f0.shape == (3, FRAMES)
+    assert len(speak(training.model, given.mel, given.f0)) == 3
+    assert predicted_f0(training.model, given.mel).shape == f0.shape
+
+
 def test_the_exported_vocoder_is_the_averaged_one(corpus, small, tmp_path):
     """Both phases to one file, which the second goes on from."""
-    training, path = Training(CONFIG, corpus, batch=2), training_file(tmp_path, vocoder.NAME)
+    training, path = Training(CONFIG, corpus, batch=2, pitched=3), training_file(tmp_path, vocoder.NAME)
     for step in (training.shape, training.compete):
         train(vocoder.NAME, path, training.learners, step, training.draw, minutes=0.001, total=1.0)
     checkpoint_folder(tmp_path).mkdir()

@@ -1,13 +1,13 @@
-"""What the speech tokenizer and the speaker encoder make of the utterances: codes.npz in the work folder."""
+"""What the speech tokenizer and the speaker encoder make of the utterances, and of some of them as recorded
+in a room: codes/NNNNN.npz and rooms/NNNNN.npz in the work folder, for speech/NNNNN.npz."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
-FILE_NAME = "codes.npz"
 
 
 @dataclass(frozen=True)
@@ -18,25 +18,72 @@ class Code:
     embedding: np.ndarray
 
 
+@dataclass(frozen=True)
+class Room:
+    """An utterance as recorded in a room: its code, and its mel (tokens, frames a token, mels) float16."""
+
+    code: Code
+    mel: np.ndarray
+
+
+def codes_file(work: Path, shard: str) -> Path:
+    """shard: name of the file of its speech."""
+    return work / "codes" / shard
+
+
+def rooms_file(work: Path, shard: str) -> Path:
+    return work / "rooms" / shard
+
+
 def read_codes(work: Path) -> dict[str, Code]:
-    """By the utterance's id; empty without a file."""
-    path = work / FILE_NAME
-    if not path.exists():
-        return {}
-    with np.load(path) as stored:
-        ends = np.cumsum(stored["tokens"])[:-1]
-        tokens = np.split(stored["speech_token"].astype(np.int64), ends)
-        rows = zip(stored["id"], tokens, stored["embedding"].astype(np.float32), strict=True)
-        return {str(name): Code(token, embedding) for name, token, embedding in rows}
+    """By the utterance's id, of all shards; empty without any."""
+    return {name: code for arrays in _shards(work / "codes") for name, code in _codes(arrays)}
 
 
-def write_codes(work: Path, codes: dict[str, Code]) -> None:
-    unfinished = work / f"{FILE_NAME}.part.npz"
-    np.savez_compressed(
-        unfinished,
-        id=list(codes),
-        tokens=[len(code.speech_token) for code in codes.values()],
-        speech_token=np.concatenate([code.speech_token for code in codes.values()]).astype(np.uint16),
-        embedding=np.stack([code.embedding for code in codes.values()]).astype(np.float16),
-    )
-    unfinished.replace(work / FILE_NAME)
+def read_rooms(work: Path) -> dict[str, Room]:
+    """By the utterance's id, of all shards; empty without any."""
+    rooms = {}
+    for arrays in _shards(work / "rooms"):
+        mels = np.split(arrays["mel"], np.cumsum(arrays["tokens"])[:-1])
+        rooms |= {name: Room(code, mel) for (name, code), mel in zip(_codes(arrays), mels, strict=True)}
+    return rooms
+
+
+def write_codes(path: Path, codes: Mapping[str, Code]) -> None:
+    _write(path, _arrays(codes))
+
+
+def write_rooms(path: Path, rooms: Mapping[str, Room]) -> None:
+    """At least one; of each mel as many tokens as of the code."""
+    mel = np.concatenate([room.mel for room in rooms.values()])
+    _write(path, _arrays({name: room.code for name, room in rooms.items()}) | {"mel": mel})
+
+
+def _shards(folder: Path) -> Iterator[dict[str, np.ndarray]]:
+    for path in sorted(folder.glob("?????.npz")):
+        with np.load(path) as stored:
+            yield {name: stored[name] for name in stored.files}
+
+
+def _codes(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Code]]:
+    tokens = np.split(arrays["speech_token"].astype(np.int64), np.cumsum(arrays["tokens"])[:-1])
+    embeddings = arrays["embedding"].astype(np.float32)
+    for name, token, embedding in zip(arrays["id"], tokens, embeddings, strict=True):
+        yield str(name), Code(token, embedding)
+
+
+def _arrays(codes: Mapping[str, Code]) -> dict[str, np.ndarray]:
+    return {
+        "id": np.array(list(codes)),
+        "tokens": np.array([len(code.speech_token) for code in codes.values()]),
+        "speech_token": np.concatenate([code.speech_token for code in codes.values()]).astype(np.uint16),
+        "embedding": np.stack([code.embedding for code in codes.values()]).astype(np.float16),
+    }
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """At once: others read the folder meanwhile."""
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_suffix(".part.npz")
+    np.savez(unfinished, **arrays)
+    unfinished.replace(path)

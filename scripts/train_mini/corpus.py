@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ LABEL_RATE = 50  # phonemes and F0 a second, as mel frames
 # alike then; its own time stamps take off 0.075.
 LATE = 0.0625
 SILENCE = 0  # the label of what lies before and behind the phonemes
+READERS = 8  # threads
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class Corpus:
         sizes, frames = [len(wave) for wave in waves], [len(f0) for _, f0 in labels]
         self.samples, self.start = to_device(sizes), to_device(_starts(sizes))
         self.frames, self.label_start = to_device(frames), to_device(_starts(frames))
-        self.wave = torch.from_numpy(np.concatenate(waves)).to(device)
+        self.wave = torch.empty(sum(sizes), dtype=torch.int16, device=device)
+        for place, wave in zip(self.wave.split(sizes), waves, strict=True):
+            place.copy_(torch.from_numpy(wave))
         self.labels = Labels(
-            torch.from_numpy(np.concatenate([phoneme for phoneme, _ in labels])).to(device),
-            torch.from_numpy(np.concatenate([f0 for _, f0 in labels])).to(device),
+            torch.from_numpy(np.concatenate([np.empty(0, np.int64), *(p for p, _ in labels)])).to(device),
+            torch.from_numpy(np.concatenate([np.empty(0, np.float32), *(f0 for _, f0 in labels)])).to(device),
         )
 
     @classmethod
@@ -60,26 +64,37 @@ class Corpus:
     ) -> Corpus:
         """Of the shards that are there, the first `shards` of them. Raises FileNotFoundError without any."""
         known = {u["id"]: u for u in read_lines(work / "utterances.jsonl") if u["split"] == split}
-        ids = phoneme_ids(work)
-        utterances, waves, labels = [], [], []
-        for file in sorted((work / "speech").glob("?????.npz"))[:shards]:
+        corpus = cls.read(speech_files(work)[:shards], known, phoneme_ids(work), device)
+        if not len(corpus):
+            raise FileNotFoundError(f"{work / 'speech'}: no speech of split {split!r}: run generate.py first")
+        return corpus
+
+    @classmethod
+    def read(
+        cls, files: Sequence[Path], known: Mapping[str, dict], ids: Mapping[str, int], device: torch.device
+    ) -> Corpus:
+        """Of these shards, what is among the utterances `known`, by their ids. ids: of the phonemes."""
+
+        def read(file: Path) -> list[tuple[dict, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
             with np.load(file) as shard:
-                arrays = {name: shard[name] for name in shard.files}
-            ends = {name: np.cumsum(arrays[name]) for name in ("samples", "phonemes", "steps")}
-            for row, name in enumerate(arrays["id"]):
-                if str(name) not in known:
-                    continue
-                wave, durations, f0 = (
-                    arrays[values][ends[sizes][row] - arrays[sizes][row] : ends[sizes][row]]
+                names = [str(name) for name in shard["id"]]
+                if not any(name in known for name in names):
+                    return []
+                waves, durations, f0s = (
+                    np.split(shard[values], np.cumsum(shard[sizes])[:-1])
                     for values, sizes in (("wave", "samples"), ("durations", "phonemes"), ("f0", "steps"))
                 )
-                utterance = known[str(name)]
-                utterances.append(utterance)
-                waves.append(wave)
-                spoken = [SILENCE, *(ids[phoneme] for phoneme in utterance["phonemes"]), SILENCE]
-                labels.append(_frame_labels(len(wave), np.asarray(spoken), durations, f0))
-        if not utterances:
-            raise FileNotFoundError(f"{work / 'speech'}: no speech of split {split!r}: run generate.py first")
+            found = []
+            for name, wave, seconds, f0 in zip(names, waves, durations, f0s, strict=True):
+                if name in known:
+                    phonemes = [ids[phoneme] for phoneme in known[name]["phonemes"]]
+                    spoken = np.asarray([SILENCE, *phonemes, SILENCE])
+                    found.append((known[name], wave, _frame_labels(len(wave), spoken, seconds, f0)))
+            return found
+
+        with ThreadPoolExecutor(READERS) as readers:
+            found = [one for shard in readers.map(read, files) for one in shard]
+        utterances, waves, labels = ([one[part] for one in found] for part in range(3))
         return cls(utterances, waves, labels, device)
 
     def __len__(self) -> int:
@@ -116,6 +131,11 @@ def heard_at(times: np.ndarray, durations: np.ndarray) -> np.ndarray:
     """Which of the phonemes with these durations in seconds is heard at each of `times`, in seconds from the
     beginning of the speech. -> indices, of the shape of `times`"""
     return np.searchsorted(np.cumsum(durations), times + LATE).clip(max=len(durations) - 1)
+
+
+def speech_files(work: Path) -> list[Path]:
+    """The shards that are there, in their order."""
+    return sorted((work / "speech").glob("?????.npz"))
 
 
 def _starts(sizes: list[int]) -> list[int]:

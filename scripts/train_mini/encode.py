@@ -1,68 +1,106 @@
 """What is said and who speaks, as the two models have it, of all that the teacher has spoken.
 
-    python scripts/train_mini/encode.py [--work build/train_mini]
+    python scripts/train_mini/encode.py [--part 0/1] [--wait 0] [--work build/train_mini]
 
-Writes codes.npz in the work folder: the same that the server makes of such a recording, but for rounding.
-Utterances that are in it and not in the corpus stay.
+Writes codes/NNNNN.npz for each speech/NNNNN.npz in the work folder: the same that the server makes of such
+recordings, but for rounding; and rooms/NNNNN.npz, likewise of a share of them as recorded in a room. Shards
+that have codes are left alone. Several may run at once, with a part of the shards each, and beside
+generate.py, with --wait.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from checkpoint import checkpoint_folder
-from codes import Code, read_codes, write_codes
-from corpus import LABEL_RATE, SAMPLE_RATE, Corpus
+from checkpoint import checkpoint_folder, write_config
+from codes import Code, Room, codes_file, rooms_file, write_codes, write_rooms
+from corpus import LABEL_RATE, SAMPLE_RATE, Corpus, speech_files
 from devices import set_precision
 from features import SPEECH_RATE, fbanks, resample
+from flow_items import token_mel
+from generate import SHARD
+from packages import phoneme_ids
+from rooms import in_a_room
 from speaker_encoder import SpeakerEncoder, load_encoder
 from speech_tokenizer import SpeechTokenizer, load_tokenizer
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from work import argument_parser
+from work import argument_parser, read_lines
 
 from light_tts.common.audio import resample as served_resample
+from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.frontend.features import whisper_log_mels
 from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder as ServedEncoder
 from light_tts.models.cosyvoice2.frontend.speech_tokenizer import SpeechTokenizer as ServedTokenizer
 
 FRAME = SAMPLE_RATE // LABEL_RATE  # samples of a mel frame
-BATCH = 128
+BATCH = 32
 COMPARED = 8  # utterances that are coded as the server does, too
+IN_ROOMS = 0.3  # share of utterances
 
 
-@torch.no_grad()
-def encode(corpus: Corpus, tokenizer: SpeechTokenizer, encoder: SpeakerEncoder) -> dict[str, Code]:
-    """By the utterance's id. Utterances of about one length go together; each is what it is alone."""
-    codes: dict[str, Code] = {}
-    samples = corpus.samples.tolist()
-    order = sorted(range(len(corpus)), key=samples.__getitem__)
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        mels, banks = zip(*(_heard(corpus, row, samples[row]) for row in rows), strict=True)
-        digits = tokenizer(pad_sequence(mels, True).transpose(1, 2), _lengths(mels, corpus.device))
-        ids = tokenizer.ids(digits).cpu().numpy()
-        embeddings = encoder(pad_sequence(banks, True), _lengths(banks, corpus.device)).cpu().numpy()
-        for row, token, embedding, mel in zip(rows, ids, embeddings, mels, strict=True):
-            # As many as there are, in the recording and in its mel spectrogram for the flow.
-            length = min(-(-len(mel) // 4), samples[row] // FRAME // 2)
-            codes[corpus.utterances[row]["id"]] = Code(token[:length], embedding)
-    return codes
+class Coder:
+    """Both models."""
+
+    def __init__(self, tokenizer: SpeechTokenizer, encoder: SpeakerEncoder, config: Config) -> None:
+        self._tokenizer, self._encoder, self._config = tokenizer, encoder, config
+
+    @torch.no_grad()
+    def codes(self, waves: Sequence[Tensor]) -> list[Code]:
+        """waves: (samples,) float32 each. Those of about one length go together; each is what it is alone."""
+        codes: dict[int, Code] = {}
+        order = sorted(range(len(waves)), key=lambda number: len(waves[number]))
+        for start in range(0, len(order), BATCH):
+            numbers = order[start : start + BATCH]
+            mels, banks = zip(*(_heard(waves[number]) for number in numbers), strict=True)
+            digits = self._tokenizer(pad_sequence(mels, True).transpose(1, 2), _lengths(mels))
+            ids = self._tokenizer.ids(digits).cpu().numpy()
+            embeddings = self._encoder(pad_sequence(banks, True), _lengths(banks)).cpu().numpy()
+            for number, token, embedding, mel in zip(numbers, ids, embeddings, mels, strict=True):
+                # As many as there are, in the recording and in its mel spectrogram for the flow.
+                length = min(-(-len(mel) // 4), len(waves[number]) // FRAME // 2)
+                codes[number] = Code(token[:length], embedding)
+        return [codes[number] for number in range(len(waves))]
+
+    def rooms(self, waves: Sequence[Tensor]) -> list[Room]:
+        """waves: recorded in rooms."""
+        found = []
+        for wave, code in zip(waves, self.codes(waves), strict=True):
+            mel = token_mel(wave, len(code.speech_token), self._config).half().cpu().numpy()
+            found.append(Room(Code(code.speech_token[: len(mel)], code.embedding), mel))
+        return found
+
+    def write(self, work: Path, shard: str, corpus: Corpus) -> dict[str, Code]:
+        """Both files of a shard, and what is in the first. corpus: its speech."""
+        names, waves = [utterance["id"] for utterance in corpus.utterances], list(corpus.waves())
+        disturbed = {}
+        for name, wave in zip(names, waves, strict=True):
+            random = np.random.default_rng(zlib.crc32(name.encode()))
+            if random.random() < IN_ROOMS:
+                disturbed[name] = in_a_room(wave, random)
+        if disturbed:
+            rooms = self.rooms(list(disturbed.values()))
+            write_rooms(rooms_file(work, shard), dict(zip(disturbed, rooms, strict=True)))
+        codes = dict(zip(names, self.codes(waves), strict=True))
+        write_codes(codes_file(work, shard), codes)
+        return codes
 
 
-def _heard(corpus: Corpus, row: int, samples: int) -> tuple[Tensor, Tensor]:
+def _heard(wave: Tensor) -> tuple[Tensor, Tensor]:
     """What both models are given of one utterance: (frames, 128) and (frames, 80)."""
-    index = torch.tensor([row], device=corpus.device)
-    speech = resample(corpus.crops(index, torch.zeros_like(index), samples), SAMPLE_RATE)
+    speech = resample(wave[None], SAMPLE_RATE)
     bank = fbanks(speech)[0]
     return whisper_log_mels(speech)[0].T, bank - bank.mean(0)
 
 
-def _lengths(sequences: tuple[Tensor, ...], device: torch.device) -> Tensor:
-    return torch.tensor([len(sequence) for sequence in sequences], device=device)
+def _lengths(sequences: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([len(sequence) for sequence in sequences], device=sequences[0].device)
 
 
 def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -> tuple[int, int, float]:
@@ -82,24 +120,53 @@ def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -
     return same, tokens, cosine
 
 
+def part(text: str) -> tuple[int, int]:
+    """ "I/N": every Nth shard, from the Ith on."""
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like 0/2 or 1/2")
+    return int(number), int(parts)
+
+
+def missing(work: Path, number: int, parts: int) -> list[Path]:
+    """Shards of this part that have no codes yet."""
+    return [
+        file
+        for file in speech_files(work)
+        if int(file.stem) % parts == number and not codes_file(work, file.name).exists()
+    ]
+
+
 def main() -> None:
-    args = argument_parser(__doc__).parse_args()
+    parser = argument_parser(__doc__)
+    parser.add_argument("--part", type=part, default=(0, 1), help="I/N: every Nth shard, from the Ith on")
+    parser.add_argument("--wait", type=float, default=0.0, help="minutes, for speech that is not there yet")
+    args = parser.parse_args()
     set_precision(fast=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer, encoder = load_tokenizer(args.work, device), load_encoder(args.work, device)
-    codes = read_codes(args.work)
-    for split in ("train", "test"):
-        corpus = Corpus.load(args.work, device, split)
-        begun = time.monotonic()
-        codes |= (found := encode(corpus, tokenizer, encoder))
-        passed = time.monotonic() - begun
-        same, tokens, cosine = difference_to_served(corpus, found, checkpoint_folder(args.work))
+    config, _, _ = write_config(args.work)
+    coder = Coder(load_tokenizer(args.work, device), load_encoder(args.work, device), config)
+    known, phonemes = {u["id"]: u for u in read_lines(args.work / "utterances.jsonl")}, phoneme_ids(args.work)
+    number, parts = args.part
+    left = len(range(number, -(-len(known) // SHARD), parts))
+    left -= sum(int(file.stem) % parts == number for file in (args.work / "codes").glob("?????.npz"))
+    begun, hours, corpus = time.monotonic(), 0.0, None
+    while True:
+        for file in missing(args.work, number, parts):
+            corpus = Corpus.read([file], known, phonemes, device)
+            codes = coder.write(args.work, file.name, corpus)
+            hours, left = hours + corpus.seconds / 3600, left - 1
+            print(f"{file.stem}: {hours:.2f} h after {time.monotonic() - begun:.0f} s", flush=True)
+        if left <= 0 or time.monotonic() - begun > 60 * args.wait:
+            break
+        time.sleep(1.0)
+    folder = checkpoint_folder(args.work)
+    if corpus and (folder / ServedEncoder.FILE_NAME).exists():
+        same, tokens, cosine = difference_to_served(corpus, codes, folder)
         print(
-            f"{split}: {len(found)} utterances, {corpus.seconds / 3600:.2f} h in {passed:.1f} s; "
             f"{same} of {tokens} tokens as served, embeddings with a cosine of at least {cosine:.5f}",
             flush=True,
         )
-    write_codes(args.work, codes)
 
 
 if __name__ == "__main__":

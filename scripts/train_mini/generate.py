@@ -1,4 +1,4 @@
-"""The teacher speaks the utterances, in several processes on one device.
+"""The teacher speaks the utterances, in several processes, which are dealt to all GPUs that can be seen.
 
     python scripts/train_mini/generate.py [--processes N] [--minutes 9] [--work build/train_mini]
 
@@ -40,6 +40,8 @@ def work_off(work: Path, device: str, shards, done, deadline: float) -> None:
     """One process: takes (number, utterances) from the queue `shards` until there is None or time is up, and
     puts (utterances, seconds of speech) of each into `done`."""
     torch.set_num_threads(1)
+    if device != "cpu":
+        torch.cuda.set_device(device)  # nothing of this process lies on another
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     teacher = Teacher(work, torch.device(device))
     folder = voices_folder(work)
@@ -71,13 +73,17 @@ def default_processes() -> int:
     return max((os.cpu_count() or 1) - 2, 1) if torch.cuda.is_available() else 2
 
 
+def devices(processes: int, gpus: int) -> list[str]:
+    """Where each process computes: on the GPUs by turns."""
+    return [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(processes)]
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--processes", type=int, default=default_processes())
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no shard after so long")
     parser.add_argument("--shards", type=int, help="at most so many in this run, e.g. to try it")
     args = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model_file(args.work)  # once, before all processes want it
     utterances = read_lines(args.work / "utterances.jsonl")
     (args.work / "speech").mkdir(exist_ok=True)
@@ -90,8 +96,10 @@ def main() -> None:
     for shard in [*missing, *[None] * args.processes]:
         shards.put(shard)
     deadline = time.time() + 60 * args.minutes
-    arguments = (args.work, device, shards, done, deadline)
-    processes = [context.Process(target=work_off, args=arguments, daemon=True) for _ in range(args.processes)]
+    processes = [
+        context.Process(target=work_off, args=(args.work, device, shards, done, deadline), daemon=True)
+        for device in devices(args.processes, torch.cuda.device_count())
+    ]
     begun = time.monotonic()
     for process in processes:
         process.start()

@@ -17,11 +17,12 @@ import numpy as np
 # Nothing is trained on these, alone or in a blend.
 HELD_OUT = ("af_sarah", "am_fenrir", "bf_isabella")
 BLENDS, SHIFTED, TEST_BLENDS = 200, 200, 20
+MORE_SHIFTED = 400  # drawn after all others, which stay who they are
 FOREIGN = 15  # voices of other languages, which read English with an accent
 SHIFTS = (0.85, 1.15)
 STYLE_SIZE = 256
 # What share of the data each kind speaks.
-SHARES = {"plain": 0.35, "blend": 0.35, "shifted": 0.25, "foreign": 0.05}
+SHARES = {"plain": 0.3, "blend": 0.3, "shifted": 0.35, "foreign": 0.05}
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
         """Far enough from 1 to be another speaker."""
         return round(draw.choice((draw.uniform(SHIFTS[0], 0.95), draw.uniform(1.05, SHIFTS[1]))), 3)
 
+    def shifted(n: int) -> Speaker:
+        voices = {draw.choice(trained): 1.0} if n % 2 else blend(*draw.sample(trained, 2))
+        return Speaker(f"shifted_{n}", "shifted", voices, shift())
+
     found = [Speaker(name, "plain", {name: 1.0}) for name in trained]
     found += [Speaker(f"blend_{n}", "blend", blend(*draw.sample(trained, 2))) for n in range(BLENDS)]
-    for n in range(SHIFTED):
-        voices = {draw.choice(trained): 1.0} if n % 2 else blend(*draw.sample(trained, 2))
-        found.append(Speaker(f"shifted_{n}", "shifted", voices, shift()))
+    found += [shifted(n) for n in range(SHIFTED)]
     foreign = sorted(name for name in names if name not in english)
     found += [Speaker(name, "foreign", {name: 1.0}) for name in draw.sample(foreign, FOREIGN)]
     found += [Speaker(name, "plain", {name: 1.0}, split="test") for name in HELD_OUT]
@@ -62,6 +65,7 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
         held_out = HELD_OUT[n % len(HELD_OUT)]
         voices = blend(held_out, draw.choice([name for name in english if name != held_out]))
         found.append(Speaker(f"test_blend_{n}", "blend", voices, split="test"))
+    found += [shifted(SHIFTED + n) for n in range(MORE_SHIFTED)]
     return found
 
 
