@@ -4,7 +4,7 @@ is being spoken (ALIGNMENT_HEADS), which the teacher's durations tell.
 
     python scripts/train_mini/language_model.py [--minutes 5] [--total 5] [--work build/train_mini]
 
-Needs the text tokenizer (text_tokenizer.py) and the speech tokens (codes.npz). Every CHECK_MINUTES and at the
+Needs the text tokenizer (text_tokenizer.py) and the speech tokens (encode.py). Every CHECK_MINUTES and at the
 end it speaks held-out sentences (free_generation.py) with two running averages of the weights; the better one
 is kept in training/language_model_best.pt, and llm.pt, in the checkpoint, is made of it.
 """
