@@ -93,12 +93,21 @@ def test_one_shot_is_what_the_server_feeds():
 
 @pytest.mark.parametrize(
     "texts, tokens, prompt",
-    [(23, 110, 0), (20, 100, 0), (4, 30, 0), (5, 15, 0), (23, 110, 40), (31, 150, 45)],
+    [
+        (23, 110, 0),
+        (20, 100, 0),
+        (4, 30, 0),
+        (5, 15, 0),
+        (23, 110, 40),
+        (31, 150, 45),
+        (13, 110, 50),  # all blocks are in the prompt
+        (11, 60, 31),
+    ],
 )
 def test_bistream_is_what_the_server_feeds(texts, tokens, prompt):
     whole = spoken(texts, tokens)
     assert can_bistream(whole, MIX)
-    layout = bistream(whole, IDS, MIX)
+    layout = bistream(whole, IDS, MIX, prompt)
     said = targets_after(layout)
     assert said[-1] == IDS.eos
     assert [token for token in said if token < IDS.eos] == whole.speech.tolist()
@@ -108,7 +117,7 @@ def test_bistream_is_what_the_server_feeds(texts, tokens, prompt):
     assert IDS.speech(IDS.fill) not in layout.inputs
 
     prompt_texts = 8 if prompt else 0
-    in_prompt = prompt + prompt // MIX[1] - (prompt % MIX[1] == 0 and prompt > 0)  # and the fills among them
+    in_prompt = prompt + min(fills, max(0, prompt - 1) // MIX[1])  # and the fills among them
     server = Bistream(
         "job", 0, 0, IDS, 4096, whole.text[:prompt_texts].tolist(), whole.speech[:prompt].tolist(),
         said[in_prompt:-1], MIX,

@@ -23,8 +23,8 @@ from attention import Packed, Watched
 from checkpoint import ALIGNMENT_HEADS, checkpoint_folder, training_file, write_config, write_weights
 from devices import mixed_precision, sent, training_device
 from free_generation import Examination
-from layouts import NONE, Layout, bistream, can_bistream, joined, one_shot
-from lm_data import Texts, fits, training_layouts
+from layouts import NONE, Layout, can_bistream, joined
+from lm_data import Texts, fits, speech_layout, training_layouts
 from lm_weights import BEST, NAME, keep_better, weights_to_use
 from packing import batches, packed, prefetched
 from torch import Tensor, nn
@@ -194,10 +194,12 @@ def held_out_nats(model: TrainedLM, texts: Texts, mix: tuple[int, int], device: 
         for voice in texts.voices("test")
         for number, spoken in enumerate(voice)
     ]
-    held_out = [joined(some) for some in parts if fits(some)]
+    held_out = [some for some in parts if fits(some)]
     groups = {
-        "at once": [one_shot(spoken, ids) for spoken in held_out],
-        "bistream": [bistream(spoken, ids, mix) for spoken in held_out if can_bistream(spoken, mix)],
+        "at once": [speech_layout(some, ids, mix, False) for some in held_out],
+        "bistream": [
+            speech_layout(some, ids, mix, True) for some in held_out if can_bistream(joined(some), mix)
+        ],
         "pronunciation": texts.pronunciations("test", ids),
     }
     text = ""

@@ -76,15 +76,17 @@ def can_bistream(spoken: Spoken, mix: tuple[int, int]) -> bool:
     return len(spoken.text) // mix[0] * mix[1] <= len(spoken.speech)
 
 
-def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int]) -> Layout:
+def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int], prompt: int = 0) -> Layout:
     """Start; blocks of mix[0] text ids and mix[1] speech tokens, each of which ends in saying the fill id,
     that is not fed; then the last speech token once more (which the server does, as CosyVoice2 does), the
-    rest of the text, task, the rest of the speech."""
+    rest of the text, task, the rest of the speech. `prompt`: how many speech tokens are of the prompt; where
+    there are more than the blocks hold, none is fed once more."""
     blocks, (text_size, speech_size) = len(spoken.text) // mix[0], mix
     text_end, speech_end = blocks * text_size, blocks * speech_size
     units = ids.text_vocab + spoken.speech
+    again = units[speech_end - 1 : speech_end] if blocks and prompt <= speech_end else units[:0]
     place = np.arange(len(spoken.text) + 1)
-    place += 1 + np.minimum(place // text_size, blocks) * speech_size + (place >= text_end) * (blocks > 0)
+    place += 1 + np.minimum(place // text_size, blocks) * speech_size + (place >= text_end) * len(again)
     first, last = spoken.words.T[0], (spoken.words.T[1] - 1).clip(min=0)
     known = spoken.words.T[1] > first
     words_of = np.stack([place[first], np.where(known, place[last] + 1, place[first])], 1)
@@ -95,7 +97,6 @@ def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int]) -> Layout:
         speech += [_none(text_size - 1), spoken.speech[said], [ids.fill]]
         phoneme += [_none(text_size - 1), spoken.phoneme[said], _none(1)]
         words += [_nowhere(text_size - 1), words_of[said], _nowhere(1)]
-    again = units[speech_end - 1 : speech_end] if blocks else units[:0]
     inputs += [again, spoken.text[text_end:], [ids.task], units[speech_end:]]
     silent = _none(len(again) + len(spoken.text) - text_end)
     speech += [silent, spoken.speech[speech_end:], [ids.eos]]

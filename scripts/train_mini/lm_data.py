@@ -20,7 +20,7 @@ from light_tts.models.cosyvoice2.frontend.tokenizer import TextTokenizer
 from light_tts.models.cosyvoice2.llm import SpeechIds
 
 PARTS = (0.3, 0.6, 0.1)  # shares of sequences of one, two and three utterances
-BISTREAM = 0.35  # share of sequences of speech
+BISTREAM = 0.4  # share of sequences of speech
 PRONUNCIATION = 0.3  # share of tokens in sequences of phonemes
 
 
@@ -122,7 +122,7 @@ def training_layouts(
             parts = [voice[number] for number in draw.choice(len(voice), count, replace=False)]
             while len(parts) > 1 and not fits(parts):
                 parts.pop()
-            layout = speech_layout(joined(parts), ids, mix, draw.random() < BISTREAM)
+            layout = speech_layout(parts, ids, mix, draw.random() < BISTREAM)
         tokens += len(layout)
         yield layout
 
@@ -132,7 +132,9 @@ def fits(parts: list[Spoken]) -> bool:
     return sum(len(part.text) + len(part.speech) for part in parts) + 3 <= ROW
 
 
-def speech_layout(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int], streams: bool) -> Layout:
-    if streams and can_bistream(spoken, mix):
-        return bistream(spoken, ids, mix)
-    return one_shot(spoken, ids)
+def speech_layout(parts: list[Spoken], ids: SpeechIds, mix: tuple[int, int], streams: bool) -> Layout:
+    """Of utterances of one voice, the last after the others; bistream where it is wanted and possible."""
+    whole = joined(parts)
+    if streams and can_bistream(whole, mix):
+        return bistream(whole, ids, mix, prompt=len(whole.speech) - len(parts[-1].speech))
+    return one_shot(whole, ids)

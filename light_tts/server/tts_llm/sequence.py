@@ -301,11 +301,13 @@ class Bistream(Sequence):
         return block
 
     def _begin_last(self) -> None:
-        """The reference gives the group that it gave last once more here, if that has been in the model."""
+        """The reference gives the group that it gave last once more here, if that has been in the model.
+        Where the text was too short for all speech of the prompt, the rest of it follows the mark, as in
+        training; the reference leaves it out, and may say the end of the prompt's text again."""
         again = self._group if self.outputs else []
         self._waiting, self._last = False, True
-        self._give(again + self._text + [self._ids.task], anew=bool(self.outputs))
-        self._text = []
+        self._give(again + self._text + [self._ids.task, *self._prompt_speech], anew=bool(self.outputs))
+        self._text, self._prompt_speech = [], []
 
     def _give(self, group: list[int], anew: bool = True) -> None:
         """Ids for the model; `anew`: those before have been in the model already."""
