@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -233,23 +233,27 @@ def main() -> None:
     def draw() -> list[Tensor]:
         return [sent(torch.from_numpy(take()), device)]
 
-    def hear() -> str:
-        """Both averages speak; the training goes on whatever happens."""
+    @cache
+    def examination() -> Examination:
+        return Examination(args.work, texts, config, backbone, device, args.sentences)
+
+    def hear(streams: bool = False) -> str:
+        """Both averages speak, at the end in bistream, too; the training goes on whatever happens."""
         try:
-            examination = Examination(args.work, texts, config, backbone, device, args.sentences)
             saved = torch.load(path, map_location="cpu", weights_only=True)
             text = ""
             for name, weights in (("average", learner.state()["average"]), ("slow average", slow.weights())):
-                found = examination.heard(weights)
+                found = examination().heard(weights)
                 kept = keep_better(best, weights, found.errors, saved["steps"])
                 text += f"\n{name}: {found}{'; the best so far' if kept else ''}"
-                text += f"\n{name}, bistream: {examination.heard(weights, streams=True)}"
+                if streams:
+                    text += f"\n{name}, bistream: {examination().heard(weights, streams=True)}"
             return text
         except Exception:
             return f"\nspeaking failed:\n{traceback.format_exc()}"
 
     def check() -> str:
-        text = hear()
+        text = hear(streams=True)
         model.load_state_dict(tied(averaged_weights(path)))
         model.eval()
         return text + held_out_nats(model, texts, mix, device)
