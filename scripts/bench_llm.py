@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from make_tiny_checkpoint import SIZES
 
-from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.common.sampling_rule import SamplingRule
 from light_tts.common.transfer import Download
-from light_tts.models.cosyvoice2.config import LLMConfig, SamplingConfig
+from light_tts.models.cosyvoice2.config import LLMConfig
 from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
 from light_tts.server.tts_llm.attention import Span
 from light_tts.server.tts_llm.engine import Engine
@@ -35,7 +35,7 @@ from light_tts.server.tts_llm.options import EngineOptions
 from light_tts.server.tts_llm.scheduler import Limits, Scheduler
 from light_tts.server.tts_llm.sequence import OneShot
 
-SAMPLING = SamplingConfig(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
+SAMPLING = SamplingRule(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
 TEXT = 50  # tokens of the prompt that are text
 
 
@@ -146,14 +146,12 @@ def make_engine(model: SpeechLM, args: argparse.Namespace) -> Engine:
         slots=length * rows,
         rows=rows,
         max_len=length,
-        window=SAMPLING.win_size,
         int8=args.int8,
         round_steps=args.round_steps,
         graph_max_batch=rows if graphs else 0,
         graph_max_len=length,
     )
-    sampler = RepetitionAwareSampler(**asdict(SAMPLING))
-    engine = Engine(model, sampler, options, StubRunner if args.stub else None)
+    engine = Engine(model, options, StubRunner if args.stub else None)
     started = time.perf_counter()
     engine.warm_up()
     engine.synchronize()
@@ -193,6 +191,7 @@ class Loop:
                 forced=[],
                 min_outputs=output,
                 max_outputs=output,
+                sampling=SAMPLING,
             )
             self._scheduler.submit(sequence)
         self.steps = self.rounds = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from parity_checks import Golden
 from parity_checks.llm import SLOTS, finish, golden_ids, load_engine, load_model, run
 
-from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.common.sampling_rule import SamplingRule
 from light_tts.server.tts_llm.engine import Engine, Work
 from light_tts.server.tts_llm.scheduler import Limits, Scheduler
 from light_tts.server.tts_llm.sequence import Bistream, OneShot, Sequence
@@ -18,12 +18,12 @@ GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
 ARRAYS = GOLDEN.arrays("llm.npz")
 TEXT = golden_ids(ARRAYS, "bi_text_ids")
 PROMPT = golden_ids(ARRAYS, "prompt_speech_token")
-SAMPLER = RepetitionAwareSampler(0.8, 25, 10, 0.1)
+RULE = SamplingRule(0.8, 25, 10, 0.1)
 
 
 def request(i: int, forced: list[int] = (), **options) -> OneShot:
     """One of many different requests."""
-    options = {"min_outputs": 20 + i, "max_outputs": 40 + 5 * i, "limit": SLOTS, **options}
+    options = {"min_outputs": 20 + i, "max_outputs": 40 + 5 * i, "limit": SLOTS, "sampling": RULE, **options}
     return OneShot(
         job=f"{i}/0",
         part=i % 2,
@@ -43,7 +43,7 @@ def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
         part=0,
         seed=seed,
         ids=load_model(GOLDEN).ids,
-        **{"limit": SLOTS, "max_outputs": 100, **options},
+        **{"limit": SLOTS, "max_outputs": 100, "sampling": RULE, **options},
         prompt_text=TEXT[:7],
         prompt_speech=PROMPT[:20],
         forced=list(forced),
@@ -54,12 +54,12 @@ def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
 @cache
 def alone(i: int) -> list[int]:
     """What request i says when it is run step by step, with nothing beside it."""
-    return finish(load_engine(GOLDEN, SAMPLER), request(i))
+    return finish(load_engine(GOLDEN), request(i))
 
 
 def speak(sequence: Bistream, pieces: list[list[int]]) -> list[int]:
     """Outputs of a bistream sequence when each piece of text comes only after all that was possible."""
-    engine = load_engine(GOLDEN, SAMPLER)
+    engine = load_engine(GOLDEN)
     for piece in pieces:
         sequence.append_text(piece)
         while sequence.ready:
@@ -78,7 +78,7 @@ class Loop:
         limits = {"prefill_tokens": 512, "running": 8, "alive": 8, "steps_between_admissions": 4, **limits}
         limits = {"busy_ratio": 0.0, "assumed_output": 10, **limits}
         self.scheduler = Scheduler(Limits(slots=slots, round_steps=round_steps, **limits))
-        options = {"sampler": SAMPLER, "slots": slots, "round_steps": round_steps, **(engine or {})}
+        options = {"slots": slots, "round_steps": round_steps, **(engine or {})}
         self.engine: Engine = load_engine(GOLDEN, **options)
         self.ahead = ahead
         self.slots = slots

@@ -67,16 +67,15 @@ class Stage:
     def send(self, message: messages.Message) -> None:
         self.outbox.send(self.ctx.inbox.address, message)
 
-    def open(self, job: str, **fields) -> None:
+    def open(self, job: str, seed: int = 7, speed: float = 1.0, **fields) -> None:
         given = {
             "reply_to": self.worker.address,
             "part": 0,
             "parts": 1,
             "prompt": self.prompt,
             "speaker": "",
-            "seed": 7,
+            "options": messages.SpeechOptions(seed=seed, speed=speed),
             "stream": True,
-            "speed": 1.0,
             "progress": PartProgress(),
         }
         self.send(messages.OpenSpeech(job=job, **(given | fields)))

@@ -126,9 +126,13 @@ def prompt(samples: np.ndarray, text: str = "Good morning.", rate: int = 24_000)
     )
 
 
-def synthesize(stage: Stage, job: str, voice: m.Prompt, text: str = "Hello world.", **fields) -> m.Synthesize:
+def synthesize(
+    stage: Stage, job: str, voice: m.Prompt, text: str = "Hello world.", speed: float = 1.0, **fields
+) -> m.Synthesize:
     fields = {"reply_to": stage.worker.address, "style": 0, "stream": True, **fields}
-    return m.Synthesize(job=job, text=text, prompt=voice, sampling=m.Sampling(seed=5), **fields)
+    return m.Synthesize(
+        job=job, text=text, prompt=voice, options=m.SpeechOptions(seed=5, speed=speed), **fields
+    )
 
 
 def test_a_request_becomes_ids_and_features(make_stage):
@@ -137,7 +141,7 @@ def test_a_request_becomes_ids_and_features(make_stage):
     stage.send(synthesize(stage, "a/1", prompt(samples, rate=rate), speed=1.5, stream=False))
     generate = stage.next(stage.llm)
     assert (generate.job, generate.part, generate.parts) == ("a/1", 0, 1)
-    assert (generate.speed, generate.stream, generate.sampling.seed) == (1.5, False, 5)
+    assert (generate.options.speed, generate.stream, generate.options.seed) == (1.5, False, 5)
     assert generate.text_ids == expected["text"][0].tolist()
     assert generate.prompt_text_ids == expected["prompt_text"][0].tolist()
     tokens = expected["aligned_token"][0]

@@ -89,6 +89,30 @@ def test_the_same_seed_gives_the_same_audio_and_another_seed_does_not(client):
     assert first == again != other
 
 
+SAMPLINGS = [
+    {"top_p": 0.1},
+    {"temperature": 2.0},
+    {"top_k": 1},
+    {"top_k": 1, "win_size": 50, "tau_r": 0.02},
+    {"top_p": 1.0, "top_k": 64, "temperature": 0.5, "win_size": 1, "tau_r": 2},
+]
+
+
+def test_sampling_can_be_chosen_for_each_request(server, client):
+    """The checkpoint's where nothing is said; and requests that are in work together keep their own."""
+    defaults = {"top_p": 0.8, "top_k": 25, "temperature": 1.0, "win_size": 10, "tau_r": 0.1}
+
+    def one(sampling: dict) -> bytes:
+        with server.client() as http:
+            return speak(http, TEXT, seed=3, **sampling).content
+
+    alone = [one(sampling) for sampling in ({}, *SAMPLINGS)]
+    assert one(defaults) == alone[0] and len(set(alone)) == len(alone)
+    assert client.post("/inference_zero_shot", json=as_json(TEXT, seed=3, **SAMPLINGS[0])).content == alone[1]
+    with ThreadPoolExecutor(6) as clients:
+        assert list(clients.map(one, ({}, *SAMPLINGS))) == alone
+
+
 def test_the_seed_of_a_request_without_one_is_told(client):
     first = speak(client, TEXT)
     assert speak(client, TEXT, seed=first.headers["x-seed"]).content == first.content
@@ -176,6 +200,16 @@ def test_concurrent_requests_on_several_workers_get_their_own_answers(server):
         ({"seed": 2**32}, 422, "seed"),
         ({"format": "mp3"}, 422, "format"),
         ({"min_new_tokens": 9, "max_new_tokens": 8}, 400, "min_new_tokens"),
+        ({"top_p": 0}, 422, "top_p: Input should be greater than 0"),
+        ({"top_p": 1.01}, 422, "top_p: Input should be less than or equal to 1"),
+        ({"top_k": 0}, 422, "top_k: Input should be greater than or equal to 1"),
+        ({"top_k": 65}, 422, "top_k: Input should be less than or equal to 64"),
+        ({"top_k": 2.5}, 422, "top_k"),
+        ({"temperature": 0}, 422, "temperature: Input should be greater than or equal to 0.1"),
+        ({"temperature": "hot"}, 422, "temperature"),
+        ({"win_size": 51}, 422, "win_size: Input should be less than or equal to 50"),
+        ({"tau_r": 0}, 422, "tau_r: Input should be greater than 0"),
+        ({"tau_r": 2.1}, 422, "tau_r: Input should be less than or equal to 2"),
     ],
 )
 def test_a_wrong_request_is_refused_with_the_reason(client, fields, status, message):

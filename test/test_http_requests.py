@@ -14,7 +14,7 @@ from light_tts.server.core.messages import (
     Prompt,
     Raw,
     Routed,
-    Sampling,
+    SpeechOptions,
     StageDown,
     StageGivenUp,
     StageInfo,
@@ -26,7 +26,7 @@ from light_tts.server.httpserver.request import LostAudio, Speech, SpeechRequest
 
 
 def make_request(**changes) -> SpeechRequest:
-    speech = Speech(style=0, prompt=Prompt(key="05"), sampling=Sampling(seed=1), text="hello", **changes)
+    speech = Speech(style=0, prompt=Prompt(key="05"), options=SpeechOptions(seed=1), text="hello", **changes)
     request = SpeechRequest("abc", speech)
     request.submitted = True
     return request
@@ -136,7 +136,7 @@ def test_the_next_attempt_goes_on_where_the_audio_ended():
         style=0,
         text="hello",
         prompt=request.speech.prompt,
-        sampling=Sampling(seed=1),
+        options=SpeechOptions(seed=1),
         stream=True,
         progress=[
             PartProgress(tokens=[5, 6], samples=2, finished=True),
@@ -183,8 +183,10 @@ def test_attempts_without_progress_are_counted_and_progress_forgives_them():
 
 def test_the_owner_of_a_prompt_is_a_function_of_its_key():
     assert make_request().encode_index(4) == 1
-    by_name = SpeechRequest("x", Speech(style=0, prompt=Prompt(speaker="anna"), sampling=Sampling(seed=1)))
-    again = SpeechRequest("y", Speech(style=0, prompt=Prompt(speaker="anna"), sampling=Sampling(seed=2)))
+    by_name = SpeechRequest(
+        "x", Speech(style=0, prompt=Prompt(speaker="anna"), options=SpeechOptions(seed=1))
+    )
+    again = SpeechRequest("y", Speech(style=0, prompt=Prompt(speaker="anna"), options=SpeechOptions(seed=2)))
     assert by_name.encode_index(7) == again.encode_index(7)
 
 

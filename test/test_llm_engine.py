@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from llm_requests import ARRAYS, GOLDEN, SAMPLER, TEXT, Loop, alone, bistream, request, speak
+from llm_requests import ARRAYS, GOLDEN, TEXT, Loop, alone, bistream, request, speak
 from parity_checks.llm import (
     SLOTS,
     bistream_sequence,
@@ -14,6 +14,7 @@ from parity_checks.llm import (
     run,
 )
 
+from light_tts.common.sampling import draw
 from light_tts.server.tts_llm.sequence import OneShot, RequestError
 
 
@@ -80,7 +81,7 @@ def forced_scores(name: str, int8: bool) -> torch.Tensor:
 
 def test_a_resumed_request_goes_on_with_the_same_tokens():
     whole = alone(3)
-    engine = load_engine(GOLDEN, SAMPLER)
+    engine = load_engine(GOLDEN)
     for delivered in (0, 1, 19, 28, len(whole) - 1, len(whole)):
         assert finish(engine, request(3, forced=whole[:delivered])) == whole
 
@@ -102,7 +103,7 @@ def test_how_text_is_split_on_its_way_changes_nothing():
 
 
 def test_bistream_speaks_before_its_text_has_ended_and_waits_for_more():
-    sequence, engine = bistream_sequence(GOLDEN, "noprompt"), load_engine(GOLDEN, SAMPLER)
+    sequence, engine = bistream_sequence(GOLDEN, "noprompt"), load_engine(GOLDEN)
     sequence.append_text(TEXT[:1])
     while sequence.ready:
         run(engine, sequence)
@@ -133,7 +134,7 @@ def test_requests_that_can_never_fit_name_the_limit():
         request(5, max_outputs=3)
     long = bistream(limit=60, max_outputs=None)
     long.append_text(TEXT)
-    engine = load_engine(GOLDEN, SAMPLER)
+    engine = load_engine(GOLDEN)
     finish(engine, long)
     assert long.finished and "max_req_total_len" in long.error
     assert len(long.inputs) <= 60
@@ -172,13 +173,13 @@ def test_ids_outside_the_vocabulary_are_refused():
 def test_a_failed_step_leaves_everything_as_it_was():
     fail = [True]
 
-    def sampler(*args):
+    def fails_once(*args):
         if fail:
             fail.clear()
             raise RuntimeError("no luck")
-        return SAMPLER(*args)
+        return draw(*args)
 
-    engine = load_engine(GOLDEN, sampler)
+    engine = load_engine(GOLDEN, fails_once)
     sequence = request(4)
     with pytest.raises(RuntimeError):
         run(engine, sequence)

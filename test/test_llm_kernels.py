@@ -20,6 +20,7 @@ import triton.language as tl
 
 from light_tts.common import random
 from light_tts.common.kv_pool import quantize
+from light_tts.common.sampling_rule import GREEDY, SamplingRule
 from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.activation import silu_mul, silu_mul_reference
 from light_tts.kernels.decode_attention import (
@@ -248,6 +249,13 @@ def gumbel_kernel(seed, stream, counters, out, estimate, N: tl.constexpr):
     tl.store(estimate + i, gumbel_estimate(seed, stream, counters))
 
 
+def set_rules(state: RowState, *rules: SamplingRule) -> None:
+    """The rows take turns with them."""
+    for row, rule in zip(range(len(state.seed)), itertools.cycle(rules), strict=False):
+        for name in ("top_p", "top_k", "win_size", "repeats", "inverse_temperature"):
+            getattr(state, name)[row] = getattr(rule, name)
+
+
 def filled_state(rows: int, likely: Tensor) -> RowState:
     """Requests in the middle of their parts. likely: (rows, n) ids to have come up lately"""
     generator = torch.Generator().manual_seed(1)
@@ -262,21 +270,25 @@ def filled_state(rows: int, likely: Tensor) -> RowState:
     return state
 
 
-SAMPLING = {"top_p": 0.8, "top_k": 25, "win_size": 10, "tau_r": 0.1}
+RULE = SamplingRule(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
 
 
-def check_samples(logits: Tensor, steps: int = 2, **options: object) -> Tensor:
-    """Token for token those of the reference, and the same changes of the state. -> the lines written"""
+def check_samples(logits: Tensor, *rules: SamplingRule, steps: int = 2) -> Tensor:
+    """Token for token those of the reference, and the same changes of the state; the rows take turns with the
+    rules. -> the lines written"""
     rows, vocabulary = logits.shape
     likely = logits.float().argsort(descending=True)[:, :10].repeat(1, 10)[:, :10]
+    max_top_k = max(rule.top_k for rule in rules)
     states = [filled_state(rows, likely) for _ in range(2)]
+    for state in states:
+        set_rules(state, *rules)
     batch = ints(torch.arange(rows).flip(0))
     batch[3:4] = -1
     outs = [ints([[7] * rows] * (steps + 1)) for _ in range(2)]
     lines = [torch.arange(rows, device=DEVICE) % 2 for _ in range(2)]
     for _ in range(steps):
         for function, state, out, line in zip((sample, sample_reference), states, outs, lines, strict=True):
-            function(logits, state, batch, out, line, 1000, vocabulary - 3, **{**SAMPLING, **options})
+            function(logits, state, batch, out, line, 1000, vocabulary - 3, max_top_k)
         assert torch.equal(*outs) and torch.equal(*lines)
         for field in dataclasses.fields(RowState):
             assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
@@ -284,20 +296,41 @@ def check_samples(logits: Tensor, steps: int = 2, **options: object) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "dtype,sizes,greedy", grid(DTYPES[:2], [(200, 24, 3), (732, 6, 0.3), (6564, 8, 3)], [False, True])
+    "dtype,sizes,rule", grid(DTYPES[:2], [(200, 24, 3), (732, 6, 0.3), (6564, 8, 3)], [RULE, GREEDY])
 )
-def test_sample(dtype: torch.dtype, sizes: tuple[int, int, float], greedy: bool) -> None:
+def test_sample(dtype: torch.dtype, sizes: tuple[int, int, float], rule: SamplingRule) -> None:
     """Half precision logits have many ties."""
     vocabulary, rows, spread = sizes
     logits = (spread * randn(rows, vocabulary)).to(dtype)
     logits[:, -3:] += 2 * spread
-    assert check_samples(logits, greedy=greedy)[:, 3].tolist() == [7, -1, -1]
+    assert check_samples(logits, rule)[:, 3].tolist() == [7, -1, -1]
 
 
 @pytest.mark.parametrize("vocabulary", [4, 20, 70, 1024])
 @pytest.mark.parametrize("top_k", [1, 3, 100])
 def test_sample_of_other_sizes(vocabulary: int, top_k: int) -> None:
-    check_samples(2 * randn(3, vocabulary), top_k=top_k, top_p=0.95)
+    check_samples(2 * randn(3, vocabulary), dataclasses.replace(RULE, top_k=top_k, top_p=0.95))
+
+
+MIXED = [
+    RULE,
+    SamplingRule(top_p=0.5, top_k=8, win_size=10, tau_r=0.2),
+    SamplingRule(top_p=0.99, top_k=64, win_size=7, tau_r=0.01, temperature=2.0),
+    GREEDY,
+    SamplingRule(top_p=1.0, top_k=30, win_size=3, tau_r=0.3, temperature=0.1),
+]
+
+
+@pytest.mark.parametrize("vocabulary", [200, 6564])
+def test_each_request_is_sampled_by_its_own_rule(vocabulary: int) -> None:
+    """In the same batch; and what a row draws does not depend on the rules of the others."""
+    rows = 9
+    logits = 3 * randn(rows, vocabulary)
+    mixed = check_samples(logits, *MIXED)
+    for number in (0, 1):
+        alone = check_samples(logits, MIXED[number])
+        columns = [rows - 1 - row for row in range(number, rows, len(MIXED))]
+        assert torch.equal(mixed[:, columns], alone[:, columns]) and not torch.equal(mixed, alone)
 
 
 def clustered(logits: Tensor) -> None:
@@ -332,17 +365,18 @@ def nearly_impossible(logits: Tensor) -> None:
 def test_sample_of_unusual_logits(change: Callable[[Tensor], None]) -> None:
     logits = randn(5, 6564)
     change(logits)
-    check_samples(logits, steps=4, top_p=0.99)
+    check_samples(logits, dataclasses.replace(RULE, top_p=0.99), steps=4)
 
 
 def test_sample_draws_again_what_repeats() -> None:
     logits = torch.full((1, 200), -4.0, device=DEVICE)
     logits[0, 5] = 8
     state = RowState.empty(1, 10, DEVICE)
+    set_rules(state, RULE)
     out, row = ints([[0]]), ints([0])
     drawn = []
     for _ in range(12):
-        sample(logits, state, row, out, None, 1000, 197, **SAMPLING)
+        sample(logits, state, row, out, None, 1000, 197)
         drawn.append(out.item())
     assert drawn[0] == 5 and drawn[11] == 5
     assert 5 not in drawn[1:11]
@@ -354,12 +388,13 @@ def test_sample_draws_again_by_exact_noise() -> None:
     """Ids that differ by less than the error of the estimate."""
     state = RowState.empty(1, 10, DEVICE)
     state.history.fill_(5)
+    set_rules(state, RULE)
     logits = torch.full((1, 200), -50.0, device=DEVICE)
     logits[0, 5] = 50
     noise = random.gumbel(0, random.stream_of(random.Purpose.FALLBACK, 0), torch.arange(10, 40))
     logits[0, 10:40] = (2e-5 * torch.arange(30) - noise).to(DEVICE)
     out = ints([[0]])
-    sample(logits, state, ints([0]), out, None, 1000, 197, **SAMPLING)
+    sample(logits, state, ints([0]), out, None, 1000, 197)
     assert out.item() == 39
 
 
@@ -369,9 +404,10 @@ def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
         logits = randn(1, 200)
         logits[:, :ids] = value
         state = RowState.empty(1, 10, DEVICE)
+        set_rules(state, RULE)
         out = ints([[0]])
         for _ in range(2):
-            sample(logits, state, ints([0]), out, None, 1000, 197, **SAMPLING)
+            sample(logits, state, ints([0]), out, None, 1000, 197)
             assert 0 <= out.item() < 200
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -14,22 +15,25 @@ import pytest
 from parity_checks import Golden
 from parity_checks.llm import finish, golden_ids, load_engine, load_model, one_shot
 
-from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.common import sampling
+from light_tts.common.sampling_rule import SamplingRule
 from light_tts.server.core import messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
-from light_tts.server.core.messages import Generate, PartProgress, Raw, Sampling, StageInfo
+from light_tts.server.core.messages import Generate, PartProgress, Raw, SpeechOptions, StageInfo
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_llm import courtesy, manager
+from light_tts.server.tts_llm import courtesy, engine, manager
 from light_tts.server.tts_llm.engine import Engine
 from light_tts.server.tts_llm.pace import Pace
+from light_tts.server.tts_llm.runner import TorchRunner
 
 GOLDEN = Golden(Path(__file__).parent / "golden" / "cosyvoice2")
 ARRAYS = GOLDEN.arrays("llm.npz")
 TEXT = golden_ids(ARRAYS, "text_ids")
 PROMPT = golden_ids(ARRAYS, "prompt_speech_token")
 SIZE = GOLDEN.config.llm.speech_token_size
+RULE = SamplingRule(0.8, 25, 10, 0.1)
 SECONDS = 20.0  # for anything to happen
 
 
@@ -118,9 +122,8 @@ class World:
             "flow_prompt_tokens": len(PROMPT),
             "prompt": None,
             "speaker": "",
-            "sampling": Sampling(seed=42, min_new_tokens=60, max_new_tokens=90),
+            "options": SpeechOptions(seed=42, min_new_tokens=60, max_new_tokens=90),
             "stream": True,
-            "speed": 1.0,
             "bistream": False,
             "progress": PartProgress(),
             **changes,
@@ -130,10 +133,10 @@ class World:
 
 def expected(seed: int = 42, **options) -> list[int]:
     """What the model says to the request of `World.generate`."""
-    options = {"min_outputs": 60, "max_outputs": 90, **options}
+    options = {"min_outputs": 60, "max_outputs": 90, "sampling": RULE, **options}
     sequence = one_shot(GOLDEN, TEXT, prompt_speech=PROMPT, **options)
     sequence.seed = seed
-    return finish(load_engine(GOLDEN, RepetitionAwareSampler(0.8, 25, 10, 0.1)), sequence)
+    return finish(load_engine(GOLDEN), sequence)
 
 
 PACES = {"step by step": Pace(1, 0), "rounds": Pace(8, 1)}
@@ -161,7 +164,7 @@ def test_tokens_of_a_stream_are_handed_on_when_a_chunk_can_be_made():
     with World() as world:
         world.send(world.generate("a/0"))
         seen = world.decoders[0].until(is_over("a/0"))
-        assert isinstance(seen[0], messages.OpenSpeech) and seen[0].seed == 42
+        assert isinstance(seen[0], messages.OpenSpeech) and seen[0].options.seed == 42
         sent = speech(seen, "a/0")
         # first chunk: 2 to fill up the prompt of 98, a hop of 25, 3 to look ahead
         assert [len(m.tokens) for m in sent[:-1]] == [30, 25, *[25] * (len(sent) - 3)]
@@ -193,7 +196,7 @@ def test_a_resumed_part_begins_with_the_tokens_it_had(pace):
 def test_many_requests_at_once_say_what_each_says_alone(pace):
     with World(gpt_paral_num=3, max_total_token_num=2048, router_max_wait_tokens=2) as world:
         world.send(
-            *(world.generate(f"{i}/0", sampling=Sampling(seed=i, max_new_tokens=90)) for i in range(8))
+            *(world.generate(f"{i}/0", options=SpeechOptions(seed=i, max_new_tokens=90)) for i in range(8))
         )
         for i in range(8):
             sent = speech(world.decoders[0].until(is_over(f"{i}/0")), f"{i}/0")
@@ -240,8 +243,8 @@ def test_a_request_that_cannot_be_served_fails_with_400_and_others_go_on(changes
 
 def test_an_aborted_job_is_dropped_even_if_the_abort_overtakes_it(pace):
     with World() as world:
-        long = Sampling(seed=1, min_new_tokens=1500, max_new_tokens=1500)
-        world.send(world.generate("a/0", sampling=long))
+        long = SpeechOptions(seed=1, min_new_tokens=1500, max_new_tokens=1500)
+        world.send(world.generate("a/0", options=long))
         world.decoders[0].until(lambda seen: len(seen) > 2)
         world.send(messages.Abort(job="a/0"), messages.Abort(job="b/0"), world.generate("b/0"))
         world.send(world.generate("c/0"))
@@ -253,8 +256,8 @@ def test_an_aborted_job_is_dropped_even_if_the_abort_overtakes_it(pace):
 
 def test_all_jobs_of_a_dead_http_worker_are_dropped(pace):
     with World() as world:
-        long = Sampling(seed=1, min_new_tokens=1500, max_new_tokens=1500)
-        world.send(*(world.generate(f"{i}/0", sampling=long) for i in range(3)))
+        long = SpeechOptions(seed=1, min_new_tokens=1500, max_new_tokens=1500)
+        world.send(*(world.generate(f"{i}/0", options=long) for i in range(3)))
         world.decoders[0].until(lambda seen: len(of_type(seen, messages.OpenSpeech)) == 3)
         world.send(messages.WorkerGone(address=world.worker.address), world.generate("late/0"))
         while not world.decoders[0].nothing_for(0.5):
@@ -265,8 +268,8 @@ def test_all_jobs_of_a_dead_http_worker_are_dropped(pace):
 
 def test_bistream_speaks_while_text_arrives():
     with World() as world:
-        sampling = Sampling(seed=3, max_new_tokens=80)
-        world.send(world.generate("a/0", bistream=True, text_ids=[], sampling=sampling))
+        options = SpeechOptions(seed=3, max_new_tokens=80)
+        world.send(world.generate("a/0", bistream=True, text_ids=[], options=options))
         assert world.decoders[0].nothing_for(0.2)
         text = golden_ids(ARRAYS, "bi_text_ids") * 2
         world.send(messages.AppendIds(job="a/0", ids=text[:45]))
@@ -286,16 +289,16 @@ def test_bistream_without_text_fails_with_400():
 
 
 def test_a_request_that_breaks_a_step_fails_alone(monkeypatch, pace):
-    sample = RepetitionAwareSampler.__call__
-
-    def breaks(self, scores, history, seeds, parts, steps):
+    def breaks(scores, rules, history, seeds, parts, steps):
         if (seeds == 13).any():
             raise RuntimeError("unlucky")
-        return sample(self, scores, history, seeds, parts, steps)
+        return sampling.draw(scores, rules, history, seeds, parts, steps)
 
-    monkeypatch.setattr(RepetitionAwareSampler, "__call__", breaks)
+    monkeypatch.setattr(engine, "choose_runner", lambda device: partial(TorchRunner, draw=breaks))
     with World() as world:
-        world.send(*(world.generate(f"{seed}/0", sampling=Sampling(seed=seed)) for seed in (11, 12, 13, 14)))
+        world.send(
+            *(world.generate(f"{seed}/0", options=SpeechOptions(seed=seed)) for seed in (11, 12, 13, 14))
+        )
         for seed in (11, 12, 14):
             world.decoders[0].until(is_over(f"{seed}/0"))
         (failed,) = of_type(world.worker.until(lambda seen: len(seen) == 5), messages.Failed)
@@ -305,18 +308,17 @@ def test_a_request_that_breaks_a_step_fails_alone(monkeypatch, pace):
 def test_a_part_that_has_ended_when_its_next_steps_fail_is_spoken_to_its_end(monkeypatch):
     """With rounds begun ahead: the last token is known only after the round behind it has failed."""
     whole = expected(min_outputs=2 * len(TEXT))
-    sample = RepetitionAwareSampler.__call__
 
-    def breaks(self, scores, history, seeds, parts, steps):
+    def breaks(scores, rules, history, seeds, parts, steps):
         if (steps > len(whole)).any():  # the end itself is drawn at step len(whole)
             raise RuntimeError("unlucky")
-        return sample(self, scores, history, seeds, parts, steps)
+        return sampling.draw(scores, rules, history, seeds, parts, steps)
 
-    monkeypatch.setattr(RepetitionAwareSampler, "__call__", breaks)
+    monkeypatch.setattr(engine, "choose_runner", lambda device: partial(TorchRunner, draw=breaks))
     monkeypatch.setattr(manager, "choose_pace", lambda settings, device: Pace(1, 1))
     assert len(whole) < 90
     with World() as world:
-        world.send(world.generate("a/0", sampling=Sampling(seed=42, max_new_tokens=90)))
+        world.send(world.generate("a/0", options=SpeechOptions(seed=42, max_new_tokens=90)))
         sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
         assert [token for m in sent for token in m.tokens] == whole
         assert not of_type(world.worker.seen, messages.Failed)
@@ -346,11 +348,11 @@ def test_beside_a_first_chunk_only_streams_that_wait_for_their_own_go_on(first_c
     first_chunk.there = True
     long = {"min_new_tokens": 150, "max_new_tokens": 180}
     with World() as world:
-        world.send(world.generate("a/0", sampling=Sampling(seed=42, **long)))
+        world.send(world.generate("a/0", options=SpeechOptions(seed=42, **long)))
         world.decoders[0].until(lambda seen: speech(seen, "a/0"))
-        world.send(world.generate("whole/0", stream=False, sampling=Sampling(seed=42, **long)))
+        world.send(world.generate("whole/0", stream=False, options=SpeechOptions(seed=42, **long)))
         assert world.decoders[0].nothing_for(0.3)
-        world.send(world.generate("b/0", sampling=Sampling(seed=3, **long)))
+        world.send(world.generate("b/0", options=SpeechOptions(seed=3, **long)))
         world.decoders[0].until(lambda seen: speech(seen, "b/0"))
         assert not any(is_over(job)(world.decoders[0].seen) for job in ("a/0", "b/0", "whole/0"))
         while not world.decoders[0].nothing_for(0.3):

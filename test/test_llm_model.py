@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.models.cosyvoice2.config import LLMConfig, SamplingConfig, load_config
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.models.cosyvoice2.config import LLMConfig, load_config
 from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
 from light_tts.models.cosyvoice2.weights import CheckpointError
 
@@ -27,7 +28,7 @@ def test_full_size_tensors_are_those_of_the_released_checkpoint():
         rms_norm_eps=1e-6,
         rope_theta=1e6,
     )
-    config = LLMConfig(896, 896, 6561, (5, 15), SamplingConfig(0.8, 25, 10, 0.1))
+    config = LLMConfig(896, 896, 6561, (5, 15), SamplingRule(0.8, 25, 10, 0.1))
     with torch.device("meta"):
         model = SpeechLM(backbone, config)
     got = [(name, "x".join(map(str, tensor.shape))) for name, tensor in model.state_dict().items()]

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from llm_requests import GOLDEN, SAMPLER, TEXT, Loop, alone, bistream, request, speak
+from llm_requests import GOLDEN, TEXT, Loop, alone, bistream, request, speak
 from parity_checks.llm import load_model
+
+from light_tts.common.sampling import draw
 
 PACES = [(0, 3), (1, 1), (1, 8), (2, 5)]
 paces = pytest.mark.parametrize(("ahead", "round_steps"), PACES)
@@ -121,15 +123,15 @@ class FailingLoop(Loop):
 def test_a_launch_that_fails_leaves_everything_as_it_was(ahead, round_steps):
     calls = 0
 
-    def sampler(*args):
+    def fails(*args):
         nonlocal calls
         calls += 1
         if calls % 7 == 0:
             raise RuntimeError("no luck")
-        return SAMPLER(*args)
+        return draw(*args)
 
     sequences = [request(i) for i in range(4)]
-    loop = FailingLoop(ahead, round_steps, engine={"sampler": sampler})
+    loop = FailingLoop(ahead, round_steps, engine={"draw": fails})
     loop.run(sequences)
     assert loop.failures > 3
     assert [s.outputs for s in sequences] == expected(4)

@@ -5,10 +5,9 @@ import numpy as np
 import pytest
 import torch
 from interpreter import GPU
-from llm_requests import ARRAYS, GOLDEN, SAMPLER, TEXT, Loop, bistream, request
+from llm_requests import ARRAYS, GOLDEN, TEXT, Loop, bistream, request
 from parity_checks.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
 
-from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.server.tts_llm.attention import Span
 from light_tts.server.tts_llm.engine import Engine
 from light_tts.server.tts_llm.runner import TorchRunner
@@ -19,7 +18,6 @@ from light_tts.server.tts_llm.prefill_batch import PrefillShape
 from light_tts.server.tts_llm.triton_runner import TritonRunner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-GREEDY = RepetitionAwareSampler(top_p=1.0, top_k=1, win_size=10, tau_r=2.0)
 GRAPHS = {"graph_max_batch": 8, "graph_max_len": 1024}
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -32,9 +30,9 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(row_linear, "row_config", lambda *_: row_linear.RowConfig(64))
 
 
-def triton(sampler: RepetitionAwareSampler = SAMPLER, **options) -> Engine:
+def triton(**options) -> Engine:
     options = {"slots": 1024, **GRAPHS, **options}
-    return load_engine(GOLDEN, sampler, device=DEVICE, runner=TritonRunner, **options)
+    return load_engine(GOLDEN, device=DEVICE, runner=TritonRunner, **options)
 
 
 def loop(ahead: int, round_steps: int, runner: type, device: str = DEVICE, **options) -> Loop:
@@ -51,7 +49,7 @@ def test_greedy_tokens_are_the_golden_ones(int8):
     expected = golden_ids(ARRAYS, "greedy_zs")
     sequence = greedy_sequence(GOLDEN, "zs")
     sequence.max_outputs = len(expected) if DEVICE == "cuda" else 5
-    assert finish(triton(GREEDY, int8=int8), sequence) == expected[: sequence.max_outputs]
+    assert finish(triton(int8=int8), sequence) == expected[: sequence.max_outputs]
 
 
 def test_draws_are_those_of_the_plain_path():

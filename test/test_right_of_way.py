@@ -8,7 +8,7 @@ import torch
 from llm_requests import bistream, request
 
 from light_tts.common.chunk_planner import ChunkPlanner
-from light_tts.server.core.messages import Generate, PartProgress, Raw, Sampling
+from light_tts.server.core.messages import Generate, PartProgress, Raw, SpeechOptions
 from light_tts.server.core.right_of_way import RightOfWay, choose_right_of_way
 from light_tts.server.tts_llm.courtesy import LONGEST, ON_ITS_WAY, Courtesy
 from light_tts.server.tts_llm.delivery import Delivery
@@ -152,9 +152,8 @@ def speaking(sequence: Sequence, stream: bool = True, part: int = 0, samples: in
         flow_prompt_tokens=0,
         prompt=None,
         speaker="",
-        sampling=Sampling(seed=0),
+        options=SpeechOptions(seed=0),
         stream=stream,
-        speed=1.0,
         bistream=False,
         progress=PartProgress(samples=samples),
     )

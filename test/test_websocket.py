@@ -84,6 +84,16 @@ def test_both_routes_give_the_same_audio_for_the_same_seed(server):
     assert first.audio == second.audio
 
 
+def test_lengths_and_sampling_can_be_chosen(server):
+    options = {"seed": 4, "min_new_tokens": 50, "max_new_tokens": 50, "top_k": 2, "temperature": 0.5}
+    first = say(server, UPSTREAM, [{**BY_TEXT, **options}, RECORDING, *texts(*PIECES), FINISH])
+    second = say(server, OURS, [{**BY_RECORDING, **options}, *texts(*PIECES), FINISH])
+    other = say(server, OURS, [{**BY_RECORDING, **options, "top_k": 64}, *texts(*PIECES), FINISH])
+    assert first.audio == second.audio != other.audio
+    seconds = 50 / 25  # fill ids of the two-way mode count as tokens and are not heard
+    assert seconds - 5 / 25 <= len(first.audio) / 48000 <= seconds
+
+
 def test_a_named_speaker_needs_no_recording(server):
     result = say(server, OURS, [BY_NAME, *texts(*PIECES), FINISH])
     assert (result.code, result.errors) == (1000, [])
@@ -130,6 +140,9 @@ def test_audio_leaves_while_text_still_arrives(server):
             "unknown tts_model_name",
         ),
         (UPSTREAM, [{"prompt_text": 5}], 1008, "prompt_text"),
+        (UPSTREAM, [{**BY_TEXT, "top_p": 2}], 1008, "top_p: Input should be less than or equal to 1"),
+        (OURS, [{**BY_NAME, "top_k": 0}], 1008, "top_k: Input should be greater than or equal to 1"),
+        (OURS, [{**BY_NAME, "min_new_tokens": 70}], 1008, "min_new_tokens 70 is above max_new_tokens 60"),
         (UPSTREAM, [RECORDING], 1008, "JSON"),
         (UPSTREAM, ["no JSON"], 1008, "JSON"),
         (UPSTREAM, ["[1, 2]"], 1008, "JSON object"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from fake_gpu import FakeGpu
-from llm_requests import GOLDEN, SAMPLER
+from llm_requests import GOLDEN
 from parity_checks.llm import load_engine
 
 from light_tts.kernels.compile_ahead import compile_ahead
@@ -60,7 +60,7 @@ def main() -> None:
     packed._graphs = Graphs()
     hift = Hift.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
     vocoder = hift_runner.HiftRunner(HiftNetwork(hift), cached_samples=480)
-    llm = load_engine(GOLDEN, SAMPLER, runner=triton_runner.TritonRunner, slots=1024, **BATCHES)
+    llm = load_engine(GOLDEN, runner=triton_runner.TritonRunner, slots=1024, **BATCHES)
     llm._runner._graphs = Graphs()
     for warm_up in (lambda: packed.warm_up(ITEMS), lambda: vocoder.warm_up(ITEMS), llm.warm_up):
         warm_up()

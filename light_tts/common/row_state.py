@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from light_tts.common.sampling import NO_TOKEN
+from light_tts.common.sampling import NO_TOKEN, SamplingRules
 
 SPECIAL_IDS = 3  # the speech ids above the spoken ones; the first ends a part
 
@@ -24,6 +24,12 @@ class RowState:
     min_outputs: Tensor  # (rows,) int32: no end of the part before so many
     banned: Tensor  # (rows, SPECIAL_IDS) int8: special ids that are never drawn
     history: Tensor  # (rows, window) int32: the latest outputs, newest last, filled up with NO_TOKEN
+    # (rows,): see SamplingRule
+    top_p: Tensor  # float32
+    top_k: Tensor  # int32
+    win_size: Tensor  # int32, at most window
+    repeats: Tensor  # int32
+    inverse_temperature: Tensor  # float32
 
     @classmethod
     def empty(cls, rows: int, window: int, device: torch.device) -> RowState:
@@ -39,4 +45,19 @@ class RowState:
             min_outputs=zeros(rows),
             banned=zeros(rows, SPECIAL_IDS, dtype=torch.int8),
             history=zeros(rows, window).fill_(NO_TOKEN),
+            top_p=zeros(rows, dtype=torch.float32),
+            top_k=zeros(rows),
+            win_size=zeros(rows),
+            repeats=zeros(rows),
+            inverse_temperature=zeros(rows, dtype=torch.float32),
+        )
+
+    def rules(self, rows: Tensor) -> SamplingRules:
+        """Of some rows (int64)."""
+        return SamplingRules(
+            top_p=self.top_p[rows],
+            top_k=self.top_k[rows],
+            win_size=self.win_size[rows],
+            repeats=self.repeats[rows],
+            inverse_temperature=self.inverse_temperature[rows],
         )

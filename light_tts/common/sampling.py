@@ -2,19 +2,43 @@
 
 Repetition-aware sampling (CosyVoice2): a nucleus draw; where the drawn token is already among the latest
 ones, a draw from the full distribution without it. Draws are Gumbel-max with counter-based noise, so a
-request's draw depends on its seed, part and step alone, and hardly ever changes by rounding.
+request's draw depends on its rule, seed, part and step alone, and hardly ever changes by rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from light_tts.common.random import Purpose, gumbel, stream_of
+from light_tts.common.sampling_rule import SamplingRule
 
 NO_TOKEN = -1  # fills up a history that is shorter than the window
+
+
+@dataclass(frozen=True)
+class SamplingRules:
+    """One `SamplingRule` for each request of a batch, all (batch,); `top_p`, `inverse_temperature`: float32;
+    the others of any integer dtype."""
+
+    top_p: Tensor
+    top_k: Tensor
+    win_size: Tensor
+    repeats: Tensor
+    inverse_temperature: Tensor
+
+    @classmethod
+    def of(cls, rules: Sequence[SamplingRule]) -> SamplingRules:
+        return cls(
+            top_p=torch.tensor([rule.top_p for rule in rules], dtype=torch.float32),
+            top_k=torch.tensor([rule.top_k for rule in rules]),
+            win_size=torch.tensor([rule.win_size for rule in rules]),
+            repeats=torch.tensor([rule.repeats for rule in rules]),
+            inverse_temperature=torch.tensor([r.inverse_temperature for r in rules], dtype=torch.float32),
+        )
 
 
 def greedy(scores: Tensor) -> Tensor:
@@ -29,51 +53,50 @@ def ban(scores: Tensor, first: int, banned: Tensor) -> Tensor:
     return scores
 
 
-@dataclass(frozen=True)
-class RepetitionAwareSampler:
-    """`top_p`, `top_k`: the nucleus is the smallest set of most probable tokens with a mass of at least
-    `top_p`, and never more than `top_k`. A token seen at least `win_size * tau_r` times in the last
-    `win_size` is drawn again."""
+def draw(
+    scores: Tensor, rules: SamplingRules, history: Tensor, seeds: Tensor, parts: Tensor, steps: Tensor
+) -> Tensor:
+    """Repetition-aware sampling.
 
-    top_p: float
-    top_k: int
-    win_size: int
-    tau_r: float
+    scores: (batch, vocabulary) float32, log-probabilities up to a constant (-inf: impossible);
+    history: (batch, any) int64, the latest tokens, newest last, filled up with NO_TOKEN;
+    seeds, parts, steps: (batch,) int64, `steps` counts the part's tokens so far -> (batch,) int64"""
+    scores = scores * rules.inverse_temperature[:, None]
+    counters = steps[:, None] * scores.shape[1]
+    ids, log_probs = nucleus(scores, rules.top_p, rules.top_k)
+    noise = gumbel(seeds[:, None], stream_of(Purpose.NUCLEUS, parts)[:, None], counters + ids)
+    drawn = ids.gather(1, (log_probs + noise).argmax(-1, keepdim=True))
 
-    def __call__(
-        self, scores: Tensor, history: Tensor, seeds: Tensor, parts: Tensor, steps: Tensor
-    ) -> Tensor:
-        """scores: (batch, vocabulary) float32, log-probabilities up to a constant (-inf: impossible);
-        history: (batch, win_size) int64, the latest tokens, filled up with NO_TOKEN;
-        seeds, parts, steps: (batch,) int64, `steps` counts the part's tokens so far -> (batch,) int64"""
-        counters = steps[:, None] * scores.shape[1]
-        ids, log_probs = self.nucleus(scores)
-        noise = gumbel(seeds[:, None], stream_of(Purpose.NUCLEUS, parts)[:, None], counters + ids)
-        drawn = ids.gather(1, (log_probs + noise).argmax(-1, keepdim=True))
+    again = repeated(drawn, history, rules)
+    if again.device.type == "cpu" and not again.any():  # a GPU would have to be waited for
+        return drawn[:, 0]
+    every_id = torch.arange(scores.shape[1], device=scores.device)
+    noise = gumbel(seeds[:, None], stream_of(Purpose.FALLBACK, parts)[:, None], counters + every_id)
+    other = (others(scores, drawn) + noise).argmax(-1)
+    return torch.where(again, other, drawn[:, 0])
 
-        again = self.repeated(drawn, history)
-        if again.device.type == "cpu" and not again.any():  # a GPU would have to be waited for
-            return drawn[:, 0]
-        every_id = torch.arange(scores.shape[1], device=scores.device)
-        noise = gumbel(seeds[:, None], stream_of(Purpose.FALLBACK, parts)[:, None], counters + every_id)
-        other = (self.others(scores, drawn) + noise).argmax(-1)
-        return torch.where(again, other, drawn[:, 0])
 
-    def nucleus(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """-> (ids, log-probabilities), each (batch, top_k), most probable first; ids outside the nucleus have
-        log-probability -inf. The id that crosses `top_p` is inside."""
-        # A full stable sort, since ties must fall in the order of the ids.
-        log_probs, ids = scores.log_softmax(-1).sort(dim=-1, descending=True, stable=True)
-        log_probs, ids = log_probs[:, : self.top_k], ids[:, : self.top_k]
-        mass = log_probs.exp().double().cumsum(-1).float()  # as good as exact: a kernel adds in another order
-        inside = torch.ones_like(ids, dtype=torch.bool)
-        inside[:, 1:] = mass[:, :-1] < self.top_p
-        return ids, log_probs.masked_fill(~inside, -torch.inf)
+def nucleus(scores: Tensor, top_p: Tensor, top_k: Tensor) -> tuple[Tensor, Tensor]:
+    """-> (ids, log-probabilities), each (batch, largest top_k), most probable first; ids outside the nucleus
+    have log-probability -inf. The id that crosses `top_p` is inside."""
+    # A full stable sort, since ties must fall in the order of the ids.
+    log_probs, ids = scores.log_softmax(-1).sort(dim=-1, descending=True, stable=True)
+    if scores.device.type == "cpu":  # a GPU would have to be waited for
+        most = int(top_k.max())
+        log_probs, ids = log_probs[:, :most], ids[:, :most]
+    mass = log_probs.exp().double().cumsum(-1).float()  # as good as exact: a kernel adds in another order
+    inside = torch.arange(ids.shape[1], device=ids.device) < top_k[:, None]
+    inside[:, 1:] &= mass[:, :-1] < top_p[:, None]
+    return ids, log_probs.masked_fill(~inside, -torch.inf)
 
-    def others(self, scores: Tensor, drawn: Tensor) -> Tensor:
-        """What is drawn from when `drawn`, (batch, 1), is rejected: all ids but this one."""
-        return scores.scatter(1, drawn, -torch.inf)
 
-    def repeated(self, drawn: Tensor, history: Tensor) -> Tensor:
-        """Which of the drawn ids (batch, 1) must be drawn again. -> (batch,) bool"""
-        return (history == drawn).sum(-1) >= self.win_size * self.tau_r
+def others(scores: Tensor, drawn: Tensor) -> Tensor:
+    """What is drawn from when `drawn`, (batch, 1), is rejected: all ids but this one."""
+    return scores.scatter(1, drawn, -torch.inf)
+
+
+def repeated(drawn: Tensor, history: Tensor, rules: SamplingRules) -> Tensor:
+    """Which of the drawn ids (batch, 1) must be drawn again. -> (batch,) bool"""
+    age = torch.arange(history.shape[1] - 1, -1, -1, device=history.device)
+    seen = (history == drawn) & (age < rules.win_size[:, None])
+    return seen.sum(-1) >= rules.repeats

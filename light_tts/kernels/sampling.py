@@ -3,8 +3,6 @@ as one kernel."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +11,7 @@ from torch import Tensor
 from light_tts.common import sampling
 from light_tts.common.random import Purpose
 from light_tts.common.row_state import SPECIAL_IDS, RowState
+from light_tts.common.sampling_rule import MAX_TOP_K
 from light_tts.kernels import overlap
 from light_tts.kernels.random import gumbel, gumbel_estimate
 
@@ -30,23 +29,19 @@ def sample(
     lines: Tensor | None,
     text_vocab: int,
     speech_tokens: int,
-    top_p: float,
-    top_k: int,
-    win_size: int,
-    tau_r: float,
-    greedy: bool = False,
+    max_top_k: int = MAX_TOP_K,
 ) -> None:
     """Draws the next speech id of the requests in `rows`, writes it to `out`, and brings next_id, step and
-    history up to date. What may be drawn: see `sampling.RepetitionAwareSampler`, without the special ids that
-    the state bans; with `greedy` the most probable id.
+    history up to date. What may be drawn: see `SamplingRule`, each request by its own in the state, without
+    the special ids that the state bans.
 
     logits: (batch, speech ids) of any float dtype; rows: (batch,) int32, all different, negative: -1 to `out`
     and nothing else; out: (any, batch) int32; lines: (batch,) int64, the line of `out` for each request,
-    counted up here; None: the first; text_vocab, speech_tokens: see `SpeechIds`"""
+    counted up here; None: the first; text_vocab, speech_tokens: see `SpeechIds`; max_top_k: of any request"""
     batch, vocabulary = logits.shape
     block = triton.next_power_of_2(vocabulary)
     columns = min(32 * _WARPS, block)
-    candidates = max(_CANDIDATES, triton.next_power_of_2(top_k))
+    candidates = max(_CANDIDATES, triton.next_power_of_2(max_top_k))
     _sample_kernel[(batch,)](
         logits,
         state.next_id,
@@ -56,6 +51,11 @@ def sample(
         state.min_outputs,
         state.banned,
         state.history,
+        state.top_p,
+        state.top_k,
+        state.win_size,
+        state.repeats,
+        state.inverse_temperature,
         rows,
         out,
         lines,
@@ -63,10 +63,6 @@ def sample(
         vocabulary,
         text_vocab,
         speech_tokens,
-        top_p,
-        min(top_k, vocabulary),
-        win_size,
-        math.ceil(win_size * tau_r),
         SPECIAL_IDS=SPECIAL_IDS,
         WINDOW=state.history.shape[1],
         WINDOW_BLOCK=triton.next_power_of_2(state.history.shape[1]),
@@ -76,7 +72,6 @@ def sample(
         CANDIDATES=candidates,
         NUCLEUS_STREAM=int(Purpose.NUCLEUS) << 32,
         FALLBACK_STREAM=int(Purpose.FALLBACK) << 32,
-        GREEDY=greedy,
         num_warps=_WARPS,
         **overlap.options(logits.device, "llm", batch),
     )
@@ -90,11 +85,7 @@ def sample_reference(
     lines: Tensor | None,
     text_vocab: int,
     speech_tokens: int,
-    top_p: float,
-    top_k: int,
-    win_size: int,
-    tau_r: float,
-    greedy: bool = False,
+    max_top_k: int = MAX_TOP_K,
 ) -> None:
     live = rows >= 0
     index = rows[live].long()
@@ -102,11 +93,7 @@ def sample_reference(
     banned[:, 0] |= state.step[index] < state.min_outputs[index]
     scores = sampling.ban(logits[live].float(), speech_tokens, banned)
     history, steps = state.history[index].long(), state.step[index].long()
-    if greedy:
-        drawn = sampling.greedy(scores)
-    else:
-        sampler = sampling.RepetitionAwareSampler(top_p, top_k, win_size, tau_r)
-        drawn = sampler(scores, history[:, -win_size:], state.seed[index], state.part[index], steps)
+    drawn = sampling.draw(scores, state.rules(index), history, state.seed[index], state.part[index], steps)
     tokens = torch.full_like(rows, sampling.NO_TOKEN)
     tokens[live] = drawn.int()
     if lines is None:
@@ -129,6 +116,11 @@ def _sample_kernel(
     min_outputs_ptr,
     banned_ptr,
     history_ptr,
+    top_p_ptr,
+    top_k_ptr,
+    win_size_ptr,
+    repeats_ptr,
+    inverse_temperature_ptr,
     rows_ptr,
     out_ptr,
     lines_ptr,
@@ -136,10 +128,6 @@ def _sample_kernel(
     vocabulary,
     text_vocab,
     speech_tokens,
-    top_p,
-    top_k,
-    win_size,
-    most_repeats,
     SPECIAL_IDS: tl.constexpr,
     WINDOW: tl.constexpr,
     WINDOW_BLOCK: tl.constexpr,
@@ -149,11 +137,10 @@ def _sample_kernel(
     CANDIDATES: tl.constexpr,
     NUCLEUS_STREAM: tl.constexpr,
     FALLBACK_STREAM: tl.constexpr,
-    GREEDY: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
     """One program a request. `BLOCK`: the vocabulary rounded up; COLUMNS and what follows: see `_likely`;
-    `scratch_ptr`: (requests, CANDIDATES); `most_repeats`: an id seen as often is drawn again."""
+    `scratch_ptr`: (requests, CANDIDATES)."""
     request = tl.program_id(0)
     # May be read before the wait: the host, `advance` or the step before wrote it. .cg: see decode_attention.
     if lines_ptr is not None:
@@ -163,6 +150,12 @@ def _sample_kernel(
     step = tl.load(step_ptr + at, cache_modifier=".cg")
     seed = tl.load(seed_ptr + at, cache_modifier=".cg")
     part = tl.load(part_ptr + at, cache_modifier=".cg")
+    top_p = tl.load(top_p_ptr + at, cache_modifier=".cg")
+    top_k = tl.minimum(tl.load(top_k_ptr + at, cache_modifier=".cg"), vocabulary)
+    top_k = tl.minimum(top_k, CANDIDATES)
+    win_size = tl.load(win_size_ptr + at, cache_modifier=".cg")
+    repeats = tl.load(repeats_ptr + at, cache_modifier=".cg")
+    inverse_temperature = tl.load(inverse_temperature_ptr + at, cache_modifier=".cg")
     latest_ptr = history_ptr + at * WINDOW + tl.arange(0, WINDOW_BLOCK)
     age = WINDOW - 1 - tl.arange(0, WINDOW_BLOCK)  # 0: the newest
     latest = tl.load(latest_ptr, mask=age >= 0, other=-1, cache_modifier=".cg")
@@ -181,37 +174,35 @@ def _sample_kernel(
     if row >= 0:
         logits_ptr += request.to(tl.int64) * vocabulary
         ids = tl.arange(0, BLOCK)
-        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, SPECIAL_IDS)
-        if GREEDY:
-            drawn = tl.argmax(scores, 0)
-        else:
-            counter = step.to(tl.int64) * vocabulary
-            scratch_ptr += request.to(tl.int64) * CANDIDATES
-            keys = _likely(scores, top_k, scratch_ptr, BLOCK, COLUMNS, SEGMENTS, CANDIDATES)
-            drawn = _draw_from_nucleus(keys, top_p, top_k, seed, part + NUCLEUS_STREAM, counter)
-            seen = (latest == drawn) & (age < win_size)
-            if tl.sum(seen.to(tl.int32), 0) >= most_repeats:
-                stream = part + FALLBACK_STREAM
-                others = tl.where(ids == drawn, float("-inf"), scores)
-                estimate = others + gumbel_estimate(seed, stream, counter + ids)
-                most = tl.max(estimate, 0)
-                near = estimate >= most - (1e-3 + 1e-6 * tl.abs(most))
-                first = tl.min(tl.where(near, ids, BLOCK), 0)
-                if first == tl.max(tl.where(near, ids, -1), 0):
-                    drawn = first
-                else:
-                    drawn = _draw_other(
-                        logits_ptr,
-                        vocabulary,
-                        speech_tokens,
-                        bans,
-                        drawn,
-                        seed,
-                        stream,
-                        counter,
-                        SPECIAL_IDS,
-                        COLUMNS,
-                    )
+        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, inverse_temperature, SPECIAL_IDS)
+        counter = step.to(tl.int64) * vocabulary
+        scratch_ptr += request.to(tl.int64) * CANDIDATES
+        keys = _likely(scores, top_k, scratch_ptr, BLOCK, COLUMNS, SEGMENTS, CANDIDATES)
+        drawn = _draw_from_nucleus(keys, top_p, top_k, seed, part + NUCLEUS_STREAM, counter)
+        seen = (latest == drawn) & (age < win_size)
+        if tl.sum(seen.to(tl.int32), 0) >= repeats:
+            stream = part + FALLBACK_STREAM
+            others = tl.where(ids == drawn, float("-inf"), scores)
+            estimate = others + gumbel_estimate(seed, stream, counter + ids)
+            most = tl.max(estimate, 0)
+            near = estimate >= most - (1e-3 + 1e-6 * tl.abs(most))
+            first = tl.min(tl.where(near, ids, BLOCK), 0)
+            if first == tl.max(tl.where(near, ids, -1), 0):
+                drawn = first
+            else:
+                drawn = _draw_other(
+                    logits_ptr,
+                    vocabulary,
+                    speech_tokens,
+                    bans,
+                    inverse_temperature,
+                    drawn,
+                    seed,
+                    stream,
+                    counter,
+                    SPECIAL_IDS,
+                    COLUMNS,
+                )
         drawn = tl.minimum(drawn, vocabulary - 1)  # NaN must not lead outside the embedding
         tl.store(out_ptr + request, drawn)
         tl.store(next_id_ptr + row, text_vocab + drawn)
@@ -222,9 +213,11 @@ def _sample_kernel(
 
 
 @triton.jit
-def _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, SPECIAL_IDS: tl.constexpr):
-    """The logits of `ids` in float32, -inf where there are none; `bans`: a bit for each special id"""
+def _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, inverse_temperature, SPECIAL_IDS: tl.constexpr):
+    """The logits of `ids` in float32, -inf where there are none, divided by the temperature; `bans`: a bit
+    for each special id"""
     scores = tl.load(logits_ptr + ids, mask=ids < vocabulary, other=float("-inf")).to(tl.float32)
+    scores *= inverse_temperature
     banned = ids < 0
     for i in tl.static_range(SPECIAL_IDS):
         banned = banned | (ids == tl.where((bans >> i) & 1 != 0, speech_tokens + i, -1))
@@ -256,7 +249,9 @@ def _likely(
     most = tl.max(best, 0)
     shifted = scores - most
     log_total = tl.log(tl.sum(tl.exp(shifted), 0).to(tl.float64)).to(tl.float32)
-    surprisal = log_total - shifted  # never negative, so its bits are ordered as it is
+    surprisal = log_total - shifted
+    # Never negative, so its bits are ordered as it is; a fused product with the temperature might make it so.
+    surprisal = tl.where(surprisal < 0, 0.0, surprisal)
     likely = surprisal <= tl.minimum(log_total - (bound - most), 3.4028234663852886e38)  # finite, no NaN
     keys = (surprisal.to(tl.int32, bitcast=True).to(tl.int64) << 32) | tl.arange(0, BLOCK)
 
@@ -297,6 +292,7 @@ def _draw_other(
     vocabulary,
     speech_tokens,
     bans,
+    inverse_temperature,
     drawn,
     seed,
     stream,
@@ -311,7 +307,7 @@ def _draw_other(
     best_ids = column
     for start in range(0, vocabulary, COLUMNS):
         ids = start + column
-        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, SPECIAL_IDS)
+        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, inverse_temperature, SPECIAL_IDS)
         noisy = tl.where(ids == drawn, float("-inf"), scores + gumbel(seed, stream, counter + ids))
         best_ids = tl.where(noisy > best, ids, best_ids)
         best = tl.maximum(best, noisy)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 
-from light_tts.common.sampling import NO_TOKEN, RepetitionAwareSampler, greedy
+from light_tts.common.sampling import NO_TOKEN, SamplingRules, greedy, nucleus, others, repeated
 from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.tts_llm.engine import Engine
 from light_tts.server.tts_llm.options import EngineOptions
-from light_tts.server.tts_llm.runner import Runner
+from light_tts.server.tts_llm.runner import Draw, Runner, TorchRunner
 from light_tts.server.tts_llm.sequence import Bistream, OneShot, Sequence
 
 from . import Comparison, Golden
@@ -34,19 +34,16 @@ def _load_model(golden: Golden, device: str) -> SpeechLM:
 
 def load_engine(
     golden: Golden,
-    sampler: Callable | None = None,
+    draw: Draw | None = None,
     device: str = "cpu",
-    runner: type[Runner] | None = None,
+    runner: Callable[..., Runner] | None = None,
     **options,
 ) -> Engine:
-    """`sampler`: greedy unless given."""
-    options = {"slots": SLOTS, "rows": 8, "window": golden.config.llm.sampling.win_size, **options}
+    """`draw`: the real one unless given; sequences say how (greedily where they do not)."""
+    options = {"slots": SLOTS, "rows": 8, **options}
     options = EngineOptions(**{"max_len": options["slots"], **options})
-    return Engine(load_model(golden, device), sampler or greedy_draw, options, runner)
-
-
-def greedy_draw(scores: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    return greedy(scores)
+    runner = runner if draw is None else partial(TorchRunner, draw=draw)
+    return Engine(load_model(golden, device), options, runner)
 
 
 def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
@@ -178,7 +175,7 @@ def bistream_sampler(golden: Golden, name: str) -> Callable:
     limit = int(golden.arrays(FILE)[f"bi_{name}_limit"])
     size = golden.config.llm.speech_token_size
 
-    def sample(scores, history, seeds, parts, steps):
+    def sample(scores, rules, history, seeds, parts, steps):
         may_end = (scores[:, size] > -torch.inf) & (steps >= limit)
         return torch.where(may_end, size, greedy(scores[:, :size]))
 
@@ -194,21 +191,22 @@ def special_ids(golden: Golden) -> Iterator[Comparison]:
 
 def official_sampling(golden: Golden) -> Iterator[Comparison]:
     arrays, config = golden.arrays("ras.npz"), golden.config.llm.sampling
-    sampler = RepetitionAwareSampler(config.top_p, config.top_k, config.win_size, config.tau_r)
+    rules = SamplingRules.of([config])
     for i in range(int(arrays["n_cases"])):
         case = {
             name.removeprefix(f"c{i}_"): value for name, value in arrays.items() if name.startswith(f"c{i}_")
         }
         scores = torch.from_numpy(case["logp"])[None]
-        ids, log_probs = sampler.nucleus(scores)
+        ids, log_probs = nucleus(scores, rules.top_p, rules.top_k)
         ids = ids[log_probs > -torch.inf]
         probs = log_probs.softmax(-1)[log_probs > -torch.inf]
         latest = case["history"][-config.win_size :].tolist()
         history = torch.tensor([[NO_TOKEN] * (config.win_size - len(latest)) + latest]).expand(len(ids), -1)
-        other = sampler.others(scores, ids[None, :1]).softmax(-1)[0]
+        other = others(scores, ids[None, :1]).softmax(-1)[0]
         yield Comparison(f"ras_c{i}_nucleus_ids", ids, case["nucleus_ids"])
         yield Comparison(f"ras_c{i}_nucleus_probs", probs, case["nucleus_probs"], 1e-6)
-        yield Comparison(f"ras_c{i}_resample", sampler.repeated(ids[:, None], history), case["resample"])
+        again = repeated(ids[:, None], history, rules)
+        yield Comparison(f"ras_c{i}_resample", again, case["resample"])
         yield Comparison(f"ras_c{i}_resample_probs_if_top1", other, case["resample_probs_if_top1"], 1e-6)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models import hyperyaml
 from light_tts.models.hyperyaml import ConfigError, Node
 
@@ -19,23 +20,12 @@ DEFAULT_CHUNK_SIZE = 25  # early releases name no chunk size; their models were 
 
 
 @dataclass(frozen=True)
-class SamplingConfig:
-    """Repetition-aware sampling: nucleus `top_p` of at most `top_k`; a token seen at least `win_size * tau_r`
-    times in the last `win_size` is drawn again from the full distribution."""
-
-    top_p: float
-    top_k: int
-    win_size: int
-    tau_r: float
-
-
-@dataclass(frozen=True)
 class LLMConfig:
     input_size: int
     output_size: int
     speech_token_size: int
     mix_ratio: tuple[int, int]  # text tokens : speech tokens of the two-way streaming mode
-    sampling: SamplingConfig
+    sampling: SamplingRule
 
 
 @dataclass(frozen=True)
@@ -159,11 +149,12 @@ def _llm(llm: Node) -> LLMConfig:
         output_size=llm.int("llm_output_size"),
         speech_token_size=llm.int("speech_token_size"),
         mix_ratio=mix_ratio,
-        sampling=SamplingConfig(
+        sampling=SamplingRule(
             top_p=sampling.float("top_p"),
             top_k=sampling.int("top_k"),
             win_size=sampling.int("win_size"),
             tau_r=sampling.float("tau_r"),
+            temperature=sampling.float("temperature", 1.0),
         ),
     )
 

@@ -47,12 +47,22 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- what a request is made of
 
 
-class Sampling(Part):
-    """How speech tokens are drawn. None means the checkpoint's or the specification's value."""
+class SpeechOptions(Part):
+    """How to speak: what a client may choose, on its way from the field of that name to the stage that acts
+    on it. None means the checkpoint's value, or for the lengths the one that follows from the text.
+
+    Encode passes them on as they are; the LLM acts on seed, lengths and sampling, decode on seed and speed.
+    """
 
     seed: int
+    speed: float = 1.0
     min_new_tokens: int | None = None
     max_new_tokens: int | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    temperature: float | None = None
+    win_size: int | None = None
+    tau_r: float | None = None
 
 
 class Prompt(Part):
@@ -103,9 +113,8 @@ class Synthesize(Message):
     style: int
     text: str
     prompt: Prompt
-    sampling: Sampling
+    options: SpeechOptions
     stream: bool
-    speed: float = 1.0
     bistream: bool = False
     progress: list[PartProgress] = []
 
@@ -156,9 +165,8 @@ class Generate(Message):
     flow_prompt_tokens: int
     prompt: PromptRef | None
     speaker: str
-    sampling: Sampling
+    options: SpeechOptions
     stream: bool
-    speed: float
     bistream: bool
     progress: PartProgress
 
@@ -196,9 +204,8 @@ class OpenSpeech(Message):
     parts: int
     prompt: PromptRef | None
     speaker: str
-    seed: int
+    options: SpeechOptions
     stream: bool
-    speed: float
     progress: PartProgress
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import secrets
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
@@ -12,11 +13,15 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_v
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 
+from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE
+from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.errors import RequestError
 
 MAX_FORM_FIELDS = 64
 MAX_PROMPT_TEXT = 2000  # characters; far above what can be said in 30 s
 MAX_SEED = 2**32 - 1
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 2.0
+MAX_TAU_R = 2.0
 MAX_TOKENS = 2**20  # of numbers in a request; what a request may use is max_req_total_len
 
 Fields = TypeVar("Fields", bound="BodyFields")
@@ -53,7 +58,8 @@ class BodyFields(BaseModel):
 
 
 class VoiceChoice(BodyFields):
-    """The voice and the LLM weights to speak with."""
+    """The voice and the LLM weights to speak with, and how tokens are drawn. Fields that are named as in
+    `SpeechOptions` go there."""
 
     prompt_text: str | None = Field(None, description="what is said in prompt_wav")
     prompt_wav: Recording | None = None
@@ -64,6 +70,22 @@ class VoiceChoice(BodyFields):
         None, ge=0, le=MAX_TOKENS, description="least speech tokens of a part (25 a second)"
     )
     max_new_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="most speech tokens of a part")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="draw from the most probable tokens with this share of the probability"
+    )
+    top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, description="and from no more tokens than this")
+    temperature: float | None = Field(
+        None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="below 1: more even; above 1: more varied"
+    )
+    win_size: int | None = Field(
+        None, ge=1, le=MAX_WIN_SIZE, description="latest tokens in which a token counts as repeated"
+    )
+    tau_r: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_TAU_R,
+        description="a token that fills this share of win_size is drawn again; above 1: never",
+    )
 
 
 class SpeechFields(VoiceChoice):
@@ -73,6 +95,16 @@ class SpeechFields(VoiceChoice):
     stream: bool = Field(False, description="send audio as it is made")
     speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False)
     format: Literal["pcm", "wav"] = "pcm"
+
+
+def speech_options(fields: VoiceChoice) -> SpeechOptions:
+    """What was asked for, with a random seed where none was. Raises RequestError (400)."""
+    least, most = fields.min_new_tokens, fields.max_new_tokens
+    if least is not None and most is not None and least > most:
+        raise RequestError(400, f"min_new_tokens {least} is above max_new_tokens {most}")
+    given = {name: getattr(fields, name, None) for name in SpeechOptions.__struct_fields__}
+    given = {name: value for name, value in given.items() if value is not None}
+    return SpeechOptions(**{"seed": secrets.randbelow(MAX_SEED + 1), **given})
 
 
 class NewVoiceFields(BodyFields):

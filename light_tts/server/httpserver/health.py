@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from light_tts.server.core.messages import Sampling
+from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
@@ -22,7 +22,7 @@ MAX_ROUNDS = 4
 
 _RATE = 16_000
 _TEXT = "Hello."
-_SAMPLING = Sampling(seed=0, min_new_tokens=1, max_new_tokens=8)
+_OPTIONS = SpeechOptions(seed=0, min_new_tokens=1, max_new_tokens=8)
 
 
 class Health(NamedTuple):
@@ -90,7 +90,7 @@ class HealthCheck:
         """Not counted among the requests in work: a busy server is healthy."""
         call = SpeechCall(self._manager, "health")
         try:
-            call.submit(Speech(style=style, prompt=self._prompt, sampling=_SAMPLING, text=_TEXT))
+            call.submit(Speech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT))
             samples = sum([len(pcm) // 2 async for pcm in call])
             if not samples:
                 raise RequestError(500, f"style {self._manager.styles[style].name} gave no audio")

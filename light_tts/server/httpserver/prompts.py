@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
 
 import numpy as np
 
 from light_tts.common.audio import AudioError, read_audio
-from light_tts.server.core.messages import Prompt, Raw, Sampling
+from light_tts.server.core.messages import Prompt, Raw
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, MAX_SEED, VoiceChoice, check_text, missing
+from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, VoiceChoice, check_text, missing
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.voices import VoiceStore
 
@@ -70,12 +69,3 @@ class PromptReader:
         if voice is None:
             raise RequestError(400, f"unknown spk_id {spk_id!r}; /spk_list names those there are")
         return await self.read(voice.recording, voice.prompt_text if text is None else text)
-
-
-def sampling(choice: VoiceChoice) -> Sampling:
-    """Raises RequestError (400)."""
-    least, most = choice.min_new_tokens, choice.max_new_tokens
-    if least is not None and most is not None and least > most:
-        raise RequestError(400, f"min_new_tokens {least} is above max_new_tokens {most}")
-    seed = secrets.randbelow(MAX_SEED + 1) if choice.seed is None else choice.seed
-    return Sampling(seed=seed, min_new_tokens=least, max_new_tokens=most)

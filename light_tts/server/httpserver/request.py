@@ -22,10 +22,9 @@ class Speech:
 
     style: int
     prompt: messages.Prompt
-    sampling: messages.Sampling
+    options: messages.SpeechOptions
     text: str = ""
     stream: bool = False
-    speed: float = 1.0
     bistream: bool = False
 
 
@@ -91,9 +90,8 @@ class SpeechRequest:
             style=speech.style,
             text=speech.text,
             prompt=speech.prompt,
-            sampling=speech.sampling,
+            options=speech.options,
             stream=speech.stream,
-            speed=speech.speed,
             bistream=speech.bistream,
             progress=self.progress(),
         )

@@ -21,7 +21,14 @@ from starlette.websockets import WebSocketDisconnect
 from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import VoiceChoice, check_text, describe, parse, parse_json
+from light_tts.server.httpserver.fields import (
+    VoiceChoice,
+    check_text,
+    describe,
+    parse,
+    parse_json,
+    speech_options,
+)
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech
 
@@ -92,14 +99,14 @@ class BistreamSession:
                     )
         choice = parse(VoiceChoice, fields)
         style = self._manager.style_index(choice.tts_model_name)
-        sampling = prompts.sampling(choice)
+        options = speech_options(choice)
         if prompt_follows:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")
             choice = choice.model_copy(update={"prompt_wav": await self._receive_recording()})
         self._call.admit()
         prompt = await self._prompts.prompt(choice)
-        return Speech(style=style, prompt=prompt, sampling=sampling, stream=True, bistream=True)
+        return Speech(style=style, prompt=prompt, options=options, stream=True, bistream=True)
 
     # -- the conversation
 

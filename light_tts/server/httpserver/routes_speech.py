@@ -13,7 +13,7 @@ from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.audio_response import AudioResponse
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import SpeechFields, check_text, read_body
+from light_tts.server.httpserver.fields import SpeechFields, check_text, read_body, speech_options
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
@@ -47,7 +47,7 @@ async def inference_zero_shot(request: Request) -> Response:
     except BaseException:
         call.close("failed")
         raise
-    return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, speech.sampling.seed)
+    return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, speech.options.seed)
 
 
 async def _admitted_speech(
@@ -59,16 +59,15 @@ async def _admitted_speech(
         raise RequestError(400, "speed change only support non-stream inference mode")
     style = manager.style_index(fields.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
-    sampling = prompts.sampling(fields)
+    options = speech_options(fields)
     call.admit()
     prompt = await reader.prompt(fields)
     return Speech(
         style=style,
         prompt=prompt,
-        sampling=sampling,
+        options=options,
         text=text,
         stream=fields.stream,
-        speed=fields.speed,
     )
 
 

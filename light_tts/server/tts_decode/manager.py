@@ -170,7 +170,7 @@ class DecodeManager:
         if message.reply_to in self._gone:
             return
         job = self._jobs.setdefault(message.job, Job(message.job, message.reply_to))
-        if message.stream and message.speed != 1.0:
+        if message.stream and message.options.speed != 1.0:
             return self._fail(job, 400, "a speed other than 1 needs an answer that is not streamed")
         if message.prompt is None:  # encode hands out the checkpoint's speakers as prompts, too
             return self._fail(job, 500, "the job has no prompt features")
@@ -184,7 +184,7 @@ class DecodeManager:
         if not job.parts and (message.progress.samples or message.part):
             self._policy.resumed(job.name)
         speech = PartSpeech(self._rules, len(voice.speech_token), message.stream, message.progress)
-        state = SpeechState(voice, message.seed, message.part, message.speed)
+        state = SpeechState(voice, message.options.seed, message.part, message.options.speed)
         job.parts.append(Part(message.part, message.parts, speech, state))
 
     def _add_tokens(self, job: Job, message: messages.SpeechTokens) -> None:

@@ -267,9 +267,8 @@ class EncodeManager:
                 flow_prompt_tokens=len(speech_token),
                 prompt=reference,
                 speaker=request.prompt.speaker,
-                sampling=request.sampling,
+                options=request.options,
                 stream=request.stream,
-                speed=request.speed,
                 bistream=request.bistream,
                 progress=progress,
             )

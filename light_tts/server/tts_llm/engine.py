@@ -5,6 +5,7 @@ been collected."""
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.tts_llm.attention import Span
 from light_tts.server.tts_llm.options import EngineOptions
 from light_tts.server.tts_llm.row_states import set_states
-from light_tts.server.tts_llm.runner import Runner, Sampler, choose_runner
+from light_tts.server.tts_llm.runner import Runner, choose_runner
 from light_tts.server.tts_llm.sequence import Sequence
 from light_tts.utils import gpu
 
@@ -40,9 +41,8 @@ class Engine:
     def __init__(
         self,
         model: SpeechLM,
-        sampler: Sampler,
         options: EngineOptions,
-        runner: type[Runner] | None = None,
+        runner: Callable[..., Runner] | None = None,
     ) -> None:
         """`runner`: the fastest for the model's device unless given."""
         weight = model.embedding.weight
@@ -67,7 +67,7 @@ class Engine:
             )
             self._states = RowState.empty(options.rows, options.window, self._device)
             runner = runner or choose_runner(self._device)
-            self._runner = runner(model, sampler, pool, self._table, self._states, options)
+            self._runner = runner(model, pool, self._table, self._states, options)
 
     @property
     def in_flight(self) -> int:

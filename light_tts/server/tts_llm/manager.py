@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from light_tts.common.chunk_planner import ChunkPlanner
-from light_tts.common.sampling import RepetitionAwareSampler
+from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE, SamplingRule
 from light_tts.models.cosyvoice2.config import Config, load_config
 from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.core import messages, metrics
@@ -31,7 +31,7 @@ from light_tts.server.tts_llm.stats import Stats
 from light_tts.server.tts_llm.turn import GpuTurn
 from light_tts.utils.gpu import choose_device
 
-OPENING = ("job", "reply_to", "part", "parts", "prompt", "speaker", "stream", "speed", "progress")
+OPENING = ("job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress")
 TOMBSTONES = 4096  # jobs remembered after their end: messages of theirs may still be under way
 LOOK_AGAIN = 0.001  # seconds, while steps are held back; an inbox sleeps no shorter
 
@@ -61,12 +61,12 @@ def load(ctx: StageContext) -> LLMStage:
     graphs = not settings.disable_cudagraph
     engine = Engine(
         model,
-        RepetitionAwareSampler(sampling.top_p, sampling.top_k, sampling.win_size, sampling.tau_r),
         EngineOptions(
             slots=settings.max_total_token_num,
             rows=settings.gpt_paral_num,
             max_len=min(settings.max_req_total_len, model.backbone.max_position_embeddings),
-            window=sampling.win_size,
+            window=max(sampling.win_size, MAX_WIN_SIZE),
+            max_top_k=max(sampling.top_k, MAX_TOP_K),
             int8=settings.int8_kv,
             round_steps=pace.round_steps,
             graph_max_batch=settings.graph_max_batch_size if graphs else 0,
@@ -79,6 +79,12 @@ def load(ctx: StageContext) -> LLMStage:
     right_of_way = choose_right_of_way(ctx.run_dir.root, device)
     courtesy = None if right_of_way is None else Courtesy(right_of_way.taken)
     return LLMStage(ctx, config, model, engine, turn, pace, courtesy)
+
+
+def sampling_rule(options: messages.SpeechOptions, default: SamplingRule) -> SamplingRule:
+    """What the client chose, and the checkpoint's values for the rest."""
+    chosen = {entry.name: getattr(options, entry.name) for entry in fields(SamplingRule)}
+    return replace(default, **{name: value for name, value in chosen.items() if value is not None})
 
 
 @dataclass(eq=False)
@@ -229,14 +235,15 @@ class LLMStage:
         common = {
             "job": request.job,
             "part": request.part,
-            "seed": request.sampling.seed,
+            "seed": request.options.seed,
             "ids": self._ids,
             "limit": self._limit,
+            "sampling": sampling_rule(request.options, self._config.llm.sampling),
             "prompt_text": request.prompt_text_ids,
             "prompt_speech": request.prompt_speech_token.array(np.int32).tolist(),
             "forced": request.progress.tokens,
-            "min_outputs": request.sampling.min_new_tokens,
-            "max_outputs": request.sampling.max_new_tokens,
+            "min_outputs": request.options.min_new_tokens,
+            "max_outputs": request.options.max_new_tokens,
         }
         if not request.bistream:
             return OneShot(text=request.text_ids, **common)
@@ -303,9 +310,7 @@ class LLMStage:
                 self._fail(request.job, 503, "no decode process is available")
                 return
             shared = {name: getattr(request, name) for name in OPENING}
-            self._ctx.peers.send(
-                "decode", job.decode, messages.OpenSpeech(seed=request.sampling.seed, **shared)
-            )
+            self._ctx.peers.send("decode", job.decode, messages.OpenSpeech(**shared))
             speaking.opened = True
             metrics.stage_queue_seconds.labels("llm").observe(time.monotonic() - speaking.arrived)
         self._hand_out(speaking)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE
+
 
 @dataclass(frozen=True)
 class EngineOptions:
     """`slots`: size of the KV pool in tokens; `rows`: most requests in it; `max_len`: most tokens of one;
-    `window`: outputs that the sampler looks back on; `round_steps`: most decode steps of one launch;
+    `window`, `max_top_k`: largest `win_size` and `top_k` of any request's SamplingRule; `round_steps`: most
+    decode steps of one launch;
     `graph_max_batch`, `graph_max_len`: largest batch and longest request that run as CUDA graphs, 0: none."""
 
     slots: int
     rows: int
     max_len: int
-    window: int
+    window: int = MAX_WIN_SIZE
+    max_top_k: int = MAX_TOP_K
     int8: bool = False
     round_steps: int = 1
     graph_max_batch: int = 0

@@ -10,7 +10,8 @@ from light_tts.common.sampling import NO_TOKEN
 from light_tts.common.transfer import upload
 from light_tts.server.tts_llm.sequence import Sequence
 
-_NUMBERS = ("position", "step", "min_outputs", "seed", "part")
+_NUMBERS = ("position", "step", "min_outputs", "seed", "part", "top_k", "win_size", "repeats")
+_FRACTIONS = ("top_p", "inverse_temperature")
 
 
 def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: int) -> None:
@@ -19,16 +20,31 @@ def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: 
     if not sequences:
         return
     table = [
-        [s.row, cached, len(s.outputs), s.min_outputs, s.seed, s.part, *s.banned, *_latest(s, window)]
+        [s.row, *_numbers(s, cached), *_fractions(s), *s.banned, *_latest(s, window)]
         for s, cached in sequences
     ]
     rows, *columns = upload(np.array(table, np.int64).T.copy(), states.seed.device)
-    for name, values in zip(_NUMBERS, columns, strict=False):
+    for name in _NUMBERS:
         field = getattr(states, name)
-        field.index_copy_(0, rows, values.to(field.dtype))
-    first, last = len(_NUMBERS), len(columns) - window
-    for field, part in ((states.banned, columns[first:last]), (states.history, columns[last:])):
+        field.index_copy_(0, rows, columns.pop(0).to(field.dtype))
+    for name in _FRACTIONS:
+        getattr(states, name).index_copy_(0, rows, columns.pop(0).to(torch.int32).view(torch.float32))
+    first = len(columns) - window
+    for field, part in ((states.banned, columns[:first]), (states.history, columns[first:])):
         field.index_copy_(0, rows, torch.stack(part, 1).to(field.dtype))
+
+
+def _numbers(sequence: Sequence, cached: int) -> tuple[int, ...]:
+    """In the order of _NUMBERS."""
+    rule = sequence.sampling
+    limits = (sequence.min_outputs, sequence.seed, sequence.part)
+    return (cached, len(sequence.outputs), *limits, rule.top_k, rule.win_size, rule.repeats)
+
+
+def _fractions(sequence: Sequence) -> list[int]:
+    """In the order of _FRACTIONS, as the bits of float32."""
+    rule = sequence.sampling
+    return np.array([rule.top_p, rule.inverse_temperature], np.float32).view(np.int32).tolist()
 
 
 def _latest(sequence: Sequence, window: int) -> list[int]:

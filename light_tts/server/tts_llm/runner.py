@@ -10,14 +10,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from light_tts.common import sampling
 from light_tts.common.kv_pool import KVPool, SlotTable
 from light_tts.common.row_state import RowState
-from light_tts.common.sampling import NO_TOKEN, ban
+from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
 from light_tts.models.cosyvoice2.llm import SpeechIds, SpeechLM
 from light_tts.server.tts_llm.attention import Span, TorchAttention
 from light_tts.server.tts_llm.options import EngineOptions
 
-Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]  # see RepetitionAwareSampler.__call__
+Draw = Callable[[Tensor, SamplingRules, Tensor, Tensor, Tensor, Tensor], Tensor]  # see sampling.draw
 
 
 class Runner(Protocol):
@@ -27,7 +28,6 @@ class Runner(Protocol):
     def __init__(
         self,
         model: SpeechLM,
-        sampler: Sampler,
         pool: KVPool,
         table: SlotTable,
         states: RowState,
@@ -65,15 +65,16 @@ class TorchRunner:
     def __init__(
         self,
         model: SpeechLM,
-        sampler: Sampler,
         pool: KVPool,
         table: SlotTable,
         states: RowState,
         options: EngineOptions,
+        draw: Draw = sampling.draw,
     ) -> None:
+        """`draw`: in place of repetition-aware sampling, e.g. in tests."""
         self._model = model
         self._attention = TorchAttention(pool, table)
-        self._draw = TorchDraw(sampler, model.ids, states)
+        self._draw = TorchDraw(draw, model.ids, states)
         self._states = states
         self._device = states.seed.device
 
@@ -107,10 +108,10 @@ class TorchRunner:
 
 
 class TorchDraw:
-    """Any sampler, over the states."""
+    """A draw, over the states."""
 
-    def __init__(self, sampler: Sampler, ids: SpeechIds, states: RowState) -> None:
-        self._sampler = sampler
+    def __init__(self, draw: Draw, ids: SpeechIds, states: RowState) -> None:
+        self._draw = draw
         self._ids = ids
         self._states = states
 
@@ -120,7 +121,8 @@ class TorchDraw:
         banned, history, steps = states.banned[rows].bool(), states.history[rows].long(), states.step[rows]
         banned[:, 0] |= steps < states.min_outputs[rows]
         scores = ban(scores, self._ids.speech_tokens, banned)
-        drawn = self._sampler(scores, history, states.seed[rows], states.part[rows], steps.long())
+        rules, seeds, parts = states.rules(rows), states.seed[rows], states.part[rows]
+        drawn = self._draw(scores, rules, history, seeds, parts, steps.long())
         states.step[rows] = steps + 1
         states.next_id[rows] = (self._ids.text_vocab + drawn).to(states.next_id.dtype)
         states.history[rows] = torch.cat([history[:, 1:], drawn[:, None]], 1).to(states.history.dtype)

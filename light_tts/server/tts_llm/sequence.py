@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 
+from light_tts.common.sampling_rule import GREEDY, SamplingRule
 from light_tts.models.cosyvoice2.llm import SpeechIds
 
 MIN_TOKENS_PER_TEXT_ID = 2
@@ -27,9 +28,12 @@ class RequestError(ValueError):
 class Sequence:
     """What one-shot and bistream have in common. `limit`: most ids that may go into the model."""
 
-    def __init__(self, job: str, part: int, seed: int, ids: SpeechIds, limit: int) -> None:
+    def __init__(
+        self, job: str, part: int, seed: int, ids: SpeechIds, limit: int, sampling: SamplingRule
+    ) -> None:
         self.job = job
         self.part = part
+        self.sampling = sampling
         self.seed = (seed + 2**63) % 2**64 - 2**63  # as int64
         self.inputs: list[int] = []  # unified ids
         self.outputs: list[int] = []  # speech ids, bistream fill ids included, stop ids never
@@ -147,9 +151,10 @@ class OneShot(Sequence):
         forced: list[int],
         min_outputs: int | None = None,
         max_outputs: int | None = None,
+        sampling: SamplingRule = GREEDY,
     ) -> None:
         """Raises RequestError when the request cannot fit."""
-        super().__init__(job, part, seed, ids, limit)
+        super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text + text, prompt_speech + forced)
         if not text:
             raise RequestError("the text is empty")
@@ -209,9 +214,10 @@ class Bistream(Sequence):
         mix: tuple[int, int],
         min_outputs: int | None = None,
         max_outputs: int | None = None,
+        sampling: SamplingRule = GREEDY,
     ) -> None:
         """Raises RequestError."""
-        super().__init__(job, part, seed, ids, limit)
+        super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text, prompt_speech + [token for token in forced if token != ids.fill])
         self.min_outputs = min_outputs or 0
         self.max_outputs = max_outputs

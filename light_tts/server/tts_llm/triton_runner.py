@@ -14,7 +14,6 @@ from torch import Tensor
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.kv_pool import KVPool, SlotTable
 from light_tts.common.row_state import RowState
-from light_tts.common.sampling import RepetitionAwareSampler
 from light_tts.common.transfer import upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.decode_attention import decode_attention
@@ -61,7 +60,6 @@ class TritonRunner:
     def __init__(
         self,
         model: SpeechLM,
-        sampler: RepetitionAwareSampler,
         pool: KVPool,
         table: SlotTable,
         states: RowState,
@@ -76,11 +74,7 @@ class TritonRunner:
             sample,
             text_vocab=model.ids.text_vocab,
             speech_tokens=model.ids.speech_tokens,
-            top_p=sampler.top_p,
-            top_k=sampler.top_k,
-            win_size=sampler.win_size,
-            tau_r=sampler.tau_r,
-            greedy=sampler.top_k == 1 and sampler.tau_r > 1,
+            max_top_k=options.max_top_k,
         )
         self._options = options
         self._graph_len = min(options.max_len, options.graph_max_len)
