@@ -72,13 +72,9 @@ def requests(n: int, vocabulary: int = 200) -> dict:
 def sample(batch: dict, rows: slice = slice(None), device: str = "cpu") -> torch.Tensor:
     history = torch.tensor([padded(h) for h in batch["history"]])
     tensors = (history, batch["seeds"], batch["parts"], batch["steps"])
-    rules = on(device, SamplingRules.of(batch["rules"][rows]))
+    rules = SamplingRules.of(batch["rules"][rows], device)
     scores, *rest = (x[rows].to(device) for x in (batch["scores"], *tensors))
     return draw(scores, rules, *rest).cpu()
-
-
-def on(device: str, rules: SamplingRules) -> SamplingRules:
-    return SamplingRules(**{name: x.to(device) for name, x in vars(rules).items()})
 
 
 def test_nucleus_and_fallback_are_the_official_ones():

@@ -35,7 +35,8 @@ from text_tokenizer import train_tokenizer
 from training import Learner, averaged_weights, train
 from words import ids_of_words, spoken_words, words_at
 
-from light_tts.models.cosyvoice2.config import SamplingConfig, load_config
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.tokenizer import SPECIAL_TOKENS, TextTokenizer
 from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechIds, SpeechLM
 from light_tts.server.tts_llm.sequence import Bistream, OneShot
@@ -297,7 +298,7 @@ def test_a_head_learns_to_look_at_what_is_spoken():
 def test_cached_generation_draws_from_what_the_training_computes():
     """Both ways of the server, several requests of different lengths in one batch."""
     model = small_model().eval()
-    lm, sampling = model.lm, SamplingConfig(top_p=0.9, top_k=25, win_size=10, tau_r=0.1)
+    lm, sampling = model.lm, SamplingRule(top_p=0.9, top_k=25, win_size=10, tau_r=0.1)
     prompt, text = spoken(7, 20, 1), spoken(12, 1, 2).text.tolist()
     parts = [
         OneShot("a", 0, 1, lm.ids, LIMIT, [], text[:3], [], [], max_outputs=12),

@@ -21,8 +21,8 @@ NO_TOKEN = -1  # fills up a history that is shorter than the window
 
 @dataclass(frozen=True)
 class SamplingRules:
-    """One `SamplingRule` for each request of a batch, all (batch,); `top_p`, `inverse_temperature`: float32;
-    the others of any integer dtype."""
+    """One `SamplingRule` for each request, (batch,) each; `top_p` and `inverse_temperature` float32,
+    the others int32."""
 
     top_p: Tensor
     top_k: Tensor
@@ -31,13 +31,16 @@ class SamplingRules:
     inverse_temperature: Tensor
 
     @classmethod
-    def of(cls, rules: Sequence[SamplingRule]) -> SamplingRules:
+    def of(cls, rules: Sequence[SamplingRule], device: torch.device | str = "cpu") -> SamplingRules:
+        def numbers(name: str, dtype: torch.dtype) -> Tensor:
+            return torch.tensor([getattr(rule, name) for rule in rules], dtype=dtype, device=device)
+
         return cls(
-            top_p=torch.tensor([rule.top_p for rule in rules], dtype=torch.float32),
-            top_k=torch.tensor([rule.top_k for rule in rules]),
-            win_size=torch.tensor([rule.win_size for rule in rules]),
-            repeats=torch.tensor([rule.repeats for rule in rules]),
-            inverse_temperature=torch.tensor([r.inverse_temperature for r in rules], dtype=torch.float32),
+            top_p=numbers("top_p", torch.float32),
+            top_k=numbers("top_k", torch.int32),
+            win_size=numbers("win_size", torch.int32),
+            repeats=numbers("repeats", torch.int32),
+            inverse_temperature=numbers("inverse_temperature", torch.float32),
         )
 
 

@@ -30,8 +30,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import averaged_weights
 from work import argument_parser
 
-from light_tts.common.sampling import NO_TOKEN, RepetitionAwareSampler, ban
-from light_tts.models.cosyvoice2.config import Config, SamplingConfig
+from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
+from light_tts.common.sampling import draw as draw_tokens
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
 from light_tts.server.tts_llm.sequence import Bistream, OneShot
 from light_tts.server.tts_llm.sequence import Sequence as Part
@@ -72,11 +74,10 @@ class Cache:
 
 
 @torch.no_grad()
-def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingConfig, device: torch.device) -> None:
+def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingRule, device: torch.device) -> None:
     """Brings all `parts` to their end, together."""
     table, ids = torch.cat(lm.tables), lm.ids
     cache = Cache(lm.backbone, len(parts), device)
-    sampler = RepetitionAwareSampler(sampling.top_p, sampling.top_k, sampling.win_size, sampling.tau_r)
     while live := [(row, part) for row, part in enumerate(parts) if part.ready]:
         size = max(part.pending for _, part in live)
         inputs = np.zeros((len(live), size), np.int64)
@@ -101,7 +102,8 @@ def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingConfig, device:
         hidden = lm.hidden(F.embedding(inputs.flatten(), table), positions.flatten(), cache)
         hidden = hidden.unflatten(0, inputs.shape)[torch.arange(len(live), device=device), last]
         scores = ban(lm.logits(hidden), ids.speech_tokens, banned)
-        drawn = sampler(scores, history, seeds, torch.zeros_like(seeds), steps).tolist()
+        rules = SamplingRules.of([sampling] * len(live), device)
+        drawn = draw_tokens(scores, rules, history, seeds, torch.zeros_like(seeds), steps).tolist()
         for (_, part), token in zip(live, drawn, strict=True):
             part.cached = len(part.inputs)
             part.accept(token)
@@ -187,7 +189,7 @@ class Examination:
     def heard(
         self,
         weights: Mapping[str, Tensor],
-        sampling: SamplingConfig | None = None,
+        sampling: SamplingRule | None = None,
         streams: bool = False,
         seed: int = 0,
     ) -> Found:
