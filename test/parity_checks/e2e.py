@@ -10,15 +10,12 @@ import torch
 from light_tts.common.audio import read_audio
 from light_tts.common.chunk_planner import Chunk
 from light_tts.common.prompt_features import PromptFeatures
-from light_tts.models.cosyvoice2.flow import Flow
-from light_tts.models.cosyvoice2.flow_backend import PaddedFlow
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend
-from light_tts.models.cosyvoice2.hift import Hift
-from light_tts.models.cosyvoice2.token2wav import SpeechState, Token2Wav, Voice, WorkItem, to_pcm16
-from light_tts.models.cosyvoice2.vocoder import TorchVocoder
+from light_tts.models.cosyvoice2.token2wav import SpeechState, Voice, WorkItem, to_pcm16
 from light_tts.server.tts_llm.sequence import OneShot
 from parity_checks import Check, Comparison, Golden
 from parity_checks.llm import finish, load_engine, load_model
+from parity_checks.token2wav import load as load_token2wav
 
 FILE = "e2e.npz"
 CPU = torch.device("cpu")
@@ -51,9 +48,7 @@ def _most_probable_tokens(
 
 
 def _speak(golden: Golden, tokens: list[int], features: PromptFeatures) -> np.ndarray:
-    flow = Flow.from_checkpoint(golden.checkpoint, golden.config, CPU)
-    hift = Hift.from_checkpoint(golden.checkpoint, golden.config, CPU)
-    model = Token2Wav(PaddedFlow(flow), TorchVocoder(hift), golden.config, full_last_chunk=False, device=CPU)
+    model = load_token2wav(golden, full_last_chunk=False)
     state = SpeechState(Voice.of(features, CPU), seed=None)
     whole = Chunk(0, len(tokens), len(tokens), final=True)
     return model.speak([WorkItem(state, tokens, whole, stream=False)])[0]

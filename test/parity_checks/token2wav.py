@@ -10,23 +10,23 @@ import torch
 
 from light_tts.common.chunk_planner import Chunk, ChunkPlanner
 from light_tts.common.prompt_features import PromptFeatures
-from light_tts.models.cosyvoice2.flow import Flow
-from light_tts.models.cosyvoice2.flow_backend import PaddedFlow
+from light_tts.models.cosyvoice2.flow_backend import choose_flow
 from light_tts.models.cosyvoice2.hift import Hift
 from light_tts.models.cosyvoice2.token2wav import SpeechState, Token2Wav, Voice, WorkItem
 from light_tts.models.cosyvoice2.vocoder import TorchVocoder
 from parity_checks import Check, Comparison, Golden
 
 FILE = "token2wav.npz"
+MEMORY = 1 << 28  # bytes, for what the flow keeps
 GROWN = 4  # the official schedule grows its chunks up to so many times the first
 
 
 def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
-    flow = Flow.from_checkpoint(golden.checkpoint, golden.config, "cpu")
-    hift = Hift.from_checkpoint(golden.checkpoint, golden.config, "cpu")
-    return Token2Wav(
-        PaddedFlow(flow), TorchVocoder(hift), golden.config, full_last_chunk, torch.device("cpu")
-    )
+    """What a server on a CPU computes with."""
+    device, config = torch.device("cpu"), golden.config
+    new_flow = choose_flow(golden.checkpoint, config, device, torch.float32, False, 1, MEMORY)
+    hift = Hift.from_checkpoint(golden.checkpoint, config, device)
+    return Token2Wav(new_flow(), TorchVocoder(hift), config, full_last_chunk, device)
 
 
 def golden_voice(golden: Golden, prompt: bool = True) -> Voice:

@@ -7,6 +7,8 @@ and more blocks at the higher rate. In the streaming mode attention is causal at
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,17 @@ from torch import Tensor, nn
 
 from light_tts.models.cosyvoice2.config import EncoderConfig
 from light_tts.models.cosyvoice2.masks import attention_mask, length_mask
+
+
+@dataclass(frozen=True)
+class EncoderMemory:
+    """What the features of later tokens need of the `tokens` so far (one item). ahead: (1, channels, 2) and
+    up: (1, width, 2 * ratio), the last inputs of convolutions; keys_values: of each block."""
+
+    tokens: int
+    ahead: Tensor
+    up: Tensor
+    keys_values: Sequence[tuple[Tensor, Tensor] | None]
 
 
 class UpsampleConformerEncoder(nn.Module):
@@ -65,6 +78,34 @@ class UpsampleConformerEncoder(nn.Module):
         x = _run_blocks(self.up_encoders, x, lengths, chunk)
         return self.after_norm(x), lengths
 
+    def memory(self) -> EncoderMemory:
+        """For a sequence that begins."""
+        blocks = len(self.encoders) + len(self.up_encoders)
+        ahead, up = self.pre_lookahead_layer.before(1), self.up_layer.before(1)
+        return EncoderMemory(0, ahead, up, [None] * blocks)
+
+    def extend(self, x: Tensor, tokens: int, memory: EncoderMemory) -> tuple[Tensor, EncoderMemory]:
+        """The features of the next `tokens` tokens of one sequence, each of which attends to all up to the
+        last of these: what `forward` computes for the last chunk. x: (1, T, input_size), these tokens and up
+        to `lookahead` after them. Returns (1, ratio * tokens, width) and the memory with these tokens."""
+        x, ahead = self.pre_lookahead_layer.extend(self.embed(x), tokens, memory.ahead)
+        pasts = [Past(earlier) for earlier in memory.keys_values]
+        x = self._extend_blocks(self.encoders, x, memory.tokens, pasts[: len(self.encoders)])
+        x, up = self.up_layer.extend(x, memory.up)
+        x = self.up_embed(x)
+        x = self._extend_blocks(self.up_encoders, x, memory.tokens * self.ratio, pasts[len(self.encoders) :])
+        keys_values = [past.keys_values for past in pasts]
+        return self.after_norm(x), EncoderMemory(memory.tokens + tokens, ahead, up, keys_values)
+
+    @staticmethod
+    def _extend_blocks(blocks: nn.ModuleList, x: Tensor, start: int, pasts: Sequence[Past]) -> Tensor:
+        """x: (1, T, width), positions from `start` on."""
+        end = start + x.shape[1]
+        positions = relative_positions(end, x.shape[2], x.device).to(x.dtype)
+        for block, past in zip(blocks, pasts, strict=True):
+            x = block(x, positions[: end + x.shape[1] - 1], None, past)
+        return x
+
     @staticmethod
     def _chunk(streaming: bool | Tensor, size: int, chunk: int) -> int | Tensor | None:
         """See `attention_mask`."""
@@ -112,10 +153,18 @@ class PreLookaheadLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, T, width)"""
-        y = F.pad(x.transpose(1, 2), (0, self.lookahead))
-        y = F.leaky_relu(self.conv1(y))
-        y = self.conv2(F.pad(y, (2, 0)))
-        return x + y.transpose(1, 2)
+        return self.extend(x, x.shape[1], self.before(len(x)))[0]
+
+    def before(self, batch: int) -> Tensor:
+        """What stands before the first position: (batch, channels, 2)"""
+        return self.conv2.weight.new_zeros(batch, self.conv2.in_channels, 2)
+
+    def extend(self, x: Tensor, size: int, before: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (B, T, width), `size` positions and some that are only seen -> the result for `size` positions,
+        and what stands before those that follow."""
+        y = F.pad(x.transpose(1, 2), (0, size + self.lookahead - x.shape[1]))
+        y = torch.cat([before, F.leaky_relu(self.conv1(y))], dim=2)
+        return x[:, :size] + self.conv2(y).transpose(1, 2), y[:, :, -2:]
 
 
 class CausalUpsample(nn.Module):
@@ -128,8 +177,30 @@ class CausalUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, ratio * T, channels)"""
-        y = x.transpose(1, 2).repeat_interleave(self.ratio, dim=2)
-        return self.conv(F.pad(y, (2 * self.ratio, 0))).transpose(1, 2)
+        return self.extend(x, self.before(len(x)))[0]
+
+    def before(self, batch: int) -> Tensor:
+        """What stands before the first position: (batch, width, 2 * ratio)"""
+        return self.conv.weight.new_zeros(batch, self.conv.in_channels, 2 * self.ratio)
+
+    def extend(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the result, and what stands before the positions that follow."""
+        y = torch.cat([before, x.transpose(1, 2).repeat_interleave(self.ratio, dim=2)], dim=2)
+        return self.conv(y).transpose(1, 2), y[:, :, -2 * self.ratio :]
+
+
+class Past:
+    """Keys and values of earlier positions, (1, heads, positions, head_dim) each, or None."""
+
+    def __init__(self, keys_values: tuple[Tensor, Tensor] | None) -> None:
+        self.keys_values = keys_values
+
+    def join(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """-> all of them, which are the past of what follows."""
+        if self.keys_values is not None:
+            k, v = (torch.cat(both, dim=2) for both in zip(self.keys_values, (k, v), strict=True))
+        self.keys_values = k, v
+        return k, v
 
 
 class ConformerBlock(nn.Module):
@@ -143,8 +214,8 @@ class ConformerBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(width, eps=1e-12)
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.norm_mha(x), positions, mask)
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+        x = x + self.self_attn(self.norm_mha(x), positions, mask, past)
         return x + self.feed_forward(self.norm_ff(x))
 
 
@@ -173,11 +244,14 @@ class RelativeAttention(nn.Module):
         self.linear_out = nn.Linear(width, width)
         self.linear_pos = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (B, T, width); positions: (2T-1, width); mask: bool, broadcasts to (B, 1, T, T)"""
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+        """x: (B, T, width); positions: (T+S-1, width), of the distances S-1 ... -(T-1), S the number of keys:
+        T, and those of the past; mask: bool, broadcasts to (B, 1, T, S)"""
         q, k, v = (self._split(linear(x)) for linear in (self.linear_q, self.linear_k, self.linear_v))
-        p = self._split(self.linear_pos(positions)[None])  # (1, heads, 2T-1, head_dim)
-        by_distance = (q + self.pos_bias_v[:, None]) @ p.transpose(2, 3)  # (B, heads, T, 2T-1)
+        if past is not None:
+            k, v = past.join(k, v)
+        p = self._split(self.linear_pos(positions)[None])  # (1, heads, T+S-1, head_dim)
+        by_distance = (q + self.pos_bias_v[:, None]) @ p.transpose(2, 3)  # (B, heads, T, T+S-1)
         bias = _distance_to_key(by_distance) * q.shape[-1] ** -0.5
         if mask is not None:
             bias = bias.masked_fill(~mask, -torch.inf)
@@ -190,8 +264,8 @@ class RelativeAttention(nn.Module):
 
 
 def _distance_to_key(x: Tensor) -> Tensor:
-    """(B, heads, T, 2T-1), column T-1-i+j for distance i-j -> (B, heads, T, T), column j. One more column in
-    front makes each row of the reshaped memory start one further to the left."""
+    """(B, heads, T, T+S-1), column T-1-i+j for query i and key j -> (B, heads, T, S), column j. One more
+    column in front makes each row of the reshaped memory start one further to the left."""
     batch, heads, size, columns = x.shape
     x = F.pad(x, (1, 0)).reshape(batch, heads, columns + 1, size)
-    return x[:, :, 1:].reshape(batch, heads, size, columns)[..., :size]
+    return x[:, :, 1:].reshape(batch, heads, size, columns)[..., : columns + 1 - size]

@@ -1,4 +1,5 @@
-"""Who computes the flow: padded batches in plain PyTorch, which run everywhere, or packed ones on a GPU."""
+"""Who computes the flow: packed batches on a GPU; on a CPU one item at a time, streams with a memory; padded
+batches in plain PyTorch, the reference of both, which run everywhere."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import importlib.util
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.estimator_backend import TorchEstimator, choose_estimator
 from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.memos import Memo, MemoLimit
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,8 @@ log = logging.getLogger(__name__)
 class FlowItem:
     """prompt: (p,) int ids on the host; prompt_mel: (ratio * p or more, mels) and embedding: (size,) on the
     device; tokens: ids to speak. streaming: attention in chunks; finalize: False: the last `lookahead` tokens
-    are only context."""
+    are only context. The memos of voice and stream: for a backend that keeps something of them; a stream's
+    next item has the same ones, and its tokens begin with these."""
 
     prompt: np.ndarray
     prompt_mel: Tensor
@@ -34,6 +37,8 @@ class FlowItem:
     tokens: Sequence[int]
     streaming: bool
     finalize: bool
+    voice_memo: Memo = field(default_factory=Memo)
+    stream_memo: Memo = field(default_factory=Memo)
 
 
 class FlowBackend(Protocol):
@@ -97,10 +102,11 @@ def choose_flow(
     dtype: torch.dtype,
     load_trt: bool,
     max_batch_size: int,
+    memory: int,
 ) -> Callable[[], FlowBackend]:
     """Loads the flow of a checkpoint. -> makes a backend for each CUDA stream that computes; they share their
-    weights. `load_trt`: the estimator as a TensorRT engine, where that is possible.
-    Raises CheckpointError."""
+    weights. `load_trt`: the estimator as a TensorRT engine, where that is possible; `memory`: bytes that may
+    be kept of voices and streams on a CPU. Raises CheckpointError."""
     flow = Flow.from_checkpoint(model_dir, config, device)
     estimator = choose_estimator(flow.decoder.estimator, load_trt, device, model_dir, max_batch_size)
     if device.type == "cuda" and isinstance(estimator, TorchEstimator):
@@ -112,6 +118,11 @@ def choose_flow(
             flow.to(dtype)
             return lambda: PackedFlow(flow, packed, max_batch_size)
         log.warning("the package triton is not installed: the flow runs in plain PyTorch, slowly")
+    if device.type == "cpu":
+        from light_tts.models.cosyvoice2.chunk_flow import chunk_flow
+
+        limit = MemoLimit(memory)
+        return lambda: chunk_flow(flow, limit)
     flow.to(dtype)
     flow.decoder.backend = estimator
     return lambda: PaddedFlow(flow)

@@ -9,7 +9,7 @@ stream is resumed by speaking its last two chunks again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.transfer import Download
 from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.flow_backend import FlowBackend, FlowItem
+from light_tts.models.cosyvoice2.memos import Memo
 from light_tts.models.cosyvoice2.vocoder import SourceNoise, Vocoder
 
 OVERLAP_FRAMES = 8  # mel frames that two chunks share
@@ -31,11 +32,12 @@ REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after th
 @dataclass(frozen=True)
 class Voice:
     """A prompt. speech_token: (n,) int32 on the host; mel: (frames, mel channels) and embedding: (size,) on
-    the device."""
+    the device; memo: the flow's."""
 
     speech_token: np.ndarray
     mel: Tensor
     embedding: Tensor
+    memo: Memo = field(default_factory=Memo)
 
     @classmethod
     def of(cls, features: PromptFeatures, device: torch.device | str) -> Voice:
@@ -61,13 +63,14 @@ class Tail:
 @dataclass
 class SpeechState:
     """One part being spoken. `seed` and `part` choose the noise of the source; seed None: no noise.
-    `speed` other than 1 is for parts that are one chunk."""
+    `speed` other than 1 is for parts that are one chunk. memo: the flow's."""
 
     voice: Voice
     seed: int | None
     part: int = 0
     speed: float = 1.0
     tail: Tail | None = None
+    memo: Memo = field(default_factory=Memo)
 
 
 @dataclass(frozen=True)
@@ -139,6 +142,8 @@ class Token2Wav:
             tokens=item.tokens[: item.chunk.context_end],
             streaming=self.streaming(item),
             finalize=item.chunk.final,
+            voice_memo=voice.memo,
+            stream_memo=item.state.memo,
         )
 
     def _vocode(self, items: Sequence[WorkItem], mels: Sequence[Tensor]) -> list[np.ndarray]:

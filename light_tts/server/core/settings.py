@@ -120,9 +120,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["fixed", "grow"],
         Meta(
             description="chunks of a streamed answer: fixed (25 tokens) or grow (25, 50, 100 tokens; the "
-            "last chunk with full attention), which costs less and answers as early"
+            "last chunk with full attention), which answers as early and costs less on a GPU, more on a CPU"
         ),
     ] = "fixed"
+    flow_memory_mb: Annotated[
+        Annotated[int, Meta(ge=0)],
+        Meta(
+            description="on a CPU, MiB for what a decode process keeps of streams and voices (8 a second "
+            "with the voice that comes with Light-TTS), so that a chunk costs only its own frames"
+        ),
+    ] = 1024
 
     # -- operation
     log_dir: Annotated[str, Meta(description="directory of light-tts.log; empty: console only")] = "logs"

@@ -68,7 +68,13 @@ def run(ctx: StageContext) -> None:
     device, dtype = choose_device(settings, ctx.index)
     config = load_config(model_dir)
     new_flow = choose_flow(
-        model_dir, config, device, dtype, settings.load_trt, settings.decode_max_batch_size
+        model_dir,
+        config,
+        device,
+        dtype,
+        settings.load_trt,
+        settings.decode_max_batch_size,
+        settings.flow_memory_mb << 20,
     )
     hift = Hift.from_checkpoint(model_dir, config, device)
     grow = settings.stream_hop == "grow"
@@ -142,10 +148,7 @@ class DecodeManager:
                 if isinstance(message, messages.Shutdown):
                     return
                 self._take(message)
-            for batch in self._engine.ended():
-                self._work_seconds.observe(batch.seconds)
-                for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
-                    self._hand_out(task.owner, outcome)
+            self._end_work()
             self._start_work()
 
     # -- what arrives
@@ -216,6 +219,12 @@ class DecodeManager:
             waiting = [chunk for chunk in waiting if chunk not in batch]
             in_work += batch
         self._queue_depth.set(len(waiting))
+
+    def _end_work(self) -> None:
+        for batch in self._engine.ended():
+            self._work_seconds.observe(batch.seconds)
+            for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
+                self._hand_out(task.owner, outcome)
 
     def _describe(self, job: Job) -> Waiting:
         part = job.parts[0]
