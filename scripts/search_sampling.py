@@ -191,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scorer = Scorer([measure for measure in args.measures if measure not in left_out])
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)
+    names, spoken = [name(rule) for rule in rules], 0
     for batch in missing_takes(lines, rules, args.repeats, args.lines, results):
         if time.monotonic() > end:
             break
@@ -201,7 +202,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.add(name(rule), line, repeat, score)
             if args.save:
                 take.sound.save(args.save / f"{line:03}_{repeat}_{name(rule).replace('/', '_')}.wav")
-        print(table(results, [name(rule) for rule in rules]), end="\n\n", flush=True)
+        print(table(results, names), end="\n\n", flush=True)
+        spoken += len(batch)
+    if not spoken:
+        print(table(results, names))
     return 0
 
 
