@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +124,15 @@ def test_load_trt_without_cuda_says_so_once(flow: Flow, caplog: pytest.LogCaptur
     assert [record.message for record in caplog.records] == [
         "load_trt: this process has no CUDA device; the built-in flow estimator serves"
     ]
+
+
+def extra_memory(tokens: int, streaming: bool) -> float:
+    """MiB that the flow needs to speak so many tokens, in a process of its own."""
+    command = [sys.executable, Path(__file__).parent / "flow_memory.py", str(tokens), str(int(streaming))]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_memory_grows_linearly_with_the_tokens(streaming):
+    """With one score for each pair of frames 1000 tokens would take 350 MiB."""
+    assert extra_memory(1000, streaming) < 100

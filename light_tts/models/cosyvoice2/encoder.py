@@ -15,7 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.cosyvoice2.config import EncoderConfig
-from light_tts.models.cosyvoice2.masks import attention_mask, length_mask
+from light_tts.models.cosyvoice2.masks import AttentionMask, length_mask, query_pieces
+
+# Scores (batch * heads * queries * keys) held at once by device type: few stay in a CPU's cache, a GPU wants
+# more.
+SCORES_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,14 @@ class UpsampleConformerEncoder(nn.Module):
 
     @staticmethod
     def _chunk(streaming: bool | Tensor, size: int, chunk: int) -> int | Tensor | None:
-        """See `attention_mask`."""
+        """See `AttentionMask`."""
         if isinstance(streaming, Tensor):
             return torch.where(streaming, chunk, size)
         return chunk if streaming else None
 
 
 def _run_blocks(blocks: nn.ModuleList, x: Tensor, lengths: Tensor, chunk: int | Tensor | None) -> Tensor:
-    mask = attention_mask(lengths, x.shape[1], chunk)
+    mask = AttentionMask.build(lengths, x.shape[1], chunk)
     positions = relative_positions(x.shape[1], x.shape[2], x.device).to(x.dtype)
     for block in blocks:
         x = block(x, positions, mask)
@@ -214,7 +218,9 @@ class ConformerBlock(nn.Module):
         self.norm_ff = nn.LayerNorm(width, eps=1e-12)
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: Past | None = None
+    ) -> Tensor:
         x = x + self.self_attn(self.norm_mha(x), positions, mask, past)
         return x + self.feed_forward(self.norm_ff(x))
 
@@ -244,28 +250,37 @@ class RelativeAttention(nn.Module):
         self.linear_out = nn.Linear(width, width)
         self.linear_pos = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, past: Past | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: Past | None = None
+    ) -> Tensor:
         """x: (B, T, width); positions: (T+S-1, width), of the distances S-1 ... -(T-1), S the number of keys:
-        T, and those of the past; mask: bool, broadcasts to (B, 1, T, S)"""
+        T, and those of the past. The queries are taken in pieces, so that memory grows linearly."""
         q, k, v = (self._split(linear(x)) for linear in (self.linear_q, self.linear_k, self.linear_v))
         if past is not None:
             k, v = past.join(k, v)
         p = self._split(self.linear_pos(positions)[None])  # (1, heads, T+S-1, head_dim)
-        by_distance = (q + self.pos_bias_v[:, None]) @ p.transpose(2, 3)  # (B, heads, T, T+S-1)
-        bias = _distance_to_key(by_distance) * q.shape[-1] ** -0.5
-        if mask is not None:
-            bias = bias.masked_fill(~mask, -torch.inf)
-        y = F.scaled_dot_product_attention(q + self.pos_bias_u[:, None], k, v, attn_mask=bias)
-        return self.linear_out(y.transpose(1, 2).flatten(2))
+        size, keys, scale = q.shape[2], k.shape[2], q.shape[-1] ** -0.5
+        pieces = []
+        for start, end in query_pieces(q, keys, SCORES_AT_ONCE[q.device.type]):
+            queries = q[:, :, start:end]
+            near = p[:, :, size - end : size + keys - 1 - start]  # distances from these queries to any key
+            by_distance = (queries + self.pos_bias_v[:, None]) @ near.transpose(2, 3)
+            bias = _distance_to_key(by_distance, keys) * scale
+            if mask is not None:
+                bias = bias.masked_fill(~mask.rows(start, end), -torch.inf)
+            queries = queries + self.pos_bias_u[:, None]
+            pieces.append(F.scaled_dot_product_attention(queries, k, v, attn_mask=bias))
+        return self.linear_out(torch.cat(pieces, dim=2).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, T, width) -> (B, heads, T, head_dim)"""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
-def _distance_to_key(x: Tensor) -> Tensor:
-    """(B, heads, T, T+S-1), column T-1-i+j for query i and key j -> (B, heads, T, S), column j. One more
-    column in front makes each row of the reshaped memory start one further to the left."""
-    batch, heads, size, columns = x.shape
-    x = F.pad(x, (1, 0)).reshape(batch, heads, columns + 1, size)
-    return x[:, :, 1:].reshape(batch, heads, size, columns)[..., : columns + 1 - size]
+def _distance_to_key(x: Tensor, keys: int) -> Tensor:
+    """(B, heads, n, keys + n - 1), in row i column n-1-i+j for key j -> (B, heads, n, keys), column j; a
+    view: each row begins one further to the left."""
+    batch, heads, queries, columns = x.shape
+    x = x.contiguous()
+    strides = (heads * queries * columns, queries * columns, columns - 1, 1)
+    return x.as_strided((batch, heads, queries, keys), strides, x.storage_offset() + queries - 1)

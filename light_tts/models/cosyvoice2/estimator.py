@@ -10,15 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.cosyvoice2.config import EstimatorConfig
-from light_tts.models.cosyvoice2.masks import attention_mask, length_mask
+from light_tts.models.cosyvoice2.masks import AttentionMask, length_mask, query_pieces
+
+# Scores (batch * heads * queries * keys) of one call where a mask is needed, which is as large as these for
+# one head, by device type.
+SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**29}
 
 
 @dataclass(frozen=True)
 class EstimatorMasks:
-    """frames: (B, 1, T), 1 where there is data; attention: bool, broadcasts to (B, 1, T, T), None: all."""
+    """frames: (B, 1, T), 1 where there is data; attention: None: every frame sees all."""
 
     frames: Tensor
-    attention: Tensor | None
+    attention: AttentionMask | None
 
     @classmethod
     def build(
@@ -27,8 +31,8 @@ class EstimatorMasks:
         """`chunk`: attention chunk in frames, (B,) for each item its own, None: full; `copies`: the batch
         repeats this often."""
         frames = length_mask(lengths, size)[:, None].to(dtype).repeat(copies, 1, 1)
-        attention = attention_mask(lengths, size, chunk)
-        return cls(frames, attention if attention is None else attention.repeat(copies, 1, 1, 1))
+        attention = AttentionMask.build(lengths, size, chunk)
+        return cls(frames, attention if attention is None else attention.repeat(copies))
 
 
 class Estimator(nn.Module):
@@ -157,7 +161,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width, eps=1e-5)
         self.ff = GeluFeedForward(width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: AttentionMask | None) -> Tensor:
         """x: (B, T, width)"""
         x = x + self.attn1(self.norm1(x), mask)
         return x + self.ff(self.norm3(x))
@@ -173,12 +177,19 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(width, inner, bias=False)
         self.to_out = nn.Sequential(nn.Linear(inner, width))
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: AttentionMask | None) -> Tensor:
         q, k, v = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, head_dim)
             for linear in (self.to_q, self.to_k, self.to_v)
         )
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if mask is None:
+            y = F.scaled_dot_product_attention(q, k, v)
+        else:
+            pieces = [
+                F.scaled_dot_product_attention(q[:, :, start:end], k, v, attn_mask=mask.rows(start, end))
+                for start, end in query_pieces(q, k.shape[2], SCORES_AT_ONCE[q.device.type])
+            ]
+            y = torch.cat(pieces, dim=2)
         return self.to_out(y.transpose(1, 2).flatten(2))
 
 

@@ -60,9 +60,10 @@ def graph_inputs(
 ) -> dict[str, Tensor]:
     """The arguments of `Estimator.forward` as contiguous inputs of the graph."""
     size = x.shape[2]
-    seen = masks.attention
-    if seen is None:
+    if masks.attention is None:
         seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device)
+    else:
+        seen = masks.attention.rows(0, size)
     inputs = {
         "x": x,
         "frames": masks.frames.to(x.dtype),

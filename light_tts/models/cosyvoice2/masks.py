@@ -1,4 +1,4 @@
-"""Masks of padded batches."""
+"""Masks of padded batches, and how attention is cut so that its memory grows linearly with the frames."""
 
 from __future__ import annotations
 
@@ -11,20 +11,56 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
-def attention_mask(lengths: Tensor, size: int, chunk: int | Tensor | None) -> Tensor | None:
-    """Which keys a query may see: (B, 1, size, size) or (B, 1, 1, size) bool; None: all of them.
+class AttentionMask:
+    """Which keys a query may see, for any piece of the queries: a mask for all of them grows with the square
+    of their number.
 
     `chunk`: query i sees the keys before the end of its chunk, j < (i // chunk + 1) * chunk; (B,) int: each
     item its own; None: all keys.
     Key 0 is always seen, so that the rows of padding stay finite.
     """
-    if chunk is None and len(lengths) == 1:
-        return None  # a batch of one has no padding
-    mask = length_mask(lengths, size)[:, None, None, :]
-    if chunk is not None:
-        position = torch.arange(size, device=lengths.device)
-        if isinstance(chunk, Tensor):
-            chunk = chunk[:, None, None]
-        chunk_end = (position // chunk + 1) * chunk
-        mask = mask & (position < chunk_end.unsqueeze(-1))
-    return mask
+
+    def __init__(self, lengths: Tensor, size: int, chunk: int | Tensor | None) -> None:
+        self._lengths = lengths
+        self._size = size
+        self._chunk = chunk
+        self._whole: Tensor | None = None
+
+    @classmethod
+    def build(cls, lengths: Tensor, size: int, chunk: int | Tensor | None) -> AttentionMask | None:
+        """None: every query sees all keys."""
+        if chunk is None and len(lengths) == 1:
+            return None  # a batch of one has no padding
+        return cls(lengths, size, chunk)
+
+    def repeat(self, copies: int) -> AttentionMask:
+        """The mask of a batch that repeats this often; that of a batch of one broadcasts."""
+        if len(self._lengths) == 1:
+            return self
+        chunk = self._chunk.repeat(copies) if isinstance(self._chunk, Tensor) else self._chunk
+        return AttentionMask(self._lengths.repeat(copies), self._size, chunk)
+
+    def rows(self, start: int, end: int) -> Tensor:
+        """Of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
+        if (start, end) != (0, self._size):
+            return self._build(start, end)
+        if self._whole is None:  # the layers share it
+            self._whole = self._build(0, self._size)
+        return self._whole
+
+    def _build(self, start: int, end: int) -> Tensor:
+        position = torch.arange(self._size, device=self._lengths.device)
+        mask = (position < self._lengths[:, None])[:, None, None, :]
+        if self._chunk is None:
+            return mask
+        chunk = self._chunk[:, None, None] if isinstance(self._chunk, Tensor) else self._chunk
+        chunk_end = (position[start:end] // chunk + 1) * chunk
+        return mask & (position < chunk_end.unsqueeze(-1))
+
+
+def query_pieces(q: Tensor, keys: int, scores: int) -> list[tuple[int, int]]:
+    """q: (B, heads, T, head_dim) -> the borders of pieces of the queries, each with at most `scores` scores
+    for so many keys (one query at least)."""
+    batch, heads, size, _ = q.shape
+    most = max(1, scores // (batch * heads * keys))
+    return [(start, min(start + most, size)) for start in range(0, size, most)]
