@@ -19,11 +19,13 @@ ARRAYS = GOLDEN.arrays("llm.npz")
 TEXT = golden_ids(ARRAYS, "bi_text_ids")
 PROMPT = golden_ids(ARRAYS, "prompt_speech_token")
 RULE = SamplingRule(0.8, 25, 10, 0.1)
+RULES = (RULE, SamplingRule(0.5, 8, 10, 0.2, 0.8), SamplingRule(0.95, 60, 30, 0.1, 1.5))
 
 
 def request(i: int, forced: list[int] = (), **options) -> OneShot:
     """One of many different requests."""
-    options = {"min_outputs": 20 + i, "max_outputs": 40 + 5 * i, "limit": SLOTS, "sampling": RULE, **options}
+    lengths = {"min_outputs": 20 + i, "max_outputs": 40 + 5 * i, "limit": SLOTS}
+    options = {**lengths, "sampling": RULES[i % len(RULES)], **options}
     return OneShot(
         job=f"{i}/0",
         part=i % 2,

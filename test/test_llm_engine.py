@@ -47,7 +47,7 @@ def test_paused_requests_go_on_with_the_same_tokens():
     longest = max(len(s.inputs) + s.max_outputs for s in sequences)
     loop = Loop(slots=longest, busy_ratio=1.0, assumed_output=1)
     loop.run(sequences)
-    assert loop.paused > 3
+    assert loop.paused >= 3
     assert [s.outputs for s in sequences] == [alone(i) for i in range(6)]
 
 
