@@ -7,6 +7,7 @@ import torch
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models.cosyvoice2.config import LLMConfig, load_config
+from light_tts.models.cosyvoice2.joined_llm import JoinedLM
 from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
 from light_tts.models.cosyvoice2.weights import CheckpointError
 
@@ -52,6 +53,22 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def load(checkpoint: Path) -> SpeechLM:
     return SpeechLM.from_checkpoint(checkpoint, checkpoint / "llm.pt", load_config(checkpoint), CPU)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_joined_linears_compute_the_same_and_take_no_more_memory(tokens):
+    config = load_config(CHECKPOINT)
+    plain, model = (SpeechLM.from_checkpoint(CHECKPOINT, CHECKPOINT / "llm.pt", config, CPU) for _ in "12")
+    joined, ids, positions = JoinedLM(model), torch.arange(tokens), torch.arange(tokens)
+
+    def attend(layer, q, k, v):
+        return q * k.mean() + v.mean()
+
+    expected = plain(ids, positions, attend)
+    assert torch.allclose(joined(ids, positions, attend), expected, atol=1e-5)
+    assert torch.allclose(model(ids, positions, attend), expected, atol=1e-5)
+    stored = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(stored.values()) <= sum(p.nbytes for p in plain.parameters())
 
 
 def test_a_wrong_tensor_is_named_with_its_file_and_shapes(checkpoint):

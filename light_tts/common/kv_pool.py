@@ -47,7 +47,7 @@ class KVPool:
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """slots: (tokens,) int64 -> k, v: (tokens, kv_heads, head_dim) of `dtype`"""
-        k, v = self.k[layer, slots], self.v[layer, slots]
+        k, v = self.k[layer].index_select(0, slots), self.v[layer].index_select(0, slots)
         if self.int8:
             k = k.to(self.dtype) * self.k_scale[layer, slots, :, None]
             v = v.to(self.dtype) * self.v_scale[layer, slots, :, None]

@@ -66,7 +66,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Grouped-query attention of one request. q: (queries, heads, head_dim); k, v: (keys, kv_heads,
     head_dim); mask: (queries, keys), True where a query sees a key; None: a single query, which sees all, or
     as many queries as keys, each of which sees those before it -> like q"""
-    causal = mask is None and q.shape[0] > 1
+    if len(q) == 1:
+        return _single(q, k, v)
+    causal = mask is None
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
     return out[0].transpose(0, 1)
+
+
+def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Of one query, for which two small products are faster than the kernel for many."""
+    heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
+    q = q.view(kv_heads, heads // kv_heads, size) * size**-0.5
+    weights = (q @ k.permute(1, 2, 0)).softmax(-1)
+    return (weights @ v.transpose(0, 1)).view(1, heads, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from light_tts.common import sampling
 from light_tts.common.kv_pool import KVPool, SlotTable
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
+from light_tts.models.cosyvoice2.joined_llm import JoinedLM
 from light_tts.models.cosyvoice2.llm import SpeechIds, SpeechLM
 from light_tts.server.tts_llm.attention import Span, TorchAttention
 from light_tts.server.tts_llm.options import EngineOptions
@@ -48,14 +49,14 @@ class Runner(Protocol):
 
 def choose_runner(device: torch.device) -> type[Runner]:
     """The fastest for the device."""
-    if device.type == "cuda":
-        try:
-            from light_tts.server.tts_llm.triton_runner import TritonRunner
-        except ImportError as error:
-            logging.getLogger("light_tts.llm").warning("LLM without Triton kernels, much slower: %s", error)
-        else:
-            return TritonRunner
-    return TorchRunner
+    if device.type != "cuda":
+        return JoinedRunner
+    try:
+        from light_tts.server.tts_llm.triton_runner import TritonRunner
+    except ImportError as error:
+        logging.getLogger("light_tts.llm").warning("LLM without Triton kernels, much slower: %s", error)
+        return TorchRunner
+    return TritonRunner
 
 
 class TorchRunner:
@@ -105,6 +106,13 @@ class TorchRunner:
         positions = [position for span in spans for position in range(span.start, span.end)]
         positions = torch.tensor(positions, device=self._device)
         return self._model(ids, positions, self._attention(spans))
+
+
+class JoinedRunner(TorchRunner):
+    """The same, with as few products as possible: for a CPU."""
+
+    def __init__(self, model: SpeechLM, *arguments: Any) -> None:
+        super().__init__(JoinedLM(model), *arguments)
 
 
 class TorchDraw:
