@@ -27,6 +27,7 @@ LONGEST = (
     "test_decode_stage",
     "test_websocket",
     "test_hift_runner",
+    "test_speech_quality",
 )
 
 
