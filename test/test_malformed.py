@@ -48,7 +48,8 @@ ODD_VALUES = [
 ]
 FIELDS = [
     "tts_text", "prompt_text", "stream", "speed", "seed", "format", "spk_id", "tts_model_name",
-    "min_new_tokens", "max_new_tokens", "prompt_wav", "nonsense",
+    "min_new_tokens", "max_new_tokens", "top_p", "top_k", "temperature", "win_size", "tau_r", "prompt_wav",
+    "nonsense",
 ]  # fmt: skip
 
 
