@@ -73,6 +73,7 @@ def test_yaml_is_data_and_runs_nothing(model_dir: Path) -> None:
         ("solver: 'euler'", "solver: 'rk4'", "cfm_params.content.solver': only 'euler' is supported"),
         ("channels: [32]", "channels: [32, 32]", "flow.decoder.estimator.channels': only one level"),
         ("!ref <spk_embed_dim>", "!ref <speaker_size>", "refers to 'speaker_size', which is not in the file"),
+        ("top_k: 25", "top_k: 0", "key 'llm.sampling.top_k': expected a number above 0, found 0"),
         ("hop_size: 480", "hop_size: 240", "is not sample_rate"),
         ("sample_rate: 24000", "sample_rate: [", "not valid YAML"),
     ],

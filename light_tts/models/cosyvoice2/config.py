@@ -140,7 +140,6 @@ def _encoder_chunk_size(root: Node) -> int:
 
 
 def _llm(llm: Node) -> LLMConfig:
-    sampling = llm.node("sampling")
     mix_ratio = llm.ints("mix_ratio") if "mix_ratio" in llm else (5, 15)
     if len(mix_ratio) != 2 or min(mix_ratio) < 1:
         raise llm.error("mix_ratio", f"expected two positive numbers, found {list(mix_ratio)}")
@@ -149,14 +148,22 @@ def _llm(llm: Node) -> LLMConfig:
         output_size=llm.int("llm_output_size"),
         speech_token_size=llm.int("speech_token_size"),
         mix_ratio=mix_ratio,
-        sampling=SamplingRule(
-            top_p=sampling.float("top_p"),
-            top_k=sampling.int("top_k"),
-            win_size=sampling.int("win_size"),
-            tau_r=sampling.float("tau_r"),
-            temperature=sampling.float("temperature", 1.0),
-        ),
+        sampling=_sampling(llm.node("sampling")),
     )
+
+
+def _sampling(sampling: Node) -> SamplingRule:
+    rule = SamplingRule(
+        top_p=sampling.float("top_p"),
+        top_k=sampling.int("top_k"),
+        win_size=sampling.int("win_size"),
+        tau_r=sampling.float("tau_r"),
+        temperature=sampling.float("temperature", 1.0),
+    )
+    for name, value in vars(rule).items():
+        if value <= 0:
+            raise sampling.error(name, f"expected a number above 0, found {value}")
+    return rule
 
 
 def _flow(flow: Node, chunk_size: int) -> FlowConfig:
