@@ -19,4 +19,3 @@ except SettingsError as error:
 
 globals().update(api_start.gunicorn_options(_parsed.settings))
 timeout = int(os.environ.get("TIMEOUT") or api_start.TIMEOUT)
-keepalive = int(os.environ.get("KEEPALIVE") or api_start.KEEPALIVE)

@@ -21,8 +21,9 @@ flags=()
 [[ -n "${WORKERS:-}" ]] && flags+=(--httpserver_workers "$WORKERS")
 [[ -n "${HOST:-}" ]] && flags+=(--host "$HOST")
 [[ -n "${PORT:-}" ]] && flags+=(--port "$PORT")
+[[ -n "${KEEPALIVE:-}" ]] && flags+=(--idle_timeout "$KEEPALIVE")
 LIGHT_TTS_FLAGS=$("$PYTHON" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "${flags[@]}" "$@")
-export LIGHT_TTS_FLAGS TIMEOUT="${TIMEOUT:-300}" KEEPALIVE="${KEEPALIVE:-5}"
+export LIGHT_TTS_FLAGS TIMEOUT="${TIMEOUT:-300}"
 
 # The stages share the cores: without a limit each would start a thread for every core.
 threads=$("$PYTHON" -m light_tts.server.supervision.threads)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,10 +126,12 @@ def launch(
     timeout: float = START_TIMEOUT,
     python: Path | str = sys.executable,
     cwd: Path = ROOT,
+    preexec: Callable[[], None] | None = None,
     **flags: object,
 ) -> Iterator[Server]:
     """Start `python -m light_tts.server.api_server` in the directory `cwd` with these flags over small
-    defaults (None: without that flag); `wait`: until it is ready, at most `timeout` seconds. It is stopped at
+    defaults (None: without that flag); `wait`: until it is ready, at most `timeout` seconds. `preexec` is
+    called in its process before it begins. It is stopped at
     the end, if it still runs."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         directory = Path(name)
@@ -150,7 +152,12 @@ def launch(
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with open(directory / "output.log", "wb") as output:
             process = subprocess.Popen(
-                command, cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment
+                command,
+                cwd=cwd,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                preexec_fn=preexec,
             )
         server = Server(int(flags["port"]), directory, process, flags)
         try:

@@ -168,6 +168,22 @@ def test_texts_are_spelled_in_processes_that_end_with_the_stage(make_stage, monk
     stage.start()
 
 
+@pytest.mark.parametrize("at_once", [50, 2])
+def test_short_texts_pass_long_ones_that_cost_much(make_stage, at_once):
+    """Also where more long ones wait than may be in work at once."""
+    stage = make_stage(encode_paral_num=at_once)
+    voice = prompt(noise(1))
+    stage.send(synthesize(stage, "first/1", voice, "I have 3 cats."))
+    assert stage.next(stage.llm).job == "first/1"
+    stage.send(*(synthesize(stage, f"long{n}/1", voice, "1," * 1000 + str(n)) for n in range(10)))
+    stage.send(*(synthesize(stage, f"short{n}/1", voice, f"I have {n} dogs.") for n in range(4)))
+    assert {stage.next(stage.llm).job for _ in range(4)} == {f"short{n}/1" for n in range(4)}
+    stage.send(*(m.Abort(job=f"long{n}/1") for n in range(10)))
+    assert stage.is_silent(stage.llm)
+    stage.send(synthesize(stage, "last/1", voice, "1," * 300))
+    assert stage.next(stage.llm).job == "last/1", "the work for aborted texts goes on"
+
+
 def test_parts_come_in_order_and_finished_ones_are_left_out(make_stage):
     stage = make_stage()
     text = "The quick brown fox jumps over the lazy dog. " * 9

@@ -20,7 +20,6 @@ from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.prompts import PromptReader
-from light_tts.server.httpserver.upload_limit import UploadLimit
 from light_tts.server.httpserver.voices import VoiceStore
 
 
@@ -41,7 +40,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
     app = FastAPI(title="Light-TTS", version=__version__, lifespan=lifespan)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status):
         app.include_router(routes.router)
-    app.add_middleware(UploadLimit, max_bytes=int(settings.max_upload_mb * 2**20))
+    app.state.settings = settings
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid_fields)
     app.add_exception_handler(HTTPException, _answer_http_error)

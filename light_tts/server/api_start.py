@@ -22,7 +22,7 @@ from gunicorn import glogging
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-from light_tts.server import janitor, mps
+from light_tts.server import janitor, mps, open_files
 from light_tts.server.api_cli import Parsed
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
@@ -33,7 +33,6 @@ from light_tts.utils import log as logs
 from light_tts.utils import process
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
-KEEPALIVE = 5  # seconds an idle connection stays open
 STOP_SECONDS = 5.0  # what HTTP workers, then the supervisor, have to end
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 LONGEST_NAME = len("/http-4194304-abcdef")
@@ -76,6 +75,7 @@ class Front:
         self.config = config
         self._pid = os.getpid()
         self._draining = False
+        self._open_files = open_files.raise_limit()
         self._ignore_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
         _check_port(config)
         swept = janitor.sweep(config.zmq_mode)
@@ -139,6 +139,15 @@ class Front:
         arbiter.handle_usr2 = lambda: log.warning("SIGUSR2 is ignored: start a second server instead")
         reap = arbiter.handle_chld
         arbiter.handle_chld = arbiter.handle_cld = lambda: self._child_ended(arbiter, reap)
+        before, now = self._open_files
+        connections = open_files.most_connections(self.config.max_connections)
+        log.info(
+            "open files: at most %d%s; connections of an HTTP worker: at most %d%s",
+            now,
+            f" (raised from {before})" if now > before else "",
+            connections,
+            " (fewer than --max_connections)" if connections < self.config.max_connections else "",
+        )
         log.info("serving on %s:%d", self.config.host, self.config.port)
 
     def post_fork(self, _arbiter: Arbiter, worker: Any) -> None:
@@ -199,7 +208,7 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
         "workers": config.httpserver_workers,
         "worker_class": "light_tts.server.http_worker.HttpWorker",
         "timeout": TIMEOUT,
-        "keepalive": KEEPALIVE,
+        "keepalive": config.idle_timeout,
         "graceful_timeout": int(STOP_SECONDS),
         "preload_app": True,
         "logger_class": GunicornLog,

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from functools import partial
 from typing import Any
 
 from gunicorn.arbiter import Arbiter
@@ -13,8 +14,6 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
-# A WebSocket message above this is dropped unread; --max_upload_mb is checked after that, with a clear error.
-MAX_MESSAGE_BYTES = 64 * 2**20
 
 
 class _Server(Server):
@@ -27,11 +26,9 @@ class _Server(Server):
 class HttpWorker(UvicornWorker):
     CONFIG_KWARGS = {  # noqa: RUF012 (declared so by the base class)
         "loop": "uvloop",
-        "http": "httptools",
         "lifespan": "on",
         "access_log": False,
         "timeout_graceful_shutdown": LAST_BYTES_SECONDS,
-        "ws_max_size": MAX_MESSAGE_BYTES,
     }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,7 +45,15 @@ class HttpWorker(UvicornWorker):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     async def _serve(self) -> None:
+        # Not before: this imports the metrics, whose place is known once the front has started.
+        from light_tts.server.connections.gate import Gate
+        from light_tts.server.connections.http import LimitedHttp
+        from light_tts.server.connections.websocket import LimitedWebSocket
+
+        gate = Gate(self.wsgi.state.settings)
         self.config.app = self.wsgi
+        self.config.http = partial(LimitedHttp, gate=gate)
+        self.config.ws = partial(LimitedWebSocket, gate=gate)
         server = _Server(config=self.config)
 
         def quit_now() -> None:

@@ -39,6 +39,14 @@ audio_seconds_total = Counter("light_tts_audio_seconds", "Seconds of audio sent 
 request_recoveries_total = Counter(
     "light_tts_request_recoveries", "Requests submitted again because a stage died or lost something"
 )
+http_connections = Gauge(
+    "light_tts_http_connections", "Connections to the HTTP workers", multiprocess_mode="livesum"
+)
+refused_connections_total = Counter(
+    "light_tts_refused_connections",
+    "Connections ended because of what came, did not come or was too much; status: that of the answer",
+    ["status"],
+)
 
 # -- every stage
 stage_queue_depth = Gauge(

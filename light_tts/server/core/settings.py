@@ -25,7 +25,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_text_length: Annotated[Count, Meta(description="characters of tts_text in one request")] = 5000
     min_prompt_seconds: Annotated[Seconds, Meta(description="shortest prompt recording")] = 0.5
     max_prompt_seconds: Annotated[Seconds, Meta(le=30, description="longest prompt recording")] = 30.0
-    max_upload_mb: Annotated[Seconds, Meta(description="largest request body in MiB")] = 20.0
+    max_upload_mb: Annotated[
+        Seconds, Meta(description="largest request body or WebSocket message in MiB; beyond: 413, close 1009")
+    ] = 20.0
+    max_inflight_upload_mb: Annotated[
+        Seconds,
+        Meta(
+            description="MiB of all bodies and messages that an HTTP worker has received and not yet read; "
+            "beyond: 429, close 1013"
+        ),
+    ] = 64.0
+    max_connections: Annotated[
+        Count,
+        Meta(
+            description="connections of an HTTP worker; a new one takes the place of the one idle longest; "
+            "none idle: 503. At most three quarters of the files that a process may open"
+        ),
+    ] = 2000
+    header_timeout: Annotated[
+        Seconds, Meta(description="seconds until the whole header of a request has come; then 408")
+    ] = 10.0
+    body_timeout: Annotated[
+        Seconds, Meta(description="seconds without a byte of a body that is not complete; then 408")
+    ] = 20.0
+    idle_timeout: Annotated[
+        Count, Meta(description="seconds a connection stays open after an answer without a next request")
+    ] = 5
     request_timeout: Annotated[Seconds, Meta(description="seconds a request may take; then 504")] = 300.0
     max_pending_requests: Annotated[
         Count, Meta(description="requests accepted and not finished, over all HTTP workers; beyond: 429")
@@ -170,6 +195,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise SettingsError(
                 f"--min_prompt_seconds {self.min_prompt_seconds} is not below --max_prompt_seconds "
                 f"{self.max_prompt_seconds}"
+            )
+        if self.max_upload_mb > self.max_inflight_upload_mb:
+            raise SettingsError(
+                f"--max_upload_mb {self.max_upload_mb:g} is above --max_inflight_upload_mb "
+                f"{self.max_inflight_upload_mb:g}: the largest body could never be taken"
             )
         if not self.zmq_mode.startswith(("ipc://", "tcp://")):
             raise SettingsError(f"--zmq_mode {self.zmq_mode!r} begins neither with ipc:// nor with tcp://")

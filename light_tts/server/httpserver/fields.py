@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 
 from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE
+from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.errors import RequestError
 
@@ -136,7 +137,7 @@ def parse(model: type[Fields], values: Any) -> Fields:
         raise RequestValidationError(errors) from None
 
 
-def parse_json(data: bytes | str) -> Any:
+def parse_json(data: bytes | bytearray | str) -> Any:
     """Raises RequestError (400)."""
     try:
         return from_json(data, allow_inf_nan=False)
@@ -145,11 +146,14 @@ def parse_json(data: bytes | str) -> Any:
 
 
 async def read_body(request: Request, model: type[Fields]) -> Fields:
-    """The fields of a request. Raises RequestError, RequestValidationError, HTTPException (413) or
+    """The fields of a request. Raises RequestError, RequestValidationError, HTTPException or
     ClientDisconnect."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        values = parse_json(await request.body())
+        body = bytearray()  # not request.body(), which would keep it until the answer has been sent
+        async for chunk in request.stream():
+            body += chunk
+        values = parse_json(body)
         if not isinstance(values, dict):
             raise RequestError(400, "a JSON object was expected")
         return parse(model, values)
@@ -180,4 +184,9 @@ def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> 
         raise RequestError(400, f"{name} is not valid Unicode (lone surrogate)") from None
     if not may_be_empty and not text.strip():
         raise RequestError(400, f"{name} is empty")
+    if not may_be_empty and not can_become_speakable(text):
+        raise RequestError(
+            400,
+            f"there is nothing to speak in {name}, only punctuation and symbols: it needs letters or digits",
+        )
     return text

@@ -34,7 +34,7 @@ from light_tts.server.httpserver.request import Speech
 
 IDLE_SECONDS = 60.0  # longest silence of a client that has not finished
 
-_UNSUPPORTED_DATA, _POLICY, _TOO_BIG, _INTERNAL, _TRY_LATER = 1003, 1008, 1009, 1011, 1013
+_UNSUPPORTED_DATA, _POLICY, _INTERNAL, _TRY_LATER = 1003, 1008, 1011, 1013
 
 router = APIRouter()
 
@@ -164,7 +164,7 @@ class BistreamSession:
     # -- messages
 
     async def _receive(self, may_be_silent: bool = False) -> dict[str, Any]:
-        """One message. Raises WebSocketDisconnect; RequestError (408, 413)."""
+        """One message. Raises WebSocketDisconnect; RequestError (408)."""
         timeout = None if may_be_silent else self._idle
         try:
             message = await asyncio.wait_for(self._websocket.receive(), timeout)
@@ -172,9 +172,6 @@ class BistreamSession:
             raise RequestError(408, f"nothing came from the client for {timeout:g} s") from None
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))
-        size = len(message.get("bytes") or message.get("text") or "")
-        if size > self._settings.max_upload_mb * 2**20:
-            raise RequestError(413, f"a message is above {self._settings.max_upload_mb:g} MiB")
         return message
 
     async def _receive_json(self) -> dict[str, Any]:
@@ -195,7 +192,7 @@ class BistreamSession:
     # -- the end
 
     async def _explain(self, error: RequestError) -> None:
-        codes = {408: _POLICY, 413: _TOO_BIG, 429: _TRY_LATER, 503: _TRY_LATER}
+        codes = {408: _POLICY, 429: _TRY_LATER, 503: _TRY_LATER}
         code = codes.get(error.status, _POLICY if error.status < 500 else _INTERNAL)
         if error.message.startswith(prompts.BAD_AUDIO):
             code = _UNSUPPORTED_DATA

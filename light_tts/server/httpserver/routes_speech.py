@@ -30,6 +30,7 @@ async def inference_zero_shot(request: Request) -> Response:
     try:
         fields = await asyncio.wait_for(read_body(request, SpeechFields), call.remaining)
         speech = await _admitted_speech(call, fields, request.app.state.prompts, manager)
+        request.state.upload.release()
         call.submit(speech)
     except asyncio.TimeoutError:
         error = RequestError(408, "the request's body did not arrive in time")

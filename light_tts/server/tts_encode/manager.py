@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -23,6 +23,7 @@ import torch
 
 from light_tts.common.audio import AudioError, check_length
 from light_tts.common.prompt_features import PromptFeatures
+from light_tts.common.speakable import can_become_speakable
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend, PromptText
 from light_tts.models.cosyvoice2.frontend.spellers import SpellerPool
@@ -33,6 +34,7 @@ from light_tts.server.core.stage import StageContext
 
 STAGE = "encode"
 MAX_SPELLER_PROCESSES = 4
+LONG_TEXT = 500  # characters from which a text may take its time; such jobs do not hold up the others
 
 
 class RequestError(Exception):
@@ -52,10 +54,15 @@ class Job:
     unsent_ids: list[int] = field(default_factory=list)
     text_finished: bool = False
     sent: bool = False
+    forgotten: bool = False
 
     @property
     def name(self) -> str:
         return self.request.job
+
+    @property
+    def long(self) -> bool:
+        return len(self.request.text) + len(self.request.prompt.text) > LONG_TEXT
 
     @property
     def encoded(self) -> bool:
@@ -67,29 +74,36 @@ def run(ctx: StageContext) -> None:
     torch.set_num_threads(1)  # the pool's threads are the parallelism
     model_dir = Path(ctx.settings.model_dir)
     with closing(SpellerPool(speller_processes())) as spelling:  # loads while the models do
-        frontend = Frontend(model_dir, load_config(model_dir), spelling.spellers)
+        frontend = Frontend(model_dir, load_config(model_dir), spelling.spellers, spelling.at_once)
         threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
         pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
+        # Its threads mostly wait for the turns of their texts.
+        texts = ThreadPoolExecutor(2 * ctx.settings.encode_paral_num, thread_name_prefix="texts")
         try:
-            manager = EncodeManager(ctx, frontend, pool)
+            manager = EncodeManager(ctx, frontend, pool, texts)
             spelling.wait_until_ready()
             ctx.ready({"speakers": sorted(frontend.speakers)})
             manager.serve()
             manager.close()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for threads in (pool, texts):
+                threads.shutdown(wait=False, cancel_futures=True)
 
 
 def speller_processes() -> int:
-    """None on few cores, where they would only take turns with the process that waits for them."""
-    return min(MAX_SPELLER_PROCESSES, len(os.sched_getaffinity(0)) // 4)
+    """At least one: inside this process, a text in work would stop everything else here."""
+    return min(MAX_SPELLER_PROCESSES, max(1, len(os.sched_getaffinity(0)) // 4))
 
 
 class EncodeManager:
-    def __init__(self, ctx: StageContext, frontend: Frontend, pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, ctx: StageContext, frontend: Frontend, pool: ThreadPoolExecutor, texts: ThreadPoolExecutor
+    ) -> None:
+        """`pool` works on recordings, `texts` on texts, with a thread for each job that can be in work."""
         self._ctx = ctx
         self._frontend = frontend
         self._pool = pool
+        self._texts = texts
         self._cache = SharedSpeechCache(ctx.run_dir.shm, ctx.index, ctx.settings.cache_capacity, pool)
         self._jobs: dict[str, Job] = {}
         self._waiting: dict[str, Job] = {}  # not yet admitted, oldest first
@@ -159,17 +173,21 @@ class EncodeManager:
     # -- work
 
     def _admit(self) -> None:
-        while self._waiting and len(self._working) < self._ctx.settings.encode_paral_num:
-            name = next(iter(self._waiting))
-            job = self._working[name] = self._waiting.pop(name)
-            job.started = time.monotonic()
-            self._queue_seconds.observe(job.started - job.arrived)
-            self._guarded(job, self._start)
+        """Jobs with long texts and those with short ones wait for their like only."""
+        limit = self._ctx.settings.encode_paral_num
+        working = Counter(job.long for job in self._working.values())
+        for name, job in list(self._waiting.items()):
+            if working[job.long] < limit:
+                working[job.long] += 1
+                self._working[name] = self._waiting.pop(name)
+                job.started = time.monotonic()
+                self._queue_seconds.observe(job.started - job.arrived)
+                self._guarded(job, self._start)
 
     def _start(self, job: Job) -> None:
         job.prompt, known = self._features(job.request)
         (metrics.prompt_cache_hits_total if known else metrics.prompt_cache_misses_total).inc()
-        job.texts = self._pool.submit(self._encode_texts, job.request)
+        job.texts = self._texts.submit(self._encode_texts, job)
         for future in (job.prompt, job.texts):
             future.add_done_callback(lambda _: self._on_progress(job))
 
@@ -202,14 +220,20 @@ class EncodeManager:
             raise AudioError("the audio is too short to make speech tokens of")
         return features
 
-    def _encode_texts(self, request: messages.Synthesize) -> tuple[list[list[int]], PromptText]:
-        prompt = request.prompt
+    def _encode_texts(self, job: Job) -> tuple[list[list[int]], PromptText]:
+        request, prompt = job.request, job.request.prompt
+
+        def wanted() -> bool:
+            return not job.forgotten
+
         prompt_text = (
             self._frontend.speaker_prompt_text(prompt.text, prompt.speaker)
             if prompt.speaker
-            else self._frontend.prompt_text(prompt.text)
+            else self._frontend.prompt_text(prompt.text, wanted)
         )
-        parts = [[]] if request.bistream else self._frontend.split_text(request.text)
+        if not request.bistream and not can_become_speakable(request.text):
+            raise RequestError("there is nothing to speak in the text")
+        parts = [[]] if request.bistream else self._frontend.split_text(request.text, wanted)
         if not parts:
             raise RequestError("there is nothing to speak in the text")
         return parts, prompt_text
@@ -301,6 +325,8 @@ class EncodeManager:
         job = self._jobs.pop(name, None)
         self._waiting.pop(name, None)
         self._working.pop(name, None)
-        if job is not None and job.texts is not None:
-            job.texts.cancel()
+        if job is not None:
+            job.forgotten = True  # ends its work between two segments of its text
+            if job.texts is not None:
+                job.texts.cancel()
         self._cache.release(name)

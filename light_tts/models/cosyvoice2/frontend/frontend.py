@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from light_tts.models.cosyvoice2.frontend.features import SPEECH_RATE, flow_mel
 from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder, load_speakers
 from light_tts.models.cosyvoice2.frontend.speech_tokenizer import SpeechTokenizer
 from light_tts.models.cosyvoice2.frontend.spellers import Spell
-from light_tts.models.cosyvoice2.frontend.text import TextNormalizer
+from light_tts.models.cosyvoice2.frontend.text import TextNormalizer, Wanted, always
 from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTokenizer
 
 KEPT_PROMPT_TEXTS = 1024
@@ -32,20 +31,29 @@ class PromptText:
 class Frontend:
     """All of a checkpoint that runs before the LLM. Thread-safe."""
 
-    def __init__(self, model_dir: Path, config: Config, spellers: dict[str, Spell] | None = None) -> None:
-        """`spellers`: those of the TextNormalizer. Raises CheckpointError naming the file that is missing or
-        damaged."""
+    def __init__(
+        self,
+        model_dir: Path,
+        config: Config,
+        spellers: dict[str, Spell] | None = None,
+        spelled_at_once: int = 1,
+    ) -> None:
+        """`spellers` and how many texts they work on at a time: those of the TextNormalizer. Raises
+        CheckpointError naming the file that is missing or damaged."""
         self._config = config
         self.tokenizer = TextTokenizer(model_dir)
-        self.normalizer = TextNormalizer(lambda text: len(self.tokenizer.encode(text)), spellers)
+        self.normalizer = TextNormalizer(
+            lambda text: len(self.tokenizer.encode(text)), spellers, spelled_at_once
+        )
         self._speech_tokenizer = SpeechTokenizer(model_dir)
         self._speaker_encoder = SpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)
-        self._prompt_texts = lru_cache(KEPT_PROMPT_TEXTS)(self._make_prompt_text)
+        self._prompt_texts: dict[str, PromptText] = {}  # those used last at the end
 
-    def split_text(self, text: str) -> list[list[int]]:
-        """The pieces of a text to speak, normalised, as ids; empty if there is nothing to say."""
-        pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text)]
+    def split_text(self, text: str, wanted: Wanted = always) -> list[list[int]]:
+        """The pieces of a text to speak, normalised, as ids; empty if there is nothing to say. Raises
+        Abandoned where it is not wanted any more."""
+        pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text, wanted)]
         return [ids for ids in pieces if ids]
 
     def text_ids(self, text: str) -> list[int]:
@@ -62,18 +70,23 @@ class Frontend:
         length = min(len(mel) // ratio, len(tokens))
         return PromptFeatures(tokens[:length], mel[: ratio * length], self._speaker_encoder(speech))
 
-    def prompt_text(self, text: str) -> PromptText:
-        """What the text of a recording becomes; kept for the texts used last, since voices come again."""
-        return self._prompt_texts(text)
+    def prompt_text(self, text: str, wanted: Wanted = always) -> PromptText:
+        """What the text of a recording becomes; kept for the texts used last, since voices come again. Raises
+        Abandoned where it is not wanted any more."""
+        made = self._prompt_texts.pop(text, None) or self._make_prompt_text(text, wanted)
+        self._prompt_texts[text] = made
+        if len(self._prompt_texts) > KEPT_PROMPT_TEXTS:
+            self._prompt_texts.pop(next(iter(self._prompt_texts)), None)
+        return made
 
-    def _make_prompt_text(self, text: str) -> PromptText:
+    def _make_prompt_text(self, text: str, wanted: Wanted) -> PromptText:
         """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|> (the voice is
         then for the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
         if text.endswith(END_OF_PROMPT):
             return PromptText(self.tokenizer.encode(text), with_speech=False)
         if not text.strip():
             return PromptText([], with_speech=False)
-        return PromptText(self.tokenizer.encode(self.normalizer.normalize(text)), with_speech=True)
+        return PromptText(self.tokenizer.encode(self.normalizer.normalize(text, wanted)), with_speech=True)
 
     def speaker_prompt_text(self, text: str, speaker: str) -> PromptText:
         """The same for a stored voice, with its own transcript: `text` counts as an instruction only."""

@@ -10,19 +10,13 @@ any sentence: so each is tried once, alone.
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 
 from light_tts.models.cosyvoice2.frontend.spellers import Spell
 
 KEPT_WORDS = 16384
+MOST_TRIALS = 8  # of words of one text; with more of them, to spell the text itself costs less
 _SMALL = re.compile(r"(?!per\b)[a-z]+(?:['-][a-z]+)*[,.;:!?]?")
 _CAPITAL = re.compile(r"[A-Z][a-z]*(?:'[a-z]+)?[,.;:!?]?")
-
-
-def sparing(spell: Spell) -> Spell:
-    """What `spell`, wetext's speller for English, gives, which is asked only where it may change a text."""
-    is_plain = PlainEnglish(spell)
-    return lambda text: text if is_plain(text) else spell(text)
 
 
 class PlainEnglish:
@@ -30,12 +24,28 @@ class PlainEnglish:
 
     def __init__(self, spell: Spell) -> None:
         self._spell = spell
-        self._known = lru_cache(KEPT_WORDS)(self._stays)
+        self._tried: dict[str, bool] = {}  # words with a capital, and whether they stay as they are
+
+    def known(self, text: str) -> bool:
+        """Whether it is sure, without asking `spell`, that it would not change the text."""
+        return all(self._tried.get(word, False) for word in _odd_words(text))
 
     def __call__(self, text: str) -> bool:
         """Whether `spell` would not change the text; where that is not sure: False."""
-        others = {word for word in text.split(" ") if not _SMALL.fullmatch(word)}
-        return all(map(_CAPITAL.fullmatch, others)) and all(map(self._known, others))
+        words = _odd_words(text)
+        untried = [word for word in words if word not in self._tried]
+        if len(untried) > MOST_TRIALS or not all(map(_CAPITAL.fullmatch, words)):
+            return False
+        if len(self._tried) > KEPT_WORDS:
+            self._tried.clear()
+        return all([self._stays(word) for word in words])
 
     def _stays(self, word: str) -> bool:
-        return self._spell(word) == word
+        if word not in self._tried:
+            self._tried[word] = self._spell(word) == word
+        return self._tried[word]
+
+
+def _odd_words(text: str) -> set[str]:
+    """Those that are not of small letters."""
+    return {word for word in text.split(" ") if not _SMALL.fullmatch(word)}

@@ -67,6 +67,7 @@ class SpellerPool:
     def __init__(self, processes: int) -> None:
         if importlib.util.find_spec("wetext") is None:
             processes = 0
+        self.at_once = max(1, processes)  # texts that are spelled at the same time
         self._children = [_Child() for _ in range(processes)]
         # The one used last comes first: the caches of its core are warm.
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()

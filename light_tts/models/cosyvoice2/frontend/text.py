@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-import unicodedata
+import threading
 from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from light_tts.models.cosyvoice2.frontend.plain_english import sparing
+from light_tts.common.speakable import is_speakable
+from light_tts.models.cosyvoice2.frontend.plain_english import PlainEnglish
+from light_tts.models.cosyvoice2.frontend.segments import segments
 from light_tts.models.cosyvoice2.frontend.spellers import Spell, wetext_spellers
+from light_tts.models.cosyvoice2.frontend.turns import Turns
+
+if TYPE_CHECKING:
+    import inflect
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +27,7 @@ MERGE_LENGTH = 20  # a last piece shorter than this joins the one before
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DIGITS = re.compile(r"\d+")
-_TRAILING_COMMAS = re.compile(r"[，,、]+$")
+_COMMAS = "，,、"
 _BLANK_NOT_IN_ASCII = re.compile(r"(?<![!-~]) | (?![!-~])")
 _CHINESE_SYMBOLS = str.maketrans(
     {
@@ -39,64 +47,111 @@ _FULL_STOP = {"zh": "。", "en": "."}
 _CLOSING_QUOTES = ('"', "”")
 
 
-class TextNormalizer:
-    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's in this process unless given.
-    Thread-safe, as they are."""
+Wanted = Callable[[], bool]  # whether somebody still wants what is being made; asked again and again
 
-    def __init__(self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None) -> None:
+
+class Abandoned(Exception):
+    """Nobody wants it any more."""
+
+
+def always() -> bool:
+    return True
+
+
+class TextNormalizer:
+    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's in this process unless given,
+    which work on `at_once` texts at a time. Thread-safe, as they are.
+
+    Long texts are normalised in segments, and between two of them other texts have their turn."""
+
+    def __init__(
+        self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None, at_once: int = 1
+    ) -> None:
         self._count_tokens = count_tokens
         self._spellers = dict(wetext_spellers() if spellers is None else spellers)
-        if "en" in self._spellers:
-            self._spellers["en"] = sparing(self._spellers["en"])
+        self._turns = Turns(at_once)
+        self._plain = PlainEnglish(self._spellers["en"]) if "en" in self._spellers else None
 
-    def normalize(self, text: str) -> str:
-        """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is."""
-        return self._normalize(text)[0]
+    def normalize(self, text: str, wanted: Wanted = always) -> str:
+        """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is. Raises Abandoned
+        where it is not wanted any more."""
+        return self._normalize(text, wanted)[0]
 
-    def split(self, text: str) -> list[str]:
+    def split(self, text: str, wanted: Wanted = always) -> list[str]:
         """The same in pieces, without those that have nothing to say (symbols only)."""
-        text, language = self._normalize(text)
+        text, language = self._normalize(text, wanted)
         if language is None:
             return [text]
         length = len if language == "zh" else self._count_tokens
         pieces = pack_sentences(split_sentences(text, language), length)
         return [piece for piece in pieces if is_speakable(piece)]
 
-    def _normalize(self, text: str) -> tuple[str, str | None]:
+    def _normalize(self, text: str, wanted: Wanted) -> tuple[str, str | None]:
         """(normalised text, its language: zh, en, or None if it must stay as it is)."""
         if not text or ("<|" in text and "|>" in text):
             return text, None
         text = _CONTROL.sub("", text).strip()
         if _CHINESE.search(text):
-            return _tidy_chinese(self._spell(text, "zh")), "zh"
-        return _DIGITS.sub(_number_in_words, self._spell(text, "en")), "en"
+            return _tidy_chinese(self._spell(text, "zh", wanted)), "zh"
+        return _DIGITS.sub(_number_in_words, self._spell(text, "en", wanted)), "en"
 
-    def _spell(self, text: str, language: str) -> str:
-        speller = self._spellers.get(language)
-        if speller is None or not text:
+    def _spell(self, text: str, language: str, wanted: Wanted) -> str:
+        """The text in words, as far as its grammars can parse it: the rest is spoken as written."""
+        if language not in self._spellers or not text:
             return text
-        try:
-            return speller(text)
-        except Exception as error:  # text that its grammars cannot parse is spoken as written
-            logger.warning("text normalisation failed, text is left as it is: %r", error)
+        spelled = ""
+        parts = segments(text)
+        for number, segment in enumerate(parts):
+            inner = segment.strip()
+            if not inner or (language == "en" and self._plain.known(inner)):
+                spelled += segment
+                continue
+            before, after = (" " * bool(blanks) for blanks in segment.split(inner, 1))  # as wetext would
+            try:
+                with self._turns.turn(number):
+                    if not wanted():
+                        raise Abandoned
+                    spelled += before + self._spell_segment(inner, language) + after
+            except Abandoned:
+                raise
+            except Exception as error:
+                logger.warning("text normalisation failed, text is left as it is: %r", error)
+                return spelled + "".join(parts[number:])
+        return spelled
+
+    def _spell_segment(self, text: str, language: str) -> str:
+        if language == "en" and self._plain(text):
             return text
+        return self._spellers[language](text)
+
+
+_inflecting = threading.Lock()  # an engine keeps state while it works
 
 
 def _number_in_words(digits: re.Match[str]) -> str:
     import inflect  # takes seconds, and wetext leaves hardly any digits
 
-    numbers = inflect.engine()
-    try:
-        return numbers.number_to_words(digits[0])
-    except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
-        return numbers.number_to_words(digits[0], group=1, comma="")
+    with _inflecting:
+        numbers = _inflect_engine()
+        try:
+            return numbers.number_to_words(digits[0])
+        except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
+            return numbers.number_to_words(digits[0], group=1, comma="")
+
+
+@lru_cache(1)
+def _inflect_engine() -> inflect.engine:
+    import inflect
+
+    return inflect.engine()
 
 
 def _tidy_chinese(text: str) -> str:
     text = text.replace("\n", "")
     text = _BLANK_NOT_IN_ASCII.sub("", text)
     text = text.translate(_CHINESE_SYMBOLS).replace(" - ", "，").replace("——", " ")
-    return _TRAILING_COMMAS.sub("。", text)
+    without = text.rstrip(_COMMAS)
+    return text if without == text else without + "。"
 
 
 def split_sentences(text: str, language: str) -> list[str]:
@@ -136,8 +191,3 @@ def pack_sentences(sentences: list[str], length: Callable[[str], int]) -> list[s
         else:
             pieces.append(current)
     return pieces
-
-
-def is_speakable(text: str) -> bool:
-    """Whether there is more in it than punctuation, symbols and blanks."""
-    return any(unicodedata.category(character)[0] not in "PSZC" for character in text)
