@@ -131,8 +131,7 @@ def launch(
 ) -> Iterator[Server]:
     """Start `python -m light_tts.server.api_server` in the directory `cwd` with these flags over small
     defaults (None: without that flag); `wait`: until it is ready, at most `timeout` seconds. `preexec` is
-    called in its process before it begins. It is stopped at
-    the end, if it still runs."""
+    called in its process before it begins. It is stopped at the end, if it still runs."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         directory = Path(name)
         port = free_port()
