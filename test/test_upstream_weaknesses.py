@@ -383,7 +383,7 @@ def test_an_aborted_request_leaves_the_queue_at_once(server):
     with occupied(server, 2):
         with asked(server, tts_model_name="ending"):
             wait_for(lambda: waiting() == 1)
-        wait_for(lambda: waiting() == 0, timeout=2)
+        wait_for(lambda: waiting() == 0)
         assert server.metric("light_tts_llm_running_requests") == 2
     wait_for(lambda: not busy(server))
 
