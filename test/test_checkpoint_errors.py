@@ -47,10 +47,12 @@ def test_yaml_of_an_early_release_without_chunk_size(model_dir: Path) -> None:
 def test_sizes_follow_the_yaml(model_dir: Path) -> None:
     edit_yaml(model_dir, "\nchunk_size: 25", "\nchunk_size: 10")
     edit_yaml(model_dir, "tau_r: 0.1", "tau_r: 0.3")
+    edit_yaml(model_dir, "solver: 'euler'", "solver: 'euler'\n                n_timesteps: 6")
     config = load_config(model_dir)
     assert config.chunk_size == config.flow.encoder.static_chunk_size == 10
     assert config.flow.estimator.static_chunk_size == 20
     assert config.llm.sampling.tau_r == 0.3
+    assert config.flow.n_timesteps == 6 and load_config(CHECKPOINT).flow.n_timesteps == 10
     assert config.llm.mix_ratio == (5, 15)
 
 
@@ -71,6 +73,11 @@ def test_yaml_is_data_and_runs_nothing(model_dir: Path) -> None:
             "key 'flow.vocab_size': expected a whole number, found 'many'",
         ),
         ("solver: 'euler'", "solver: 'rk4'", "cfm_params.content.solver': only 'euler' is supported"),
+        (
+            "solver: 'euler'",
+            "solver: 'euler'\n                n_timesteps: 0",
+            "n_timesteps': expected a number above 0, found 0",
+        ),
         ("channels: [32]", "channels: [32, 32]", "flow.decoder.estimator.channels': only one level"),
         ("!ref <spk_embed_dim>", "!ref <speaker_size>", "refers to 'speaker_size', which is not in the file"),
         ("top_k: 25", "top_k: 0", "key 'llm.sampling.top_k': expected a number above 0, found 0"),

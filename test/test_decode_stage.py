@@ -16,6 +16,8 @@ from parity_checks.token2wav import load
 
 from light_tts.common.chunk_planner import Chunk
 from light_tts.common.prompt_features import PromptFeatures
+from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.cosyvoice2.flow_backend import PaddedFlow
 from light_tts.models.cosyvoice2.token2wav import SpeechState, Voice, WorkItem
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Inbox, Outbox, Peers
@@ -135,6 +137,18 @@ def test_stream_is_the_golden_one_but_for_the_noise(stage):
     meta = ARRAYS[f"{stage.ctx.settings.stream_hop}_hop_meta"]
     assert [len(chunk.pcm.array(np.int16)) for chunk in chunks] == meta[:, 3].tolist()
     assert np.abs(pcm(chunks) / 32768 - expected).mean() < 0.02
+
+
+@pytest.mark.parametrize("changes", [{"n_timesteps": 4}, {"flow_memory_mb": 0}])
+def test_steps_change_the_sound_and_memory_does_not(stage, changes, tmp_path):
+    other = Stage(tmp_path, stream_hop=stage.ctx.settings.stream_hop, **changes)
+    try:
+        got, usual = (pcm(each.speak("changed/0", TOKENS[:120])) for each in (other, stage))
+    finally:
+        other.close()
+    assert len(got) == len(usual)
+    difference = np.abs(got.astype(int) - usual).mean()
+    assert difference > 100 if "n_timesteps" in changes else difference < 1
 
 
 def test_interleaved_jobs_sound_as_alone(stage):
@@ -333,7 +347,9 @@ def test_what_waits_for_first_chunks_is_spoken_after_them(courteous):
 
 @pytest.fixture(scope="module")
 def model():
-    return load(GOLDEN, full_last_chunk=False)
+    model = load(GOLDEN, full_last_chunk=False)
+    model.flow = PaddedFlow(Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, torch.device("cpu")))
+    return model
 
 
 def run_batch(model, items: list[WorkItem]) -> list[np.ndarray | Exception]:

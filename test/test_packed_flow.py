@@ -178,7 +178,7 @@ def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatc
         static_chunk_size=50,
     )
     module = Estimator(config, 1024).to(DEVICE).requires_grad_(False)
-    estimator = PackedEstimator(module, euler_steps(), 0.7, torch.float16)
+    estimator = PackedEstimator(module, euler_steps(10), 0.7, torch.float16)
     total, size, block_rows = sum(lengths), _bucket(sum(lengths)), 32
     buffers = estimator.allocate(size).first(size, few)
     rows = Rows(buffers, size // block_rows + 8, block_rows)

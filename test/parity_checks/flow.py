@@ -72,7 +72,7 @@ def flow_matching(golden: Golden) -> Iterator[Comparison]:
     mu, spks, cond = (golden.tensor(FILE, name) for name in ("mu", "spk_affine", "est_cond"))
     noise = fixed_noise(mu.shape[1], torch.device("cpu"))
     yield Comparison("cfm_noise", noise[:, :, : mu.shape[2]], arrays["cfm_noise"])
-    yield Comparison("t_span", time_steps(), arrays["t_span"], 1e-6)
+    yield Comparison("t_span", time_steps(10), arrays["t_span"], 1e-6)
     first = arrays["rand_noise_first"]
     yield Comparison("rand_noise_first", noise[0, :, : first.shape[1]], first)
     sha = hashlib.sha256(noise.numpy().astype("<f4").tobytes()).hexdigest()

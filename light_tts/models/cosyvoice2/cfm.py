@@ -1,4 +1,4 @@
-"""Conditional flow matching: from fixed noise to a mel spectrogram in ten Euler steps with classifier-free
+"""Conditional flow matching: from fixed noise to a mel spectrogram in some Euler steps with classifier-free
 guidance."""
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from light_tts.models.cosyvoice2.config import FlowConfig
 from light_tts.models.cosyvoice2.estimator import Estimator, EstimatorMasks
 from light_tts.models.cosyvoice2.estimator_backend import EstimatorBackend, TorchEstimator
 
-STEPS = 10
 MAX_FRAMES = 15000  # 300 s
 
 
@@ -25,18 +24,24 @@ def fixed_noise(channels: int, device: torch.device) -> Tensor:
     return torch.randn(1, channels, MAX_FRAMES, generator=generator).to(device)
 
 
-def time_steps() -> Tensor:
-    """(STEPS + 1,) float32: 1 - cos(pi/2 * k/STEPS), small steps first."""
-    return 1 - torch.cos(torch.linspace(0, 1, STEPS + 1) * 0.5 * math.pi)
+def time_steps(count: int) -> Tensor:
+    """(count + 1,) float32: 1 - cos(pi/2 * k/count), small steps first."""
+    return 1 - torch.cos(torch.linspace(0, 1, count + 1) * 0.5 * math.pi)
 
 
 class ConditionalFlowMatching(nn.Module):
     def __init__(self, config: FlowConfig, time_embed_dim: int) -> None:
         super().__init__()
         self.guidance = config.inference_cfg_rate
+        self._timesteps = config.n_timesteps
         self.chunk_size = config.estimator.static_chunk_size
         self.estimator = Estimator(config.estimator, time_embed_dim)
         self.backend: EstimatorBackend = TorchEstimator(self.estimator)
+
+    @property
+    def steps(self) -> list[tuple[float, float]]:
+        """t and dt of each Euler step."""
+        return euler_steps(self._timesteps)
 
     def forward(self, mu: Tensor, lengths: Tensor, spks: Tensor, cond: Tensor, streaming: bool) -> Tensor:
         """mu: (B, 80, T) encoder output, lengths: (B,) frames, spks: (B, 80), cond: (B, 80, T) mel of the
@@ -50,7 +55,7 @@ class ConditionalFlowMatching(nn.Module):
         )
         # The first half of the batch is conditioned, the second is not.
         mu, spks, cond = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond))
-        for t, dt in euler_steps():
+        for t, dt in self.steps:
             time = torch.full((len(mu),), t, device=mu.device)  # float32: it becomes angles of up to 1000 t
             velocity = self.backend(torch.cat([x, x]), masks, mu, time, spks, cond)
             conditioned, unconditioned = velocity.chunk(2)
@@ -59,9 +64,10 @@ class ConditionalFlowMatching(nn.Module):
 
 
 @cache
-def euler_steps() -> list[tuple[float, float]]:
-    """(t, dt) of each step; t is the float32 sum of the steps so far, as the models were tuned with."""
-    span = time_steps()
+def euler_steps(count: int) -> list[tuple[float, float]]:
+    """(t, dt) of each of `count` steps; t is the float32 sum of the steps so far, as the models were tuned
+    with."""
+    span = time_steps(count)
     steps, t = [], span[0]
     for following in span[1:]:
         dt = following - t

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, euler_steps, fixed_noise
+from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, fixed_noise
 from light_tts.models.cosyvoice2.chunk_estimator import ChunkEstimator, EstimatorMemory
 from light_tts.models.cosyvoice2.encoder import EncoderMemory
 from light_tts.models.cosyvoice2.flow import Flow
@@ -154,5 +154,5 @@ class ChunkFlow:
 
 def chunk_flow(flow: Flow, limit: MemoLimit) -> ChunkFlow:
     """For a flow on the CPU in float32."""
-    estimator = ChunkEstimator(flow.decoder.estimator, euler_steps(), flow.decoder.guidance)
+    estimator = ChunkEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance)
     return ChunkFlow(flow, estimator, limit)

@@ -16,6 +16,7 @@ from light_tts.models.hyperyaml import ConfigError, Node
 __all__ = ["Config", "ConfigError", "load_config"]
 
 YAML_NAME = "cosyvoice2.yaml"
+DEFAULT_TIMESTEPS = 10
 DEFAULT_CHUNK_SIZE = 25  # early releases name no chunk size; their models were trained with this one
 
 
@@ -59,6 +60,7 @@ class FlowConfig:
     token_mel_ratio: int
     pre_lookahead_len: int
     inference_cfg_rate: float
+    n_timesteps: int  # Euler steps
     encoder: EncoderConfig
     estimator: EstimatorConfig
 
@@ -183,9 +185,18 @@ def _flow(flow: Node, chunk_size: int) -> FlowConfig:
         token_mel_ratio=token_mel_ratio,
         pre_lookahead_len=flow.int("pre_lookahead_len"),
         inference_cfg_rate=cfm.float("inference_cfg_rate"),
+        n_timesteps=_timesteps(cfm),
         encoder=_encoder(flow.node("encoder"), chunk_size),
         estimator=_estimator(decoder.node("estimator"), chunk_size * token_mel_ratio),
     )
+
+
+def _timesteps(cfm: Node) -> int:
+    """Released checkpoints do not name it."""
+    steps = cfm.int("n_timesteps", DEFAULT_TIMESTEPS)
+    if steps < 1:
+        raise cfm.error("n_timesteps", f"expected a number above 0, found {steps}")
+    return steps
 
 
 def _encoder(encoder: Node, chunk_size: int) -> EncoderConfig:

@@ -17,7 +17,7 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.packed_attention import attention_blocks
-from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, euler_steps, fixed_noise
+from light_tts.models.cosyvoice2.cfm import MAX_FRAMES, fixed_noise
 from light_tts.models.cosyvoice2.flow import Flow
 from light_tts.models.cosyvoice2.flow_backend import FlowItem
 from light_tts.models.cosyvoice2.packed_estimator import COPIES, PackedEstimator, Rows
@@ -31,7 +31,7 @@ ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 of one encoder run: bounds the m
 
 def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
     """The estimator of a flow that is in float32, with weights in `dtype`."""
-    return PackedEstimator(flow.decoder.estimator, euler_steps(), flow.decoder.guidance, dtype)
+    return PackedEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance, dtype)
 
 
 class PackedFlow:

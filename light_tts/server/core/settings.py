@@ -78,6 +78,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["float16", "bfloat16", "float32"],
         Meta(description="type of the LLM and the flow on a GPU (fp16, bf16, fp32 for short); CPU: float32"),
     ] = "float16"
+    n_timesteps: Annotated[
+        Count | None,
+        Meta(
+            description="Euler steps of the flow: fewer cost less (default: as the checkpoint says, else 10)"
+        ),
+    ] = None
     load_trt: Annotated[bool, Meta(description="run the flow estimator as a TensorRT engine")] = True
 
     # -- processes

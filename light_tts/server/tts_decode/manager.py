@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,8 @@ def run(ctx: StageContext) -> None:
     settings, model_dir = ctx.settings, Path(ctx.settings.model_dir)
     device, dtype = choose_device(settings, ctx.index)
     config = load_config(model_dir)
+    if settings.n_timesteps is not None:
+        config = replace(config, flow=replace(config.flow, n_timesteps=settings.n_timesteps))
     new_flow = choose_flow(
         model_dir,
         config,
