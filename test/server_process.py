@@ -30,7 +30,12 @@ needs_voice = pytest.mark.skipif(
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
 
-SMALL = {"max_total_token_num": 8192, "max_req_total_len": 4096, "load_trt": False}
+SMALL = {
+    "max_total_token_num": 8192,
+    "max_req_total_len": 4096,
+    "max_part_tokens": 40_000,  # so that a request can be as long as a test wants
+    "load_trt": False,
+}
 
 
 @dataclass

@@ -20,6 +20,7 @@ import zmq
 from light_tts.server import gpu_memory
 from light_tts.server.core import messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
+from light_tts.server.core.pulse import Pulse
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.stage import StageContext
 from light_tts.utils import log, process
@@ -57,6 +58,7 @@ def main() -> None:
         outbox=outbox,
         peers=Peers(outbox),
         log=logging.getLogger(f"light_tts.{args.stage}"),
+        pulse=Pulse(run_dir.pulse(args.stage, args.index, args.incarnation)),
     )
     _await_topology(ctx)
     code = _run(ctx)

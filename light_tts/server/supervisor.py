@@ -66,7 +66,7 @@ class Supervisor:
             await self._start_stages()
             self.control.send("ready")
             if self.config.health_monitor:
-                self._spawn(self._monitor_health())
+                self._spawn(health.monitor(self.config, self.fleet.restart))
             await self.stop.wait()
         except (StartFailed, mps.MpsError) as error:
             self.control.send("failed", reason=str(error))
@@ -114,8 +114,15 @@ class Supervisor:
         if self.stop.is_set():
             return
         self.fleet = Fleet(
-            self.run_dir, sizes, self.outbox, self._tell_all, self._log_line, sharing.environment
+            self.run_dir,
+            sizes,
+            self.outbox,
+            self._tell_all,
+            self._log_line,
+            sharing.environment,
+            {"cuda": self.config.hang_timeout_gpu, "cpu": self.config.hang_timeout_cpu},
         )
+        self._spawn(self.fleet.watch_pulses())
         starting = asyncio.ensure_future(self.fleet.start())
         stopping = asyncio.ensure_future(self.stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -198,11 +205,6 @@ class Supervisor:
         else:
             log.info("drained")
         self._end_front(0, "")
-
-    async def _monitor_health(self) -> None:
-        reason = await health.until_unhealthy(self.config)
-        log.critical("the server ends: %s", reason)
-        self._end_front(1, reason)
 
     def _end_front(self, code: int, reason: str) -> None:
         """Have the front stop the HTTP workers and then us; if it cannot, end it."""

@@ -132,7 +132,8 @@ class Peers:
         self.draining = False
 
     def apply(self, message: messages.Message) -> None:
-        """Take in Topology, StageDown, StageUp, StageGivenUp, WorkerGone or Drain; ignore any other."""
+        """Take in Topology, StageDown, StageUp, StageSilent, StageGivenUp, WorkerGone or Drain; ignore any
+        other."""
         match message:
             case messages.Topology(stages=stages, draining=draining):
                 self.stages = {(info.stage, info.index): info for info in stages}
@@ -142,7 +143,7 @@ class Peers:
                 if old is not None and old.address != following.address:
                     self.outbox.forget(old.address)
                 self.stages[following.stage, following.index] = following
-            case messages.StageUp(stage=info):
+            case messages.StageUp(stage=info) | messages.StageSilent(stage=info):
                 self.stages[info.stage, info.index] = info
             case messages.StageGivenUp(stage=stage, index=index, reason=reason):
                 info = self.stages[stage, index]

@@ -105,6 +105,7 @@ class PartProgress(Part):
 class Synthesize(Message):
     """Speak `text`. Sent by an HTTP worker to the encode process that owns the prompt.
 
+    `alone_in`: stages that must work on it alone, because they died while they worked on it before.
     `bistream`: text is empty here and arrives by AppendText until FinishText; there is exactly one part then.
     """
 
@@ -117,6 +118,7 @@ class Synthesize(Message):
     stream: bool
     bistream: bool = False
     progress: list[PartProgress] = []
+    alone_in: list[str] = []
 
 
 class AppendText(Message):
@@ -169,6 +171,7 @@ class Generate(Message):
     stream: bool
     bistream: bool
     progress: PartProgress
+    alone_in: list[str] = []
 
 
 class AppendIds(Message):
@@ -207,6 +210,7 @@ class OpenSpeech(Message):
     options: SpeechOptions
     stream: bool
     progress: PartProgress
+    alone_in: list[str] = []
 
 
 class SpeechTokens(Message):
@@ -254,7 +258,8 @@ class Failed(Message):
 
 
 class StageInfo(Part):
-    """One stage process. `state`: starting, up, down (being restarted) or failed (given up)."""
+    """One stage process. `state`: starting, up, silent (up, but it shows no progress), down (being restarted)
+    or failed (given up)."""
 
     stage: str
     index: int
@@ -304,16 +309,24 @@ class Topology(Message):
 
 class StageDown(Message):
     """A stage process died; messages for it go to `next.address` from now on, where they wait until the
-    next incarnation is up. supervisor -> everybody"""
+    next incarnation is up. `in_work`: the jobs it worked on at that moment. supervisor -> everybody"""
 
     stage: str
     index: int
     incarnation: int
     next: StageInfo
+    in_work: list[str] = []
 
 
 class StageUp(Message):
     """A stage is up (again). supervisor -> everybody"""
+
+    stage: StageInfo
+
+
+class StageSilent(Message):
+    """A stage shows no progress: it is killed soon unless it does; StageUp follows if so. supervisor ->
+    everybody"""
 
     stage: StageInfo
 

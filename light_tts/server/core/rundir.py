@@ -98,6 +98,10 @@ class RunDir:
                 return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
         return f"ipc://{self.root}/{stage}-{index}.{incarnation}"
 
+    def pulse(self, stage: str, index: int, incarnation: int) -> Path:
+        """Shared memory in which one incarnation of a stage shows that it is well (see core/pulse.py)."""
+        return self.shm / f"pulse-{stage}-{index}.{incarnation}"
+
     def worker_address(self) -> str:
         """Where this HTTP worker process should bind its inbox (tcp: any free port)."""
         if self.zmq_mode.startswith("tcp://"):

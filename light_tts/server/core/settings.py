@@ -116,6 +116,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="requests running and paused in an LLM process (default: gpt_paral_num)"),
     ] = None
     max_total_token_num: Annotated[Count, Meta(description="KV cache size in tokens")] = 65536
+    max_part_tokens: Annotated[
+        Count,
+        Meta(
+            description="most speech tokens of one part of a text (25 a second); models are trained with up "
+            "to 30 s"
+        ),
+    ] = 1500
     max_req_total_len: Annotated[Count, Meta(description="prompt + output tokens of one request")] = 8192
     batch_max_tokens: Annotated[
         Count | None,
@@ -169,8 +176,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "info"
     log_stats_interval: Annotated[Seconds, Meta(description="seconds between throughput lines")] = 10.0
     disable_log_stats: Annotated[bool, Meta(description="no throughput lines")] = False
+    hang_timeout_gpu: Annotated[
+        Seconds,
+        Meta(description="seconds without progress after which a stage on a GPU is killed and started again"),
+    ] = 10.0
+    hang_timeout_cpu: Annotated[
+        Seconds,
+        Meta(
+            description="seconds without progress after which a stage on the CPU is killed and started again"
+        ),
+    ] = 30.0
     health_monitor: Annotated[
-        bool, Meta(description="ask /health regularly and end the server after 3 failures in a row")
+        bool,
+        Meta(
+            description="ask /health regularly; after 3 failures in a row restart the stages they are due to"
+        ),
     ] = False
     health_check_interval: Annotated[
         Seconds, Meta(description="seconds between the health monitor's questions")

@@ -8,6 +8,7 @@ from typing import Any
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Inbox, Outbox, Peers
+from light_tts.server.core.pulse import Pulse
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 
@@ -17,6 +18,8 @@ class StageContext:
     """Handed to `run(ctx)` of `light_tts.server.tts_<stage>.manager`.
 
     `peers` knows the topology already; control messages that arrive later go through `peers.apply`.
+    Between two rounds of its loop, at least every `pulse.ROUND_SECONDS`, `run` calls `pulse.tick`, and says
+    of each step before it begins how long it may take; else the supervisor takes it for hung.
     `run` calls `ready` once its models are loaded, then handles messages until `Shutdown` arrives. What it
     raises before `ready` becomes the reason why the server did not start; later, why the stage is restarted.
     """
@@ -30,18 +33,19 @@ class StageContext:
     outbox: Outbox
     peers: Peers
     log: logging.Logger
+    pulse: Pulse = field(default_factory=Pulse)
     is_ready: bool = field(default=False, init=False)
 
     @property
     def name(self) -> str:
         return f"{self.stage}-{self.index}"
 
-    def ready(self, info: dict[str, Any] | None = None) -> None:
-        """Tell the supervisor that messages are being taken; `info` reaches the HTTP workers."""
+    def ready(self, info: dict[str, Any]) -> None:
+        """Tell the supervisor that messages are being taken; `info` reaches the HTTP workers. In it `device`
+        says where the stage computes."""
+        self.pulse.tick()
         self.is_ready = True
         self.outbox.send(
             self.run_dir.supervisor,
-            messages.StageReady(
-                stage=self.stage, index=self.index, incarnation=self.incarnation, info=info or {}
-            ),
+            messages.StageReady(stage=self.stage, index=self.index, incarnation=self.incarnation, info=info),
         )

@@ -98,11 +98,18 @@ class SpeechFields(VoiceChoice):
     format: Literal["pcm", "wav"] = "pcm"
 
 
-def speech_options(fields: VoiceChoice) -> SpeechOptions:
-    """What was asked for, with a random seed where none was. Raises RequestError (400)."""
+def speech_options(fields: VoiceChoice, longest: int) -> SpeechOptions:
+    """What was asked for, with a random seed where none was. `longest`: most tokens of a part.
+    Raises RequestError (400)."""
     least, most = fields.min_new_tokens, fields.max_new_tokens
     if least is not None and most is not None and least > most:
         raise RequestError(400, f"min_new_tokens {least} is above max_new_tokens {most}")
+    for name in ("min_new_tokens", "max_new_tokens"):
+        asked = getattr(fields, name)
+        if asked is not None and asked > longest:
+            raise RequestError(
+                400, f"{name} {asked} is above the {longest} speech tokens of one part (--max_part_tokens)"
+            )
     given = {name: getattr(fields, name, None) for name in SpeechOptions.__struct_fields__}
     given = {name: value for name, value in given.items() if value is not None}
     return SpeechOptions(**{"seed": secrets.randbelow(MAX_SEED + 1), **given})

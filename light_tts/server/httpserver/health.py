@@ -26,8 +26,11 @@ _OPTIONS = SpeechOptions(seed=0, min_new_tokens=1, max_new_tokens=8)
 
 
 class Health(NamedTuple):
+    """`stages`: names of the processes that a failure is likely due to."""
+
     ok: bool
     message: str
+    stages: tuple[str, ...] = ()
 
 
 def _tone() -> np.ndarray:
@@ -46,6 +49,7 @@ class HealthCheck:
         self._lock = asyncio.Lock()
         self._result: Health | None = None
         self._finished = 0.0
+        self._calls: list[SpeechCall] = []  # of the present check
 
     async def result(self) -> Health:
         async with self._lock:
@@ -58,12 +62,13 @@ class HealthCheck:
     async def _check(self) -> Health:
         if self._manager.draining:
             return Health(False, "the server is shutting down")
+        self._calls = []
         try:
             return await asyncio.wait_for(self._check_all(), TIMEOUT)
         except asyncio.TimeoutError:
-            return Health(False, f"no answer within {TIMEOUT:g} s")
+            return Health(False, f"no answer within {TIMEOUT:g} s", self._suspects())
         except RequestError as error:
-            return Health(False, error.message)
+            return Health(False, error.message, self._suspects())
 
     async def _check_all(self) -> Health:
         begun = time.monotonic()
@@ -75,7 +80,24 @@ class HealthCheck:
                 return Health(True, "Ok")
             await asyncio.gather(*(self._speak(n % len(styles)) for n in range(len(silent))))
         silent = self._silent_since(begun)
-        return Health(not silent, f"nothing heard from decode {silent}" if silent else "Ok")
+        if not silent:
+            return Health(True, "Ok")
+        names = tuple(f"decode-{index}" for index in silent)
+        return Health(False, f"nothing heard from {', '.join(names)}", names)
+
+    def _suspects(self) -> tuple[str, ...]:
+        """The processes given up; else those that a call waits for."""
+        stages = self._manager.peers.stages.values()
+        names = [f"{info.stage}-{info.index}" for info in stages if info.state == "failed"]
+        if names:
+            return tuple(names)
+        encodes = len(self._manager.peers.of("encode"))
+        for request in (call.request for call in self._calls if not call.request.complete):
+            if request.routed is not None:
+                names.append(f"decode-{request.routed.decode}")
+            else:
+                names += [f"encode-{request.encode_index(encodes)}", f"llm-{request.speech.style}"]
+        return tuple(dict.fromkeys(names))
 
     def _silent_since(self, begun: float) -> list[int]:
         """Decode processes that no audio of any request has come from."""
@@ -89,6 +111,7 @@ class HealthCheck:
     async def _speak(self, style: int) -> None:
         """Not counted among the requests in work: a busy server is healthy."""
         call = SpeechCall(self._manager, "health")
+        self._calls.append(call)
         try:
             call.submit(Speech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT))
             samples = sum([len(pcm) // 2 async for pcm in call])

@@ -177,13 +177,13 @@ class HttpServerManager:
                 self._slot = slot
                 self._active.clear(slot)
                 self._connected.set()
-            case messages.StageDown(stage=stage, index=index, incarnation=incarnation):
+            case messages.StageDown(stage=stage, index=index, incarnation=incarnation, in_work=in_work):
                 self.peers.apply(message)
-                self._handle_death(stage, index, incarnation)
+                self._handle_death(stage, index, incarnation, in_work)
             case messages.StageGivenUp(stage=stage, index=index):
                 incarnation = self.peers.stages[stage, index].incarnation
                 self.peers.apply(message)
-                self._handle_death(stage, index, incarnation)
+                self._handle_death(stage, index, incarnation, [])
                 self._send_waiting()
             case messages.StageUp():
                 self.peers.apply(message)
@@ -216,11 +216,19 @@ class HttpServerManager:
                     log.error("%s failed in %s: %s", request.request_id, stage, text)
                 call.fail(RequestError(code, text))
 
-    def _handle_death(self, stage: str, index: int, incarnation: int) -> None:
+    def _handle_death(self, stage: str, index: int, incarnation: int, in_work: list[str]) -> None:
+        """`in_work`: the jobs that the stage worked on."""
         encodes = len(self.peers.of("encode"))
         for call in list(self._calls.values()):
             if recovery.lost_with(call.request, stage, index, incarnation, encodes):
-                self._recover(call, f"{stage} {index} died")
+                request = call.request
+                if request.job in in_work and request.note_strike(stage, alone=len(in_work) == 1):
+                    log.error("%s is not tried again: %s died of it twice", request.request_id, stage)
+                    call.fail(
+                        RequestError(500, f"the {stage} stage died twice while it worked on this alone")
+                    )
+                else:
+                    self._recover(call, f"{stage} {index} died")
 
     def _send_waiting(self) -> None:
         for call in list(self._calls.values()):

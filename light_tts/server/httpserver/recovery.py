@@ -44,7 +44,9 @@ def hindrance(request: SpeechRequest, peers: Peers) -> str | None:
         return ""
     needed = [encodes[request.encode_index(len(encodes))], peers.stages["llm", request.speech.style]]
     # Any decode process will do.
-    needed.append(min(decodes, key=lambda info: ("up", "starting", "down", "failed").index(info.state)))
+    needed.append(
+        min(decodes, key=lambda info: ("up", "silent", "starting", "down", "failed").index(info.state))
+    )
     for info in needed:
         if info.state == "failed":
             return f"{info.stage} {info.index} has been given up: {info.reason}"

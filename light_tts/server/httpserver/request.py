@@ -48,6 +48,7 @@ class SpeechRequest:
         self.submitted = False
         self.routed: messages.Routed | None = None
         self.fruitless_attempts = 0
+        self.strikes: dict[str, int] = {}  # stage that died at work on it -> samples received by then
         self.part_count: int | None = None
         self.parts: list[PartReceived] = []
         self.texts: list[str] = []
@@ -81,6 +82,14 @@ class SpeechRequest:
         if after_loss:
             self.fruitless_attempts += 1
 
+    def note_strike(self, stage: str, alone: bool) -> bool:
+        """A stage died while it worked on the present attempt, `alone` or with others -> whether the request
+        is the cause beyond doubt: alone in work, and no further than when the stage died before."""
+        received = sum(part.samples for part in self.parts)
+        again = self.strikes.get(stage) == received
+        self.strikes[stage] = received
+        return again and alone
+
     def submission(self, reply_to: str) -> list[messages.Message]:
         """The messages to the encode process that make the stages speak what has not come back yet."""
         speech = self.speech
@@ -94,6 +103,7 @@ class SpeechRequest:
             stream=speech.stream,
             bistream=speech.bistream,
             progress=self.progress(),
+            alone_in=sorted(self.strikes),
         )
         pieces = [messages.AppendText(job=self.job, text=text) for text in self.texts]
         end = [messages.FinishText(job=self.job)] if self.text_finished else []

@@ -99,7 +99,7 @@ class BistreamSession:
                     )
         choice = parse(VoiceChoice, fields)
         style = self._manager.style_index(choice.tts_model_name)
-        options = speech_options(choice)
+        options = speech_options(choice, self._settings.max_part_tokens)
         if prompt_follows:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")

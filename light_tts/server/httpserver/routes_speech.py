@@ -60,7 +60,7 @@ async def _admitted_speech(
         raise RequestError(400, "speed change only support non-stream inference mode")
     style = manager.style_index(fields.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
-    options = speech_options(fields)
+    options = speech_options(fields, manager.settings.max_part_tokens)
     call.admit()
     prompt = await reader.prompt(fields)
     return Speech(

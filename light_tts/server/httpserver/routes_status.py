@@ -35,9 +35,11 @@ async def readiness(request: Request) -> JSONResponse:
 @router.get("/health")
 @router.get("/healthz")
 async def health(request: Request) -> JSONResponse:
-    """A real synthesis through every decode process; 503 if one fails."""
+    """A real synthesis through every decode process; 503 and the stages it is likely due to if one fails."""
     result = await request.app.state.health.result()
-    return JSONResponse({"message": result.message}, 200 if result.ok else 503)
+    if result.ok:
+        return JSONResponse({"message": result.message})
+    return JSONResponse({"message": result.message, "stages": result.stages}, 503)
 
 
 @router.get("/metrics")

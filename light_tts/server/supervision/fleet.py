@@ -18,6 +18,7 @@ from prometheus_client import multiprocess
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.channel import Outbox
 from light_tts.server.core.messages import StageInfo
+from light_tts.server.core.pulse import PulseReader
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.supervision import threads
 from light_tts.server.supervision.stage_process import StageProcess
@@ -25,6 +26,8 @@ from light_tts.server.supervision.stage_process import StageProcess
 DEATHS_BEFORE_GIVING_UP = 3
 DEATH_WINDOW = 60.0  # seconds
 SHUTDOWN_SECONDS = 1.0
+LOADING_SILENCE = 120.0  # seconds: a library that is being loaded may hold up everything in its process
+MISSED_BEATS = 0.25  # share of its patience after which a stage is avoided
 
 log = logging.getLogger("light_tts.supervisor")
 
@@ -35,7 +38,10 @@ class StartFailed(Exception):
 
 @dataclass
 class _Stage:
+    """`deaths`: those that no job in work explains."""
+
     info: StageInfo
+    pulse: PulseReader | None = None
     process: StageProcess | None = None
     started: float = 0.0  # time.monotonic() of this incarnation's start
     deaths: collections.deque[float] = field(
@@ -44,7 +50,8 @@ class _Stage:
 
 
 class Fleet:
-    """`sizes`: processes of each stage. `tell_all` sends a message to every stage and HTTP worker.
+    """`sizes`: processes of each stage. `patience`: seconds without progress, by device type, after which a
+    process is killed. `tell_all` sends a message to every stage and HTTP worker.
     `environment`: what the stages get in addition to ours."""
 
     def __init__(
@@ -55,8 +62,10 @@ class Fleet:
         tell_all: Callable[[messages.Message], None],
         log_line: Callable[[str], None],
         environment: Mapping[str, str],
+        patience: Mapping[str, float],
     ) -> None:
         self._run_dir = run_dir
+        self._patience = patience
         self._outbox = outbox
         self._tell_all = tell_all
         self._log_line = log_line
@@ -113,6 +122,43 @@ class Fleet:
         if stage is not None and stage.process is not None:
             stage.process.failure = message.reason
 
+    # -- hangs
+
+    async def watch_pulses(self) -> None:
+        """Kill what hangs, for ever; say of what shows no progress that it should be avoided."""
+        while not self._stopping:
+            for stage in self._stages.values():
+                if stage.process is not None and stage.process.alive:
+                    self._check_pulse(stage)
+            await asyncio.sleep(min(0.5, min(self._patience.values()) / 8))
+
+    def _check_pulse(self, stage: _Stage) -> None:
+        info, silence = stage.info, stage.pulse.silence()
+        loaded = info.state in ("up", "silent")
+        device = str(info.info.get("device", "cpu")).partition(":")[0]
+        patience = self._patience[device] if loaded else LOADING_SILENCE
+        if silence > patience:
+            jobs = ", ".join(stage.pulse.in_work()) or "none"
+            stage.process.end(f"hung: no progress for {silence:.0f} s; jobs in work: {jobs}")
+        elif loaded and (silence > MISSED_BEATS * patience) != (info.state == "silent"):
+            if info.state == "silent":
+                self._set(stage, state="up", reason="")
+                self._tell_all(messages.StageUp(stage=stage.info))
+            else:
+                log.warning("%s shows no progress for %.1f s", name_of(info), silence)
+                self._set(stage, state="silent", reason="no sign of progress")
+                self._tell_all(messages.StageSilent(stage=stage.info))
+
+    def restart(self, name: str, why: str) -> None:
+        """End a process, which starts the next; start one that has been given up."""
+        place = next(stage for stage in self._stages.values() if name_of(stage.info) == name)
+        if place.process is not None and place.process.alive:
+            place.process.end(why)
+        elif place.info.state == "failed":
+            log.warning("%s is started again: %s", name_of(place.info), why)
+            place.deaths.clear()
+            self._start_next(place, [])
+
     # -- life and death
 
     def _spawn(self, stage: _Stage) -> None:
@@ -130,6 +176,7 @@ class Fleet:
             command += [f"--{name}", str(value)]
         log.info("loading %s", name_of(info))
         stage.started = time.monotonic()
+        stage.pulse = PulseReader.create(self._run_dir.pulse(info.stage, info.index, info.incarnation))
         stage.process = StageProcess(
             command,
             self._environment,
@@ -149,14 +196,25 @@ class Fleet:
             self._all_up.set_exception(StartFailed(f"{name} cannot start: {reason}"))
             return
         log.error("%s ended: %s", name, reason)
-        now = time.monotonic()
-        stage.deaths.append(now)
+        in_work = stage.pulse.in_work()
         self._outbox.forget(stage.info.address)
-        often = len(stage.deaths) == DEATHS_BEFORE_GIVING_UP and now - stage.deaths[0] < DEATH_WINDOW
-        old, stage.process = stage.info, None
-        if often:
+        stage.process = None
+        if not in_work and self._dies_often(stage):
             self._give_up(stage, reason)
-            return
+        else:
+            self._start_next(stage, in_work)
+
+    @staticmethod
+    def _dies_often(stage: _Stage) -> bool:
+        """Of itself: deaths at work are for the jobs to answer, which are tried again alone."""
+        stage.deaths.append(time.monotonic())
+        often = len(stage.deaths) == DEATHS_BEFORE_GIVING_UP
+        return often and stage.deaths[-1] - stage.deaths[0] < DEATH_WINDOW
+
+    def _start_next(self, stage: _Stage, in_work: list[str]) -> None:
+        """The next incarnation, after one that died at work on these jobs."""
+        stage.pulse.remove()
+        old = stage.info
         metrics.stage_restarts_total.labels(old.stage).inc()
         stage.info = self._fresh_info(old.stage, old.index, old.incarnation + 1, state="down")
         self._tell_all(
@@ -165,6 +223,7 @@ class Fleet:
                 index=old.index,
                 incarnation=old.incarnation,
                 next=stage.info,
+                in_work=in_work,
             )
         )
         self._spawn(stage)

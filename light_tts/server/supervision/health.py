@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 
 from light_tts.server.core.settings import Settings
 
 FIRST_AFTER = 6.0  # seconds
-TIMEOUT = 60.0
-FAILURES_BEFORE_END = 3
+TIMEOUT = 70.0  # a check gives up after 60
+FAILURES_BEFORE_RESTART = 3
 
 log = logging.getLogger("light_tts.supervisor")
 
@@ -22,26 +25,34 @@ def url_of(settings: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-async def until_unhealthy(settings: Settings) -> str:
-    """Returns, with the reason, once /health has failed 3 times in a row."""
+async def monitor(settings: Settings, restart: Callable[[str, str], None]) -> None:
+    """For ever: once /health has failed 3 times in a row, `restart(name of a stage process, why)` for each
+    that it names."""
     url = f"{url_of(settings)}/health"
     failures = 0
     await asyncio.sleep(FIRST_AFTER)
     while True:
-        problem = await asyncio.to_thread(_ask, url)
+        problem, stages = await asyncio.to_thread(_ask, url)
         failures = failures + 1 if problem else 0
         if problem:
-            log.error("health check %d of %d failed: %s", failures, FAILURES_BEFORE_END, problem)
-        if failures == FAILURES_BEFORE_END:
-            return f"{FAILURES_BEFORE_END} health checks in a row failed; the last: {problem}"
+            log.error("health check %d of %d failed: %s", failures, FAILURES_BEFORE_RESTART, problem)
+        if failures == FAILURES_BEFORE_RESTART:
+            failures = 0
+            for name in stages:
+                restart(name, f"{FAILURES_BEFORE_RESTART} health checks in a row failed; the last: {problem}")
         await asyncio.sleep(settings.health_check_interval)
 
 
-def _ask(url: str) -> str:
-    """What is wrong, or an empty string."""
+def _ask(url: str) -> tuple[str, list[str]]:
+    """What is wrong, or an empty string, and the processes that it is likely due to."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=TIMEOUT):
-            return ""
-    except (OSError, urllib.error.URLError) as error:
-        return str(error)
+            return "", []
+    except urllib.error.HTTPError as error:
+        with error, contextlib.suppress(ValueError, OSError):
+            answer = json.load(error)
+            return str(answer["message"]), list(answer.get("stages", []))
+        return str(error), []
+    except OSError as error:
+        return str(error), []

@@ -50,6 +50,11 @@ class StageProcess:
     def alive(self) -> bool:
         return self._popen.returncode is None
 
+    def end(self, reason: str) -> None:
+        """Kill it for this reason; `on_end` follows."""
+        self.failure = reason
+        self._popen.kill()
+
     def kill(self) -> None:
         """End it now; `on_end` is not called."""
         if self.alive:

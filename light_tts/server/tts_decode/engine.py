@@ -78,6 +78,10 @@ class Engine:
         ]
         self.free_lanes = list(self._lanes)
 
+    @property
+    def idle(self) -> bool:
+        return len(self.free_lanes) == len(self._lanes)
+
     def start(self, lane: Lane, batch: Sequence[Task]) -> None:
         """Begin a batch on a free lane."""
         self.free_lanes.remove(lane)

@@ -28,9 +28,10 @@ from light_tts.models.cosyvoice2.token2wav import (
 from light_tts.models.cosyvoice2.vocoder import choose_vocoder
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
+from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.right_of_way import RightOfWay, choose_right_of_way
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_decode.engine import Engine, Task
+from light_tts.server.tts_decode.engine import Engine, Lane, Task
 from light_tts.server.tts_decode.policy import DeadlinePolicy, Waiting
 from light_tts.server.tts_decode.speech import ChunkRules, PartSpeech, PartTooLong
 from light_tts.server.tts_decode.voices import Voices
@@ -39,6 +40,7 @@ from light_tts.utils.gpu import choose_device
 STAGE = "decode"
 GROWTH = 4  # stream_hop grow: chunks become up to so many times the first
 KEPT_TOMBSTONES = 4096
+SLOW_CPU = 0.2  # seconds for a token, before it is known
 
 
 @dataclass
@@ -54,10 +56,12 @@ class Part:
 
 @dataclass
 class Job:
-    """`parts`: not yet spoken to their end, in order. `busy`: a chunk of the first one is in the engine."""
+    """`parts`: not yet spoken to their end, in order. `busy`: a chunk of the first one is in the engine.
+    `alone`: nothing else may be in it meanwhile."""
 
     name: str
     reply_to: str
+    alone: bool = False
     parts: deque[Part] = field(default_factory=deque)
     busy: bool = False
 
@@ -139,6 +143,9 @@ class DecodeManager:
         self._jobs: dict[str, Job] = {}
         self._over: OrderedDict[str, None] = OrderedDict()  # names of jobs that ended early, oldest first
         self._gone = GoneWorkers()
+        # Chunks of a stream cost less than their frames say, so they have a pace of their own.
+        self._paces = {masked: Pace(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
+        self._steps: dict[int, tuple[int, Pace, int]] = {}  # by identity of the tasks: step, pace, tokens
         self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
         self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
         self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
@@ -146,7 +153,8 @@ class DecodeManager:
     def serve(self) -> None:
         """Receive, hand out, schedule, until Shutdown."""
         while True:
-            for message in self._ctx.inbox.wait():
+            self._ctx.pulse.tick()
+            for message in self._ctx.inbox.wait(INTERVAL):
                 if isinstance(message, messages.Shutdown):
                     return
                 self._take(message)
@@ -174,7 +182,9 @@ class DecodeManager:
     def _open(self, message: messages.OpenSpeech) -> None:
         if message.reply_to in self._gone:
             return
-        job = self._jobs.setdefault(message.job, Job(message.job, message.reply_to))
+        job = self._jobs.setdefault(
+            message.job, Job(message.job, message.reply_to, STAGE in message.alone_in)
+        )
         if message.stream and message.options.speed != 1.0:
             return self._fail(job, 400, "a speed other than 1 needs an answer that is not streamed")
         if message.prompt is None:  # encode hands out the checkpoint's speakers as prompts, too
@@ -213,20 +223,44 @@ class DecodeManager:
         if self._right_of_way is not None:
             self._right_of_way.keep(any(map(self._policy.is_first, waiting + in_work)))
         for lane in list(self._engine.free_lanes):
-            batch = self._policy.next_batch(waiting, self._engine.batch_limit, lane.urgent, in_work)
+            batch = self._next_batch(lane, waiting, in_work)
             if not batch:
                 break
-            self._engine.start(lane, [self._begin(self._jobs[chunk.job]) for chunk in batch])
+            self._start(lane, batch)
             metrics.decode_batch_size.observe(len(batch))
             waiting = [chunk for chunk in waiting if chunk not in batch]
             in_work += batch
         self._queue_depth.set(len(waiting))
+
+    def _next_batch(self, lane: Lane, waiting: list[Waiting], in_work: list[Waiting]) -> list[Waiting]:
+        """As the policy says, but a job that must be alone waits until nothing is in work, and nothing else
+        begins before it has ended."""
+
+        def alone(chunk: Waiting) -> bool:
+            return self._jobs[chunk.job].alone
+
+        if any(map(alone, in_work)):
+            return []
+        batch = self._policy.next_batch(waiting, self._engine.batch_limit, lane.urgent, in_work)
+        if batch and alone(batch[0]):
+            return batch[:1] if self._engine.idle else []
+        return [chunk for chunk in batch if not alone(chunk)]
+
+    def _start(self, lane: Lane, batch: list[Waiting]) -> None:
+        pace, tokens = self._paces[batch[0].masked], sum(chunk.frames for chunk in batch)
+        step = self._ctx.pulse.begin([chunk.job for chunk in batch], pace.allowance(tokens))
+        tasks = [self._begin(self._jobs[chunk.job]) for chunk in batch]
+        self._steps[id(tasks)] = step, pace, tokens
+        self._engine.start(lane, tasks)
 
     def _end_work(self) -> None:
         for batch in self._engine.ended():
             self._work_seconds.observe(batch.seconds)
             for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
                 self._hand_out(task.owner, outcome)
+            step, pace, tokens = self._steps.pop(id(batch.tasks))
+            self._ctx.pulse.end(step)
+            pace.observe(tokens, batch.seconds)
 
     def _describe(self, job: Job) -> Waiting:
         part = job.parts[0]
@@ -282,6 +316,9 @@ class DecodeManager:
         if isinstance(error, torch.OutOfMemoryError):
             self._ctx.log.error("%s does not fit the memory of the GPU: %s", job.name, error)
             self._fail(job, 503, "out of GPU memory")
+        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            # Whoever works next may be the one that finds none: this process cannot go on.
+            raise error
         else:
             self._ctx.log.error("%s failed", job.name, exc_info=error)
             self._fail(job, 500, f"{type(error).__name__}: {error}")

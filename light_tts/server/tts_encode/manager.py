@@ -30,6 +30,7 @@ from light_tts.models.cosyvoice2.frontend.spellers import SpellerPool
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
+from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
 
 STAGE = "encode"
@@ -65,6 +66,10 @@ class Job:
         return len(self.request.text) + len(self.request.prompt.text) > LONG_TEXT
 
     @property
+    def alone(self) -> bool:
+        return STAGE in self.request.alone_in
+
+    @property
     def encoded(self) -> bool:
         return self.texts is not None and self.texts.done() and self.prompt.done()
 
@@ -82,7 +87,7 @@ def run(ctx: StageContext) -> None:
         try:
             manager = EncodeManager(ctx, frontend, pool, texts)
             spelling.wait_until_ready()
-            ctx.ready({"speakers": sorted(frontend.speakers)})
+            ctx.ready({"speakers": sorted(frontend.speakers), "device": "cpu"})
             manager.serve()
             manager.close()
         finally:
@@ -109,6 +114,8 @@ class EncodeManager:
         self._waiting: dict[str, Job] = {}  # not yet admitted, oldest first
         self._working: dict[str, Job] = {}  # admitted, Generate not sent
         self._gone = GoneWorkers()
+        self._text_pace = Pace(first=0.002, base=500.0)  # of characters
+        self._prompt_pace = Pace(first=1.0, base=5.0)  # of seconds of a recording
         self._progressed: deque[Job] = deque()  # filled by the pool's threads
         self._closed = False
         self._wake_lock = threading.Lock()
@@ -119,7 +126,8 @@ class EncodeManager:
     def serve(self) -> None:
         """Handle messages until Shutdown."""
         while True:
-            for message in self._ctx.inbox.wait():
+            self._ctx.pulse.tick()
+            for message in self._ctx.inbox.wait(INTERVAL):
                 if isinstance(message, messages.Shutdown):
                     return
                 self._take(message)
@@ -159,7 +167,8 @@ class EncodeManager:
     def _append_text(self, job: Job, text: str) -> None:
         if not job.request.bistream or job.text_finished:
             raise RequestError("text after the end of the text")
-        job.unsent_ids += self._frontend.text_ids(text)
+        with self._ctx.pulse.step(job.name, self._text_pace, len(text)):
+            job.unsent_ids += self._frontend.text_ids(text)
         self._hand_on_text(job)
 
     def _finish_text(self, job: Job) -> None:
@@ -173,10 +182,13 @@ class EncodeManager:
     # -- work
 
     def _admit(self) -> None:
-        """Jobs with long texts and those with short ones wait for their like only."""
+        """Jobs with long texts and those with short ones wait for their like only. A job that must be worked
+        on alone begins when nothing is in work, and nothing begins beside it."""
         limit = self._ctx.settings.encode_paral_num
         working = Counter(job.long for job in self._working.values())
         for name, job in list(self._waiting.items()):
+            if self._working and any(other.alone for other in (job, *self._working.values())):
+                return
             if working[job.long] < limit:
                 working[job.long] += 1
                 self._working[name] = self._waiting.pop(name)
@@ -208,19 +220,27 @@ class EncodeManager:
             )
         if prompt.audio is None:
             raise RequestError("the request has neither a speaker nor a prompt recording")
-        return self._cache.get_or_compute(prompt.key, request.job, lambda: self._compute_features(prompt))
+        return self._cache.get_or_compute(prompt.key, request.job, lambda: self._compute_features(request))
 
-    def _compute_features(self, prompt: messages.Prompt) -> PromptFeatures:
-        samples, settings = prompt.audio.array(np.float32), self._ctx.settings
+    def _compute_features(self, request: messages.Synthesize) -> PromptFeatures:
+        prompt, settings = request.prompt, self._ctx.settings
+        samples = prompt.audio.array(np.float32)
         check_length(
             len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
         )
-        features = self._frontend.features(samples, prompt.sample_rate)
+        seconds = len(samples) / prompt.sample_rate
+        with self._ctx.pulse.step(request.job, self._prompt_pace, seconds):
+            features = self._frontend.features(samples, prompt.sample_rate)
         if not len(features.speech_token):
             raise AudioError("the audio is too short to make speech tokens of")
         return features
 
     def _encode_texts(self, job: Job) -> tuple[list[list[int]], PromptText]:
+        length = len(job.request.text) + len(job.request.prompt.text)
+        with self._ctx.pulse.step(job.name, self._text_pace, length):
+            return self._split_text(job)
+
+    def _split_text(self, job: Job) -> tuple[list[list[int]], PromptText]:
         request, prompt = job.request, job.request.prompt
 
         def wanted() -> bool:
@@ -295,6 +315,7 @@ class EncodeManager:
                 stream=request.stream,
                 bistream=request.bistream,
                 progress=progress,
+                alone_in=request.alone_in,
             )
             self._ctx.peers.send("llm", request.style, generate)
             job.sent = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -17,6 +17,8 @@ from light_tts.models.cosyvoice2.llm import SpeechLM
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
+from light_tts.server.core.pulse import INTERVAL
+from light_tts.server.core.pulse import Pace as PulsePace
 from light_tts.server.core.right_of_way import choose_right_of_way
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
@@ -31,16 +33,21 @@ from light_tts.server.tts_llm.stats import Stats
 from light_tts.server.tts_llm.turn import GpuTurn
 from light_tts.utils.gpu import choose_device
 
-OPENING = ("job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress")
+OPENING = (
+    "job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress", "alone_in"
+)  # fmt: skip
 TOMBSTONES = 4096  # jobs remembered after their end: messages of theirs may still be under way
+STAGE = "llm"
+SLOW_CPU = 0.1  # seconds for a token, before it is known
 LOOK_AGAIN = 0.001  # seconds, while steps are held back; an inbox sleeps no shorter
 
 
 def run(ctx: StageContext) -> None:
     """The process's life, until `Shutdown`."""
     stage = load(ctx)
-    ctx.ready()
+    ctx.ready({"device": stage.device})
     while True:
+        ctx.pulse.tick()
         for message in ctx.inbox.wait(stage.patience()):
             if isinstance(message, messages.Shutdown):
                 return
@@ -122,6 +129,7 @@ class Speaking:
 @dataclass
 class Job:
     reply_to: str
+    alone: bool = False  # its steps are taken without others
     decode: int | None = None  # its decode process, once it has one
     parts: dict[int, Speaking] = field(default_factory=dict)
 
@@ -147,8 +155,11 @@ class LLMStage:
         self._turn = turn
         self._ahead = pace.ahead
         self._courtesy = courtesy
-        self._device = str(model.embedding.weight.device)
+        self.device = str(model.embedding.weight.device)
         self._busy_since = 0.0  # while launches are under way: since when nothing has been counted
+        self._flights: deque[tuple[int, int, float]] = deque()  # of each launch: step, tokens, begin
+        self._step_pace = PulsePace(0.0 if self.device.startswith("cuda") else SLOW_CPU)
+        self._turn_number = 0  # counts steps while jobs must be worked on alone
         self._limit = min(settings.max_req_total_len, model.backbone.max_position_embeddings)
         self._scheduler = Scheduler(
             Limits(
@@ -168,9 +179,9 @@ class LLMStage:
         self._next_decode = ctx.index  # so that styles begin at different decode processes
         self._stats = Stats(ctx.log, settings)
 
-    def patience(self) -> float | None:
+    def patience(self) -> float:
         """How long to wait for messages: not at all while a step may be begun or is under way; else, with the
-        GPU left to others, a moment if steps are held back, and if there are none as long as it takes."""
+        GPU left to others, a moment if steps are held back, and if there are none until the next beat."""
         if self._engine.in_flight:
             return 0
         held = self._gives_way()
@@ -179,7 +190,7 @@ class LLMStage:
         if self._turn is not None:
             self._turn.release()
         self._stats.update(self._scheduler)
-        return LOOK_AGAIN if held else None
+        return LOOK_AGAIN if held else INTERVAL
 
     def receive(self, message: messages.Message) -> None:
         match message:
@@ -206,22 +217,34 @@ class LLMStage:
             return
         for sequence in self._scheduler.admit():
             self._open(self._speaking(sequence))
-        plan = self._scheduler.plan(self._steps_to_first_chunk())
+        suspects = any(job.alone for job in self._jobs.values())
+        while suspects and self._engine.in_flight:
+            self._collect()
+        plan = self._scheduler.plan(self._steps_to_first_chunk(), self._whose_turn() if suspects else None)
         for sequence in plan.evicted:
             self._engine.release(sequence)
         if plan.work:
             self._launch(plan.work)
         elif self._engine.in_flight:
             self._collect()
-        while self._engine.in_flight > self._ahead:
+        while self._engine.in_flight > (0 if suspects else self._ahead):
             self._collect()
+
+    def _whose_turn(self) -> set[str]:
+        """The jobs of the next step where some must be worked on alone: one of these, or all others."""
+        jobs = dict.fromkeys(s.job for s in self._scheduler.running if s.runnable)
+        alone = [{name} for name in jobs if self._jobs[name].alone]
+        others = {name for name in jobs if not self._jobs[name].alone}
+        turns = [others, *alone] if others or not alone else alone
+        self._turn_number += 1
+        return turns[self._turn_number % len(turns)]
 
     # ---- requests
 
     def _begin(self, request: Generate) -> None:
         if request.progress.finished or request.job in self._forgotten or request.reply_to in self._gone:
             return
-        job = self._jobs.setdefault(request.job, Job(request.reply_to))
+        job = self._jobs.setdefault(request.job, Job(request.reply_to, STAGE in request.alone_in))
         try:
             sequence = self._sequence(request)
         except RequestError as error:
@@ -246,7 +269,7 @@ class LLMStage:
             "max_outputs": request.options.max_new_tokens,
         }
         if not request.bistream:
-            return OneShot(text=request.text_ids, **common)
+            return OneShot(text=request.text_ids, longest=self._ctx.settings.max_part_tokens, **common)
         sequence = Bistream(mix=self._config.llm.mix_ratio, **common)
         sequence.append_text(request.text_ids)
         if sequence.error:
@@ -299,7 +322,7 @@ class LLMStage:
     def _shares_gpu(self, speaking: Speaking) -> bool:
         """Whether the part's decode process is on this GPU."""
         decode = self._ctx.peers.stages["decode", self._jobs[speaking.request.job].decode]
-        return decode.info.get("device") == self._device
+        return decode.info.get("device") == self.device
 
     def _open(self, speaking: Speaking) -> None:
         """The part has been admitted: for the first time, or again after a pause."""
@@ -336,10 +359,17 @@ class LLMStage:
             self._turn.take(max(tokens for _, tokens in work) if work[0][0].on_device else 1)
         if not self._engine.in_flight:
             self._busy_since = time.monotonic()
+        tokens = sum(tokens for _, tokens in work)
+        allowance = self._step_pace.allowance(tokens)
+        step = self._ctx.pulse.begin([sequence.job for sequence, _ in work], allowance)
+        self._ctx.pulse.tick(allowance)
+        begun = time.monotonic()
         try:
             self._engine.launch(work)
+            self._flights.append((step, tokens, begun))
         except Exception:
             self._engine.check_device()
+            self._ctx.pulse.end(step)
             while self._engine.in_flight:
                 self._collect()
             again = self._engine.restart(work)
@@ -354,6 +384,9 @@ class LLMStage:
     def _collect(self) -> None:
         """Hand out the results of the oldest launch."""
         taken, steps = self._engine.collect()
+        step, tokens, begun = self._flights.popleft()
+        self._ctx.pulse.end(step)
+        self._step_pace.observe(tokens, time.monotonic() - begun)
         for sequence, _ in taken:
             self._hand_out(self._speaking(sequence))
         now = time.monotonic()

@@ -8,7 +8,7 @@ by a new prefill.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from light_tts.server.tts_llm.sequence import Sequence
@@ -105,14 +105,18 @@ class Scheduler:
             admitted.append(candidate)
         return admitted
 
-    def plan(self, most_steps: int | None = None) -> Plan:
-        """What to begin next: prefill of those that have ids the device does not know, as many as fit, the
-        last one in part; else, and after each prefill, decode steps of all others, `most_steps` at most."""
+    def plan(self, most_steps: int | None = None, among: Container[str] | None = None) -> Plan:
+        """What to begin next, for the jobs `among` where given: prefill of those that have ids the device
+        does not know, as many as fit, the last one in part; else, and after each prefill, decode steps of all
+        others, `most_steps` at most."""
         round_steps = self._limits.round_steps
         if most_steps is not None:
             round_steps = min(round_steps, most_steps)
         work: list[tuple[Sequence, int]] = []
-        while runnable := sorted((s for s in self.running if s.runnable), key=lambda s: s.arrival):
+        while runnable := sorted(
+            (s for s in self.running if s.runnable and (among is None or s.job in among)),
+            key=lambda s: s.arrival,
+        ):
             prefill = [s for s in runnable if not s.on_device]
             decode = [s for s in runnable if s.on_device]
             prefills = bool(prefill) and not (decode and self._prefilled)

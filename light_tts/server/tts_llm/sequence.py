@@ -152,8 +152,10 @@ class OneShot(Sequence):
         min_outputs: int | None = None,
         max_outputs: int | None = None,
         sampling: SamplingRule = GREEDY,
+        longest: int | None = None,
     ) -> None:
-        """Raises RequestError when the request cannot fit."""
+        """`longest`: most outputs, whatever `max_outputs` says. Raises RequestError when the request cannot
+        fit."""
         super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text + text, prompt_speech + forced)
         if not text:
@@ -161,6 +163,8 @@ class OneShot(Sequence):
         self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
         if max_outputs is None:
             max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
+        if longest is not None:
+            max_outputs = min(max_outputs, longest)
         if min_outputs is None:
             min_outputs = min(MIN_TOKENS_PER_TEXT_ID * len(text), max_outputs)
         self.min_outputs = min_outputs
