@@ -172,11 +172,8 @@ async def short_requests(client: httpx.AsyncClient, count: int) -> list[float]:
 
 async def texts(server: Server) -> None:
     """Prints the figures of a short request alone and beside each costly text, sent by ten clients."""
-    print(
-        "\n| text, sent by 10 clients | answers | P50 of a short request | P95 | alone |\n"
-        + "| --- " * 5
-        + "|"
-    )
+    print("\n| text, sent by 10 clients | answers | P50 alone | P95 alone | P50 | P95 | P95s' ratio |")
+    print("| --- " * 7 + "|")
     limits = httpx.Limits(max_connections=100)
     async with httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits) as client:
         await short_requests(client, 5)
@@ -265,8 +262,9 @@ def main() -> None:
     parser.add_argument("attacks", nargs="*", metavar="attack")
     names = parser.parse_args().attacks or [*ATTACKS, "texts"]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    print("| attack | memory above rest, peak | longest /liveness | took | answers |")
-    print("| --- | --- | --- | --- | --- |")
+    if names != ["texts"]:
+        print("| attack | memory above rest, peak | longest /liveness | took | answers |")
+        print("| --- | --- | --- | --- | --- |")
     for name in names:
         if name == "texts":
             with launch(max_total_token_num=65536, max_req_total_len=8192) as server:

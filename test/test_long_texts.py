@@ -28,7 +28,7 @@ CHINESE = (
 
 
 def cost(text: str) -> int:
-    return sum(1 if character.isalpha() else ODD_COST for character in text)
+    return sum(1 if c.isalpha() or c.isspace() else ODD_COST for c in text)
 
 
 @pytest.mark.parametrize("text", [*COSTLY, ENGLISH, CHINESE, "", " ", "a", " \n" * 500])

@@ -157,10 +157,7 @@ async def read_body(request: Request, model: type[Fields]) -> Fields:
     ClientDisconnect."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = bytearray()  # not request.body(), which would keep it until the answer has been sent
-        async for chunk in request.stream():
-            body += chunk
-        values = parse_json(body)
+        values = parse_json(await _whole_body(request))
         if not isinstance(values, dict):
             raise RequestError(400, "a JSON object was expected")
         return parse(model, values)
@@ -177,6 +174,19 @@ async def read_body(request: Request, model: type[Fields]) -> Fields:
                 )
             values[name] = await value.read() if is_recording else value
         return parse(model, values)
+
+
+async def _whole_body(request: Request) -> bytearray:
+    """Unlike request.body(), it is not kept until the answer has been sent, nor by the traceback of a client
+    that goes away. Raises ClientDisconnect."""
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+    except BaseException:
+        body.clear()
+        raise
+    return body
 
 
 def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> str:
