@@ -39,7 +39,8 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "generat
 @dataclass(frozen=True)
 class Sizes:
     """The first group goes into the yaml, the second into the backbone's config.json; the third shows in the
-    shapes of tensors only; the last is no size, but goes into the yaml too: how tokens are sampled."""
+    shapes of tensors only; the last is no size, but goes into the yaml too: how tokens are sampled, and the
+    flow's steps."""
 
     hidden_size: int
     speech_token_size: int
@@ -68,6 +69,7 @@ class Sizes:
     top_k: int = 25
     win_size: int = 10
     tau_r: float = 0.1
+    n_timesteps: int = 10
 
 
 SIZES = {
