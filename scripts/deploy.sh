@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
-# Check this machine, write the settings, start the server in the background and wait until it speaks.
+# Check this machine, write the settings, start the server in the background and wait until it speaks. The settings
+# file is replaced once the new server is healthy: keys that were added by hand stay, the file before is kept as .bak.
+# Interrupted, it stops what it started.
 #
 #   scripts/deploy.sh [MODEL_DIR] [DECODE_WORKERS] [HTTP_WORKERS]
 #
@@ -60,12 +62,17 @@ if [[ -s "$PID_FILE" ]] && kill -0 "$(< "$PID_FILE")" 2> /dev/null; then
 fi
 
 # -- settings
-MODEL_DIR="$MODEL_DIR" HOST="$HOST" LOG_DIR="$LOG_DIR" "$PYTHON" - > "$CONFIG" << END
+NEW_CONFIG=$CONFIG.new
+MODEL_DIR="$MODEL_DIR" HOST="$HOST" LOG_DIR="$LOG_DIR" CONFIG="$CONFIG" "$PYTHON" - > "$NEW_CONFIG" << END \
+    || fail "the settings in $CONFIG cannot be read; its message is above"
 import os
 import yaml
+from pathlib import Path
 
+before = Path(os.environ["CONFIG"])
+settings = (yaml.safe_load(before.read_text()) if before.exists() else None) or {}
 print("# Written by scripts/deploy.sh. Every flag of light_tts.server.api_server may stand here.")
-settings = {
+settings |= {
     "model_dir": os.environ["MODEL_DIR"],
     "host": os.environ["HOST"],
     "port": $PORT,
@@ -75,13 +82,17 @@ settings = {
 }
 print(yaml.safe_dump(settings, sort_keys=False), end="")
 END
-say "settings: $CONFIG"
 
 # -- start; run.sh becomes the server, so its pid is the server's
-export LIGHT_TTS_CONFIG="$CONFIG" PYTHON
+export LIGHT_TTS_CONFIG="$NEW_CONFIG" PYTHON
 unset MODEL_DIR WORKERS
 HOST='' PORT='' setsid bash run.sh > "$LOG_FILE" 2>&1 < /dev/null &
 pid=$!
+give_up() {
+    kill "$pid" 2> /dev/null || true
+    rm -f "$PID_FILE" "$NEW_CONFIG"
+}
+trap 'give_up; fail "interrupted; the server that was started has been stopped"' INT TERM HUP
 echo "$pid" > "$PID_FILE"
 say "started: pid $pid ($PID_FILE), log $LOG_FILE"
 
@@ -106,13 +117,12 @@ shown=0
 SECONDS=0
 until healthy; do
     if ! kill -0 "$pid" 2> /dev/null; then
-        rm -f "$PID_FILE"
+        give_up
         end_of_log
         fail "the server ended"
     fi
     if ((SECONDS > WAIT_SECONDS)); then
-        kill "$pid"
-        rm -f "$PID_FILE"
+        give_up
         end_of_log
         fail "the server was not healthy within $WAIT_SECONDS s and has been stopped"
     fi
@@ -123,7 +133,12 @@ until healthy; do
     sleep 0.5
 done
 
+trap - INT TERM HUP
+[[ -e "$CONFIG" ]] && mv "$CONFIG" "$CONFIG.bak"
+mv "$NEW_CONFIG" "$CONFIG"
+
 say "healthy after $SECONDS s"
+say "  settings $CONFIG"
 say "  speech   $address/inference_zero_shot"
 say "  health   $address/healthz"
 say "  metrics  $address/metrics"

@@ -1,8 +1,9 @@
-"""How long requests took, from the server's log: count, mean and quantiles of `cost_time <n>ms`.
+"""How long served requests took, from the server's log: count, mean and quantiles of `cost_time <n>ms`, and
+how many requests were not served, by outcome.
 
     python scripts/log_stats.py logs/light-tts.log
 
-`--last N` looks only at the last N timed lines.
+`--last N` looks only at the last N served requests.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
 
 COST_TIME = re.compile(r"cost_time (\d+(?:\.\d+)?)ms\s*$")
+NOT_SERVED = re.compile(r" route=(?!health )\S+ outcome=(\w+) .* after \d+ms\s*$")
 
 
 def main() -> int:
@@ -25,8 +27,13 @@ def main() -> int:
     args = parser.parse_args()
     try:
         with args.log.open(encoding="utf-8", errors="replace") as lines:
-            found = (float(match[1]) for match in map(COST_TIME.search, lines) if match)
-            times = list(deque(found, maxlen=args.last))
+            times: deque[float] = deque(maxlen=args.last)
+            not_served: Counter[str] = Counter()
+            for line in lines:
+                if match := COST_TIME.search(line):
+                    times.append(float(match[1]))
+                elif match := NOT_SERVED.search(line):
+                    not_served[match[1]] += 1
     except OSError as error:
         print(f"log_stats: {error}", file=sys.stderr)
         return 2
@@ -37,6 +44,8 @@ def main() -> int:
     print(f"count {len(times)}")
     for name, value in (("mean", np.mean(times)), ("P50", p50), ("P90", p90), ("P99", p99)):
         print(f"{name:<5} {value:.1f} ms")
+    for outcome, count in sorted(not_served.items()):
+        print(f"not served: {outcome} {count}")
     return 0
 
 

@@ -21,6 +21,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+if find_spec("aiohttp") is None:
+    sys.exit(
+        "benchmark needs aiohttp: pip install -c constraints.txt -e '.[test]' ('.[bench]' for pictures too)"
+    )
+
 from bench import figures
 from bench.client import open_session
 from bench.plot import draw
@@ -116,7 +121,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.lead_in and not args.duration:
         parser.error("--lead_in needs --duration")
     if args.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install -e '.[bench]'")
+        parser.error("--plot needs matplotlib: pip install -c constraints.txt -e '.[bench]'")
     if not args.number and not args.duration:
         args.number = NUMBER
     if args.lead_in is None:

@@ -28,6 +28,14 @@ def refusal(*argv: str, **options) -> str:
     return str(error.value)
 
 
+def test_a_mistyped_flag_is_answered_with_the_nearest_one():
+    assert refusal("--decode_procces_num", "2") == (
+        "--decode_procces_num: there is no such flag; did you mean --decode_process_num?"
+    )
+    assert "--help" in refusal("--qqq")
+    assert "--port" in refusal("--port")  # without a value
+
+
 def test_without_flags_the_defaults_hold():
     assert parse() == Settings(model_dir=str(CHECKPOINT))
 

@@ -134,11 +134,13 @@ def test_supervisor_and_http_workers_load_no_torch(server):
 # ---------------------------------------------------------------- the end in good order
 
 
-def test_sigterm_lets_the_accepted_request_finish_and_refuses_new_ones():
+def test_sigterm_to_the_group_lets_the_accepted_request_finish_and_refuses_new_ones():
     with start_server(httpserver_workers=2) as server:
         thread, result, speaking = stream_in_background(server)
         assert speaking.wait(60)
-        server.process.send_signal(signal.SIGTERM)
+        # Container runtimes, tmux and `timeout` signal the whole process group: front and HTTP workers.
+        for pid in [*worker_pids(server), server.pid]:
+            os.kill(pid, signal.SIGTERM)
         with server.client() as client:
             assert eventually(lambda: server.readiness().status_code == 503)
             assert speak(client, "Too late.").status_code == 503
@@ -269,6 +271,39 @@ def test_a_stage_killed_while_loading_ends_the_start():
         assert server.process.wait(10) == 1
         assert "llm-0 cannot start: killed (out of memory?)" in server.output
         assert nothing_left(server)
+
+
+def test_the_reason_of_a_failed_start_is_the_last_line_and_in_the_log_file(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(CHECKPOINT, model)
+    (model / "flow.pt").write_bytes(b"broken")
+    with failed_start(model_dir=model) as server:
+        last = server.output.strip().splitlines()[-1]
+        assert last.startswith("light-tts: error:") and "flow.pt" in last
+        log = (server.directory / "logs" / "light-tts.log").read_text()
+        assert "the server cannot start" in log and "flow.pt" in log
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with failed_start(port=port, log_dir=tmp_path / "logs") as server:
+            assert f"--port {port}" in server.output.strip().splitlines()[-1]
+            assert f"--port {port}" in (tmp_path / "logs" / "light-tts.log").read_text()
+
+
+def test_a_directory_of_voices_that_cannot_be_made_is_named():
+    with failed_start(spk_dir="/proc/voices") as server:
+        assert "--spk_dir /proc/voices" in server.output
+
+
+def test_what_a_flag_cannot_do_here_is_said_once_in_the_log_file_too():
+    with start_server(tokenizer_mode="auto", mode="triton_flashdecoding", device="cpu") as server:
+        log = (server.directory / "logs" / "light-tts.log").read_text()
+        for note in (
+            "without effect: --tokenizer_mode",
+            "--device cpu: --mode triton_flashdecoding cannot act",
+        ):
+            assert server.output.count(note) == log.count(note) == 1
 
 
 def test_a_log_directory_that_cannot_be_made_is_named():

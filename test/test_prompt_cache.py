@@ -1,3 +1,4 @@
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -49,6 +50,14 @@ def test_a_voice_without_a_recording_can_be_kept(tmp_path):
     write_segment(path, features(1, tokens=0))
     got = attach(path)
     assert got.speech_token.shape == (0,) and got.mel.shape == (0, 80) and got.embedding.shape == (192,)
+
+
+def test_many_attached_entries_hold_no_file_open(make_cache):
+    cache = make_cache(capacity=100)
+    before = len(os.listdir("/proc/self/fd"))
+    kept = [put(cache, number, f"job{number}") for number in range(50)]
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert all(entry.features.mel.flags.writeable is False for entry in kept)
 
 
 def test_the_least_recently_used_entry_goes_first(make_cache):

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import torch
 import yaml
 from server_process import CHECKPOINT, ROOT, START_TIMEOUT, free_port
 
@@ -143,6 +145,8 @@ def test_deploy_sh_starts_a_healthy_server_in_the_background(tmp_path):
         "LOG_DIR": tmp_path / "logs",
     }
     variables = environment(PORT=port, HOST="127.0.0.1", **files)
+    by_hand = "gpt_paral_num: 7\ndecode_process_num: 5\n"
+    files["LIGHT_TTS_CONFIG"].write_text(by_hand)
     command = ["bash", str(ROOT / "scripts" / "deploy.sh"), str(CHECKPOINT), "1", "2"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -152,6 +156,9 @@ def test_deploy_sh_starts_a_healthy_server_in_the_background(tmp_path):
             assert f"http://127.0.0.1:{port}{path}" in done.stdout
         settings = yaml.safe_load(files["LIGHT_TTS_CONFIG"].read_text())
         assert (settings["decode_process_num"], settings["httpserver_workers"]) == (1, 2)
+        assert settings["gpt_paral_num"] == 7
+        assert (tmp_path / "production.yaml.bak").read_text() == by_hand
+        assert not (tmp_path / "production.yaml.new").exists()
         assert httpx.get(f"http://127.0.0.1:{port}/readiness").status_code == 200
         assert (files["LOG_DIR"] / "light-tts.log").exists()
         again = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=60)
@@ -173,6 +180,30 @@ def test_deploy_sh_names_what_the_model_lacks(tmp_path):
     )
     assert done.returncode == 1 and "cosyvoice2.yaml" in done.stderr
     assert not (tmp_path / "production.yaml").exists()
+
+
+def test_an_interrupted_deploy_sh_stops_what_it_started(tmp_path):
+    config, pid_file = tmp_path / "production.yaml", tmp_path / "logs" / "light-tts.pid"
+    config.write_text("gpt_paral_num: 7\n")
+    deploy = subprocess.Popen(
+        ["bash", str(ROOT / "scripts" / "deploy.sh"), str(CHECKPOINT), "1", "1"],
+        env=environment(
+            PORT=free_port(), HOST="127.0.0.1", LIGHT_TTS_CONFIG=config, LOG_DIR=tmp_path / "logs"
+        ),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 60
+    while not (pid_file.exists() and pid_file.read_text().strip()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    server = psutil.Process(int(pid_file.read_text()))
+    deploy.send_signal(signal.SIGTERM)
+    _, errors = deploy.communicate(timeout=30)
+    assert deploy.returncode == 1 and "interrupted" in errors
+    server.wait(30)
+    assert config.read_text() == "gpt_paral_num: 7\n"
+    assert not pid_file.exists() and not config.with_name("production.yaml.new").exists()
 
 
 def test_deploy_sh_shows_the_end_of_the_log_when_the_server_fails(tmp_path):
@@ -226,6 +257,33 @@ def test_gpu_memory_is_shared_by_the_processes_on_that_gpu(gpu, gpus, llm, decod
     sharing = config.processes_on_gpu(gpu, gpus, llm, decode)
     assert sharing == expected
     assert config.memory_fraction(sharing) * max(1, sharing) < 1
+
+
+def test_a_process_prepares_for_a_gpu_that_is_not_there():
+    config = memory_config()
+    assert torch.cuda.is_available() or config.optimize_gpu_memory(0, 2) is None
+    assert torch.multiprocessing.get_sharing_strategy() == "file_system"
+
+
+def test_the_gpu_memory_settings_come_with_a_wheel(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+    ]
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "test", "pretrained_models", "build", "logs")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    subprocess.run([*command, source], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/memory_config.py")]
+    assert ".data/data/share/light_tts/config/" in name  # where gpu_memory.config_file looks
 
 
 def test_gpu_memory_can_be_watched_on_any_machine():

@@ -121,6 +121,18 @@ def test_log_stats_reads_what_the_server_writes(server):
     assert int(done.stdout.split()[1]) >= 1
 
 
+def test_log_stats_counts_what_was_not_served_apart(tmp_path: Path):
+    log = tmp_path / "light-tts.log"
+    log.write_text(
+        "x http[1] a route=zero_shot outcome=ok audio=1.00s ttfa=9ms cost_time 100ms\n"
+        "x http[1] b route=zero_shot outcome=rejected audio=0.00s ttfa=-ms error='no' after 1ms\n"
+        "x http[1] c route=health outcome=ok audio=1.00s ttfa=-ms after 700ms\n"
+    )
+    lines = run("scripts/log_stats.py", str(log)).stdout.splitlines()
+    assert lines[0] == "count 1" and "mean  100.0 ms" in lines
+    assert lines[-1] == "not served: rejected 1"
+
+
 def test_log_stats_says_when_there_is_nothing_to_count(tmp_path: Path):
     log = tmp_path / "empty.log"
     log.write_text("nothing here\n")

@@ -4,6 +4,7 @@ needs to be written down twice."""
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import shlex
 import sys
@@ -72,9 +73,13 @@ def parse(
 ) -> Parsed:
     """Settings from `argv`, over --config (else `config`, where given), over `defaults`.
 
-    Raises SettingsError, which names the flag; argparse itself ends the process (code 2) for an unknown one.
+    Raises SettingsError, which names the flag.
     """
-    flags = vars(_parser().parse_args(argv))
+    parser = _parser()
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise SettingsError(_unknown_flag(unknown[0], parser))
+    flags = vars(known)
     file = Path(flags.pop("config")) if flags.get("config") else config
     flags.pop("config", None)
     ignored = [name for name in WITHOUT_EFFECT if name in flags]
@@ -111,8 +116,21 @@ def refuse(error: SettingsError) -> NoReturn:
     sys.exit(2)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Without the usage of all flags, in which the message is hard to find."""
+        raise SettingsError(message)
+
+
+def _unknown_flag(argument: str, parser: argparse.ArgumentParser) -> str:
+    name = argument.partition("=")[0]
+    flags = [action.option_strings[-1] for action in parser._actions]
+    near = difflib.get_close_matches(name, flags, 1)
+    return f"{name}: there is no such flag; {f'did you mean {near[0]}?' if near else '--help lists all'}"
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m light_tts.server.api_server",
         description="Text-to-speech server for CosyVoice-format checkpoints.",
         allow_abbrev=False,

@@ -34,6 +34,9 @@ from light_tts.utils import process
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
 STOP_SECONDS = 5.0  # what HTTP workers, then the supervisor, have to end
+# What makes an HTTP worker stop. Terminals, container runtimes and `timeout` send SIGINT or SIGTERM to the
+# whole process group: workers ignore both, so that accepted requests finish before the front stops them.
+STOP_WORKER = signal.SIGUSR2
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 LONGEST_NAME = len("/http-4194304-abcdef")
 
@@ -56,13 +59,17 @@ def start(parsed: Parsed) -> FastAPI:
     try:
         with _interruptible():
             load_styles(parsed.settings.model_dir)  # raises where a file is missing, before anything starts
-            _front = Front(parsed.settings, parsed.notes)
+            _front = Front(parsed.settings, parsed.notes + _check_spk_dir(parsed.settings.spk_dir))
             from light_tts.server.api_http import create_app  # takes a second, in which the stages load
 
             app = create_app(parsed.settings, _front.run_dir)
             _front.wait_ready()
             return app
     except (StartFailed, StyleError) as error:
+        if _front is not None:
+            _front.stop()  # so that the reason is the last line
+        elif parsed.settings.log_dir:
+            logs.append(parsed.settings.log_dir, "front", "ERROR", f"the server cannot start: {error}")
         print(f"light-tts: error: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -109,11 +116,18 @@ class Front:
         """Wait until every stage is up. Raises StartFailed with the reason."""
         while not self._control.closed:
             for event in self._control.receive(timeout=None):
+                if event["event"] in ("ready", "failed"):
+                    self._log_notes()
                 if event["event"] == "ready":
                     return
                 if event["event"] == "failed":
                     raise StartFailed(event["reason"])
         raise StartFailed("the supervisor ended; its own message stands above")
+
+    def _log_notes(self) -> None:
+        """What the operator should know about this start; the log file takes lines by now."""
+        for note in self._notes:
+            log.warning("%s", note)
 
     def stop(self) -> None:
         """Have the supervisor end everything, and wait for that. Called at exit; may be called twice."""
@@ -137,8 +151,9 @@ class Front:
         arbiter.handle_quit = lambda: self._quit(arbiter)
         arbiter.handle_hup = lambda: None if self._ignore_hangup else self._drain("SIGHUP")
         arbiter.handle_usr2 = lambda: log.warning("SIGUSR2 is ignored: start a second server instead")
-        reap = arbiter.handle_chld
+        reap, kill_workers = arbiter.handle_chld, arbiter.kill_workers
         arbiter.handle_chld = arbiter.handle_cld = lambda: self._child_ended(arbiter, reap)
+        arbiter.kill_workers = lambda sig: kill_workers(STOP_WORKER if sig == signal.SIGTERM else sig)
         before, now = self._open_files
         connections = open_files.most_connections(self.config.max_connections)
         log.info(
@@ -233,6 +248,18 @@ def _check_port(config: Settings) -> None:
             probe.bind((config.host, config.port))
         except (OSError, OverflowError) as error:
             raise StartFailed(f"--host {config.host} --port {config.port}: {error}") from error
+
+
+def _check_spk_dir(directory: str) -> list[str]:
+    """Notes on the directory of named voices, which is made where it is missing. Raises StartFailed."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+        os.listdir(directory)
+    except OSError as error:
+        raise StartFailed(f"--spk_dir {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK):
+        return [f"--spk_dir {directory} cannot be written: /add_spk will answer 507"]
+    return []
 
 
 @contextlib.contextmanager

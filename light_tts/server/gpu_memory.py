@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sysconfig
 from pathlib import Path
+from types import ModuleType
 
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
 from light_tts.utils import gpu
 
-CONFIG = Path(__file__).resolve().parents[2] / "config" / "memory_config.py"
+FILE = Path("config", "memory_config.py")
+
+
+def config_file() -> Path:
+    """Where memory_config.py lies: in the repository, or where a wheel puts its data."""
+    repository = Path(__file__).resolve().parents[2]
+    return next(
+        folder / FILE
+        for folder in (repository, Path(sysconfig.get_path("data"), "share", "light_tts"))
+        if (folder / FILE).exists()
+    )
+
+
+def load_config() -> ModuleType:
+    """The module memory_config."""
+    spec = importlib.util.spec_from_file_location("memory_config", config_file())
+    config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config)
+    return config
 
 
 def share(settings: Settings, stage: str, index: int) -> None:
-    """Limit this process to its share of its GPU; nothing where it computes on the CPU, or where the package
-    is installed without its config directory. To be called before the stage imports torch."""
+    """Limit this process to its share of its GPU; nothing where it computes on the CPU. To be called before
+    the stage imports torch."""
     if stage not in ("llm", "decode") or settings.device == "cpu" or not gpu.visible_gpus():
         return
-    if not CONFIG.exists():
-        return
-    spec = importlib.util.spec_from_file_location("memory_config", CONFIG)
-    config = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(config)
+    config = load_config()
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", config.ALLOCATOR)
 
     import torch
@@ -34,6 +50,4 @@ def share(settings: Settings, stage: str, index: int) -> None:
     sharing = config.processes_on_gpu(
         device, gpus, len(load_styles(settings.model_dir)), settings.decode_process_num
     )
-    fraction = config.memory_fraction(sharing)
-    if fraction is not None:
-        torch.cuda.set_per_process_memory_fraction(fraction, device)
+    config.optimize_gpu_memory(device, sharing)

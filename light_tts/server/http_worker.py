@@ -13,14 +13,14 @@ from gunicorn.arbiter import Arbiter
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
+from light_tts.server.api_start import STOP_WORKER
+
 LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
 
 
 class _Server(Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """Ctrl-C reaches the whole process group, but it is the front that decides when a worker ends."""
-        if sig != signal.SIGINT:
-            super().handle_exit(sig, frame)
+        """SIGINT and SIGTERM do nothing here: the front process decides when a worker ends."""
 
 
 class HttpWorker(UvicornWorker):
@@ -41,8 +41,8 @@ class HttpWorker(UvicornWorker):
 
     def init_signals(self) -> None:
         super().init_signals()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
 
     async def _serve(self) -> None:
         # Not before: this imports the metrics, whose place is known once the front has started.
@@ -56,10 +56,15 @@ class HttpWorker(UvicornWorker):
         self.config.ws = partial(LimitedWebSocket, gate=gate)
         server = _Server(config=self.config)
 
+        def stop() -> None:
+            server.should_exit = True
+
         def quit_now() -> None:
             server.should_exit = server.force_exit = True
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, quit_now)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(STOP_WORKER, stop)
+        loop.add_signal_handler(signal.SIGQUIT, quit_now)
         await server.serve(sockets=self.sockets)
         if not server.started:
             sys.exit(Arbiter.WORKER_BOOT_ERROR)

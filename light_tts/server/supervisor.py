@@ -69,6 +69,7 @@ class Supervisor:
                 self._spawn(health.monitor(self.config, self.fleet.restart))
             await self.stop.wait()
         except (StartFailed, mps.MpsError) as error:
+            log.error("the server cannot start: %s", error)
             self.control.send("failed", reason=str(error))
             code = 1
             await self._front_has_heard()

@@ -97,6 +97,15 @@ class LogWriter:
         self._file.close()
 
 
+def append(directory: str, process: str, level: str, message: str) -> None:
+    """Add one line to the log file of a server that did not start, where that can be done."""
+    record = logging.LogRecord("light_tts", logging.getLevelName(level), "", 0, message, None, None)
+    with contextlib.suppress(OSError):
+        os.makedirs(directory, exist_ok=True)
+        with open(Path(directory) / FILE_NAME, "a", encoding="utf-8") as file:
+            file.write(_Formatter(process).format(record) + "\n")
+
+
 def setup(process: str, level: str, writer: Path | LogWriter | None = None) -> None:
     """Set up logging of this process, called `process` (replaces an earlier set-up, as after a fork).
 

@@ -8,7 +8,6 @@ keeps its mapping after an unlink, so processes share no lock, and nothing in us
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import struct
 import threading
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from light_tts.common.prompt_features import PromptFeatures
+from light_tts.utils.shared_file import map_file
 
 # magic, tokens, mel frames, mel bins, embedding size; the arrays follow in this order, 4 bytes a value
 _HEADER = struct.Struct("<8s4i")
@@ -33,9 +33,10 @@ def attach(segment: str | os.PathLike[str]) -> PromptFeatures:
     Raises FileNotFoundError if the owner has removed the entry, ValueError if the file is not an entry.
     """
     with open(segment, "rb") as file:
-        if os.fstat(file.fileno()).st_size < _HEADER.size:
+        size = os.fstat(file.fileno()).st_size
+        if size < _HEADER.size:
             raise ValueError(f"{segment}: not a prompt entry")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        data = map_file(file.fileno(), size)
     magic, tokens, frames, bins, embedding = _HEADER.unpack_from(data)
     if magic != _MAGIC or len(data) != _HEADER.size + 4 * (tokens + frames * bins + embedding):
         raise ValueError(f"{segment}: not a prompt entry")

@@ -17,6 +17,8 @@ from light_tts.server.httpserver.request import Speech, SpeechRequest
 if TYPE_CHECKING:
     from light_tts.server.httpserver.manager import HttpServerManager
 
+HEALTH = "health"  # the route of the server's own probes
+
 log = logging.getLogger("light_tts.http")
 
 
@@ -133,13 +135,15 @@ class SpeechCall:
         if outcome == "ok":
             metrics.request_duration_seconds.labels(self._route).observe(duration)
         ttfa = "-" if self._first_audio is None else f"{self._first_audio * 1000:.0f}"
+        served = outcome == "ok" and self._route != HEALTH  # latencies are those of served requests only
         log.info(
-            "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s cost_time %.0fms",
+            "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s %s %.0fms",
             self.id,
             self._route,
             outcome,
             audio_seconds,
             ttfa,
             f" error={self.failure.message!r}" if self.failure is not None else "",
+            "cost_time" if served else "after",
             duration * 1000,
         )

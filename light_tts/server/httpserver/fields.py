@@ -33,7 +33,7 @@ def _decode_base64(value: Any) -> Any:
         return value
     text = value.partition(",")[2] if value.startswith("data:") else value
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)  # line breaks are common
     except (binascii.Error, ValueError):
         raise ValueError("is not valid base64") from None
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from light_tts.server.core.messages import SpeechOptions
-from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.call import HEALTH, SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.prompts import prompt_from_samples
@@ -110,7 +110,7 @@ class HealthCheck:
 
     async def _speak(self, style: int) -> None:
         """Not counted among the requests in work: a busy server is healthy."""
-        call = SpeechCall(self._manager, "health")
+        call = SpeechCall(self._manager, HEALTH)
         self._calls.append(call)
         try:
             call.submit(Speech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT))
