@@ -67,12 +67,12 @@ def test_a_training_that_goes_on_has_its_minutes_behind_it(steps, tmp_path):
     """So that its learning rate goes on falling from where it was."""
     log = tmp_path / "work" / "logs" / "flow.log"
     for started in (1, 2):
-        steps.train("flow", "flow_matching", gpu=0, minutes=5.0, total=7.0)
+        steps.train("flow", "flow_matching", gpu=0, minutes=5.0)
         until(lambda: log.read_text().count("ready") == started)  # noqa: B023
         steps.stop("flow")
     first, second = (line for line in log.read_text().splitlines() if line.startswith("["))
-    assert "'--minutes', '5.0', '--total', '7.0'" in first
-    assert "'--minutes', '5.0', '--total', '9.0'" in second
+    assert "'--minutes', '5.0', '--total', '5.0'" in first
+    assert "'--minutes', '5.0', '--total', '7.0'" in second
 
 
 def test_time_that_is_up_ends_the_waiting(tmp_path):

@@ -29,7 +29,8 @@ from checkpoint import training_file
 from work import argument_parser
 
 FOLDER = Path(__file__).parent
-TRAINED = ("language_model", "flow", "vocoder")
+TRAINED = {"language_model": "language_model", "flow": "flow_matching", "vocoder": "vocoder"}  # by script
+SPARE_CORES = 6  # for encoding and training beside the generation
 BEGIN_SHARDS = 60  # of speech, about 12 h: enough to begin with
 PACK_SECONDS = 60.0
 LAST_SECONDS = 30.0  # for the last packing
@@ -80,10 +81,12 @@ class Steps:
         with (self._work / "logs" / "run.log").open("a") as log:
             log.write(f"{time.monotonic() - self._begun:.0f} s: {text}\n")
 
-    def start(self, name: str, script: str, *options: object, gpu: int) -> str:
-        """Start a step on one GPU -> `name`."""
+    def start(self, name: str, script: str, *options: object, gpu: int | None = None) -> str:
+        """Start a step on one GPU, or with all of them in sight -> `name`."""
         command = [sys.executable, FOLDER / f"{script}.py", "--work", self._work, *options]
-        environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu), "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
         with (self._work / "logs" / f"{name}.log").open("a") as log:
             process = subprocess.Popen(
                 [str(part) for part in command], env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -92,20 +95,12 @@ class Steps:
         self.say(f"{name} begins: {' '.join(map(str, options))}")
         return name
 
-    def train(self, name: str, script: str, gpu: int, minutes: float, total: float | None = None) -> str:
-        """Start a training for `minutes`; its learning rate falls to its lowest at `total` minutes from now,
-        which is `minutes` unless told."""
+    def train(self, name: str, script: str, gpu: int, minutes: float) -> str:
+        """Start a training for `minutes`, in which its learning rate falls to its lowest."""
         path = training_file(self._work, name)
         spent = torch.load(path, map_location="cpu", weights_only=True)["minutes"] if path.exists() else 0.0
-        return self.start(
-            name,
-            script,
-            "--minutes",
-            round(minutes, 2),
-            "--total",
-            round(spent + (total or minutes), 2),
-            gpu=gpu,
-        )
+        options = ("--minutes", round(minutes, 2), "--total", round(spent + minutes, 2))
+        return self.start(name, script, *options, gpu=gpu)
 
     def wait(self, done: Callable[[], bool]) -> None:
         """Until `done`, or time is up; packs meanwhile. Raises Stopped when time is up."""
@@ -172,47 +167,35 @@ def pack(path: Path, target: Path) -> None:
 def run(steps: Steps, work: Path, gpus: int, generation_minutes: float) -> None:
     """The whole plan. Raises Stopped when time is up."""
     first, last = 0, gpus - 1
-    processes = max(((os.cpu_count() or 1) - 4) // gpus, 1)
 
-    def shards() -> int:
-        return len(list((work / "speech").glob("?????.npz")))
+    def count(folder: str) -> int:
+        return len(list((work / folder).glob("?????.npz")))
 
-    def encode() -> None:
-        """All that has been spoken since the last time."""
-        name = steps.start("encode", "encode", gpu=first)
-        steps.wait(lambda: steps.ended(name))
+    def train(*names: str) -> None:
+        for name in names:
+            left = steps.minutes_left - CHECK_MINUTES[name]
+            steps.train(name, TRAINED[name], last if name == "vocoder" else first, left)
 
-    generation = [
+    processes = max((os.cpu_count() or 1) - SPARE_CORES, 1)
+    generation = steps.start(
+        "generate", "generate", "--processes", processes, "--minutes", generation_minutes
+    )
+    encoding = [
         steps.start(
-            f"generate_{gpu}",
-            "generate",
-            "--part",
-            f"{gpu}/{gpus}",
-            "--processes",
-            processes,
-            "--minutes",
-            generation_minutes,
-            gpu=gpu,
+            f"encode_{gpu}", "encode", "--part", f"{gpu}/{gpus}", "--wait", generation_minutes + 1, gpu=gpu
         )
         for gpu in range(gpus)
     ]
-    steps.wait(lambda: shards() >= BEGIN_SHARDS or steps.ended(*generation))
-    trainings = ("language_model", first), ("flow", first)
-    scripts = {"language_model": "language_model", "flow": "flow_matching", "vocoder": "vocoder"}
-
-    def train(name: str, gpu: int, minutes: float | None = None) -> None:
-        left = steps.minutes_left - CHECK_MINUTES[name]
-        steps.train(name, scripts[name], gpu, minutes or left, left)
-
-    train("vocoder", last)
-    encode()
-    for name, gpu in trainings:
-        train(name, gpu)
-    steps.wait(lambda: steps.ended(*generation))
-    encode()
-    steps.stop(*(name for name, _ in trainings))
-    for name, gpu in trainings:
-        train(name, gpu)
+    steps.wait(lambda: count("speech") >= BEGIN_SHARDS or steps.ended(generation))
+    train("vocoder")
+    steps.wait(lambda: count("codes") >= BEGIN_SHARDS or steps.ended(*encoding))
+    train("language_model", "flow")
+    steps.wait(lambda: steps.ended(generation))
+    # Nothing more is spoken: the encoding ends when nothing is left.
+    steps.wait(lambda: count("codes") >= count("speech") or steps.ended(*encoding))
+    steps.stop(*encoding)
+    steps.stop("language_model", "flow")
+    train("language_model", "flow")
     steps.wait(lambda: steps.ended(*TRAINED))
 
 
