@@ -26,16 +26,20 @@ from pathlib import Path
 
 import torch
 from checkpoint import training_file
+from lm_weights import BEST
 from work import argument_parser
 
 FOLDER = Path(__file__).parent
 TRAINED = {"language_model": "language_model", "flow": "flow_matching", "vocoder": "vocoder"}  # by script
 SPARE_CORES = 6  # for encoding and training beside the generation
-BEGIN_SHARDS = 60  # of speech, about 12 h: enough to begin with
+PACKED = (*TRAINED, BEST)
+BEGIN_SHARDS = 60  # of speech with codes, about 12 h: enough to begin with
+VOCODER_SHARDS = 118  # about 24 h: it needs no more, and is not started again
 PACK_SECONDS = 60.0
 LAST_SECONDS = 30.0  # for the last packing
 # The trainings measure themselves at their end: so many minutes before the others do they stop.
 CHECK_MINUTES = {"language_model": 1.0, "flow": 0.7, "vocoder": 0.3}
+LOAD_MINUTES = 0.8  # from the start of a training to its first step
 REPORT_LINES = 4
 
 
@@ -95,12 +99,12 @@ class Steps:
         self.say(f"{name} begins: {' '.join(map(str, options))}")
         return name
 
-    def train(self, name: str, script: str, gpu: int, minutes: float) -> str:
+    def train(self, name: str, script: str, *more: object, gpu: int, minutes: float) -> str:
         """Start a training for `minutes`, in which its learning rate falls to its lowest."""
         path = training_file(self._work, name)
         spent = torch.load(path, map_location="cpu", weights_only=True)["minutes"] if path.exists() else 0.0
         options = ("--minutes", round(minutes, 2), "--total", round(spent + minutes, 2))
-        return self.start(name, script, *options, gpu=gpu)
+        return self.start(name, script, *options, *more, gpu=gpu)
 
     def wait(self, done: Callable[[], bool]) -> None:
         """Until `done`, or time is up; packs meanwhile. Raises Stopped when time is up."""
@@ -135,7 +139,7 @@ class Steps:
     def pack(self) -> None:
         """Writes the weights and the report into `out`."""
         self._packed_at = time.monotonic()
-        for name in TRAINED:
+        for name in PACKED:
             path = training_file(self._work, name)
             target = self._out / path.name
             if path.exists() and (not target.exists() or path.stat().st_mtime > target.stat().st_mtime):
@@ -173,8 +177,10 @@ def run(steps: Steps, work: Path, gpus: int, generation_minutes: float) -> None:
 
     def train(*names: str) -> None:
         for name in names:
-            left = steps.minutes_left - CHECK_MINUTES[name]
-            steps.train(name, TRAINED[name], last if name == "vocoder" else first, left)
+            left = steps.minutes_left - LOAD_MINUTES - CHECK_MINUTES[name]
+            options = ("--shards", VOCODER_SHARDS) if name == "vocoder" else ()
+            gpu = last if name == "vocoder" else first
+            steps.train(name, TRAINED[name], *options, gpu=gpu, minutes=left)
 
     processes = max((os.cpu_count() or 1) - SPARE_CORES, 1)
     generation = steps.start(
@@ -186,10 +192,10 @@ def run(steps: Steps, work: Path, gpus: int, generation_minutes: float) -> None:
         )
         for gpu in range(gpus)
     ]
-    steps.wait(lambda: count("speech") >= BEGIN_SHARDS or steps.ended(generation))
-    train("vocoder")
     steps.wait(lambda: count("codes") >= BEGIN_SHARDS or steps.ended(*encoding))
     train("language_model", "flow")
+    steps.wait(lambda: count("speech") >= VOCODER_SHARDS or steps.ended(generation))
+    train("vocoder")
     steps.wait(lambda: steps.ended(generation))
     # Nothing more is spoken: the encoding ends when nothing is left.
     steps.wait(lambda: count("codes") >= count("speech") or steps.ended(*encoding))
