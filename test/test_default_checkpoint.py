@@ -109,6 +109,9 @@ def installed(repository, tmp_path_factory) -> Path:
 
 def test_an_installed_wheel(installed, monkeypatch, tmp_path):
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    find = "from light_tts.server.gpu_memory import config_file; print(config_file())"
+    found = subprocess.run([installed, "-c", find], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "site-packages/light_tts/config/memory_config.py" in found.stdout
     with launch(model_dir=None, python=installed, cwd=tmp_path) as server:
         assert speakers(server.url) == SPEAKERS
 

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,27 +262,6 @@ def test_a_process_prepares_for_a_gpu_that_is_not_there():
     config = memory_config()
     assert torch.cuda.is_available() or config.optimize_gpu_memory(0, 2) is None
     assert torch.multiprocessing.get_sharing_strategy() == "file_system"
-
-
-def test_the_gpu_memory_settings_come_with_a_wheel(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        tmp_path,
-    ]
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "test", "pretrained_models", "build", "logs")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    subprocess.run([*command, source], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    (name,) = [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith("/memory_config.py")]
-    assert ".data/data/share/light_tts/config/" in name  # where gpu_memory.config_file looks
 
 
 def test_gpu_memory_can_be_watched_on_any_machine():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sysconfig
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +15,9 @@ FILE = Path("config", "memory_config.py")
 
 
 def config_file() -> Path:
-    """Where memory_config.py lies: in the repository, or where a wheel puts its data."""
-    repository = Path(__file__).resolve().parents[2]
-    return next(
-        folder / FILE
-        for folder in (repository, Path(sysconfig.get_path("data"), "share", "light_tts"))
-        if (folder / FILE).exists()
-    )
+    """Where memory_config.py lies: in the repository, or in the package that a wheel installed."""
+    package = Path(__file__).resolve().parents[1]
+    return next(folder / FILE for folder in (package.parent, package) if (folder / FILE).exists())
 
 
 def load_config() -> ModuleType:
