@@ -55,6 +55,7 @@ def test_ordinary_sentences_are_plain(spell):
         "per kg",
         "a cup per ms",
         "Dr. Smith came.",
+        "World War I ended.",
         "two  blanks",
         "$5",
         "a \u2014 b",

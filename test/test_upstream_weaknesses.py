@@ -240,11 +240,11 @@ def test_bistream_goes_on_with_exactly_five_text_ids(server):
         url = f"{server.websocket_url}/inference_bistream"
         async with websockets.connect(url, max_size=None) as connection:
             await connection.send(json.dumps({"spk_id": SPEAKER, "seed": 1}))
-            await connection.send(json.dumps({"tts_text": "a a a a a"}))  # 5 ids
-            await connection.send(json.dumps({"tts_text": " a a a a"}))  # 4
+            await connection.send(json.dumps({"tts_text": "The water was cold then "}))  # 5 ids
+            await connection.send(json.dumps({"tts_text": "you and the day "}))  # 4
             with pytest.raises(asyncio.TimeoutError):
                 await asyncio.wait_for(connection.recv(), 1.0)
-            await connection.send(json.dumps({"tts_text": " a"}))
+            await connection.send(json.dumps({"tts_text": "train "}))
             first = await asyncio.wait_for(connection.recv(), 10)
             assert len(first) == chunk_sizes(30, 0)[0]
             await connection.send(json.dumps({"finish": True}))

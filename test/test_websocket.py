@@ -40,14 +40,15 @@ async def send(socket, message) -> None:
     await socket.send(message if isinstance(message, bytes | str) else json.dumps(message))
 
 
-async def talk(server: Server, path: str, sent: list, timeout: float = 60.0) -> Talk:
-    """Send all at once, then listen until the server closes."""
+async def talk(server: Server, path: str, sent: list, timeout: float = 60.0, pause: float = 0.0) -> Talk:
+    """Send all, with pauses of so many seconds, then listen until the server closes."""
     result = Talk()
     async with websockets.connect(server.websocket_url + path, max_size=None) as socket:
         result.headers = dict(socket.response.headers)
         try:
             for message in sent:
                 await send(socket, message)
+                await asyncio.sleep(pause)
         except websockets.ConnectionClosed:
             pass
         try:
@@ -105,6 +106,32 @@ def test_the_last_text_may_come_with_the_finish(server):
     apart = say(server, OURS, [init, *texts(*PIECES), FINISH])
     together = say(server, OURS, [init, *texts(*PIECES[:-1]), {"tts_text": PIECES[-1], **FINISH}])
     assert apart.audio == together.audio
+
+
+def test_audio_is_the_same_however_the_text_is_cut_and_whenever_it_comes(server):
+    text = "Dr. Smith paid $3.50 at 10:30. “That’s 1,234 sq ft,” he said, and café 今天很好."
+    init = {**BY_NAME, "seed": 8}
+    whole = say(server, OURS, [init, *texts(text), FINISH])
+    words = [text[begin : begin + 3] for begin in range(0, len(text), 3)]
+    cuts = [list(text), words, ["", text[:30], " ", text[31:], "\n"]]
+    answers = [say(server, OURS, [init, *texts(*pieces), FINISH]) for pieces in cuts]
+    late = asyncio.run(talk(server, OURS, [init, *texts(*words), FINISH], pause=0.05))
+    assert whole.code == 1000 and whole.audio
+    assert all(answer.audio == whole.audio for answer in [*answers, late])
+
+
+def test_numbers_are_read_as_in_whole_answers(server):
+    init = {**BY_NAME, "seed": 9}
+    digits = say(server, OURS, [init, *texts("It costs $3", ".", "50 at 10:", "30 and 1,2", "34."), FINISH])
+    read = ["It costs three point five dollars at ten thirty and thousand two hundred and thirty four."]
+    assert digits.audio == say(server, OURS, [init, *texts(*read), FINISH]).audio != b""
+
+
+@pytest.mark.parametrize("text", ["...", "“ ” !", "\u200b"])
+def test_text_with_nothing_to_say_is_refused(server, text):
+    result = say(server, OURS, [BY_NAME, *texts(text), FINISH])
+    assert ["no text to speak" in error["error"] for error in result.errors] == [True]
+    assert result.code == 1008
 
 
 def test_audio_leaves_while_text_still_arrives(server):

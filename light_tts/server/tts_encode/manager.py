@@ -1,7 +1,8 @@
 """The encode process: texts to token ids, recordings to prompt features.
 
-Messages are handled one after another in one thread, the work is done by a pool of others. A job is in
-work from its admission until its `Generate` messages have left; its prompt stays pinned until `Release`.
+Messages are handled one after another in one thread, the work is done by a pool of others; one more encodes
+the text that arrives bit by bit, so that it waits for no recording. A job is in work from its admission until
+its `Generate` messages have left; its prompt stays pinned until `Release`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from light_tts.common.speakable import can_become_speakable
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend, PromptText
 from light_tts.models.cosyvoice2.frontend.spellers import SpellerPool
+from light_tts.models.cosyvoice2.frontend.text_groups import MAX_GROUP
+from light_tts.models.cosyvoice2.frontend.text_stream import TextStream
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
@@ -44,16 +47,20 @@ class RequestError(Exception):
 
 @dataclass
 class Job:
-    """One job from its arrival to its release. `unsent_ids`: text of a bistream job that arrived before its
-    Generate could be sent."""
+    """One job from its arrival to its release. Of a bistream job: `stream` encodes its text; `encodings`, the
+    pieces in work, oldest first; `unsent_ids`, ids that came before its Generate could be sent; `text_sent`,
+    the end of its text has been sent on."""
 
     request: messages.Synthesize
     arrived: float
     started: float = 0.0
     texts: Future[tuple[list[list[int]], PromptText]] | None = None
     prompt: Future[CachedPrompt] | None = None
+    stream: TextStream | None = None
+    encodings: deque[Future[list[int]]] = field(default_factory=deque)
     unsent_ids: list[int] = field(default_factory=list)
     text_finished: bool = False
+    text_sent: bool = False
     sent: bool = False
     forgotten: bool = False
 
@@ -71,6 +78,7 @@ class Job:
 
     @property
     def encoded(self) -> bool:
+        """Whether all is there that its Generate needs."""
         return self.texts is not None and self.texts.done() and self.prompt.done()
 
 
@@ -117,6 +125,7 @@ class EncodeManager:
         self._text_pace = Pace(first=0.002, base=500.0)  # of characters
         self._prompt_pace = Pace(first=1.0, base=5.0)  # of seconds of a recording
         self._progressed: deque[Job] = deque()  # filled by the pool's threads
+        self._text_in_turn = ThreadPoolExecutor(1, thread_name_prefix=f"{STAGE}-text")
         self._closed = False
         self._wake_lock = threading.Lock()
         self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
@@ -139,6 +148,7 @@ class EncodeManager:
         """Let the inbox alone from now on: work that is still under way ends unheard."""
         with self._wake_lock:
             self._closed = True
+        self._text_in_turn.shutdown(wait=False, cancel_futures=True)
 
     # -- what arrives
 
@@ -148,7 +158,8 @@ class EncodeManager:
                 if address in self._gone:
                     return  # nobody would ever release it
                 self._ctx.log.debug("%s to encode", name)
-                self._jobs[name] = self._waiting[name] = Job(message, time.monotonic())
+                stream = self._frontend.text_stream() if message.bistream else None
+                self._jobs[name] = self._waiting[name] = Job(message, time.monotonic(), stream=stream)
             case messages.AppendText(job=name, text=text) if name in self._jobs:
                 self._guarded(self._jobs[name], lambda job: self._append_text(job, text))
             case messages.FinishText(job=name) if name in self._jobs:
@@ -165,19 +176,26 @@ class EncodeManager:
                 self._ctx.peers.apply(message)
 
     def _append_text(self, job: Job, text: str) -> None:
-        if not job.request.bistream or job.text_finished:
+        if job.stream is None or job.text_finished:
             raise RequestError("text after the end of the text")
-        with self._ctx.pulse.step(job.name, self._text_pace, len(text)):
-            job.unsent_ids += self._frontend.text_ids(text)
-        self._hand_on_text(job)
+        self._encode_piece(job, len(text), lambda stream: stream.append(text))
 
     def _finish_text(self, job: Job) -> None:
-        if not job.request.bistream or job.text_finished:
+        if job.stream is None or job.text_finished:
             raise RequestError("the end of the text comes twice")
-        if not job.sent and not job.unsent_ids:
-            raise RequestError("there is no text to speak")
         job.text_finished = True
-        self._hand_on_text(job)
+        self._encode_piece(job, MAX_GROUP, TextStream.finish)
+
+    def _encode_piece(self, job: Job, length: int, encode: Callable[[TextStream], list[int]]) -> None:
+        """Work on the text of all bistream jobs in the order in which it comes."""
+
+        def work() -> list[int]:
+            with self._ctx.pulse.step(job.name, self._text_pace, length):
+                return encode(job.stream)
+
+        piece = self._text_in_turn.submit(work)
+        job.encodings.append(piece)
+        piece.add_done_callback(lambda _: self._on_progress(job))
 
     # -- work
 
@@ -263,22 +281,28 @@ class EncodeManager:
     def _hand_on_encoded(self) -> None:
         while self._progressed:
             job = self._progressed.popleft()
-            if job.encoded and self._working.get(job.name) is job:
-                del self._working[job.name]
-                self._work_seconds.observe(time.monotonic() - job.started)
+            if self._jobs.get(job.name) is job:
                 self._guarded(job, self._hand_on)
 
     def _hand_on(self, job: Job) -> None:
-        job.prompt.result()  # what went wrong with the prompt is told first
-        job.texts.result()
-        if job.request.bistream:
+        if job.encoded and self._working.pop(job.name, None):
+            self._work_seconds.observe(time.monotonic() - job.started)
+            job.prompt.result()  # what went wrong with the prompt is told first
+            job.texts.result()
+            if job.stream is None:
+                self._send_parts(job)
+        if job.stream is not None and not job.text_sent:
             self._hand_on_text(job)
-        else:
-            self._send_parts(job)
 
     def _hand_on_text(self, job: Job) -> None:
-        """Send a bistream job's text on; the job itself with the first of it."""
-        if not job.encoded or job.name in self._working or not (job.sent or job.unsent_ids):
+        """Send on what there is of a bistream job's text; the job itself with the first of it."""
+        pieces = job.encodings
+        while pieces and pieces[0].done():
+            job.unsent_ids += pieces.popleft().result()
+        ended = job.text_finished and not pieces
+        if ended and not job.sent and not job.unsent_ids:
+            raise RequestError("there is no text to speak")
+        if not job.encoded or job.name in self._working or not (job.unsent_ids or ended):
             return
         style = job.request.style
         if not job.sent:
@@ -286,8 +310,9 @@ class EncodeManager:
         if job.unsent_ids:
             self._ctx.peers.send("llm", style, messages.AppendIds(job=job.name, ids=job.unsent_ids))
             job.unsent_ids = []
-        if job.text_finished:
+        if ended:
             self._ctx.peers.send("llm", style, messages.FinishIds(job=job.name))
+            job.text_sent = True
 
     def _send_parts(self, job: Job) -> None:
         request, cached = job.request, job.prompt.result()
@@ -348,6 +373,6 @@ class EncodeManager:
         self._working.pop(name, None)
         if job is not None:
             job.forgotten = True  # ends its work between two segments of its text
-            if job.texts is not None:
-                job.texts.cancel()
+            for future in filter(None, (job.texts, *job.encodings)):
+                future.cancel()
         self._cache.release(name)

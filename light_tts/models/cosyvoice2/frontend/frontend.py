@@ -15,6 +15,7 @@ from light_tts.models.cosyvoice2.frontend.speaker import SpeakerEncoder, load_sp
 from light_tts.models.cosyvoice2.frontend.speech_tokenizer import SpeechTokenizer
 from light_tts.models.cosyvoice2.frontend.spellers import Spell
 from light_tts.models.cosyvoice2.frontend.text import TextNormalizer, Wanted, always
+from light_tts.models.cosyvoice2.frontend.text_stream import TextStream
 from light_tts.models.cosyvoice2.frontend.tokenizer import END_OF_PROMPT, TextTokenizer
 
 KEPT_PROMPT_TEXTS = 1024
@@ -56,9 +57,9 @@ class Frontend:
         pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text, wanted)]
         return [ids for ids in pieces if ids]
 
-    def text_ids(self, text: str) -> list[int]:
-        """Ids of a piece of text as it is (text that arrives while it is spoken)."""
-        return self.tokenizer.encode(text)
+    def text_stream(self) -> TextStream:
+        """For a text that arrives while it is spoken. Not thread-safe."""
+        return TextStream(self.normalizer, self.tokenizer)
 
     def features(self, samples: np.ndarray, rate: int) -> PromptFeatures:
         """Features of a recording (n,) float32 at `rate` Hz: each from the recording itself, not from one

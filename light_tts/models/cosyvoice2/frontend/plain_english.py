@@ -4,7 +4,7 @@ wetext takes milliseconds for a sentence, most of which have nothing in them tha
 was tried: of 750,000 strings of small letters (a large word list, and all strings of up to four letters),
 alone and with a full stop behind them, it changes none, and of sentences of such words only those with
 "per" in front of a unit. Words with a capital may be abbreviations (Dr., Mon, Aff), which are the same in
-any sentence: so each is tried once, alone.
+any sentence: so each is tried once, alone. "World" in front of "War I" is the exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from light_tts.models.cosyvoice2.frontend.spellers import Spell
 KEPT_WORDS = 16384
 MOST_TRIALS = 8  # of words of one text; with more of them, to spell the text itself costs less
 _SMALL = re.compile(r"(?!per\b)[a-z]+(?:['-][a-z]+)*[,.;:!?]?")
-_CAPITAL = re.compile(r"[A-Z][a-z]*(?:'[a-z]+)?[,.;:!?]?")
+_CAPITAL = re.compile(r"(?!World\b)[A-Z][a-z]*(?:'[a-z]+)?[,.;:!?]?")
 
 
 class PlainEnglish:

@@ -13,6 +13,7 @@ from light_tts.common.speakable import is_speakable
 from light_tts.models.cosyvoice2.frontend.plain_english import PlainEnglish
 from light_tts.models.cosyvoice2.frontend.segments import segments
 from light_tts.models.cosyvoice2.frontend.spellers import Spell, wetext_spellers
+from light_tts.models.cosyvoice2.frontend.text_groups import CONTROL, Group
 from light_tts.models.cosyvoice2.frontend.turns import Turns
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ MIN_LENGTH = 60  # a piece ends only after this
 MERGE_LENGTH = 20  # a last piece shorter than this joins the one before
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _DIGITS = re.compile(r"\d+")
 _COMMAS = "，,、"
 _BLANK_NOT_IN_ASCII = re.compile(r"(?<![!-~]) | (?![!-~])")
@@ -42,9 +42,9 @@ _CHINESE_SYMBOLS = str.maketrans(
         ".": "。",
     }
 )
-_END_MARKS = {"zh": "。？！；：、.?!;", "en": ".?!;:"}
-_FULL_STOP = {"zh": "。", "en": "."}
-_CLOSING_QUOTES = ('"', "”")
+END_MARKS = {"zh": "。？！；：、.?!;", "en": ".?!;:"}
+FULL_STOP = {"zh": "。", "en": "."}
+CLOSING_QUOTES = ('"', "”")
 
 
 Wanted = Callable[[], bool]  # whether somebody still wants what is being made; asked again and again
@@ -90,10 +90,23 @@ class TextNormalizer:
         """(normalised text, its language: zh, en, or None if it must stay as it is)."""
         if not text or ("<|" in text and "|>" in text):
             return text, None
-        text = _CONTROL.sub("", text).strip()
+        text = CONTROL.sub("", text).strip()
         if _CHINESE.search(text):
-            return _tidy_chinese(self._spell(text, "zh", wanted)), "zh"
+            return end_chinese(tidy_chinese(self._spell(text, "zh", wanted))), "zh"
         return _DIGITS.sub(_number_in_words, self._spell(text, "en", wanted)), "en"
+
+    def spell(self, group: Group) -> str:
+        """A group with its numbers and the like in words; its blanks: one between words in English and one at
+        the end if it has any, as they are in Chinese."""
+        text = group.text
+        if group.language == "zh":
+            words = text.strip()
+            return text.replace(words, self._spell(words, "zh", always)) if words else text
+        if group.language == "en":
+            words = " ".join(text.split())
+            blank = " " if words and text[-1].isspace() else ""
+            return _DIGITS.sub(_number_in_words, self._spell(words, "en", always)) + blank
+        return text
 
     def _spell(self, text: str, language: str, wanted: Wanted) -> str:
         """The text in words, as far as its grammars can parse it: the rest is spoken as written."""
@@ -120,8 +133,10 @@ class TextNormalizer:
         return spelled
 
     def _spell_segment(self, text: str, language: str) -> str:
-        if language == "en" and self._plain(text):
-            return text
+        if language == "en":
+            text = " ".join(text.split())  # wetext fails at two blanks
+            if self._plain(text):
+                return text
         return self._spellers[language](text)
 
 
@@ -146,10 +161,14 @@ def _inflect_engine() -> inflect.engine:
     return inflect.engine()
 
 
-def _tidy_chinese(text: str) -> str:
-    text = text.replace("\n", "")
-    text = _BLANK_NOT_IN_ASCII.sub("", text)
-    text = text.translate(_CHINESE_SYMBOLS).replace(" - ", "，").replace("——", " ")
+def tidy_chinese(text: str, before: str = "") -> str:
+    """Without blanks and symbols that nobody reads; `before`: the character before the text, no blank."""
+    text = _BLANK_NOT_IN_ASCII.sub("", before + text.replace("\n", ""))[len(before) :]
+    return text.translate(_CHINESE_SYMBOLS).replace(" - ", "，").replace("——", " ")
+
+
+def end_chinese(text: str) -> str:
+    """With a full stop instead of commas at the end."""
     without = text.rstrip(_COMMAS)
     return text if without == text else without + "。"
 
@@ -157,11 +176,11 @@ def _tidy_chinese(text: str) -> str:
 def split_sentences(text: str, language: str) -> list[str]:
     """Cut after each end mark; a closing quote stays with the sentence before it, a mark directly after a
     mark is dropped. A missing last mark is added."""
-    marks = _END_MARKS[language]
+    marks = END_MARKS[language]
     if not text:
         return []
     if text[-1] not in marks:
-        text += _FULL_STOP[language]
+        text += FULL_STOP[language]
     sentences: list[str] = []
     start = 0
     for i, character in enumerate(text):
@@ -170,7 +189,7 @@ def split_sentences(text: str, language: str) -> list[str]:
         if i > start:
             sentences.append(text[start : i + 1])
         start = i + 1
-        if text[start : start + 1] in _CLOSING_QUOTES and sentences:
+        if text[start : start + 1] in CLOSING_QUOTES and sentences:
             sentences[-1] += text[start]
             start += 1
     return sentences
