@@ -166,10 +166,15 @@ class BistreamSession:
     async def _receive(self, may_be_silent: bool = False) -> dict[str, Any]:
         """One message. Raises WebSocketDisconnect; RequestError (408)."""
         timeout = None if may_be_silent else self._idle
+        # Not wait_for: before Python 3.12 it forgets that it was cancelled if a message comes just then.
+        receiving = asyncio.ensure_future(self._websocket.receive())
         try:
-            message = await asyncio.wait_for(self._websocket.receive(), timeout)
-        except asyncio.TimeoutError:
-            raise RequestError(408, f"nothing came from the client for {timeout:g} s") from None
+            await asyncio.wait({receiving}, timeout=timeout)
+            if not receiving.done():
+                raise RequestError(408, f"nothing came from the client for {timeout:g} s")
+            message = receiving.result()
+        finally:
+            receiving.cancel()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))
         return message
