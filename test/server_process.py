@@ -16,7 +16,6 @@ from pathlib import Path
 
 import httpx
 import psutil
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "test" / "golden" / "cosyvoice2"
@@ -24,9 +23,6 @@ CHECKPOINT = GOLDEN / "checkpoint"
 PROMPT_WAV = GOLDEN / "prompt.wav"
 PROMPT_TEXT = (GOLDEN / "prompt.txt").read_text().strip()
 VOICE = ROOT / "pretrained_models" / "light-tts-mini"
-needs_voice = pytest.mark.skipif(
-    not (VOICE / "llm.pt").exists(), reason=f"the weights of the voice are not in {VOICE.relative_to(ROOT)}"
-)
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 60.0
 

@@ -7,12 +7,11 @@ import io
 import numpy as np
 import pytest
 import soundfile
-from server_process import VOICE, launch, needs_voice
+from server_process import VOICE, launch
 
 from light_tts.models.cosyvoice2.config import load_config
 from light_tts.models.cosyvoice2.frontend.frontend import Frontend
 
-pytestmark = needs_voice
 TEXT = "The boat was on its way to the sea."
 
 
