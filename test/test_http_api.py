@@ -186,8 +186,15 @@ def test_concurrent_requests_on_several_workers_get_their_own_answers(server):
         ({"tts_text": "a\0b"}, 400, "null character"),
         ({"tts_text": None}, 422, "tts_text"),
         ({"tts_text": 5}, 422, "tts_text"),
-        ({"prompt_text": None}, 422, "prompt_text"),
-        ({"prompt_wav": None}, 422, "prompt_wav"),
+        ({"tts_txt": "Hi."}, 422, "tts_txt: unknown field; did you mean tts_text?"),
+        ({"finish": ""}, 422, "finish: unknown field; known are prompt_text, prompt_wav, spk_id"),
+        ({"x" * 10_000: 1}, 422, "x" * 64 + ": unknown field"),
+        ({"prompt_text": None}, 422, "prompt_text: goes with prompt_wav"),
+        (
+            {"prompt_wav": None},
+            422,
+            "no voice was given: name one with spk_id (see /spk_list), or send prompt_wav",
+        ),
         ({"prompt_wav": "%%%"}, 422, "base64"),
         ({"prompt_wav": base64.b64encode(b"no sound").decode()}, 400, "audio file format is incorrect"),
         ({"spk_id": "tiny_spk"}, 400, "not both"),
@@ -225,8 +232,17 @@ def test_a_wrong_request_is_refused_with_the_reason(client, fields, status, mess
         (sound_file(0.4), "0.5 s"),
         (sound_file(31), "longer"),
         (sound_file(1, rate=8000), "8000 Hz"),
-        (PROMPT_WAV.read_bytes()[:50], ""),
-        (b"", ""),
+        (PROMPT_WAV.read_bytes()[:40], "this is a WAV file that is damaged"),
+        (b"", "WAV, FLAC, OGG, MP3 and AIFF can be read, this is empty"),
+        (b"\0\0\0\x20ftypM4A \0\0\0\0" + bytes(40), "this is M4A"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0" + bytes(40), "this is MP4"),
+        (b"\x1aE\xdf\xa3" + bytes(range(200, 256)), "this is WebM"),
+        (b"#!AMR\n" + bytes(50), "this is AMR"),
+        (b"\n<!DOCTYPE html><title>Not found</title>", "this is an HTML page"),
+        (b'{"message": "Not found"}', "this is JSON"),
+        ("здравствуйте".encode(), "this is text"),
+        (bytes(1000), "this is nothing but zero bytes"),
+        (bytes(range(150, 250)), "this is of no known kind"),
     ],
 )
 def test_a_recording_that_cannot_be_used_is_refused(client, recording, reason):
@@ -238,6 +254,28 @@ def test_a_recording_that_cannot_be_used_is_refused(client, recording, reason):
     assert answer.status_code == 400, answer.text
     assert answer.json()["message"].startswith("audio file format is incorrect")
     assert reason in answer.json()["message"]
+
+
+def test_a_form_field_that_cannot_act_is_refused_by_name(client):
+    answer = client.post(
+        "/inference_zero_shot",
+        data={"tts_text": TEXT, "spk_id": "tiny_spk", "promt_text": "Hi."},
+        files={"prompt_wave": ("a.wav", b"x" * 100)},
+    )
+    assert answer.status_code == 422
+    assert "promt_text: unknown field; did you mean prompt_text?" in answer.json()["message"]
+    assert "prompt_wave: unknown field; did you mean prompt_wav?" in answer.json()["message"]
+
+
+def test_the_name_of_a_recording_instead_of_the_recording_is_explained(client):
+    fields = {
+        "tts_text": (None, TEXT),
+        "prompt_text": (None, PROMPT_TEXT),
+        "prompt_wav": (None, "my voice.wav"),
+    }
+    answer = client.post("/inference_zero_shot", files=fields)
+    assert answer.status_code == 422
+    assert "-F prompt_wav=@my voice.wav" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"tts_text": "\\ud800"}', b"\xff\xfe", b"[" * 100_000])

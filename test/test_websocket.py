@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import signal
 import time
 
@@ -77,6 +78,12 @@ def test_the_upstream_protocol_gives_audio_and_a_clean_close(server):
     assert (result.code, result.errors) == (1000, [])
     assert len(result.audio) > 0 and len(result.audio) % 2 == 0
     assert result.headers["x-sample-rate"] == "24000"
+
+
+def test_the_seed_that_was_drawn_is_told_and_gives_the_same_audio(server):
+    first = say(server, OURS, [BY_RECORDING, *texts(*PIECES), FINISH])
+    seed = int(first.headers["x-seed"])
+    assert say(server, OURS, [{**BY_RECORDING, "seed": seed}, *texts(*PIECES), FINISH]).audio == first.audio
 
 
 def test_both_routes_give_the_same_audio_for_the_same_seed(server):
@@ -151,7 +158,16 @@ def test_audio_leaves_while_text_still_arrives(server):
 @pytest.mark.parametrize(
     ("path", "sent", "code", "message"),
     [
-        (UPSTREAM, [FINISH], 1008, "prompt_text"),
+        (UPSTREAM, [{}], 1008, "prompt_text"),
+        (UPSTREAM, [FINISH], 1008, "finish: comes in the messages after the first"),
+        (UPSTREAM, [{**BY_TEXT, "stream": True}], 1008, "stream: cannot be chosen here"),
+        (UPSTREAM, [{**BY_TEXT, "prompt_wav": "AAAA"}], 1008, "prompt_wav: belongs to /inference_bistream"),
+        (OURS, [{**BY_NAME, "speed": 1.0}], 1008, "speed: cannot be chosen here"),
+        (OURS, [{**BY_NAME, "format": "wav"}], 1008, "format: cannot be chosen here"),
+        (OURS, [{**BY_NAME, "topk": 5}], 1008, "topk: unknown field; did you mean top_k?"),
+        (OURS, [BY_NAME, {"text": "Hi."}], 1008, "text: unknown field; did you mean tts_text?"),
+        (OURS, [BY_NAME, {"tts_text": "Hi.", "seed": 1}], 1008, "seed: belongs in the first message"),
+        (OURS, [BY_NAME, {}], 1008, "tts_text or finish"),
         (UPSTREAM, [BY_TEXT, FINISH], 1008, "recording"),
         (
             UPSTREAM,
@@ -173,7 +189,7 @@ def test_audio_leaves_while_text_still_arrives(server):
         (UPSTREAM, [RECORDING], 1008, "JSON"),
         (UPSTREAM, ["no JSON"], 1008, "JSON"),
         (UPSTREAM, ["[1, 2]"], 1008, "JSON object"),
-        (OURS, [FINISH], 1008, "prompt_wav"),
+        (OURS, [{}], 1008, "no voice was given: name one with spk_id"),
         (OURS, [{"spk_id": "nobody"}], 1008, "unknown spk_id"),
         (OURS, [{"spk_id": "../x"}], 1008, "spk_id"),
         (OURS, [{"prompt_wav": "%", "prompt_text": ""}], 1008, "base64"),
@@ -182,13 +198,15 @@ def test_audio_leaves_while_text_still_arrives(server):
         (OURS, [BY_NAME, {"tts_text": "a\0"}], 1008, "null"),
         (OURS, [BY_NAME, *texts("x" * 3000, "x" * 3000)], 1008, "characters"),
         (OURS, [BY_NAME, b"\x00\x01"], 1008, "JSON"),
-        (OURS, [BY_NAME, {"hello": 1}], 1008, "tts_text or finish"),
+        (OURS, [BY_NAME, {"hello": 1}], 1008, "hello: unknown field; known are tts_text, finish"),
     ],
 )
 def test_an_error_comes_as_json_before_the_close(server, path, sent, code, message):
     result = say(server, path, sent)
     assert [message in error["error"] for error in result.errors] == [True], result.errors
     assert result.code == code
+    is_field = re.match(r"\w+: ", message) is not None
+    assert (result.errors[0]["status"] == 422) >= is_field
 
 
 def test_a_client_that_goes_away_frees_its_work(server):

@@ -8,9 +8,13 @@ import math
 import numpy as np
 import soundfile
 
+from light_tts.common.file_kinds import READABLE, what_it_is
+
 MIN_SAMPLE_RATE = 16_000
 MAX_SAMPLE_RATE = 192_000
 MAX_AMPLITUDE = 10.0  # full scale is 1; float files may overshoot a little, but not by this much
+
+UNREADABLE = "audio file format is incorrect"  # how the message about such a file begins
 
 _BLOCK = 1 << 20  # values decoded at a time, all channels together
 _LOWPASS_WIDTH = 6  # zero crossings on each side of the sinc
@@ -46,7 +50,7 @@ def read_audio(data: bytes, min_seconds: float, max_seconds: float) -> tuple[np.
     except AudioError:
         raise
     except (RuntimeError, ValueError, TypeError, OSError) as error:
-        raise AudioError(f"audio file format is incorrect: {error}") from error
+        raise AudioError(f"{UNREADABLE}: {READABLE} can be read, this is {what_it_is(data)}") from error
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     check_length(len(samples), rate, min_seconds, max_seconds)
     if not np.abs(samples).max() <= MAX_AMPLITUDE:  # also catches NaN

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import difflib
 import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 
@@ -21,6 +22,7 @@ from light_tts.server.httpserver.errors import RequestError
 MAX_FORM_FIELDS = 64
 MAX_PROMPT_TEXT = 2000  # characters; far above what can be said in 30 s
 MAX_SEED = 2**32 - 1
+MAX_SHOWN = 64  # characters of what a client sent that are shown in an error
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 2.0
 MAX_TAU_R = 2.0
 MAX_TOKENS = 2**20  # of numbers in a request; what a request may use is max_req_total_len
@@ -47,7 +49,11 @@ Recording = Annotated[
 
 
 class BodyFields(BaseModel):
-    """Empty values of optional numbers and choices (a form field left blank) mean "not given"."""
+    """Empty values of optional numbers and choices (a form field left blank) mean "not given"; a field that
+    is not known is an error. `elsewhere`: fields that are known, but cannot act here, with what to do."""
+
+    model_config = ConfigDict(extra="forbid")
+    elsewhere: ClassVar[dict[str, str]] = {}
 
     @model_validator(mode="before")
     @classmethod
@@ -55,7 +61,18 @@ class BodyFields(BaseModel):
         if not isinstance(values, dict):
             return values
         blank_counts = {"tts_text", "prompt_text"}
-        return {name: value for name, value in values.items() if value != "" or name in blank_counts}
+        may_be_blank = cls.model_fields.keys() - blank_counts
+        return {name: value for name, value in values.items() if value != "" or name not in may_be_blank}
+
+    @classmethod
+    def why_unknown(cls, name: str) -> str:
+        """What to tell a client that sent a field of this name, which is none of this body."""
+        if name in cls.elsewhere:
+            return cls.elsewhere[name]
+        known = list(cls.model_fields)
+        near = difflib.get_close_matches(name[:MAX_SHOWN], known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        return f"unknown field; {hint}"
 
 
 class VoiceChoice(BodyFields):
@@ -98,8 +115,38 @@ class SpeechFields(VoiceChoice):
     format: Literal["pcm", "wav"] = "pcm"
 
 
-def speech_options(fields: VoiceChoice, longest: int) -> SpeechOptions:
-    """What was asked for, with a random seed where none was. `longest`: most tokens of a part.
+_SPOKEN_LATER = "comes in the messages after the first"
+
+
+class Opening(VoiceChoice):
+    """The first message of a WebSocket."""
+
+    elsewhere = {
+        "stream": "cannot be chosen here: a WebSocket always streams",
+        "speed": "cannot be chosen here: it works on whole answers of /inference_zero_shot only",
+        "format": "cannot be chosen here: a WebSocket always sends pcm",
+        "tts_text": _SPOKEN_LATER,
+        "finish": _SPOKEN_LATER,
+    }
+
+
+class TextMessage(BodyFields):
+    """Every later message of a WebSocket."""
+
+    elsewhere = dict.fromkeys(
+        VoiceChoice.model_fields, "belongs in the first message; later ones have tts_text or finish"
+    )
+
+    tts_text: str | None = None
+    finish: bool = False
+
+
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED + 1)
+
+
+def speech_options(fields: VoiceChoice, longest: int, seed: int) -> SpeechOptions:
+    """What was asked for, with `seed` where none was. `longest`: most tokens of a part.
     Raises RequestError (400)."""
     least, most = fields.min_new_tokens, fields.max_new_tokens
     if least is not None and most is not None and least > most:
@@ -112,25 +159,31 @@ def speech_options(fields: VoiceChoice, longest: int) -> SpeechOptions:
             )
     given = {name: getattr(fields, name, None) for name in SpeechOptions.__struct_fields__}
     given = {name: value for name, value in given.items() if value is not None}
-    return SpeechOptions(**{"seed": secrets.randbelow(MAX_SEED + 1), **given})
+    return SpeechOptions(**{"seed": seed, **given})
 
 
 class NewVoiceFields(BodyFields):
     """POST /add_spk"""
+
+    elsewhere = dict.fromkeys(
+        SpeechFields.model_fields.keys() - {"spk_id", "prompt_text", "prompt_wav"},
+        "cannot be stored with a voice; send it to /inference_zero_shot",
+    )
 
     spk_id: str
     prompt_text: str
     prompt_wav: Recording
 
 
-def missing(name: str) -> RequestValidationError:
-    """FastAPI's error for a field that is not there."""
-    return RequestValidationError([{"type": "missing", "loc": ("body", name), "msg": "Field required"}])
+def wrong_field(name: str, message: str, kind: str = "value_error") -> RequestValidationError:
+    """FastAPI's error for one field of the body."""
+    return RequestValidationError([{"type": kind, "loc": ("body", name), "msg": message}])
 
 
 def describe(error: RequestValidationError) -> str:
     """All that is wrong with the fields, in one line."""
-    return "; ".join(f"{'.'.join(map(str, entry['loc'][1:]))}: {entry['msg']}" for entry in error.errors())
+    names = [".".join(str(step)[:MAX_SHOWN] for step in entry["loc"][1:]) for entry in error.errors()]
+    return "; ".join(f"{name}: {entry['msg']}" for name, entry in zip(names, error.errors(), strict=True))
 
 
 def parse(model: type[Fields], values: Any) -> Fields:
@@ -140,6 +193,8 @@ def parse(model: type[Fields], values: Any) -> Fields:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         for entry in errors:
+            if entry["type"] == "extra_forbidden":
+                entry["msg"] = model.why_unknown(str(entry["loc"][-1]))
             entry["loc"] = ("body", *entry["loc"])
         raise RequestValidationError(errors) from None
 
@@ -164,16 +219,24 @@ async def read_body(request: Request, model: type[Fields]) -> Fields:
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise RequestError(415, "the body must be multipart/form-data or application/json")
     async with request.form(max_files=4, max_fields=MAX_FORM_FIELDS) as form:
-        values = {}
-        for name, value in form.items():
-            is_recording = name == "prompt_wav"
-            if is_recording != isinstance(value, UploadFile):
-                kind = "a file" if is_recording else "text"
-                raise RequestValidationError(
-                    [{"type": "value_error", "loc": ("body", name), "msg": f"Value should be {kind}"}]
-                )
-            values[name] = await value.read() if is_recording else value
-        return parse(model, values)
+        return parse(model, {name: await _form_value(model, name, value) for name, value in form.items()})
+
+
+async def _form_value(model: type[BodyFields], name: str, value: UploadFile | str) -> bytes | str:
+    """Raises RequestValidationError: text instead of a file, or the other way round."""
+    is_file = isinstance(value, UploadFile)
+    if name not in model.model_fields:
+        return ""  # refused by its name
+    if name != "prompt_wav":
+        if is_file:
+            raise wrong_field(name, "Value should be text, not a file")
+        return value
+    if is_file:
+        return await value.read()
+    if value:
+        file = value if len(value) <= MAX_SHOWN and value.isprintable() else "voice.wav"
+        raise wrong_field(name, f"Value should be a file, not text; with curl: -F prompt_wav=@{file}")
+    return value
 
 
 async def _whole_body(request: Request) -> bytearray:

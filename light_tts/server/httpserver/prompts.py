@@ -7,14 +7,14 @@ import hashlib
 
 import numpy as np
 
-from light_tts.common.audio import AudioError, read_audio
+from light_tts.common.audio import UNREADABLE, AudioError, read_audio
 from light_tts.server.core.messages import Prompt, Raw
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, VoiceChoice, check_text, missing
+from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, VoiceChoice, check_text, wrong_field
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.voices import VoiceStore
 
-BAD_AUDIO = "audio file format is incorrect"
+BAD_AUDIO = UNREADABLE
 
 
 def prompt_from_samples(samples: np.ndarray, sample_rate: int, text: str) -> Prompt:
@@ -42,9 +42,16 @@ class PromptReader:
                 raise RequestError(400, "give spk_id or prompt_wav, not both")
             return await self._named(choice.spk_id, text)
         if choice.prompt_wav is None:
-            raise missing("prompt_wav")
+            raise wrong_field(
+                "prompt_wav",
+                "no voice was given: name one with spk_id (see /spk_list), or send prompt_wav, a recording, "
+                "with prompt_text, what is said in it",
+                "missing",
+            )
         if text is None:
-            raise missing("prompt_text")
+            raise wrong_field(
+                "prompt_text", "goes with prompt_wav: what is said in it; may be empty", "missing"
+            )
         return await self.read(choice.prompt_wav, text)
 
     async def read(self, recording: bytes, text: str) -> Prompt:
@@ -58,7 +65,7 @@ class PromptReader:
         except AudioError as error:
             reason = str(error)
             unreadable = reason.startswith(BAD_AUDIO)
-            raise RequestError(400, BAD_AUDIO if unreadable else f"{BAD_AUDIO}: {reason}") from None
+            raise RequestError(400, reason if unreadable else f"{BAD_AUDIO}: {reason}") from None
         return prompt_from_samples(np.ascontiguousarray(samples), rate, text)
 
     async def _named(self, spk_id: str, text: str | None) -> Prompt:

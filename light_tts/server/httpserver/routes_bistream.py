@@ -22,12 +22,16 @@ from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import (
-    VoiceChoice,
+    Fields,
+    Opening,
+    TextMessage,
     check_text,
     describe,
     parse,
     parse_json,
+    random_seed,
     speech_options,
+    wrong_field,
 )
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech
@@ -61,10 +65,15 @@ class BistreamSession:
         self._idle = min(IDLE_SECONDS, self._settings.request_timeout)
         self._characters = 0
         self._spoken_text = False  # any text that is not blank
+        self._seed = random_seed()  # unless the client chooses one
 
     async def run(self, prompt_follows: bool) -> None:
         call = self._call
-        headers = {"X-Request-Id": call.id, "X-Sample-Rate": str(self._manager.sample_rate)}
+        headers = {
+            "X-Request-Id": call.id,
+            "X-Sample-Rate": str(self._manager.sample_rate),
+            "X-Seed": str(self._seed),
+        }
         raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         try:
             await self._websocket.accept(headers=raw_headers)
@@ -79,7 +88,7 @@ class BistreamSession:
             call.refuse(error)
             await self._explain(error)
         except RequestValidationError as error:
-            refusal = RequestError(400, describe(error))
+            refusal = RequestError(422, describe(error))
             call.refuse(refusal)
             await self._explain(refusal)
         except BaseException:
@@ -89,17 +98,13 @@ class BistreamSession:
     # -- opening
 
     async def _opening(self, prompt_follows: bool) -> Speech:
-        fields = await self._receive_json()
+        choice = await self._receive_fields(Opening)
         if prompt_follows:
-            fields.setdefault("prompt_text", None)
             for name in ("prompt_wav", "spk_id"):
-                if fields.get(name) is not None:
-                    raise RequestError(
-                        400, f"{name} belongs to /inference_bistream; the recording follows here"
-                    )
-        choice = parse(VoiceChoice, fields)
+                if getattr(choice, name) is not None:
+                    raise wrong_field(name, "belongs to /inference_bistream; the recording follows here")
         style = self._manager.style_index(choice.tts_model_name)
-        options = speech_options(choice, self._settings.max_part_tokens)
+        options = speech_options(choice, self._settings.max_part_tokens, self._seed)
         if prompt_follows:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")
@@ -132,22 +137,20 @@ class BistreamSession:
     async def _listen(self) -> None:
         """Take in text; afterwards only watch the client. Ends by an exception alone."""
         while not self._call.request.text_finished:
-            fields = await self._receive_json()
-            if "tts_text" in fields:
-                self._take_text(fields["tts_text"])
-            if fields.get("finish"):
+            message = await self._receive_fields(TextMessage)
+            if message.tts_text is not None:
+                self._take_text(message.tts_text)
+            if message.finish:
                 if not self._spoken_text:
                     raise RequestError(400, "finish came before any tts_text")
                 self._call.finish_text()
-            elif "tts_text" not in fields:
+            elif message.tts_text is None:
                 raise RequestError(400, "a message must have tts_text or finish")
         while True:
             await self._receive(may_be_silent=True)
             raise RequestError(400, "a message came after finish")
 
-    def _take_text(self, text: Any) -> None:
-        if not isinstance(text, str):
-            raise RequestError(400, "tts_text must be a string")
+    def _take_text(self, text: str) -> None:
         limit = self._settings.max_text_length
         check_text("tts_text", text, limit - self._characters, may_be_empty=True)
         self._characters += len(text)
@@ -179,14 +182,14 @@ class BistreamSession:
             raise WebSocketDisconnect(message.get("code", 1006))
         return message
 
-    async def _receive_json(self) -> dict[str, Any]:
+    async def _receive_fields(self, model: type[Fields]) -> Fields:
         text = (await self._receive()).get("text")
         if text is None:
             raise RequestError(400, "a JSON text message was expected, not binary data")
         fields = parse_json(text)
         if not isinstance(fields, dict):
             raise RequestError(400, "a JSON object was expected")
-        return fields
+        return parse(model, fields)
 
     async def _receive_recording(self) -> bytes:
         data = (await self._receive()).get("bytes")

@@ -13,7 +13,13 @@ from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.audio_response import AudioResponse
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import SpeechFields, check_text, read_body, speech_options
+from light_tts.server.httpserver.fields import (
+    SpeechFields,
+    check_text,
+    random_seed,
+    read_body,
+    speech_options,
+)
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
@@ -60,7 +66,7 @@ async def _admitted_speech(
         raise RequestError(400, "speed change only support non-stream inference mode")
     style = manager.style_index(fields.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
-    options = speech_options(fields, manager.settings.max_part_tokens)
+    options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
     call.admit()
     prompt = await reader.prompt(fields)
     return Speech(

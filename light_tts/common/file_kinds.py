@@ -1,0 +1,55 @@
+"""What a file is that could not be read as a recording, by its first bytes: for the message to its sender."""
+
+from __future__ import annotations
+
+READABLE = "WAV, FLAC, OGG, MP3 and AIFF"  # what people have, of all that libsndfile knows
+
+_DAMAGED = "that is damaged, cut off or of an unusual encoding"
+# (offset, bytes there, what it is); the first that fits counts
+_KINDS = (
+    (8, b"WAVE", f"a WAV file {_DAMAGED}"),
+    (0, b"fLaC", f"a FLAC file {_DAMAGED}"),
+    (0, b"OggS", f"an OGG file {_DAMAGED}"),
+    (8, b"AIF", f"an AIFF file {_DAMAGED}"),
+    (0, b"ID3", f"an MP3 file {_DAMAGED}"),
+    (0, b"\xff\xfb", f"an MP3 file {_DAMAGED}"),
+    (0, b"\xff\xf1", "AAC"),
+    (0, b"\xff\xf9", "AAC"),
+    (4, b"ftypM4A", "M4A (MPEG-4 audio)"),
+    (4, b"ftypqt", "a QuickTime film"),
+    (4, b"ftyp3g", "3GP"),
+    (4, b"ftyp", "MP4"),
+    (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
+    (0, b"#!AMR", "AMR"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMA"),
+    (8, b"AVI ", "an AVI film"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+)
+
+
+def what_it_is(data: bytes) -> str:
+    """A noun phrase, as "a WAV file that is damaged" or "text"."""
+    if not data:
+        return "empty"
+    for offset, magic, kind in _KINDS:
+        if data.startswith(magic, offset):
+            return kind
+    start = data[:512].lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page"
+    if start.startswith((b"{", b"[")) and _is_text(start):
+        return "JSON"
+    if not data.strip(b"\0"):
+        return "nothing but zero bytes"
+    return "text" if _is_text(data[:512]) else "of no known kind"
+
+
+def _is_text(data: bytes) -> bool:
+    """Is it printable UTF-8, but for a character that is cut off at the end?"""
+    text = data.decode(errors="ignore")
+    whole = len(text.encode()) > len(data) - 4
+    return whole and all(character.isprintable() or character.isspace() for character in text)
