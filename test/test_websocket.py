@@ -205,8 +205,8 @@ def test_an_error_comes_as_json_before_the_close(server, path, sent, code, messa
     result = say(server, path, sent)
     assert [message in error["error"] for error in result.errors] == [True], result.errors
     assert result.code == code
-    is_field = re.match(r"\w+: ", message) is not None
-    assert (result.errors[0]["status"] == 422) >= is_field
+    if re.match(r"\w+: ", message):  # about a field
+        assert result.errors[0]["status"] == 422
 
 
 def test_a_client_that_goes_away_frees_its_work(server):

@@ -137,12 +137,13 @@ class SpeechCall:
         ttfa = "-" if self._first_audio is None else f"{self._first_audio * 1000:.0f}"
         served = outcome == "ok" and self._route != HEALTH  # latencies are those of served requests only
         log.info(
-            "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s %s %.0fms",
+            "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s%s %s %.0fms",
             self.id,
             self._route,
             outcome,
             audio_seconds,
             ttfa,
+            "" if self.request is None else f" seed={self.request.speech.options.seed}",
             f" error={self.failure.message!r}" if self.failure is not None else "",
             "cost_time" if served else "after",
             duration * 1000,
