@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import struct
 import threading
 import time
@@ -288,6 +289,18 @@ def test_bad_json_is_refused(client, body):
 def test_other_bodies_are_refused(client):
     answer = client.post("/inference_zero_shot", content=b"hello", headers={"content-type": "text/plain"})
     assert answer.status_code == 415
+
+
+@pytest.mark.parametrize("page", ["/docs", "/redoc"])
+def test_the_description_of_the_api_needs_nothing_from_outside(client, page):
+    html = client.get(page).text
+    assert "://" not in html
+    addresses = re.findall(r"""(?:src|href|url|spec-url)[=:] ?["']([^"']+)""", html)
+    assert "/openapi.json" in addresses
+    for address in addresses:
+        answer = client.get(address)
+        assert (answer.status_code, len(answer.content) > 500) == (200, True), address
+    assert any(address.endswith(".js") for address in addresses)
 
 
 def test_an_unknown_route_answers_with_a_message(client):

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from light_tts import __version__
@@ -37,7 +38,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         yield
         await manager.close()
 
-    app = FastAPI(title="Light-TTS", version=__version__, lifespan=lifespan)
+    app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status):
         app.include_router(routes.router)
     app.state.settings = settings
