@@ -43,6 +43,7 @@ class SpeechCall:
         self._first_audio: float | None = None
         self._samples_sent = 0
         self._closed = False
+        self._seed: int | None = None  # as the client knows it
         self.failure: RequestError | None = None
 
     @property
@@ -59,6 +60,7 @@ class SpeechCall:
         """Raises RequestError (503). The deadline counts from the arrival of the request."""
         log.debug("%s read after %.1f ms", self.id, (time.monotonic() - self._arrived) * 1000)
         self.request = SpeechRequest(self.id, speech)
+        self._seed = speech.options.seed
         self._manager.submit(self)
         self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
 
@@ -143,7 +145,7 @@ class SpeechCall:
             outcome,
             audio_seconds,
             ttfa,
-            "" if self.request is None else f" seed={self.request.speech.options.seed}",
+            "" if self._seed is None else f" seed={self._seed}",
             f" error={self.failure.message!r}" if self.failure is not None else "",
             "cost_time" if served else "after",
             duration * 1000,

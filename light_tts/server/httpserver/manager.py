@@ -159,6 +159,19 @@ class HttpServerManager:
         request_recoveries_total.inc()
         self._try_to_send(call)
 
+    def _draw_again(self, call: SpeechCall) -> None:
+        """At most once for a request; then it has failed."""
+        request = call.request
+        if request.drawn_again:
+            call.fail(
+                RequestError(500, "the model ended twice before it said anything: try another seed or text")
+            )
+            return
+        log.warning("%s no speech with seed %d; drawn again", request.request_id, request.speech.options.seed)
+        self.peers.broadcast(messages.Abort(job=request.job))
+        request.draw_again()
+        self._try_to_send(call)
+
     async def _receive(self) -> None:
         while True:
             try:
@@ -206,6 +219,9 @@ class HttpServerManager:
                     return
                 if request.routed is not None:
                     self.heard[request.routed.decode] = time.monotonic()
+                if request.lacks_speech:
+                    self._draw_again(call)
+                    return
                 call.deliver(audio)
                 if request.complete:
                     self.forget(call)

@@ -7,8 +7,11 @@ dies, `start_attempt` and `submission` give the messages that make the stages go
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import msgspec
+
+from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core import messages
 
 
@@ -53,6 +56,7 @@ class SpeechRequest:
         self.parts: list[PartReceived] = []
         self.texts: list[str] = []
         self.text_finished = False
+        self.drawn_again = False
         self._speaking = 0
 
     @property
@@ -68,6 +72,15 @@ class SpeechRequest:
             and all(part.finished for part in self.parts)
         )
 
+    @property
+    def lacks_speech(self) -> bool:
+        """The model ended before it had said anything, though there was something to say."""
+        return (
+            self.complete
+            and not any(part.samples for part in self.parts)
+            and can_become_speakable(self.speech.text or "".join(self.texts))
+        )
+
     def encode_index(self, encode_processes: int) -> int:
         """The encode process that owns the prompt: everybody computes the same from its key."""
         key = self.speech.prompt.key or hashlib.sha256(self.speech.prompt.speaker.encode()).hexdigest()
@@ -81,6 +94,15 @@ class SpeechRequest:
         self.routed = None
         if after_loss:
             self.fruitless_attempts += 1
+
+    def draw_again(self) -> None:
+        """Start an attempt from the beginning with the next seed; to be used where nothing was said."""
+        options = self.speech.options
+        following = msgspec.structs.replace(options, seed=(options.seed + 1) % 2**32)
+        self.speech = replace(self.speech, options=following)
+        self.parts, self.part_count, self._speaking = [], None, 0
+        self.drawn_again = True
+        self.start_attempt()
 
     def note_strike(self, stage: str, alone: bool) -> bool:
         """A stage died while it worked on the present attempt, `alone` or with others -> whether the request
