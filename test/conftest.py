@@ -18,6 +18,8 @@ if not interpreter.GPU:
     interpreter.patch_language_once()
 
 LONGEST = (
+    "test_hangs",
+    "test_poison",
     "test_recovery",
     "test_lifecycle",
     "test_http_api",

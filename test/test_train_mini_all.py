@@ -9,7 +9,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts" / "train_mini"))
 
+import restore
 import train_all
+from server_process import VOICE
 from train_all import Steps, Stopped
 
 # A training that says what it was told and saves its weights when it is asked to end.
@@ -79,3 +81,13 @@ def test_time_that_is_up_ends_the_waiting(tmp_path):
     steps = Steps(tmp_path / "work", tmp_path / "out", minutes=0.0)
     with pytest.raises(Stopped):
         steps.wait(lambda: False)
+
+
+def test_the_trainings_go_on_from_the_checkpoint_in_the_repository(tmp_path):
+    restore.restore(VOICE, tmp_path)
+    saved = {name: restore.read(tmp_path / "training" / f"{name}.pt") for name in restore.TRAININGS}
+    assert all(state["steps"] > 0 and state["minutes"] > 0 for state in saved.values())
+    served = restore.read(VOICE / "hift.pt")
+    assert all(torch.equal(saved["vocoder"]["model"]["average"][name], served[name]) for name in served)
+    assert saved["vocoder"]["discriminators"]["average"]
+    assert "phoneme_decoder.weight" in saved["language_model"]["model"]["model"]
