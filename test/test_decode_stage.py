@@ -140,8 +140,8 @@ def test_stream_is_the_golden_one_but_for_the_noise(stage):
 
 
 @pytest.mark.parametrize("changes", [{"n_timesteps": 4}, {"flow_memory_mb": 0}])
-def test_steps_change_the_sound_and_memory_does_not(stage, changes, tmp_path):
-    other = Stage(tmp_path, stream_hop=stage.ctx.settings.stream_hop, **changes)
+def test_steps_change_the_sound_and_memory_does_not(stage, changes, socket_path):
+    other = Stage(socket_path, stream_hop=stage.ctx.settings.stream_hop, **changes)
     try:
         got, usual = (pcm(each.speak("changed/0", TOKENS[:120])) for each in (other, stage))
     finally:
