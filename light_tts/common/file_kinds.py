@@ -1,4 +1,4 @@
-"""What a file is that could not be read as a recording, by its first bytes: for the message to its sender."""
+"""Names the kind of a file by its first bytes, for the message that it cannot be read as a recording."""
 
 from __future__ import annotations
 

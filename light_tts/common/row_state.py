@@ -53,7 +53,7 @@ class RowState:
         )
 
     def rules(self, rows: Tensor) -> SamplingRules:
-        """Of some rows (int64)."""
+        """The sampling rules of these rows. rows: (batch,) int64"""
         return SamplingRules(
             top_p=self.top_p[rows],
             top_k=self.top_k[rows],

@@ -94,7 +94,7 @@ def nucleus(scores: Tensor, top_p: Tensor, top_k: Tensor) -> tuple[Tensor, Tenso
 
 
 def others(scores: Tensor, drawn: Tensor) -> Tensor:
-    """What is drawn from when `drawn`, (batch, 1), is rejected: all ids but this one."""
+    """`scores` with -inf at the rejected ids. drawn: (batch, 1) int64 -> (batch, vocabulary)"""
     return scores.scatter(1, drawn, -torch.inf)
 
 

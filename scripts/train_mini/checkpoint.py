@@ -86,6 +86,11 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:
     return path
 
 
+def halves(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with all fractions as float16, for a file that training goes on from."""
+    return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+
+
 def _write(path: Path, text: str) -> None:
     """At once: trainings that run side by side write the same and read it."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")

@@ -30,11 +30,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from training import averaged_weights
 from work import argument_parser
 
-from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
+from light_tts.common.sampling import SamplingRules, ban
 from light_tts.common.sampling import draw as draw_tokens
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models.cosyvoice2.config import Config
 from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
+from light_tts.server.tts_llm.row_states import latest_outputs
 from light_tts.server.tts_llm.sequence import Bistream, OneShot
 from light_tts.server.tts_llm.sequence import Sequence as Part
 
@@ -93,7 +94,7 @@ def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingRule, device: t
                 positions,
                 [part.pending - 1 for _, part in live],
                 [_banned(part) for _, part in live],
-                [_history(part, sampling.win_size) for _, part in live],
+                [latest_outputs(part, sampling.win_size) for _, part in live],
                 [part.seed for _, part in live],
                 [len(part.outputs) for _, part in live],
             )
@@ -113,11 +114,6 @@ def _banned(part: Part) -> list[bool]:
     """The special ids that must not be drawn now."""
     end, *others = part.banned
     return [end or len(part.outputs) < part.min_outputs, *others]
-
-
-def _history(part: Part, window: int) -> list[int]:
-    latest = part.latest(window)
-    return [NO_TOKEN] * (window - len(latest)) + latest
 
 
 @dataclass(frozen=True)

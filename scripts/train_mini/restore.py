@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoint import checkpoint_folder, training_file
+from checkpoint import checkpoint_folder, halves, training_file
 from lm_weights import weights_to_use
 from torch import Tensor
 from work import argument_parser
@@ -50,10 +50,6 @@ def restore(checkpoint: Path, work: Path) -> None:
 
 def save(work: Path) -> None:
     """Writes what the exported checkpoint lacks, in half precision."""
-
-    def halves(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
-
     found = {}
     for name in TRAININGS:
         state = read(training_file(work, name))

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from checkpoint import training_file
+from checkpoint import halves, training_file
 from lm_weights import BEST
 from work import argument_parser
 
@@ -157,11 +157,8 @@ def pack(path: Path, target: Path) -> None:
     packed = {}
     for name, value in saved.items():
         if isinstance(value, dict):
-            halves = {
-                key: weight.half() if weight.is_floating_point() else weight
-                for key, weight in value["average"].items()
-            }
-            value = {"model": halves, "average": halves}
+            average = halves(value["average"])
+            value = {"model": average, "average": average}
         packed[name] = value
     unfinished = target.with_suffix(".part")
     torch.save(packed, unfinished)

@@ -30,8 +30,9 @@ ROOM = 128  # frames more than are needed, so that keys and values are seldom mo
 
 
 class EstimatorMemory:
-    """What later frames need of the `frames` so far: keys and values of each step and transformer, and what
-    stands before the next frames in each convolution's input (empty: zeros)."""
+    """State that the estimator keeps of the first `frames` frames for those after them: keys and values of
+    each step and transformer, and what stands before the next frames in each convolution's input (empty:
+    zeros)."""
 
     def __init__(self, layers: int, inner: int) -> None:
         """layers: transformers in all steps together; inner: channels of a key."""
@@ -66,7 +67,7 @@ class EstimatorMemory:
 
 
 class _Run:
-    """What one run reads of a memory and leaves to it; None: there is none."""
+    """Access of one run to an `EstimatorMemory`: reads its state and writes the next one; None: no memory."""
 
     def __init__(self, memory: EstimatorMemory | None) -> None:
         self.edges: list[Tensor] = []
@@ -263,6 +264,6 @@ def mish_(x: Tensor) -> Tensor:
 
 
 def _shifts(estimator: Estimator, resnets: Sequence[ResnetBlock], times: Sequence[float]) -> list[Tensor]:
-    """What the time adds in each residual block, by step: (blocks, width)"""
+    """Time embeddings of the residual blocks, for each step: (blocks, width)"""
     embedded = F.mish(estimator.time_mlp(sinusoids(torch.tensor(times), estimator.time_channels)))
     return list(torch.stack([block.mlp[1](embedded) for block in resnets], dim=1))

@@ -20,7 +20,7 @@ def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: 
     if not sequences:
         return
     table = [
-        [s.row, *_numbers(s, cached), *_fractions(s), *s.banned, *_latest(s, window)]
+        [s.row, *_numbers(s, cached), *_fractions(s), *s.banned, *latest_outputs(s, window)]
         for s, cached in sequences
     ]
     rows, *columns = upload(np.array(table, np.int64).T.copy(), states.seed.device)
@@ -47,6 +47,7 @@ def _fractions(sequence: Sequence) -> list[int]:
     return np.array([rule.top_p, rule.inverse_temperature], np.float32).view(np.int32).tolist()
 
 
-def _latest(sequence: Sequence, window: int) -> list[int]:
+def latest_outputs(sequence: Sequence, window: int) -> list[int]:
+    """Its latest `window` outputs, newest last, filled up with NO_TOKEN in front."""
     latest = sequence.latest(window)
     return [NO_TOKEN] * (window - len(latest)) + latest
