@@ -14,6 +14,7 @@ import discriminators
 import vocoder
 from checkpoint import checkpoint_folder, training_file
 from corpus import Corpus
+from flow_mels import FlowMels
 from spectral_losses import mel_distance, stft_distance
 from training import train
 from vocoder import (
@@ -108,6 +109,17 @@ def test_the_loss_falls_on_a_repeated_batch(corpus, small):
     values = [training.shape(*batch) for _ in range(10)]
     for name in ("mel", "stft", "f0"):
         assert values[-1][name] < 0.8 * values[0][name], name
+
+
+def test_a_share_of_the_mels_is_of_the_flows_making(corpus):
+    frames = corpus.frames.tolist()
+    made = FlowMels(torch.ones(sum(frames), 80).half(), corpus.label_start, torch.tensor([frames[0], 0]))
+    index, begin = torch.tensor([0] * 400 + [1] * 10), torch.tensor([40] * 410)
+    found = crops(corpus, CONFIG.mel, index, begin, made=made, share=0.6)
+    taken = (found.mel == 1).flatten(1).all(1)
+    assert 200 < int(taken[:400].sum()) < 280 and not taken[400:].any()
+    clean = crops(corpus, CONFIG.mel, index, begin)
+    assert torch.equal(found.mel[~taken], clean.mel[~taken]) and torch.equal(found.wave, clean.wave)
 
 
 def test_judges_tell_waves_apart_and_the_vocoder_learns_through_them(corpus, small):

@@ -6,6 +6,8 @@ al., 2021). Both are 2-D convolutions, channels last, which is what tensor cores
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from devices import mixed_precision
@@ -77,17 +79,60 @@ class SpectrumJudge(Judge):
         return (magnitudes(wave, self.size) + FAINT).log().transpose(1, 2).unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """Losses, each the sum over all judges: `deceiving` and `matching` are of the vocoder, `judging` is of
+    the judges."""
+
+    deceiving: Tensor
+    matching: Tensor
+    judging: Tensor
+
+
 class Discriminators(nn.Module):
+    """All judges. On a GPU their convolutions compute in bfloat16."""
+
     def __init__(self) -> None:
         super().__init__()
         self.judges = nn.ModuleList(
             [*(PeriodJudge(period) for period in PERIODS), *(SpectrumJudge(size) for size in RESOLUTIONS)]
         )
+        self._streams: list[torch.cuda.Stream] = []
 
     def forward(self, wave: Tensor) -> list[Features]:
-        """wave: (batch, samples) float32. On a GPU the convolutions compute in bfloat16."""
+        """wave: (batch, samples) float32"""
         with mixed_precision(wave.device):
             return [judge(wave) for judge in self.judges]
+
+    def compare(self, real: Tensor, made: Tensor) -> Judgement:
+        """real, made: (batch, samples) float32. On a GPU each judge works on a stream of its own, forward and
+        backward: one alone has too little to do to fill it."""
+        both, half = torch.cat([real, made]), len(real)
+        if both.device.type != "cuda":
+            return self._sum([self._losses(judge, both, half) for judge in self.judges])
+        if not self._streams:
+            self._streams = [torch.cuda.Stream(both.device) for _ in self.judges]
+        caller, found = torch.cuda.current_stream(both.device), []
+        for judge, stream in zip(self.judges, self._streams, strict=True):
+            stream.wait_stream(caller)
+            with torch.cuda.stream(stream):
+                found.append(self._losses(judge, both, half))
+        for stream in self._streams:
+            caller.wait_stream(stream)
+        return self._sum(found)
+
+    @staticmethod
+    def _losses(judge: Judge, both: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor]:
+        """both: (2 * half, samples), the teacher's first -> deceiving, matching and judging loss."""
+        with mixed_precision(both.device):
+            features = judge(both)
+        real, made = [[x[:half] for x in features]], [[x[half:] for x in features]]
+        given = [[x.detach() for x in real[0]]]
+        return deceiving_loss(made), matching_loss(given, made), judging_loss(real, made)
+
+    @staticmethod
+    def _sum(losses: list[tuple[Tensor, Tensor, Tensor]]) -> Judgement:
+        return Judgement(*(torch.stack(parts).sum() for parts in zip(*losses, strict=True)))
 
 
 def judging_loss(real: list[Features], made: list[Features]) -> Tensor:

@@ -118,16 +118,24 @@ class PairedSpeech:
         shards: int | None = None,
     ) -> PairedSpeech:
         """Of the recordings that have codes. Raises FileNotFoundError without any."""
-        corpus, known, in_rooms = Corpus.load(work, device, split, shards), read_codes(work), read_rooms(work)
+        return cls.of(Corpus.load(work, device, split, shards), work, config, row_tokens)[0]
+
+    @classmethod
+    def of(
+        cls, corpus: Corpus, work: Path, config: Config, row_tokens: int
+    ) -> tuple[PairedSpeech, list[int]]:
+        """Of the corpus's utterances that have codes, and the number in it of each recording. Raises
+        FileNotFoundError without any."""
+        known, in_rooms = read_codes(work), read_rooms(work)
         names = [utterance["id"] for utterance in corpus.utterances]
         coded = [number for number, name in enumerate(names) if name in known]
         if not coded:
-            raise FileNotFoundError(f"{work}: no speech tokens of split {split!r}: run encode.py first")
+            raise FileNotFoundError(f"{work}: no speech tokens of this speech: run encode.py first")
         codes = [known[names[number]] for number in coded]
         mels = token_mels(corpus, coded, [len(code.speech_token) for code in codes], config)
         speakers = [corpus.utterances[number]["speaker"] for number in coded]
         rooms = {row: in_rooms[names[n]] for row, n in enumerate(coded) if names[n] in in_rooms}
-        return cls(codes, mels, speakers, row_tokens, rooms)
+        return cls(codes, mels, speakers, row_tokens, rooms), coded
 
     def __len__(self) -> int:
         return len(self.speaker)
@@ -182,6 +190,25 @@ class PairedSpeech:
             embedding=np.where(averaged, len(self.size) + self.speaker[second], first),
             complete=second_size == self.size[second],
             streaming=draw.random(batch) < STREAMED,
+        )
+        return sent(torch.from_numpy(np.stack(chosen).astype(np.int64)), self.device)
+
+    def pairs(self, second: np.ndarray, draw: np.random.Generator) -> Tensor:
+        """second: (batch,) recordings -> as `draw` does, these after clean prompts whose mel is known, as far
+        as a row holds them."""
+        first = self.other(second, draw)
+        low, high = PROMPT_TOKENS
+        first_size = np.minimum(self.size[first], draw.integers(low, high + 1, len(second)))
+        second_size = np.minimum(self.size[second], self.row_tokens - first_size)
+        chosen = Choice(
+            first=self.start[first] + self.size[first] - first_size,
+            first_size=first_size,
+            second=self.start[second],
+            second_size=second_size,
+            known=first_size,
+            embedding=first,
+            complete=second_size == self.size[second],
+            streaming=np.zeros_like(second),
         )
         return sent(torch.from_numpy(np.stack(chosen).astype(np.int64)), self.device)
 

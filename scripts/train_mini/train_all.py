@@ -1,12 +1,13 @@
 """Everything that needs a GPU, unattended: generation, encoding and the three trainings side by side.
 
-    setsid python scripts/train_mini/train_all.py --minutes 27 [--work build/train_mini] [--out OUT]
+    setsid python scripts/train_mini/train_all.py --minutes 27 [--only flow vocoder] [--out OUT]
 
 Needs what packages.py, sentences.py, utterances.py and text_tokenizer.py made, and the training files of the
 speech tokenizer and the speaker encoder; the other trainings go on from their files where there are any. Uses
 all GPUs that it sees: the vocoder has the last one for itself once all is spoken, the language model and the
-flow share the first. Generation runs beside the trainings, which begin with the first hours of speech and are
-started again when all is encoded. Every minute --out receives the weights in half precision (each training
+flow share the first. Generation runs beside the trainings, which begin with the first hours of speech; the
+language model and the flow are started again when all is encoded, the vocoder for its last minutes, in which
+it learns from the flow's mels. Every minute --out receives the weights in half precision (each training
 file below 16 MB) and the ends of all logs in report.txt. SIGTERM or Ctrl-C at any time: what was trained
 until then is in --out.
 """
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -34,7 +35,9 @@ TRAINED = {"language_model": "language_model", "flow": "flow_matching", "vocoder
 SPARE_CORES = 6  # for encoding and training beside the generation
 PACKED = (*TRAINED, BEST)
 BEGIN_SHARDS = 60  # of speech with codes, about 12 h: enough to begin with
-VOCODER_SHARDS = 118  # about 24 h: it needs no more, and is not started again
+VOCODER_SHARDS = 100  # about 20 h: it needs no more
+VOCODER_BATCH = 32  # 16 leave a whole H200 idle most of the time
+FLOW_MELS = 0.6  # share of the vocoder's mels that the flow makes in the last minutes
 PACK_SECONDS = 60.0
 LAST_SECONDS = 30.0  # for the last packing
 # The trainings measure themselves at their end: so many minutes before the others do they stop.
@@ -99,11 +102,12 @@ class Steps:
         self.say(f"{name} begins: {' '.join(map(str, options))}")
         return name
 
-    def train(self, name: str, script: str, *more: object, gpu: int, minutes: float) -> str:
-        """Start a training for `minutes`, in which its learning rate falls to its lowest."""
+    def train(self, name: str, script: str, *more: object, gpu: int, minutes: float, later: float = 0) -> str:
+        """Start a training for `minutes`, after which its learning rate is at its lowest, or will be in
+        `later` minutes."""
         path = training_file(self._work, name)
         spent = torch.load(path, map_location="cpu", weights_only=True)["minutes"] if path.exists() else 0.0
-        options = ("--minutes", round(minutes, 2), "--total", round(spent + minutes, 2))
+        options = ("--minutes", round(minutes, 2), "--total", round(spent + minutes + later, 2))
         return self.start(name, script, *options, *more, gpu=gpu)
 
     def wait(self, done: Callable[[], bool]) -> None:
@@ -165,20 +169,29 @@ def pack(path: Path, target: Path) -> None:
     unfinished.replace(target)
 
 
-def run(steps: Steps, work: Path, gpus: int, generation_minutes: float) -> None:
-    """The whole plan. Raises Stopped when time is up."""
+def run(
+    steps: Steps, work: Path, gpus: int, only: Collection[str], generation_minutes: float, flow_mels: float
+) -> None:
+    """The whole plan, for the trainings `only`. Raises Stopped when time is up."""
     first, last = 0, gpus - 1
 
     def count(folder: str) -> int:
         return len(list((work / folder).glob("?????.npz")))
 
-    def train(*names: str) -> None:
-        for name in names:
-            left = steps.minutes_left - LOAD_MINUTES - CHECK_MINUTES[name]
-            options = ("--shards", VOCODER_SHARDS) if name == "vocoder" else ()
-            gpu = last if name == "vocoder" else first
-            steps.train(name, TRAINED[name], *options, gpu=gpu, minutes=left)
+    def left(name: str) -> float:
+        return steps.minutes_left - LOAD_MINUTES - CHECK_MINUTES[name]
 
+    def train_readers() -> None:
+        """Those that need codes."""
+        for name in readers:
+            steps.train(name, TRAINED[name], gpu=first, minutes=left(name))
+
+    def train_vocoder(*more: object, later: float = 0.0) -> None:
+        options = ("--shards", VOCODER_SHARDS, "--batch", VOCODER_BATCH, *more)
+        minutes = left("vocoder") - later
+        steps.train("vocoder", TRAINED["vocoder"], *options, gpu=last, minutes=minutes, later=later)
+
+    readers = [name for name in ("language_model", "flow") if name in only]
     processes = max((os.cpu_count() or 1) - SPARE_CORES, 1)
     generation = steps.start(
         "generate", "generate", "--processes", processes, "--minutes", generation_minutes
@@ -190,22 +203,30 @@ def run(steps: Steps, work: Path, gpus: int, generation_minutes: float) -> None:
         for gpu in range(gpus)
     ]
     steps.wait(lambda: count("codes") >= BEGIN_SHARDS or steps.ended(*encoding))
-    train("language_model", "flow")
-    steps.wait(lambda: count("speech") >= VOCODER_SHARDS or steps.ended(generation))
-    train("vocoder")
+    train_readers()
+    if "vocoder" in only:
+        steps.wait(lambda: count("speech") >= VOCODER_SHARDS or steps.ended(generation))
+        train_vocoder(later=flow_mels)
     steps.wait(lambda: steps.ended(generation))
     # Nothing more is spoken: the encoding ends when nothing is left.
     steps.wait(lambda: count("codes") >= count("speech") or steps.ended(*encoding))
-    steps.stop(*encoding)
-    steps.stop("language_model", "flow")
-    train("language_model", "flow")
+    steps.stop(*encoding, *readers)
+    train_readers()
+    if "vocoder" in only and flow_mels:
+        steps.wait(lambda: left("vocoder") < flow_mels)
+        steps.stop("vocoder")
+        train_vocoder("--flow_mels", FLOW_MELS)
     steps.wait(lambda: steps.ended(*TRAINED))
 
 
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=27.0, help="of the whole run")
+    parser.add_argument("--only", nargs="+", choices=TRAINED, default=list(TRAINED), help="train these")
     parser.add_argument("--generation_minutes", type=float, default=5.0)
+    parser.add_argument(
+        "--flow_mel_minutes", type=float, default=8.0, help="at the end, of the vocoder with the flow's mels"
+    )
     parser.add_argument("--out", type=Path, help="(default: WORK/out)")
     args = parser.parse_args()
 
@@ -219,7 +240,7 @@ def main() -> None:
         gpus = max(torch.cuda.device_count(), 1)
         steps.say(f"{gpus} GPUs, {'with' if shared else 'without'} MPS")
         try:
-            run(steps, args.work, gpus, args.generation_minutes)
+            run(steps, args.work, gpus, args.only, args.generation_minutes, args.flow_mel_minutes)
         except Stopped:
             steps.say("time is up")
         finally:

@@ -1,9 +1,10 @@
 """The vocoder, HiFT, trained on crops of the teacher's speech: mel spectrogram -> wave.
 
-    python scripts/train_mini/vocoder.py [--minutes 20] [--total 20] [--work build/train_mini]
+    python scripts/train_mini/vocoder.py [--minutes 20] [--total 20] [--flow_mels 0.6]
 
 At first (SHAPING of the time) spectra have to be alike and the source has the teacher's pitch; from then on
-judges compare the waves, and the source has the pitch that the vocoder predicts, as when it is used. Ends
+judges compare the waves, and the source has the pitch that the vocoder predicts, as when it is used. With
+--flow_mels, for the last minutes, so large a share of the mels is of the flow's making (flow_mels.py). Ends
 with checkpoint/hift.pt, of the averaged weights.
 
 The pitch to learn is the teacher's F0, which its own decoder takes: where it is unvoiced that is 5 to 10 Hz,
@@ -26,7 +27,9 @@ import torch
 from checkpoint import checkpoint_folder, training_file, write_config, write_weights
 from corpus import LABEL_RATE, SAMPLE_RATE, Corpus
 from devices import sent, training_device
-from discriminators import Discriminators, deceiving_loss, judging_loss, matching_loss
+from discriminators import Discriminators
+from flow_mels import FlowMels, load_flow
+from flow_mels import flow_mels as mels_of_flow
 from spectral_losses import mel_distance, stft_distance
 from torch import Tensor
 from training import Learner, averaged_weights, train, training_parser
@@ -43,7 +46,7 @@ CONTEXT = 8  # frames on each side: 2 see the padding of the mel's crop, and the
 SAMPLES_PER_FRAME = SAMPLE_RATE // LABEL_RATE
 
 SHAPING = 0.08  # share of the time
-RATE, JUDGES_RATE = 4e-4, 3e-4
+RATE, JUDGES_RATE = 4e-4, 3e-4  # for BATCH
 BETAS = (0.8, 0.99)
 MEL_WEIGHT, STFT_WEIGHT, MATCHING_WEIGHT, F0_WEIGHT = 45.0, 5.0, 2.0, 10.0
 
@@ -65,14 +68,28 @@ class Crops:
     f0: Tensor
 
 
-def crops(corpus: Corpus, config: MelConfig, index: Tensor, begin: Tensor, frames: int = FRAMES) -> Crops:
+def crops(
+    corpus: Corpus,
+    config: MelConfig,
+    index: Tensor,
+    begin: Tensor,
+    frames: int = FRAMES,
+    made: FlowMels | None = None,
+    share: float = 0.0,
+) -> Crops:
     """index: (batch,) utterances; begin: (batch,) first frame of each crop. The mel is that of the whole
-    utterance, but for 2 frames at both ends of the context."""
+    utterance, but for 2 frames at both ends of the context; so large a share of them is `made`, of those that
+    there are."""
     first = (begin - CONTEXT) * SAMPLES_PER_FRAME
     wave = corpus.crops(index, first, (frames + 2 * CONTEXT) * SAMPLES_PER_FRAME)
     _, f0, _ = corpus.label_crops(index, begin, frames)
     around = CONTEXT * SAMPLES_PER_FRAME
-    return Crops(flow_mels(wave, config), wave[:, around:-around], torch.where(f0 < LOWEST_F0, 0.0, f0))
+    mel = flow_mels(wave, config)
+    if made:
+        other, there = made.crops(index, begin - CONTEXT, frames + 2 * CONTEXT)
+        taken = there & (torch.rand(len(index), device=mel.device) < share)
+        mel = torch.where(taken[:, None, None], other, mel)
+    return Crops(mel, wave[:, around:-around], torch.where(f0 < LOWEST_F0, 0.0, f0))
 
 
 def f0_distance(f0: Tensor, target: Tensor) -> Tensor:
@@ -84,13 +101,24 @@ def f0_distance(f0: Tensor, target: Tensor) -> Tensor:
 class Training:
     """What the steps do, for `index` and `begin` that `draw` gives."""
 
-    def __init__(self, config: Config, corpus: Corpus, batch: int = BATCH, pitched: int = PITCHED) -> None:
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        batch: int = BATCH,
+        pitched: int = PITCHED,
+        made: FlowMels | None = None,
+        share: float = 0.0,
+    ) -> None:
+        """`made`: mels of the flow, a `share` of those that are given."""
         self._corpus, self._mel, self._batch, self._drawn = corpus, config.mel, batch, max(batch, pitched)
+        self._made, self._share = made, share
         self.model = new_vocoder(config).to(corpus.device)
         self.judges = Discriminators().to(corpus.device)
+        larger = max(batch / BATCH, 1.0) ** 0.5  # the noise of a gradient falls so with the batch
         self.learners = {
-            "model": Learner(self.model, RATE, BETAS, clip=1000.0),
-            "discriminators": Learner(self.judges, JUDGES_RATE, BETAS, clip=1000.0),
+            "model": Learner(self.model, larger * RATE, BETAS, clip=1000.0),
+            "discriminators": Learner(self.judges, larger * JUDGES_RATE, BETAS, clip=1000.0),
         }
         self._ends = corpus.frames.cumsum(0).cpu().numpy()
         self._begins = self._ends - corpus.frames.cpu().numpy()
@@ -123,28 +151,26 @@ class Training:
         their best guess is a smooth one."""
         given, wave, f0 = self._speak(index, begin, predicted=True)
         shown = wave.detach().requires_grad_()
-        seen, half = self.judges(torch.cat([given.wave, shown])), len(wave)
-        real = [[x[:half] for x in features] for features in seen]
-        made = [[x[half:] for x in features] for features in seen]
+        found = self.judges.compare(given.wave, shown)
         losses = {
             "mel": mel_distance(wave, given.wave, SAMPLE_RATE),
             "f0": f0_distance(f0, given.f0),
-            "deceiving": deceiving_loss(made),
-            "matching": matching_loss([[x.detach() for x in features] for features in real], made),
+            "deceiving": found.deceiving,
+            "matching": found.matching,
+            "judging": found.judging,
         }
         # What the judges say of the wave goes through them once, without a gradient of their own weights.
-        judged = losses["deceiving"] + MATCHING_WEIGHT * losses["matching"]
+        judged = found.deceiving + MATCHING_WEIGHT * found.matching
         (verdict,) = torch.autograd.grad(judged, shown, retain_graph=True)
-        judging = judging_loss(real, made)
-        judges_norm = self.learners["discriminators"].learn(judging)
+        judges_norm = self.learners["discriminators"].learn(found.judging)
         loss = MEL_WEIGHT * losses["mel"] + F0_WEIGHT * losses["f0"] + (verdict * wave).sum()
         norm = self.learners["model"].learn(loss)
-        return detached({**losses, "judging": judging, "norm": norm, "judges_norm": judges_norm})
+        return detached({**losses, "norm": norm, "judges_norm": judges_norm})
 
     def _speak(self, index: Tensor, begin: Tensor, predicted: bool) -> tuple[Crops, Tensor, Tensor]:
         """What is given, but waves only of those that are spoken; what the vocoder makes of it: wave (spoken,
         samples), with the predicted pitch or with that of the teacher, and f0 (batch, frames)."""
-        given = crops(self._corpus, self._mel, index, begin)
+        given = crops(self._corpus, self._mel, index, begin, made=self._made, share=self._share)
         deviation = NOISE * torch.rand_like(given.mel[:, :1, :1])
         noisy = torch.rand_like(deviation) < NOISY
         mel = given.mel + torch.randn_like(given.mel) * deviation * noisy
@@ -215,14 +241,20 @@ def export(work: Path) -> Path:
 def main() -> None:
     parser = training_parser(__doc__, minutes=20.0)
     parser.add_argument("--batch", type=int, default=BATCH, help=f"crops of {FRAMES} frames a step")
+    parser.add_argument("--flow_mels", type=float, default=0.0, metavar="SHARE", help="of the mels")
     args = parser.parse_args()
     device = training_device()
     if device.type == "cuda":  # one pass over the activations instead of five, and two instead of twelve back
         hift.snake = torch.compile(hift.snake, dynamic=False)
-    config, _, _ = write_config(args.work)
+    config, _, shapes = write_config(args.work)
     corpus = Corpus.load(args.work, device, shards=args.shards)
     print(f"{NAME}: {corpus.seconds / 3600:.2f} h of speech", flush=True)
-    training, path = Training(config, corpus, args.batch), training_file(args.work, NAME)
+    made = None
+    if args.flow_mels:
+        made = mels_of_flow(load_flow(args.work, config, shapes, device), args.work, corpus, config)
+        print(f"{NAME}: {int(made.made.sum()) / LABEL_RATE / 3600:.2f} h as the flow makes it", flush=True)
+    training = Training(config, corpus, args.batch, made=made, share=args.flow_mels)
+    path = training_file(args.work, NAME)
 
     def check() -> str:
         test = Corpus.load(args.work, device, "test", args.shards)
