@@ -38,6 +38,7 @@ BEGIN_SHARDS = 60  # of speech with codes, about 12 h: enough to begin with
 VOCODER_SHARDS = 100  # about 20 h: it needs no more
 VOCODER_BATCH = 32  # 16 leave a whole H200 idle most of the time
 FLOW_MELS = 0.6  # share of the vocoder's mels that the flow makes in the last minutes
+FLOW_MEL_SHARDS = 40  # about 8 h, which the flow makes in less than a minute
 PACK_SECONDS = 60.0
 LAST_SECONDS = 30.0  # for the last packing
 # The trainings measure themselves at their end: so many minutes before the others do they stop.
@@ -186,8 +187,8 @@ def run(
         for name in readers:
             steps.train(name, TRAINED[name], gpu=first, minutes=left(name))
 
-    def train_vocoder(*more: object, later: float = 0.0) -> None:
-        options = ("--shards", VOCODER_SHARDS, "--batch", VOCODER_BATCH, *more)
+    def train_vocoder(shards: int, *more: object, later: float = 0.0) -> None:
+        options = ("--shards", shards, "--batch", VOCODER_BATCH, *more)
         minutes = left("vocoder") - later
         steps.train("vocoder", TRAINED["vocoder"], *options, gpu=last, minutes=minutes, later=later)
 
@@ -206,7 +207,7 @@ def run(
     train_readers()
     if "vocoder" in only:
         steps.wait(lambda: count("speech") >= VOCODER_SHARDS or steps.ended(generation))
-        train_vocoder(later=flow_mels)
+        train_vocoder(VOCODER_SHARDS, later=flow_mels)
     steps.wait(lambda: steps.ended(generation))
     # Nothing more is spoken: the encoding ends when nothing is left.
     steps.wait(lambda: count("codes") >= count("speech") or steps.ended(*encoding))
@@ -215,7 +216,7 @@ def run(
     if "vocoder" in only and flow_mels:
         steps.wait(lambda: left("vocoder") < flow_mels)
         steps.stop("vocoder")
-        train_vocoder("--flow_mels", FLOW_MELS)
+        train_vocoder(FLOW_MEL_SHARDS, "--flow_mels", FLOW_MELS)
     steps.wait(lambda: steps.ended(*TRAINED))
 
 
