@@ -13,7 +13,6 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import asdict
@@ -22,21 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from light_tts.kernels import overlap  # noqa: E402
-from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
-from light_tts.models.cosyvoice2.flow import Flow  # noqa: E402
-from light_tts.models.cosyvoice2.flow_backend import FlowItem, PaddedFlow  # noqa: E402
-from light_tts.models.cosyvoice2.packed_flow import PackedFlow, pack  # noqa: E402
-from scripts.make_tiny_checkpoint import (  # noqa: E402
-    SIZES,
-    TEMPLATE,
-    RandomWeights,
-    flow_shapes,
-    flow_state,
-)
+from light_tts.kernels import overlap
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.flow.backend import FlowItem, PaddedFlow
+from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
 
 PROMPT = 87
 GFLOP_PER_FRAME = 2.84  # estimator: 10 steps, guided, without attention's part that grows with the length

@@ -24,18 +24,15 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
+from light_tts.common.cuda_graphs import GraphCache
+from light_tts.kernels.vocoder.conv import Tile, convolve
+from light_tts.kernels.vocoder.layout import Active, Convolutions, Frames, Sums, Taps
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.vocoder.backend import SourceNoise, TorchVocoder, Vocoder, choose_vocoder
+from light_tts.models.vocoder.hift import Hift
+from light_tts.tools.tiny_checkpoint import SIZES, RandomWeights, hift_state
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-from make_tiny_checkpoint import SIZES, RandomWeights, hift_state  # noqa: E402
-
-from light_tts.common.cuda_graphs import GraphCache  # noqa: E402
-from light_tts.kernels.hift_conv import Tile, convolve  # noqa: E402
-from light_tts.kernels.hift_layout import Active, Convolutions, Frames, Sums, Taps  # noqa: E402
-from light_tts.models.cosyvoice2.config import load_config  # noqa: E402
-from light_tts.models.cosyvoice2.hift import Hift  # noqa: E402
-from light_tts.models.cosyvoice2.vocoder import SourceNoise, TorchVocoder, Vocoder, choose_vocoder  # noqa: E402
-
 CHECKPOINT = ROOT / "test" / "golden" / "cosyvoice2" / "checkpoint"
 CACHED = 3840
 BATCHES = ((1, 76), (1, 250), (4, 250), (8, 250), (16, 250), (32, 250))

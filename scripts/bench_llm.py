@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,19 +20,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from make_tiny_checkpoint import SIZES
-
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.common.transfer import Download
-from light_tts.models.cosyvoice2.config import LLMConfig
-from light_tts.models.cosyvoice2.llm import Qwen2Config, SpeechLM
-from light_tts.server.tts_llm.attention import Span
-from light_tts.server.tts_llm.engine import Engine
-from light_tts.server.tts_llm.options import EngineOptions
-from light_tts.server.tts_llm.scheduler import Limits, Scheduler
-from light_tts.server.tts_llm.sequence import OneShot
+from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.options import EngineOptions
+from light_tts.engine.llm.scheduler import Limits, Scheduler
+from light_tts.engine.llm.sequence import OneShot
+from light_tts.models.checkpoint.config import LLMConfig
+from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
+from light_tts.tools.tiny_checkpoint import SIZES
 
 SAMPLING = SamplingRule(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
 TEXT = 50  # tokens of the prompt that are text

@@ -21,29 +21,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.client import MODES, Server, SpeechError
-from evaluation.lines import Line, read_lines
-from evaluation.progress import Progress
-from evaluation.report import report, summarize, table
-from evaluation.scores import Score, Scorer
-from evaluation.sound import read_sound
-from evaluation.takes import Take, read_takes
-from evaluation.tools import NEEDS, missing
-
-
-def parse_count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def parse_measures(text: str) -> list[str]:
-    """`none` or names with commas; empty for `none`."""
-    names = [] if text == "none" else list(dict.fromkeys(text.split(",")))
-    for name in names:
-        if name not in NEEDS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(NEEDS)}")
-    return names
+from light_tts.tools.arguments import parse_count
+from light_tts.tools.evaluation.client import MODES, Server, SpeechError
+from light_tts.tools.evaluation.lines import Line, read_lines
+from light_tts.tools.evaluation.progress import Progress
+from light_tts.tools.evaluation.report import report, summarize, table
+from light_tts.tools.evaluation.scores import Score, Scorer
+from light_tts.tools.evaluation.sound import read_sound
+from light_tts.tools.evaluation.takes import Take, read_takes
+from light_tts.tools.evaluation.tools import NEEDS, missing, parse_measures
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

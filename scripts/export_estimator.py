@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from light_tts.models.cosyvoice2 import estimator_onnx
-from light_tts.models.cosyvoice2.config import load_config
-from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.trt import onnx_graph as estimator_onnx
 
 
 def main() -> None:

@@ -137,7 +137,10 @@ class Processes:
                 process
                 for worker in listening
                 for process in (worker, *worker.parents())
-                if any("light_tts.server.supervisor" in command(child) for child in process.children())
+                if any(
+                    "light_tts.server.supervision.supervisor" in command(child)
+                    for child in process.children()
+                )
             }
             return [process for front in fronts for process in (front, *front.children(recursive=True))]
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -157,9 +160,9 @@ def process_name(words: list[str]) -> str:
     if "--stage" in words:
         return f"{words[words.index('--stage') + 1]} {words[words.index('--index') + 1]}"
     names = {
-        "light_tts.server.supervisor": "supervisor",
-        "light_tts.server.janitor": "janitor",
-        "light_tts.models.cosyvoice2.frontend.spellers": "speller",
+        "light_tts.server.supervision.supervisor": "supervisor",
+        "light_tts.server.supervision.janitor": "janitor",
+        "light_tts.models.frontend.spellers": "speller",
     }
     for word in words:
         if word in names:

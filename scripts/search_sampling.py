@@ -25,18 +25,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluate import parse_count, parse_measures
-from evaluation.client import TOKENS_PER_SECOND
-from evaluation.lines import Line, read_lines
-from evaluation.local import LocalSpeaker, most_tokens
-from evaluation.report import summarize
-from evaluation.scores import Score, Scorer
-from evaluation.takes import Take
-from evaluation.tools import NEEDS, missing
 
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.models.cosyvoice2.weights import CheckpointError
-from light_tts.models.hyperyaml import ConfigError
+from light_tts.models.checkpoint.hyperyaml import ConfigError
+from light_tts.models.checkpoint.weights import CheckpointError
+from light_tts.tools.arguments import parse_count
+from light_tts.tools.evaluation.client import TOKENS_PER_SECOND
+from light_tts.tools.evaluation.lines import Line, read_lines
+from light_tts.tools.evaluation.local import LocalSpeaker, most_tokens
+from light_tts.tools.evaluation.report import summarize
+from light_tts.tools.evaluation.scores import Score, Scorer
+from light_tts.tools.evaluation.takes import Take
+from light_tts.tools.evaluation.tools import NEEDS, missing, parse_measures
 
 REPEAT = 1000  # what is added to the seeds of the next repeat
 RESAMPLES = 500  # of the bootstrap

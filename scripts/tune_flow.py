@@ -11,15 +11,13 @@ import argparse
 import itertools
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from light_tts.kernels import configs, overlap, packed_attention, packed_conv, packed_linear
+from light_tts.kernels import configs, overlap
+from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B

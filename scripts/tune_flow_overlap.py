@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from bench_flow import full_size, item, milliseconds
 
 from light_tts.kernels import configs, overlap
-from light_tts.models.cosyvoice2.packed_flow import PackedFlow, pack
+from light_tts.models.flow.packed import PackedFlow, pack
 
 KERNELS = {"norm_linear", "linear", "linear_add", "packed_attention", "packed_conv", "flow_step"}
 # What is left out of overlapping: the kernels that were seen to lose by it at some sizes.

@@ -14,26 +14,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_llm
 import torch
 import triton
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import bench_llm
-
+from light_tts.engine.llm.engine import Engine
 from light_tts.kernels import configs
 from light_tts.kernels.compile_ahead import compile_ahead
-from light_tts.kernels.decode_attention import DecodeConfig, decode_config
-from light_tts.kernels.row_linear import MAX_FEW, RowConfig, row_config
-from light_tts.kernels.small_linear import MAX_ROWS, LinearConfig, linear_config
-from light_tts.server.tts_llm.engine import Engine
+from light_tts.kernels.llm.decode_attention import DecodeConfig, decode_config
+from light_tts.kernels.llm.row_linear import MAX_FEW, RowConfig, row_config
+from light_tts.kernels.llm.small_linear import MAX_ROWS, LinearConfig, linear_config
 
 OUTPUT = 128  # tokens
 PROMPTS = {512: 125, 1024: 700}  # tokens, by the max_length of the attention that they and the output need

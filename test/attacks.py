@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx
-from server_process import Server, launch, speak
+from support.server_process import Server, launch, speak
 
 SECONDS = 30.0  # of one attack
 BLOCK = b"x" * 65536

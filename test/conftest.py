@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import interpreter
 import pytest
 import torch
-from server_process import Server, start_server
+from support import interpreter
+from support.server_process import Server, start_server
 
 torch.backends.cudnn.allow_tf32 = False  # as in the server
 if not interpreter.GPU:

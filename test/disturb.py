@@ -14,8 +14,8 @@ from collections import Counter
 
 import httpx
 import numpy as np
-from server_process import Server, start_server
-from test_recovery import CLIENTS, Client, run_clients, stage_pid
+from support.server_process import Server, start_server
+from support.streams import CLIENTS, Client, run_clients, stage_pid
 
 STAGES = (("encode", 0), ("llm", 0), ("decode", 0), ("decode", 1))
 

@@ -4,10 +4,10 @@ import resource
 import sys
 
 import torch
-from server_process import CHECKPOINT
+from support.server_process import CHECKPOINT
 
-from light_tts.models.cosyvoice2.config import load_config
-from light_tts.models.cosyvoice2.flow import Flow
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.flow.flow import Flow
 
 PROMPT = 50
 

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, NoReturn
 import msgspec
 import yaml
 
+from light_tts.common import gpu
 from light_tts.server.core.default_checkpoint import default_checkpoint
 from light_tts.server.core.settings import Settings, SettingsError
-from light_tts.utils import gpu
 
 # Flags of LightTTS that never did anything there: accepted, so that its command lines start.
 WITHOUT_EFFECT = (

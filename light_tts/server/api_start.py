@@ -22,15 +22,16 @@ from gunicorn import glogging
 from gunicorn.arbiter import Arbiter
 from gunicorn.errors import HaltServer
 
-from light_tts.server import janitor, mps, open_files
+from light_tts.common import log as logs
+from light_tts.common import process
 from light_tts.server.api_cli import Parsed
+from light_tts.server.core import open_files
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import StyleError, load_styles
+from light_tts.server.supervision import janitor, mps
 from light_tts.server.supervision.control import Control
-from light_tts.utils import log as logs
-from light_tts.utils import process
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
 STOP_SECONDS = 5.0  # what HTTP workers, then the supervisor, have to end
@@ -100,7 +101,13 @@ class Front:
         logs.setup("front", config.log_level, self._log_socket)
         ours, theirs = socket.socketpair()
         self._control = Control(ours)
-        command = [sys.executable, "-m", "light_tts.server.supervisor", "--run_dir", str(self.run_dir.root)]
+        command = [
+            sys.executable,
+            "-m",
+            "light_tts.server.supervision.supervisor",
+            "--run_dir",
+            str(self.run_dir.root),
+        ]
         command += ["--front", str(self._pid), "--control", str(theirs.fileno())]
         self._supervisor = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL
@@ -221,7 +228,7 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
     return {
         "bind": f"{host}:{config.port}",
         "workers": config.httpserver_workers,
-        "worker_class": "light_tts.server.http_worker.HttpWorker",
+        "worker_class": "light_tts.server.httpserver.worker.HttpWorker",
         "timeout": TIMEOUT,
         "keepalive": config.idle_timeout,
         "graceful_timeout": int(STOP_SECONDS),

@@ -8,8 +8,8 @@ import time
 from typing import Protocol
 
 from light_tts.server.core import metrics
+from light_tts.server.core.open_files import most_connections
 from light_tts.server.core.settings import Settings
-from light_tts.server.open_files import most_connections
 
 # Kept free above --max_connections, for those who ask how the server is.
 RESERVED_CONNECTIONS = 32

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from light_tts.common.prompt_features import PromptFeatures
-from light_tts.utils.shared_file import map_file
+from light_tts.common.shared_file import map_file
 
 # magic, tokens, mel frames, mel bins, embedding size; the arrays follow in this order, 4 bytes a value
 _HEADER = struct.Struct("<8s4i")

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 
-from light_tts.utils import process
+from light_tts.common import process
 
 TAIL_LINES = 8
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from prometheus_client import multiprocess
 
+from light_tts.common import process
 from light_tts.server.core import messages
 from light_tts.server.core.counters import SLOTS, ActiveRequests
 from light_tts.server.core.rundir import RunDir
-from light_tts.utils import process
 
 log = logging.getLogger("light_tts.supervisor")
 

@@ -14,28 +14,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from light_tts.models.cosyvoice2.cfm import MAX_FRAMES
-from light_tts.models.cosyvoice2.config import Config, load_config
-from light_tts.models.cosyvoice2.flow_backend import choose_flow
-from light_tts.models.cosyvoice2.hift import Hift
-from light_tts.models.cosyvoice2.token2wav import (
+from light_tts.common.gpu import choose_device
+from light_tts.engine.speech.lanes import Engine, Lane, Task
+from light_tts.engine.speech.part_speech import ChunkRules, PartSpeech, PartTooLong
+from light_tts.engine.speech.policy import DeadlinePolicy, Waiting
+from light_tts.engine.speech.token2wav import (
     OVERLAP_FRAMES,
     REPLAYED_CHUNKS,
     SpeechState,
     Token2Wav,
     WorkItem,
 )
-from light_tts.models.cosyvoice2.vocoder import choose_vocoder
+from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.flow.backend import choose_flow
+from light_tts.models.flow.cfm import MAX_FRAMES
+from light_tts.models.vocoder.backend import choose_vocoder
+from light_tts.models.vocoder.hift import Hift
 from light_tts.server.core import messages, metrics
+from light_tts.server.core.first_chunk_lock import RightOfWay, choose_right_of_way
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.pulse import INTERVAL, Pace
-from light_tts.server.core.right_of_way import RightOfWay, choose_right_of_way
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_decode.engine import Engine, Lane, Task
-from light_tts.server.tts_decode.policy import DeadlinePolicy, Waiting
-from light_tts.server.tts_decode.speech import ChunkRules, PartSpeech, PartTooLong
 from light_tts.server.tts_decode.voices import Voices
-from light_tts.utils.gpu import choose_device
 
 STAGE = "decode"
 GROWTH = 4  # stream_hop grow: chunks become up to so many times the first

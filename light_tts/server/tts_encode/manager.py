@@ -25,11 +25,11 @@ import torch
 from light_tts.common.audio import AudioError, check_length
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.speakable import can_become_speakable
-from light_tts.models.cosyvoice2.config import load_config
-from light_tts.models.cosyvoice2.frontend.frontend import Frontend, PromptText
-from light_tts.models.cosyvoice2.frontend.spellers import SpellerPool
-from light_tts.models.cosyvoice2.frontend.text_groups import MAX_GROUP
-from light_tts.models.cosyvoice2.frontend.text_stream import TextStream
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.frontend.frontend import Frontend, PromptText
+from light_tts.models.frontend.spellers import SpellerPool
+from light_tts.models.frontend.text_groups import MAX_GROUP
+from light_tts.models.frontend.text_stream import TextStream
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache

@@ -10,28 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from light_tts.common.chunk_planner import ChunkPlanner
+from light_tts.common.gpu import choose_device
 from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE, SamplingRule
-from light_tts.models.cosyvoice2.config import Config, load_config
-from light_tts.models.cosyvoice2.llm import SpeechLM
+from light_tts.engine.llm.delivery import Delivery
+from light_tts.engine.llm.engine import Engine, Work
+from light_tts.engine.llm.llm_yield import Courtesy
+from light_tts.engine.llm.options import EngineOptions
+from light_tts.engine.llm.pace import Pace, choose_pace
+from light_tts.engine.llm.scheduler import Limits, Scheduler
+from light_tts.engine.llm.sequence import Bistream, OneShot, RequestError, Sequence
+from light_tts.engine.speech.chunk_planner import ChunkPlanner
+from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.llm.speech_lm import SpeechLM
 from light_tts.server.core import messages, metrics
+from light_tts.server.core.first_chunk_lock import choose_right_of_way
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
 from light_tts.server.core.pulse import INTERVAL
 from light_tts.server.core.pulse import Pace as PulsePace
-from light_tts.server.core.right_of_way import choose_right_of_way
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
-from light_tts.server.tts_llm.courtesy import Courtesy
-from light_tts.server.tts_llm.delivery import Delivery
-from light_tts.server.tts_llm.engine import Engine, Work
-from light_tts.server.tts_llm.options import EngineOptions
-from light_tts.server.tts_llm.pace import Pace, choose_pace
-from light_tts.server.tts_llm.scheduler import Limits, Scheduler
-from light_tts.server.tts_llm.sequence import Bistream, OneShot, RequestError, Sequence
+from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.stats import Stats
-from light_tts.server.tts_llm.turn import GpuTurn
-from light_tts.utils.gpu import choose_device
 
 OPENING = (
     "job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress", "alone_in"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import time
 
+from light_tts.engine.llm.scheduler import Scheduler
 from light_tts.server.core import metrics
 from light_tts.server.core.settings import Settings
-from light_tts.server.tts_llm.scheduler import Scheduler
 
 
 class Stats:

@@ -1,0 +1,82 @@
+"""Attention over the KV pool in plain PyTorch, which runs everywhere and is the reference of the kernels.
+
+A batch is the new tokens of some requests; those before them are in the pool already. So a prefill, a piece
+of a prefill and a decode step differ in their lengths only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from light_tts.common.kv_pool import KVPool, SlotTable
+from light_tts.models.llm.speech_lm import AttentionContext
+
+
+@dataclass(frozen=True)
+class Span:
+    """New tokens of one request: positions [start, start + length) of table row `row`."""
+
+    row: int
+    start: int
+    length: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.length
+
+
+class TorchAttention:
+    """One request at a time, so that the result never depends on who else is in the batch."""
+
+    def __init__(self, pool: KVPool, table: SlotTable) -> None:
+        self._pool = pool
+        self._table = table
+
+    def __call__(self, spans: list[Span]) -> AttentionContext:
+        """For any lengths; the spans' tokens follow one another in the batch. Every request attends to all
+        its tokens up to the position of the query."""
+        requests = [(span.length, *self._view(span)) for span in spans]
+        new_slots = torch.cat([slots[-length:] for length, slots, _ in requests])
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            self._pool.write(layer, new_slots, k, v)
+            out, start = torch.empty_like(q), 0
+            for length, slots, mask in requests:
+                keys, values = self._pool.read(layer, slots)
+                out[start : start + length] = attention(q[start : start + length], keys, values, mask)
+                start += length
+            return out
+
+        return attend
+
+    def _view(self, span: Span) -> tuple[Tensor, Tensor | None]:
+        """Slots of all the request's tokens, and which of them each query sees (None: see `attention`)."""
+        slots = self._table.device_slots[span.row, : span.end].long()
+        if span.length == 1 or span.start == 0:
+            return slots, None
+        mask = torch.ones(span.length, span.end, dtype=torch.bool, device=slots.device)
+        return slots, mask.tril_(span.start)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention of one request. q: (queries, heads, head_dim); k, v: (keys, kv_heads,
+    head_dim); mask: (queries, keys), True where a query sees a key; None: a single query, which sees all, or
+    as many queries as keys, each of which sees those before it -> like q"""
+    if len(q) == 1:
+        return _single(q, k, v)
+    causal = mask is None
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
+    return out[0].transpose(0, 1)
+
+
+def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Of one query, for which two small products are faster than the kernel for many."""
+    heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
+    q = q.view(kv_heads, heads // kv_heads, size) * size**-0.5
+    weights = (q @ k.permute(1, 2, 0)).softmax(-1)
+    return (weights @ v.transpose(0, 1)).view(1, heads, size)

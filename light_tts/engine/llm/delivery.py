@@ -1,0 +1,35 @@
+"""When a part's tokens are handed on to the decode stage."""
+
+from __future__ import annotations
+
+from light_tts.engine.speech.chunk_planner import ChunkPlanner
+
+
+class Delivery:
+    """`planner`: where a streamed part is cut; None: everything at the end. `speech_tokens`: ids from here on
+    (bistream's fill) are handed on but are no audio, so the planner does not count them."""
+
+    def __init__(self, planner: ChunkPlanner | None, speech_tokens: int) -> None:
+        self._planner = planner
+        self._speech_tokens = speech_tokens
+        self._counted = 0  # outputs looked at
+        self._spoken = 0  # of these, tokens that become audio
+        self._sent = 0
+
+    @property
+    def missing(self) -> int:
+        """How many more tokens the part's first chunk waits for; 0: it has been handed on, or there is none
+        because the part is not streamed."""
+        return 0 if self._planner is None or self._sent else self._planner.needed - self._spoken
+
+    def take(self, outputs: list[int], finished: bool) -> list[int] | None:
+        """What is to be handed on now, of all `outputs` so far; None: nothing yet."""
+        self._spoken += sum(token < self._speech_tokens for token in outputs[self._counted :])
+        self._counted = len(outputs)
+        due = finished
+        while self._planner is not None and self._planner.next_chunk(self._spoken, finished):
+            due = True
+        if not due:
+            return None
+        tokens, self._sent = outputs[self._sent :], len(outputs)
+        return tokens

@@ -1,0 +1,137 @@
+"""What computes the steps: the interface, the plain PyTorch one, which runs everywhere and is the reference
+of the faster one, and the choice between them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from light_tts.common import sampling
+from light_tts.common.kv_pool import KVPool, SlotTable
+from light_tts.common.row_state import RowState
+from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
+from light_tts.engine.llm.attention import Span, TorchAttention
+from light_tts.engine.llm.options import EngineOptions
+from light_tts.models.llm.joined import JoinedLM
+from light_tts.models.llm.speech_lm import SpeechIds, SpeechLM
+
+Draw = Callable[[Tensor, SamplingRules, Tensor, Tensor, Tensor, Tensor], Tensor]  # see sampling.draw
+
+
+class Runner(Protocol):
+    """Queues work on the device and never waits for it. A draw brings the states up to date: `next_id` is the
+    unified id of the token drawn."""
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        pool: KVPool,
+        table: SlotTable,
+        states: RowState,
+        options: EngineOptions,
+    ) -> None: ...
+
+    def warm_up(self) -> None:
+        """Compile, record and measure what can be before the first request."""
+
+    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+        """Feeds the spans' ids, one span after the other, and draws a token after the last of those in
+        `complete` -> (1, complete) int32"""
+
+    def decode(self, spans: list[Span]) -> Tensor:
+        """As many steps as the longest span has tokens, each of which feeds what was drawn before it and
+        draws -> (steps, spans) int32, NO_TOKEN where a span has ended"""
+
+
+def choose_runner(device: torch.device) -> type[Runner]:
+    """The fastest for the device."""
+    if device.type != "cuda":
+        return JoinedRunner
+    try:
+        from light_tts.engine.llm.triton_runner import TritonRunner
+    except ImportError as error:
+        logging.getLogger("light_tts.llm").warning("LLM without Triton kernels, much slower: %s", error)
+        return TorchRunner
+    return TritonRunner
+
+
+class TorchRunner:
+    """Plain PyTorch, one request at a time in attention, so that the result never depends on who else is in
+    the batch."""
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        pool: KVPool,
+        table: SlotTable,
+        states: RowState,
+        options: EngineOptions,
+        draw: Draw = sampling.draw,
+    ) -> None:
+        """`draw`: in place of repetition-aware sampling, e.g. in tests."""
+        self._model = model
+        self._attention = TorchAttention(pool, table)
+        self._draw = TorchDraw(draw, model.ids, states)
+        self._states = states
+        self._device = states.seed.device
+
+    def warm_up(self) -> None:
+        pass
+
+    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+        hidden = self._forward(torch.tensor(ids, device=self._device), spans)
+        if not complete:
+            return torch.empty(1, 0, dtype=torch.int32)
+        last = torch.tensor([span.length for span in spans], device=self._device).cumsum(0) - 1
+        rows = torch.tensor([spans[i].row for i in complete], device=self._device)
+        return self._draw(self._model.logits(hidden[last[complete]]), rows)[None]
+
+    def decode(self, spans: list[Span]) -> Tensor:
+        steps = max(span.length for span in spans)
+        tokens = torch.full((steps, len(spans)), NO_TOKEN, dtype=torch.int32, device=self._device)
+        for step in range(steps):
+            active = [i for i, span in enumerate(spans) if step < span.length]
+            now = [Span(spans[i].row, spans[i].start + step, 1) for i in active]
+            rows = torch.tensor([span.row for span in now], device=self._device)
+            hidden = self._forward(self._states.next_id[rows], now)
+            tokens[step, active] = self._draw(self._model.logits(hidden), rows)
+        return tokens
+
+    def _forward(self, ids: Tensor, spans: list[Span]) -> Tensor:
+        """-> (tokens, hidden)"""
+        positions = [position for span in spans for position in range(span.start, span.end)]
+        positions = torch.tensor(positions, device=self._device)
+        return self._model(ids, positions, self._attention(spans))
+
+
+class JoinedRunner(TorchRunner):
+    """The same, with as few products as possible: for a CPU."""
+
+    def __init__(self, model: SpeechLM, *arguments: Any) -> None:
+        super().__init__(JoinedLM(model), *arguments)
+
+
+class TorchDraw:
+    """A draw, over the states."""
+
+    def __init__(self, draw: Draw, ids: SpeechIds, states: RowState) -> None:
+        self._draw = draw
+        self._ids = ids
+        self._states = states
+
+    def __call__(self, scores: Tensor, rows: Tensor) -> Tensor:
+        """scores: (rows, speech ids) float32; rows: (rows,) int64 -> the tokens (rows,) int32"""
+        states = self._states
+        banned, history, steps = states.banned[rows].bool(), states.history[rows].long(), states.step[rows]
+        banned[:, 0] |= steps < states.min_outputs[rows]
+        scores = ban(scores, self._ids.speech_tokens, banned)
+        rules, seeds, parts = states.rules(rows), states.seed[rows], states.part[rows]
+        drawn = self._draw(scores, rules, history, seeds, parts, steps.long())
+        states.step[rows] = steps + 1
+        states.next_id[rows] = (self._ids.text_vocab + drawn).to(states.next_id.dtype)
+        states.history[rows] = torch.cat([history[:, 1:], drawn[:, None]], 1).to(states.history.dtype)
+        return drawn.int()

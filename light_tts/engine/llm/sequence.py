@@ -1,0 +1,350 @@
+"""One part's way through the language model, as a state machine without tensors.
+
+A sequence knows the ids that go into the model (`inputs`, of which the first `cached` are in the KV pool)
+and what came out (`outputs`). Whoever runs it feeds `inputs[cached:]`, draws a token from the last row and
+hands it to `accept`. Putting it back into an earlier state needs its outputs alone: they are given as
+`forced` and take the place of draws.
+
+Between two looks of the host the device may draw several tokens in a row and feed each back by itself
+(`on_device`). Of these, `ahead` have not been accepted yet; they are in the pool, so `cached` counts them,
+and `inputs` does not.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from light_tts.common.sampling_rule import GREEDY, SamplingRule
+from light_tts.models.llm.speech_lm import SpeechIds
+
+MIN_TOKENS_PER_TEXT_ID = 2
+MAX_TOKENS_PER_TEXT_ID = 20
+
+
+class RequestError(ValueError):
+    """The request cannot be served; the message, for the client, names the limit."""
+
+
+class Sequence:
+    """What one-shot and bistream have in common. `limit`: most ids that may go into the model."""
+
+    def __init__(
+        self, job: str, part: int, seed: int, ids: SpeechIds, limit: int, sampling: SamplingRule
+    ) -> None:
+        self.job = job
+        self.part = part
+        self.sampling = sampling
+        self.seed = (seed + 2**63) % 2**64 - 2**63  # as int64
+        self.inputs: list[int] = []  # unified ids
+        self.outputs: list[int] = []  # speech ids, bistream fill ids included, stop ids never
+        self.cached = 0
+        self.row: int | None = None  # in the slot table
+        self.on_device = False  # the next id is the last token drawn, which the device knows
+        self.ahead = 0  # tokens drawn, or being drawn, and not yet accepted
+        self.epoch = 0  # draws that were begun in an earlier one are void
+        self.arrival = 0  # set by the scheduler
+        self.finished = False
+        self.error: str | None = None  # why it finished without reaching its end
+        self.min_outputs = 0
+        self.max_outputs: int | None = None  # None: not known yet
+        self._ids = ids
+        self._limit = limit
+
+    @property
+    def pending(self) -> int:
+        """Ids that have yet to go into the model; below zero by those that the device has fed by itself."""
+        return len(self.inputs) - self.cached
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step would bring it on, or one is under way that will."""
+        return not self.finished and self.pending + self.ahead > 0
+
+    @property
+    def runnable(self) -> bool:
+        """Whether a step may be begun now."""
+        return self.ready and (not self.on_device or self.free_steps > 0)
+
+    @property
+    def free_steps(self) -> int:
+        """Most tokens that may be drawn before the host has to look at those drawn."""
+        return self._straight_on - self.ahead
+
+    @property
+    def _straight_on(self) -> int:
+        """Draws from here to one after which, for certain, the host's word is needed."""
+        room = self._limit - len(self.inputs) + 1
+        return room if self.max_outputs is None else min(room, max(1, self.max_outputs - len(self.outputs)))
+
+    @property
+    def longest_rest(self) -> int:
+        """Most tokens that may still come."""
+        room = self._limit - len(self.inputs)
+        return room if self.max_outputs is None else min(room, self.max_outputs - len(self.outputs))
+
+    @property
+    def banned(self) -> list[bool]:
+        """Which of the special speech ids must not be drawn before the host has other ids to feed. The end is
+        banned besides while there are fewer than `min_outputs`."""
+        raise NotImplementedError
+
+    def latest(self, window: int) -> list[int]:
+        """The last `window` outputs."""
+        return self.outputs[-window:]
+
+    def accept(self, token: int) -> None:
+        """Take in the token drawn after `inputs`."""
+        raise NotImplementedError
+
+    def accept_all(self, tokens: list[int]) -> int:
+        """Take in what the device drew one after another, up to the end or to where it should have been fed
+        something else; the rest was in vain. -> how many were taken in"""
+        self.ahead -= len(tokens)
+        for taken, token in enumerate(tokens, 1):
+            self.accept(token)
+            if self.finished or not self.on_device:
+                self.recall(len(self.inputs))
+                return taken
+        return len(tokens)
+
+    def recall(self, cached: int) -> None:
+        """The device goes no further by itself: what it has drawn and was not accepted is void, and of the
+        ids in the pool at most `cached` stay."""
+        self.cached = min(self.cached, cached)
+        self.on_device = False
+        self.ahead = 0
+        self.epoch += 1
+
+    def _speak(self, token: int) -> None:
+        """Keep a speech token and feed it back, unless it is the last."""
+        self.outputs.append(token)
+        if self.max_outputs is not None and len(self.outputs) >= self.max_outputs:
+            self.finished = True
+        elif len(self.inputs) == self._limit:
+            self._reach_limit()
+        else:
+            self.inputs.append(self._ids.speech(token))
+
+    def _reach_limit(self) -> None:
+        self.finished = True
+
+    def _check(self, text: list[int], speech: list[int]) -> None:
+        if not all(0 <= i < self._ids.text_vocab for i in text):
+            raise RequestError("a text id is not in the vocabulary of the model")
+        if not all(0 <= i < self._ids.speech_tokens for i in speech):
+            raise RequestError("an id of the prompt is not a speech token of the model")
+
+
+class OneShot(Sequence):
+    """All text is there: sos, prompt text and text, task, prompt speech, and then what is generated."""
+
+    def __init__(
+        self,
+        job: str,
+        part: int,
+        seed: int,
+        ids: SpeechIds,
+        limit: int,
+        prompt_text: list[int],
+        text: list[int],
+        prompt_speech: list[int],
+        forced: list[int],
+        min_outputs: int | None = None,
+        max_outputs: int | None = None,
+        sampling: SamplingRule = GREEDY,
+        longest: int | None = None,
+    ) -> None:
+        """`longest`: most outputs, whatever `max_outputs` says. Raises RequestError when the request cannot
+        fit."""
+        super().__init__(job, part, seed, ids, limit, sampling)
+        self._check(prompt_text + text, prompt_speech + forced)
+        if not text:
+            raise RequestError("the text is empty")
+        self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
+        if max_outputs is None:
+            max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
+        if longest is not None:
+            max_outputs = min(max_outputs, longest)
+        if min_outputs is None:
+            min_outputs = min(MIN_TOKENS_PER_TEXT_ID * len(text), max_outputs)
+        self.min_outputs = min_outputs
+        self.max_outputs = min(max_outputs, limit - len(self.inputs))
+        if self.max_outputs < max(1, self.min_outputs):
+            raise RequestError(
+                f"prompt and text take {len(self.inputs)} tokens, which leaves {max(0, self.max_outputs)} "
+                f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
+                f"(--max_req_total_len), and {max_outputs} for the speech alone"
+            )
+        for token in forced:
+            self.accept(token)
+
+    @property
+    def banned(self) -> list[bool]:
+        return [False] * len(self._ids.stop)
+
+    def accept(self, token: int) -> None:
+        if token in self._ids.stop:
+            self.finished = True
+        elif not self.finished:
+            self._speak(token)
+
+    def accept_all(self, tokens: list[int]) -> int:
+        if len(self.outputs) + len(tokens) >= self.max_outputs or max(tokens) >= self._ids.speech_tokens:
+            return super().accept_all(tokens)
+        self.ahead -= len(tokens)
+        self.outputs += tokens
+        self.inputs += map(self._ids.speech, tokens)
+        return len(tokens)
+
+
+class Bistream(Sequence):
+    """Text arrives while speech leaves: blocks of `mix[0]` text ids and `mix[1]` speech tokens.
+
+    A block ends with the fill id, and the next begins once there is text for it. Text is taken one id at a
+    time, so how it was split on its way changes nothing. After the text has ended, what is left of it is
+    followed by the task mark and the rest of the speech.
+    """
+
+    def __init__(
+        self,
+        job: str,
+        part: int,
+        seed: int,
+        ids: SpeechIds,
+        limit: int,
+        prompt_text: list[int],
+        prompt_speech: list[int],
+        forced: list[int],
+        mix: tuple[int, int],
+        min_outputs: int | None = None,
+        max_outputs: int | None = None,
+        sampling: SamplingRule = GREEDY,
+    ) -> None:
+        """Raises RequestError."""
+        super().__init__(job, part, seed, ids, limit, sampling)
+        self._check(prompt_text, prompt_speech + [token for token in forced if token != ids.fill])
+        self.min_outputs = min_outputs or 0
+        self.max_outputs = max_outputs
+        self._text_per_block, self._speech_per_block = mix
+        self._forced = forced
+        self._arrived: deque[int] = deque()  # text that has not been looked at
+        self._text = list(prompt_text)  # text that waits for a block
+        self._text_ids = 0  # arrived so far
+        self._prompt_ids = len(prompt_text)
+        self._text_ended = False
+        self._prompt_speech = [ids.speech(token) for token in prompt_speech]
+        self._waiting = True  # for text
+        self._last = False  # in the part after the end of the text
+        self._group: list[int] = []  # ids given to the model together, latest
+        self._give([ids.sos])
+        block = self._speech_per_block
+        self._next_fill = block - len(prompt_speech) % block
+
+    @property
+    def ready(self) -> bool:
+        return not self._waiting and super().ready
+
+    @property
+    def banned(self) -> list[bool]:
+        banned = [True] * len(self._ids.stop)
+        allowed = self._ids.eos if self._last else self._ids.fill
+        banned[allowed - self._ids.speech_tokens] = False
+        return banned
+
+    @property
+    def _straight_on(self) -> int:
+        straight_on = super()._straight_on
+        return straight_on if self._last else min(straight_on, self._next_fill - len(self.outputs) + 1)
+
+    def append_text(self, text: list[int]) -> None:
+        """More text. Raises RequestError for ids the model does not know."""
+        self._check(text, [])
+        self._arrived.extend(text)
+        self._text_ids += len(text)
+        self._advance()
+
+    def finish_text(self) -> None:
+        """No more text. Raises RequestError when there was none at all."""
+        if not self._text_ids:
+            raise RequestError("the text is empty")
+        self._text_ended = True
+        if self.max_outputs is None:
+            # The reference has no limit here: a model that never ends would speak for minutes.
+            self.max_outputs = MAX_TOKENS_PER_TEXT_ID * (self._prompt_ids + self._text_ids)
+        self._advance()
+
+    def accept(self, token: int) -> None:
+        self._accept(token)
+        self._advance()
+
+    def _advance(self) -> None:
+        """As far as text and forced tokens go."""
+        while not self.finished:
+            if self._waiting and self._arrived:
+                self._take_text(self._arrived.popleft())
+            elif self._waiting and self._text_ended:
+                self._begin_last()
+            elif not self._waiting and len(self.outputs) < len(self._forced):
+                self._accept(self._forced[len(self.outputs)])
+            else:
+                return
+
+    def _take_text(self, text_id: int) -> None:
+        """The reference's turn of its loop over text: prompt blocks as far as text goes, then one block."""
+        size = self._text_per_block
+        self._text.append(text_id)
+        while self._prompt_speech and len(self._text) >= size:
+            speech = self._prompt_speech[: self._speech_per_block]
+            del self._prompt_speech[: self._speech_per_block]
+            self._give(self._take_block() + speech, anew=False)
+        if self._prompt_speech:
+            return
+        if self.outputs or len(self.inputs) == 1:
+            if len(self._text) < size:
+                return
+            self._give(self._take_block(), anew=bool(self.outputs))
+        self._waiting = False
+
+    def _take_block(self) -> list[int]:
+        block = self._text[: self._text_per_block]
+        del self._text[: self._text_per_block]
+        return block
+
+    def _begin_last(self) -> None:
+        """The reference gives the group that it gave last once more here, if that has been in the model.
+        Where the text was too short for all speech of the prompt, the rest of it follows the mark, as in
+        training; the reference leaves it out, and may say the end of the prompt's text again."""
+        again = self._group if self.outputs else []
+        self._waiting, self._last = False, True
+        self._give(again + self._text + [self._ids.task, *self._prompt_speech], anew=bool(self.outputs))
+        self._text, self._prompt_speech = [], []
+
+    def _give(self, group: list[int], anew: bool = True) -> None:
+        """Ids for the model; `anew`: those before have been in the model already."""
+        if len(self.inputs) + len(group) > self._limit:
+            self._reach_limit()
+            return
+        self.inputs += group
+        self._group = group if anew else self._group + group
+
+    def _accept(self, token: int) -> None:
+        if not self._last and len(self.outputs) == self._next_fill:
+            token = self._ids.fill
+        if token == self._ids.fill and not self._last:
+            self._next_fill = len(self.outputs) + self._speech_per_block + 1
+            self.outputs.append(token)
+            self._waiting = True
+            self.recall(len(self.inputs))  # text comes next
+        elif token in self._ids.stop:
+            self.finished = True
+        else:
+            self._speak(token)
+            self._group = self.inputs[-1:]
+
+    def _reach_limit(self) -> None:
+        self.finished = True
+        if not self._last:
+            self.error = (
+                f"the text and its speech are longer than the limit of {self._limit} tokens "
+                "(--max_req_total_len)"
+            )

@@ -1,0 +1,207 @@
+"""Steps on a GPU: Triton kernels, and a decode step or a short prefill as one CUDA graph for each size."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from light_tts.common.cuda_graphs import GraphCache
+from light_tts.common.kv_pool import KVPool, SlotTable
+from light_tts.common.row_state import RowState
+from light_tts.common.transfer import upload
+from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.options import EngineOptions
+from light_tts.engine.llm.prefill_batch import PrefillShape
+from light_tts.kernels.compile_ahead import compile_ahead
+from light_tts.kernels.llm.decode_attention import decode_attention
+from light_tts.kernels.llm.prefill_attention import prefill_attention
+from light_tts.kernels.llm.rotary import rotary_kv_write
+from light_tts.kernels.llm.row_state import advance
+from light_tts.kernels.llm.sampling import sample
+from light_tts.models.llm.fused import FusedLM, LayerPool
+from light_tts.models.llm.speech_lm import SpeechLM
+
+_BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # then in steps of 64
+_SHORTEST = 512  # bucket of lengths; the others are twice as long each
+_PREFILL_TOKENS = (
+    16,
+    32,
+    64,
+    128,
+    192,
+    256,
+    320,
+    384,
+    512,
+    640,
+    768,
+    896,
+    1024,
+    1280,
+    1536,
+    2048,
+)  # beyond, launches cost little
+_PREFILL_SPANS = (1, 4, 16)
+
+
+class TritonRunner:
+    """See `Runner`. A batch is filled up with rows of -1, which change nothing, to the size of a graph.
+
+    A decode step finds its rows in `_schedule` and leaves its tokens in `_tokens`, both (steps, batch), where
+    `_steps` says, (batch,): so the same graph serves every step of a round, and a sequence that takes part in
+    fewer steps than others is -1 in the rest."""
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        pool: KVPool,
+        table: SlotTable,
+        states: RowState,
+        options: EngineOptions,
+    ) -> None:
+        self._device = device = states.seed.device
+        self._lm = FusedLM(model, pool, options.max_len)
+        self._slots_of = table.slots_of
+        self._table = table.device_slots
+        self._states = states
+        self._draw = partial(
+            sample,
+            text_vocab=model.ids.text_vocab,
+            speech_tokens=model.ids.speech_tokens,
+            max_top_k=options.max_top_k,
+        )
+        self._options = options
+        self._graph_len = min(options.max_len, options.graph_max_len)
+        self._graphs = GraphCache(device, options.graph_max_batch > 0)
+        self._most_steps = max(options.round_steps, GraphCache.WARM_UP_RUNS)
+        widest = self._batch_bucket(options.rows)
+        room = self._most_steps * widest
+        self._schedule = torch.full((room,), -1, dtype=torch.int32, device=device)
+        self._tokens = torch.empty_like(self._schedule)
+        self._steps = torch.zeros(widest, dtype=torch.int64, device=device)
+        self._prefills: dict[PrefillShape, Tensor] = {}  # the input of each graph
+
+    def warm_up(self) -> None:
+        graphs = self._graphs.enabled
+        largest = min(self._options.rows, self._options.graph_max_batch) if graphs else self._options.rows
+        batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
+        lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
+        # the largest first, whose memory the others use again
+        prefills = [
+            PrefillShape(tokens, spans) for spans in _PREFILL_SPANS[::-1] for tokens in _PREFILL_TOKENS[::-1]
+        ]
+        steps = [(batch, length) for length in lengths[::-1] for batch in batches[::-1]]
+
+        def rehearse() -> None:
+            for shape in prefills:
+                self._prefill_step(shape, upload(shape.empty(), self._device))
+            for batch, length in steps:
+                self._decode_step(batch, length)
+
+        compile_ahead(self._device, rehearse)
+        if not graphs:
+            return
+        log = logging.getLogger("light_tts.llm")
+        started = time.monotonic()
+        log.info("recording CUDA graphs: decode steps of batches %s, lengths %s", batches, lengths)
+        for shape in prefills:
+            self._record_prefill(shape)
+        for batch, length in steps:
+            self._record(batch, length)
+        log.info("recorded %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - started)
+
+    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+        shape, recorded = self._prefill_bucket(len(ids), len(spans))
+        batch = upload(shape.pack(ids, spans, complete, self._slots_of), self._device)
+        if recorded:
+            if shape not in self._prefills:
+                self._record_prefill(shape)
+            self._prefills[shape].copy_(batch)
+            tokens = self._graphs.run(shape, partial(self._prefill_step, shape, self._prefills[shape]))
+        else:
+            tokens = self._prefill_step(shape, batch)
+        return tokens[None, : len(complete)]
+
+    def decode(self, spans: list[Span]) -> Tensor:
+        steps = max(span.length for span in spans)
+        batch, length = self._batch_bucket(len(spans)), self._length_bucket(max(span.end for span in spans))
+        recorded = batch <= self._options.graph_max_batch and length <= self._graph_len
+        if recorded and (batch, length) not in self._graphs:
+            self._record(batch, length)
+        rows = np.array([span.row for span in spans], np.int32)
+        takes_part = np.arange(steps)[:, None] < [span.length for span in spans]
+        schedule = np.full((steps, batch), -1, np.int32)
+        schedule[:, : len(spans)] = np.where(takes_part, rows, -1)
+        self._schedule[: schedule.size].copy_(upload(schedule.ravel(), self._device))
+        self._steps.zero_()
+        step = partial(self._decode_step, batch, length)
+        for _ in range(steps):
+            if recorded:
+                self._graphs.run((batch, length), step)
+            else:
+                step()
+        return self._tokens[: schedule.size].view(steps, batch)[:, : len(spans)]
+
+    def _decode_step(self, batch: int, length: int) -> None:
+        room = self._most_steps * batch
+        schedule, tokens = (x[:room].view(-1, batch) for x in (self._schedule, self._tokens))
+        steps = self._steps[:batch]
+        x, rows, lengths = advance(self._states, self._lm.embedding, schedule, steps)
+
+        def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
+            return decode_attention(qkv, *self._lm.rope, *pool, self._table, rows, lengths, length)
+
+        self._draw(self._lm(x, attend), self._states, rows, tokens, steps)
+
+    def _prefill_step(self, shape: PrefillShape, flat: Tensor) -> Tensor:
+        """-> (spans,) int32, the tokens drawn"""
+        batch = shape.unpack(flat)
+
+        def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
+            q = rotary_kv_write(qkv, *self._lm.rope, batch.positions, batch.slots, *pool)
+            where = (batch.rows, batch.starts, batch.lengths, batch.offsets, batch.blocks)
+            return prefill_attention(q, *pool, self._table, *where)
+
+        logits = self._lm(F.embedding(batch.ids, self._lm.embedding), attend, batch.last)
+        drawn = torch.empty_like(batch.draws)
+        self._draw(logits, self._states, batch.draws, drawn[None], None)
+        return drawn
+
+    def _record(self, batch: int, length: int) -> None:
+        if self._graphs.enabled:
+            self._schedule.fill_(-1)
+            self._steps.zero_()
+            self._graphs.record((batch, length), partial(self._decode_step, batch, length))
+
+    def _record_prefill(self, shape: PrefillShape) -> None:
+        self._prefills[shape] = flat = upload(shape.empty(), self._device)
+        if self._graphs.enabled:
+            self._graphs.record(shape, partial(self._prefill_step, shape, flat))
+
+    def _prefill_bucket(self, tokens: int, spans: int) -> tuple[PrefillShape, bool]:
+        """The smallest size that holds the batch, and whether it is one of those that are recorded."""
+        if not self._options.graph_max_batch or tokens > _PREFILL_TOKENS[-1] or spans > _PREFILL_SPANS[-1]:
+            return PrefillShape(tokens, spans), False
+        tokens = next(size for size in _PREFILL_TOKENS if size >= tokens)
+        return PrefillShape(tokens, next(size for size in _PREFILL_SPANS if size >= spans)), True
+
+    def _batch_bucket(self, batch: int) -> int:
+        """The smallest size that holds `batch` rows, of those that are recorded."""
+        bucket = next((size for size in _BATCHES if size >= batch), -(-batch // 64) * 64)
+        most = self._options.graph_max_batch
+        return min(bucket, most) if batch <= most else bucket
+
+    def _length_bucket(self, length: int) -> int:
+        """The smallest bound of lengths, of those that are recorded; beyond them there is one."""
+        if length > self._graph_len:
+            return self._options.max_len
+        bucket = _SHORTEST
+        while bucket < length:
+            bucket *= 2
+        return min(bucket, self._graph_len)

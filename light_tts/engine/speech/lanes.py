@@ -1,0 +1,154 @@
+"""Runs batches of chunks on the device, several in flight, each in a thread (and CUDA stream) of its own.
+
+On a GPU a batch is one run. On the CPU each chunk is computed alone in exactly its own shape, so that
+its samples are bit for bit those of any other run of the same request.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from light_tts.common import gpu
+from light_tts.engine.speech.token2wav import Token2Wav, WorkItem, to_pcm16
+
+
+class DeviceLost(Exception):
+    """The device answers no more: only a new process can go on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A chunk to speak, and whose it is."""
+
+    item: WorkItem
+    owner: Any
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A batch that has ended after `seconds`. `outcomes`: for each of `tasks` its samples (int16), or the
+    error that ended it."""
+
+    tasks: Sequence[Task]
+    outcomes: list[np.ndarray | Exception]
+    seconds: float
+
+
+class Lane:
+    """One batch at a time, in a thread and a CUDA stream of this priority."""
+
+    def __init__(self, model: Token2Wav, device: torch.device, priority: int) -> None:
+        self.model = model
+        self.urgent = priority == gpu.URGENT
+        self._stream = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device, priority=priority)
+        self.thread = ThreadPoolExecutor(1, "speak")
+
+    def context(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+
+
+class Engine:
+    """`models`: one for each batch in flight; of several, the first has the urgent lane. `max_batch_size`:
+    tasks in a batch on a GPU. `wake` is called from a worker thread when a batch has ended."""
+
+    def __init__(
+        self, models: Sequence[Token2Wav], device: torch.device, max_batch_size: int, wake: Callable[[], None]
+    ) -> None:
+        self.model = models[0]  # for questions that all answer alike
+        self.on_gpu = device.type == "cuda"
+        self.batch_limit = max_batch_size if self.on_gpu else 1
+        self._device = device
+        self._wake = wake
+        self._ended: queue.SimpleQueue[tuple[Lane, Future[Ended]]] = queue.SimpleQueue()
+        alone = len(models) == 1
+        priorities = [gpu.LANGUAGE_MODEL if alone else gpu.URGENT, *[gpu.BULK] * (len(models) - 1)]
+        self._lanes = [
+            Lane(model, device, priority) for model, priority in zip(models, priorities, strict=True)
+        ]
+        self.free_lanes = list(self._lanes)
+
+    @property
+    def idle(self) -> bool:
+        return len(self.free_lanes) == len(self._lanes)
+
+    def start(self, lane: Lane, batch: Sequence[Task]) -> None:
+        """Begin a batch on a free lane."""
+        self.free_lanes.remove(lane)
+        lane.thread.submit(self._run, lane, batch).add_done_callback(lambda future: self._end(lane, future))
+
+    def ended(self) -> list[Ended]:
+        """All batches that have ended since the last call. Raises DeviceLost."""
+        ended: list[Ended] = []
+        with contextlib.suppress(queue.Empty):
+            while True:
+                lane, future = self._ended.get_nowait()
+                ended.append(future.result())
+                self.free_lanes.append(lane)
+                self.free_lanes.sort(key=self._lanes.index)
+        return ended
+
+    def close(self) -> None:
+        """Leave what is in flight to its end, unheard."""
+        self._wake = lambda: None
+        for lane in self._lanes:
+            lane.thread.shutdown(wait=False, cancel_futures=True)
+
+    def warm_up(self) -> None:
+        """Do before the first batch what it would have to wait for."""
+        for lane in self._lanes:
+            with lane.context():
+                lane.model.warm_up(self.batch_limit)
+        if self.on_gpu:
+            torch.cuda.synchronize(self._device)
+
+    def _end(self, lane: Lane, future: Future[Ended]) -> None:
+        self._ended.put((lane, future))
+        self._wake()
+
+    def _run(self, lane: Lane, batch: Sequence[Task]) -> Ended:
+        started = time.monotonic()
+        if self.on_gpu:
+            torch.cuda.set_device(self._device)
+        with lane.context():
+            outcomes = self._speak(lane.model, [task.item for task in batch])
+        return Ended(batch, outcomes, time.monotonic() - started)
+
+    def _speak(self, model: Token2Wav, items: Sequence[WorkItem]) -> list[np.ndarray | Exception]:
+        """An error of a batch is looked for in its halves: memory may suffice for those, and what is wrong
+        with one item must not hurt the others."""
+        try:
+            return [_pcm_or_error(wave) for wave in model.speak(items)]
+        except Exception as error:
+            self._recover(error)
+            if len(items) == 1:
+                return [error]
+        middle = len(items) // 2
+        return self._speak(model, items[:middle]) + self._speak(model, items[middle:])
+
+    def _recover(self, error: Exception) -> None:
+        if not self.on_gpu:
+            return
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return
+        try:
+            torch.cuda.synchronize(self._device)
+        except Exception as lost:
+            raise DeviceLost(f"{self._device}: {lost}") from error
+
+
+def _pcm_or_error(wave: np.ndarray) -> np.ndarray | Exception:
+    if not np.isfinite(wave).all():
+        return ArithmeticError("the model made samples that are no numbers")
+    return to_pcm16(wave)

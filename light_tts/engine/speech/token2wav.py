@@ -1,0 +1,219 @@
+"""Speech tokens -> wave, chunk by chunk: flow and vocoder, overlapped so that chunk borders are inaudible.
+
+Each chunk is the flow over all tokens so far, of which the new mel frames are kept; the vocoder is given the
+last frames of the chunk before as well, its source continues the old one, and the overlap is cross-faded.
+What a chunk leaves to the next is its `Tail`, which depends on this chunk and the one before only: so a
+stream is resumed by speaking its last two chunks again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.common.transfer import Download
+from light_tts.engine.speech.chunk_planner import Chunk
+from light_tts.models.checkpoint.config import Config
+from light_tts.models.flow.backend import FlowBackend, FlowItem
+from light_tts.models.flow.memos import Memo
+from light_tts.models.vocoder.backend import SourceNoise, Vocoder
+
+OVERLAP_FRAMES = 8  # mel frames that two chunks share
+REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after them
+
+
+@dataclass(frozen=True)
+class Voice:
+    """A prompt. speech_token: (n,) int32 on the host; mel: (frames, mel channels) and embedding: (size,) on
+    the device; memo: the flow's."""
+
+    speech_token: np.ndarray
+    mel: Tensor
+    embedding: Tensor
+    memo: Memo = field(default_factory=Memo)
+
+    @classmethod
+    def of(cls, features: PromptFeatures, device: torch.device | str) -> Voice:
+        """Copies: shared memory may be read-only."""
+
+        def on_device(array: np.ndarray) -> Tensor:
+            return torch.tensor(array, dtype=torch.float32).to(device)
+
+        tokens = np.array(features.speech_token, dtype=np.int32)
+        return cls(tokens, on_device(features.mel), on_device(features.embedding))
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What the next chunk begins with. mel: (mel channels, OVERLAP_FRAMES); source, speech: (samples,) of
+    these frames; the speech is not yet delivered."""
+
+    mel: Tensor
+    source: Tensor
+    speech: Tensor
+
+
+@dataclass
+class SpeechState:
+    """One part being spoken. `seed` and `part` choose the noise of the source; seed None: no noise.
+    `speed` other than 1 is for parts that are one chunk. memo: the flow's."""
+
+    voice: Voice
+    seed: int | None
+    part: int = 0
+    speed: float = 1.0
+    tail: Tail | None = None
+    memo: Memo = field(default_factory=Memo)
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """Speak `chunk` of a part. tokens: the part's ids from its start, at least up to `chunk.context_end`, all
+    below the flow's vocabulary size. `stream`: whether the part is spoken in chunks."""
+
+    state: SpeechState
+    tokens: Sequence[int]
+    chunk: Chunk
+    stream: bool
+
+
+class Token2Wav:
+    """`flow` and `vocoder`: see models/flow/backend.py and models/vocoder/backend.py. `full_last_chunk`: the
+    last chunk of a stream is computed with full attention (the official schedule with growing chunks), else
+    with the chunk mask like the others."""
+
+    def __init__(
+        self, flow: FlowBackend, vocoder: Vocoder, config: Config, full_last_chunk: bool, device: torch.device
+    ) -> None:
+        self.flow = flow
+        self.sample_rate = config.sample_rate
+        self.frames_per_token = config.token_mel_ratio
+        self.samples_per_frame = config.mel.hop_size
+        self.overlap = OVERLAP_FRAMES * self.samples_per_frame
+        self._vocoder = vocoder
+        self._full_last_chunk = full_last_chunk
+        # float64 like NumPy's window in the reference
+        window = torch.from_numpy(np.hamming(2 * self.overlap)).to(device)
+        self._fade_in, self._fade_out = window[: self.overlap], window[self.overlap :]
+
+    def warm_up(self, items: int) -> None:
+        """Do at the start what a first batch of up to `items` chunks would have to wait for."""
+        self.flow.warm_up(items)
+        self._vocoder.warm_up(items)
+
+    def streaming(self, item: WorkItem) -> bool:
+        """Whether the flow runs with the chunk mask: items that agree share a batch of the flow."""
+        return item.stream and not (item.chunk.final and self._full_last_chunk)
+
+    def samples(self, chunk: Chunk) -> int:
+        """Samples of the part that have been delivered after a chunk of a stream (at speed 1)."""
+        total = chunk.end * self.frames_per_token * self.samples_per_frame
+        return total if chunk.final else total - self.overlap
+
+    @torch.inference_mode()
+    def speak(self, items: Sequence[WorkItem]) -> list[np.ndarray]:
+        """The samples that each chunk adds, float32. States move on only if all has gone well."""
+        filled = [item for item in items if item.chunk.end > item.chunk.start]
+        spoken = iter(self._vocode(filled, self._mels(filled)) if filled else ())
+        return [next(spoken) if item.chunk.end > item.chunk.start else _held_back(item) for item in items]
+
+    def _mels(self, items: Sequence[WorkItem]) -> list[Tensor]:
+        """New mel frames of each item: (mel channels, frames)."""
+        mels = self.flow([self._flow_item(item) for item in items])
+        found = []
+        for item, mel in zip(items, mels, strict=True):
+            start, end = (edge * self.frames_per_token for edge in (item.chunk.start, item.chunk.end))
+            found.append(self._at_speed(mel[start:end].T, item.state.speed))
+        return found
+
+    def _flow_item(self, item: WorkItem) -> FlowItem:
+        voice = item.state.voice
+        return FlowItem(
+            prompt=voice.speech_token,
+            prompt_mel=voice.mel,
+            embedding=voice.embedding,
+            tokens=item.tokens[: item.chunk.context_end],
+            streaming=self.streaming(item),
+            finalize=item.chunk.final,
+            voice_memo=voice.memo,
+            stream_memo=item.state.memo,
+        )
+
+    def _vocode(self, items: Sequence[WorkItem], mels: Sequence[Tensor]) -> list[np.ndarray]:
+        states = [item.state for item in items]
+        tails = [state.tail for state in states]
+        mels = [
+            mel if tail is None else torch.cat([tail.mel, mel], dim=1)
+            for mel, tail in zip(mels, tails, strict=True)
+        ]
+        lengths = [mel.shape[1] for mel in mels]
+        batch = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
+        sources = [None if tail is None else tail.source for tail in tails]
+        wave, source = self._vocoder.speak(batch, lengths, sources, [self._noise(item) for item in items])
+        self._cross_fade(wave, tails)
+        samples = [length * self.samples_per_frame for length in lengths]
+        following = self._tails(mels, wave, source, samples)
+        on_host = Download(wave).wait().numpy()
+        for item, tail in zip(items, following, strict=True):
+            item.state.tail = None if item.chunk.final else tail
+        return [
+            on_host[row, : length - (0 if item.chunk.final else self.overlap)]
+            for row, (item, length) in enumerate(zip(items, samples, strict=True))
+        ]
+
+    def _cross_fade(self, wave: Tensor, tails: Sequence[Tail | None]) -> None:
+        """wave: (batch, samples), in place: the beginning of each item that continues another."""
+        rows = [row for row, tail in enumerate(tails) if tail is not None]
+        if rows:
+            old = torch.stack([tails[row].speech for row in rows])
+            new = wave[rows, : self.overlap]
+            wave[rows, : self.overlap] = (new * self._fade_in + old * self._fade_out).to(wave.dtype)
+
+    def _tails(
+        self, mels: Sequence[Tensor], wave: Tensor, source: Tensor, samples: Sequence[int]
+    ) -> list[Tail | None]:
+        """What each item leaves to the next; copies, so that the batch need not be kept. None where an item
+        is shorter than that."""
+        rows = [row for row, mel in enumerate(mels) if mel.shape[1] >= OVERLAP_FRAMES]
+        found: list[Tail | None] = [None] * len(mels)
+        if rows:
+            ends = [slice(samples[row] - self.overlap, samples[row]) for row in rows]
+            mel = torch.stack([mels[row][:, -OVERLAP_FRAMES:] for row in rows])
+            source = torch.stack([source[row, end] for row, end in zip(rows, ends, strict=True)])
+            speech = torch.stack([wave[row, end] for row, end in zip(rows, ends, strict=True)])
+            for index, row in enumerate(rows):
+                found[row] = Tail(mel[index], source[index], speech[index])
+        return found
+
+    def _noise(self, item: WorkItem) -> SourceNoise | None:
+        """Of the source: a function of seed, part and place in the part."""
+        state = item.state
+        if state.seed is None:
+            return None
+        first = item.chunk.start * self.frames_per_token - (OVERLAP_FRAMES if state.tail else 0)
+        return SourceNoise(state.seed, state.part, first * self.samples_per_frame)
+
+    def _at_speed(self, mel: Tensor, speed: float) -> Tensor:
+        """mel: (mel channels, frames) -> the same with max(1, int(frames / speed)) frames."""
+        if speed == 1.0:
+            return mel
+        size = max(1, int(mel.shape[1] / speed))
+        return F.interpolate(mel[None], size=size, mode="linear")[0]
+
+
+def _held_back(item: WorkItem) -> np.ndarray:
+    """What is left to say when no token is left."""
+    tail = item.state.tail
+    return np.zeros(0, np.float32) if tail is None else tail.speech.cpu().numpy()
+
+
+def to_pcm16(wave: np.ndarray) -> np.ndarray:
+    """float32 in (-1, 1) -> int16, toward zero."""
+    return (wave * 32768).astype(np.int16)

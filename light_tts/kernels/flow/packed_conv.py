@@ -1,0 +1,225 @@
+"""Causal convolution over packed rows, with all that follows it in the flow's residual blocks.
+
+A packed batch is the frames of several sequences one after the other, without padding between them: rows
+(rows, channels). `position` says for each row its frame in its sequence, -1 for rows without meaning at the
+end of the buffer; those are neither computed nor written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from light_tts.kernels import overlap
+from light_tts.kernels.flow.packed_linear import layer_norm, multiply_add, vector
+from light_tts.kernels.launch import geometry
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the channels, then Mish. weight, bias: (channels,)"""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+@dataclass(frozen=True)
+class Residual:
+    """x @ weight + bias is added at the end. x: (rows, in); weight: (in, out); bias: (out,)"""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+def packed_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    out: Tensor,
+    norm: Norm | None = None,
+    shift: Tensor | None = None,
+    step: Tensor | None = None,
+    residual: Residual | None = None,
+    normal: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the present frame;
+    position: (rows,) int32; out: (rows, out), no part of x. After convolution, norm and Mish, row `step` of
+    `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device. normal: (rows,
+    out), is given the LayerNorm (without gain and offset) of the result."""
+    taps, channels_in, channels_out = weight.shape
+    rows = x.shape[0]
+    shape = geometry(f"conv_{channels_in}x{channels_out}", x, rows) or {
+        "BLOCK_ROWS": 16 if rows <= 1024 else 32 if rows <= 4096 else 64,
+        "BLOCK_IN": 64,
+        "num_warps": 4 if rows <= 4096 else 8,
+        "num_stages": 3 if x.element_size() == 2 else 2,  # what fits the shared memory
+    }
+    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
+    # what is absent is never read; any tensor serves in its place
+    norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
+    side = Residual(x, weight, bias) if residual is None else residual
+    _conv[(triton.cdiv(rows, shape["BLOCK_ROWS"]),)](
+        x,
+        x.stride(0),
+        weight,
+        bias,
+        norm_weight,
+        norm_bias,
+        bias if shift is None else shift,
+        position if step is None else step,
+        side.x,
+        side.x.stride(0),
+        side.weight,
+        side.bias,
+        position,
+        out,
+        out.stride(0),
+        out if normal is None else normal,
+        rows,
+        0.0 if norm is None else norm.eps,
+        eps,
+        TAPS=taps,
+        IN=channels_in,
+        OUT=channels_out,
+        SIDE_IN=side.x.shape[1],
+        NORM=norm is not None,
+        SHIFT=shift is not None,
+        SIDE=residual is not None,
+        NORMAL=normal is not None,
+        BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
+        **shape,
+        **overlap.options(x.device, "packed_conv", rows),
+    )
+    return out
+
+
+def packed_conv_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    out: Tensor,
+    norm: Norm | None = None,
+    shift: Tensor | None = None,
+    step: Tensor | None = None,
+    residual: Residual | None = None,
+    normal: Tensor | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    taps = weight.shape[0]
+    total = bias.float().expand(x.shape[0], -1)
+    for tap in range(taps):
+        back = taps - 1 - tap
+        earlier = torch.roll(x.float(), back, dims=0) * (position >= back)[:, None]
+        total = total + earlier @ weight[tap].float()
+    if norm is not None:
+        total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
+        total = F.mish(total)
+    if shift is not None:
+        total = total + shift[step.long()].view(1, -1)
+    if residual is not None:
+        total = total + residual.x.float() @ residual.weight.float() + residual.bias.float()
+    inside = position >= 0
+    out[inside] = total[inside].to(out.dtype)
+    if normal is not None:
+        normal[inside] = F.layer_norm(total, total.shape[1:], eps=eps)[inside].to(normal.dtype)
+    return out
+
+
+@triton.jit
+def _conv(
+    x,
+    x_stride,
+    weight,
+    bias,
+    norm_weight,
+    norm_bias,
+    shift,
+    step,
+    side,
+    side_stride,
+    side_weight,
+    side_bias,
+    position,
+    out,
+    out_stride,
+    normal,
+    rows,
+    norm_eps,
+    eps,
+    TAPS: tl.constexpr,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    SIDE_IN: tl.constexpr,
+    NORM: tl.constexpr,
+    SHIFT: tl.constexpr,
+    SIDE: tl.constexpr,
+    NORMAL: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    OVERLAP: tl.constexpr = False,
+):
+    row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    column = tl.arange(0, BLOCK_OUT)
+    known = column < OUT
+    here = tl.load(position + row, mask=row < rows, other=-1)
+    if OVERLAP:
+        overlap.prefetch_columns(weight, 0, TAPS * IN, OUT, BLOCK_OUT)
+        if SIDE:
+            overlap.prefetch_columns(side_weight, 0, SIDE_IN, OUT, BLOCK_OUT)
+    if tl.max(here, axis=0) < 0:
+        return
+    if OVERLAP:
+        added = vector(bias, column, OUT)
+        if NORM:
+            gain = vector(norm_weight, column, OUT)
+            offset = vector(norm_bias, column, OUT)
+        if SIDE:
+            side_added = vector(side_bias, column, OUT)
+        overlap.begin()
+        if SHIFT:
+            now = tl.load(step)  # after the wait: without a graph the kernel in front has written it
+    total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
+    for tap in tl.static_range(TAPS):
+        back = TAPS - 1 - tap
+        taken = weight + tap * IN * OUT
+        total = multiply_add(total, x, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN)
+    if not OVERLAP:
+        added = vector(bias, column, OUT)
+    total += added.to(tl.float32)[None, :]
+    if NORM:
+        if not OVERLAP:
+            gain = vector(norm_weight, column, OUT)
+            offset = vector(norm_bias, column, OUT)
+        total = layer_norm(total, column, OUT, norm_eps) * gain.to(tl.float32)[None, :]
+        total += offset.to(tl.float32)[None, :]
+        # mish(y) = y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y
+        e = tl.exp(tl.minimum(total, 20.0))
+        n = e * (e + 2.0)
+        total = total * n / (n + 2.0)
+    if SHIFT:
+        if not OVERLAP:
+            now = tl.load(step)
+        total += vector(shift + now * OUT, column, OUT)[None, :]
+    if SIDE:
+        total = multiply_add(
+            total, side, side_stride, side_weight, row, column, here >= 0, SIDE_IN, OUT, BLOCK_IN
+        )
+        if not OVERLAP:
+            side_added = vector(side_bias, column, OUT)
+        total += side_added.to(tl.float32)[None, :]
+    mask = (here >= 0)[:, None] & known[None, :]
+    tl.store(out + row[:, None] * out_stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+    if NORMAL:
+        total = layer_norm(total, column, OUT, eps)
+        tl.store(normal + row[:, None] * OUT + column[None, :], total.to(normal.dtype.element_ty), mask=mask)

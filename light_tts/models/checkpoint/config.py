@@ -1,0 +1,296 @@
+"""The numbers of a checkpoint that stand in its `cosyvoice2.yaml`, as frozen dataclasses.
+
+Unknown keys (training settings, keys of later releases) are ignored. A key that says something these modules
+do not implement is an error that names the file and the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.models.checkpoint import hyperyaml
+from light_tts.models.checkpoint.hyperyaml import ConfigError, Node
+
+__all__ = ["Config", "ConfigError", "load_config"]
+
+YAML_NAME = "cosyvoice2.yaml"
+DEFAULT_TIMESTEPS = 10
+DEFAULT_CHUNK_SIZE = 25  # early releases name no chunk size; their models were trained with this one
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    input_size: int
+    output_size: int
+    speech_token_size: int
+    mix_ratio: tuple[int, int]  # text tokens : speech tokens of the two-way streaming mode
+    sampling: SamplingRule
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    input_size: int
+    output_size: int
+    attention_heads: int
+    linear_units: int
+    num_blocks: int
+    static_chunk_size: int  # attention chunk of the streaming mode, in tokens
+
+
+@dataclass(frozen=True)
+class EstimatorConfig:
+    in_channels: int
+    out_channels: int
+    channels: int
+    attention_head_dim: int
+    n_blocks: int
+    num_mid_blocks: int
+    num_heads: int
+    static_chunk_size: int  # attention chunk of the streaming mode, in mel frames
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    input_size: int
+    output_size: int
+    spk_embed_dim: int
+    vocab_size: int
+    token_mel_ratio: int
+    pre_lookahead_len: int
+    inference_cfg_rate: float
+    n_timesteps: int  # Euler steps
+    encoder: EncoderConfig
+    estimator: EstimatorConfig
+
+
+@dataclass(frozen=True)
+class HiftConfig:
+    in_channels: int
+    base_channels: int
+    nb_harmonics: int
+    sampling_rate: int
+    nsf_alpha: float
+    nsf_sigma: float
+    nsf_voiced_threshold: float
+    upsample_rates: tuple[int, ...]
+    upsample_kernel_sizes: tuple[int, ...]
+    istft_n_fft: int
+    istft_hop_len: int
+    resblock_kernel_sizes: tuple[int, ...]
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
+    source_resblock_kernel_sizes: tuple[int, ...]
+    source_resblock_dilation_sizes: tuple[tuple[int, ...], ...]
+    lrelu_slope: float
+    audio_limit: float
+    f0_in_channels: int
+    f0_cond_channels: int
+    f0_num_class: int
+
+
+@dataclass(frozen=True)
+class MelConfig:
+    """The mel spectrogram that the flow makes and that prompts are given in. `fmax` None: half the rate."""
+
+    n_fft: int
+    num_mels: int
+    sampling_rate: int
+    hop_size: int
+    win_size: int
+    fmin: float
+    fmax: float | None
+
+
+@dataclass(frozen=True)
+class Config:
+    path: Path
+    sample_rate: int
+    token_frame_rate: int
+    token_mel_ratio: int
+    chunk_size: int  # speech tokens of one streaming chunk
+    spk_embed_dim: int
+    llm: LLMConfig
+    flow: FlowConfig
+    hift: HiftConfig
+    mel: MelConfig
+
+
+def load_config(model_dir: Path) -> Config:
+    """Reads `<model_dir>/cosyvoice2.yaml`. Raises ConfigError naming the file and the key."""
+    root = hyperyaml.load(Path(model_dir) / YAML_NAME)
+    chunk_size = root.int("chunk_size", _encoder_chunk_size(root))
+    flow = _flow(root.node("flow"), chunk_size)
+    config = Config(
+        path=root.file,
+        sample_rate=root.int("sample_rate"),
+        token_frame_rate=root.int("token_frame_rate", root.node("flow").int("input_frame_rate", 25)),
+        token_mel_ratio=flow.token_mel_ratio,
+        chunk_size=chunk_size,
+        spk_embed_dim=flow.spk_embed_dim,
+        llm=_llm(root.node("llm")),
+        flow=flow,
+        hift=_hift(root.node("hift")),
+        mel=_mel(root.node("feat_extractor")),
+    )
+    _check(config, root)
+    return config
+
+
+def _encoder_chunk_size(root: Node) -> int:
+    return root.node("flow").node("encoder").int("static_chunk_size", DEFAULT_CHUNK_SIZE)
+
+
+def _llm(llm: Node) -> LLMConfig:
+    mix_ratio = llm.ints("mix_ratio") if "mix_ratio" in llm else (5, 15)
+    if len(mix_ratio) != 2 or min(mix_ratio) < 1:
+        raise llm.error("mix_ratio", f"expected two positive numbers, found {list(mix_ratio)}")
+    return LLMConfig(
+        input_size=llm.int("llm_input_size"),
+        output_size=llm.int("llm_output_size"),
+        speech_token_size=llm.int("speech_token_size"),
+        mix_ratio=mix_ratio,
+        sampling=_sampling(llm.node("sampling")),
+    )
+
+
+def _sampling(sampling: Node) -> SamplingRule:
+    rule = SamplingRule(
+        top_p=sampling.float("top_p"),
+        top_k=sampling.int("top_k"),
+        win_size=sampling.int("win_size"),
+        tau_r=sampling.float("tau_r"),
+        temperature=sampling.float("temperature", 1.0),
+    )
+    for name, value in vars(rule).items():
+        if value <= 0:
+            raise sampling.error(name, f"expected a number above 0, found {value}")
+    return rule
+
+
+def _flow(flow: Node, chunk_size: int) -> FlowConfig:
+    token_mel_ratio = flow.int("token_mel_ratio", 2)
+    decoder = flow.node("decoder")
+    cfm = decoder.node("cfm_params")
+    if "content" in cfm:
+        cfm = cfm.node("content")
+    cfm.require("solver", "euler")
+    cfm.require("t_scheduler", "cosine")
+    decoder.require("n_spks", 1)
+    return FlowConfig(
+        input_size=flow.int("input_size"),
+        output_size=flow.int("output_size"),
+        spk_embed_dim=flow.int("spk_embed_dim"),
+        vocab_size=flow.int("vocab_size"),
+        token_mel_ratio=token_mel_ratio,
+        pre_lookahead_len=flow.int("pre_lookahead_len"),
+        inference_cfg_rate=cfm.float("inference_cfg_rate"),
+        n_timesteps=_timesteps(cfm),
+        encoder=_encoder(flow.node("encoder"), chunk_size),
+        estimator=_estimator(decoder.node("estimator"), chunk_size * token_mel_ratio),
+    )
+
+
+def _timesteps(cfm: Node) -> int:
+    """Released checkpoints do not name it."""
+    steps = cfm.int("n_timesteps", DEFAULT_TIMESTEPS)
+    if steps < 1:
+        raise cfm.error("n_timesteps", f"expected a number above 0, found {steps}")
+    return steps
+
+
+def _encoder(encoder: Node, chunk_size: int) -> EncoderConfig:
+    encoder.require("normalize_before", True)
+    encoder.require("input_layer", "linear")
+    encoder.require("pos_enc_layer_type", "rel_pos_espnet")
+    encoder.require("selfattention_layer_type", "rel_selfattn")
+    encoder.require("use_cnn_module", False)
+    encoder.require("macaron_style", False)
+    config = EncoderConfig(
+        input_size=encoder.int("input_size"),
+        output_size=encoder.int("output_size"),
+        attention_heads=encoder.int("attention_heads"),
+        linear_units=encoder.int("linear_units"),
+        num_blocks=encoder.int("num_blocks"),
+        static_chunk_size=encoder.int("static_chunk_size", chunk_size),
+    )
+    if config.output_size % config.attention_heads:
+        raise encoder.error("attention_heads", f"does not divide output_size {config.output_size}")
+    return config
+
+
+def _estimator(estimator: Node, chunk_size: int) -> EstimatorConfig:
+    estimator.require("act_fn", "gelu")
+    estimator.require("num_decoding_left_chunks", -1)
+    channels = estimator.ints("channels")
+    if len(channels) != 1:
+        raise estimator.error("channels", f"only one level is supported, found {list(channels)}")
+    return EstimatorConfig(
+        in_channels=estimator.int("in_channels"),
+        out_channels=estimator.int("out_channels"),
+        channels=channels[0],
+        attention_head_dim=estimator.int("attention_head_dim"),
+        n_blocks=estimator.int("n_blocks"),
+        num_mid_blocks=estimator.int("num_mid_blocks"),
+        num_heads=estimator.int("num_heads"),
+        static_chunk_size=estimator.int("static_chunk_size", chunk_size),
+    )
+
+
+def _hift(hift: Node) -> HiftConfig:
+    istft, f0 = hift.node("istft_params"), hift.node("f0_predictor")
+    return HiftConfig(
+        in_channels=hift.int("in_channels"),
+        base_channels=hift.int("base_channels"),
+        nb_harmonics=hift.int("nb_harmonics"),
+        sampling_rate=hift.int("sampling_rate"),
+        nsf_alpha=hift.float("nsf_alpha"),
+        nsf_sigma=hift.float("nsf_sigma"),
+        nsf_voiced_threshold=hift.float("nsf_voiced_threshold"),
+        upsample_rates=hift.ints("upsample_rates"),
+        upsample_kernel_sizes=hift.ints("upsample_kernel_sizes"),
+        istft_n_fft=istft.int("n_fft"),
+        istft_hop_len=istft.int("hop_len"),
+        resblock_kernel_sizes=hift.ints("resblock_kernel_sizes"),
+        resblock_dilation_sizes=hift.int_lists("resblock_dilation_sizes"),
+        source_resblock_kernel_sizes=hift.ints("source_resblock_kernel_sizes"),
+        source_resblock_dilation_sizes=hift.int_lists("source_resblock_dilation_sizes"),
+        lrelu_slope=hift.float("lrelu_slope"),
+        audio_limit=hift.float("audio_limit"),
+        f0_in_channels=f0.int("in_channels"),
+        f0_cond_channels=f0.int("cond_channels"),
+        f0_num_class=f0.int("num_class"),
+    )
+
+
+def _mel(mel: Node) -> MelConfig:
+    mel.require("center", False)
+    return MelConfig(
+        n_fft=mel.int("n_fft"),
+        num_mels=mel.int("num_mels"),
+        sampling_rate=mel.int("sampling_rate"),
+        hop_size=mel.int("hop_size"),
+        win_size=mel.int("win_size"),
+        fmin=mel.float("fmin"),
+        fmax=mel.optional_float("fmax"),
+    )
+
+
+def _check(config: Config, root: Node) -> None:
+    """The parts must fit one another: a mismatch would be heard, not seen."""
+    mel, flow, hift = config.mel, config.flow, config.hift
+    if mel.sampling_rate != config.sample_rate or hift.sampling_rate != config.sample_rate:
+        raise root.error("sample_rate", "differs from feat_extractor.sampling_rate or hift.sampling_rate")
+    if not mel.num_mels == flow.output_size == hift.in_channels:
+        raise root.error("flow.output_size", "differs from feat_extractor.num_mels or hift.in_channels")
+    if config.sample_rate != config.token_frame_rate * config.token_mel_ratio * mel.hop_size:
+        raise root.error(
+            "token_mel_ratio", "token_frame_rate * token_mel_ratio * hop_size is not sample_rate"
+        )
+    hop = hift.istft_hop_len
+    for rate in hift.upsample_rates:
+        hop *= rate
+    if hop != mel.hop_size:
+        raise root.error(
+            "hift.upsample_rates", f"make {hop} samples a frame, feat_extractor.hop_size {mel.hop_size}"
+        )

@@ -1,0 +1,76 @@
+"""Conditional flow matching: from fixed noise to a mel spectrogram in some Euler steps with classifier-free
+guidance."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from light_tts.models.checkpoint.config import FlowConfig
+from light_tts.models.flow.estimator_backend import EstimatorBackend, TorchEstimator
+from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
+
+MAX_FRAMES = 15000  # 300 s
+
+
+@cache
+def fixed_noise(channels: int, device: torch.device) -> Tensor:
+    """(1, channels, MAX_FRAMES) float32: the start of every integration, so that equal inputs sound equal.
+    Drawn on the CPU, whose generator gives the same numbers everywhere."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(1, channels, MAX_FRAMES, generator=generator).to(device)
+
+
+def time_steps(count: int) -> Tensor:
+    """(count + 1,) float32: 1 - cos(pi/2 * k/count), small steps first."""
+    return 1 - torch.cos(torch.linspace(0, 1, count + 1) * 0.5 * math.pi)
+
+
+class ConditionalFlowMatching(nn.Module):
+    def __init__(self, config: FlowConfig, time_embed_dim: int) -> None:
+        super().__init__()
+        self.guidance = config.inference_cfg_rate
+        self._timesteps = config.n_timesteps
+        self.chunk_size = config.estimator.static_chunk_size
+        self.estimator = Estimator(config.estimator, time_embed_dim)
+        self.backend: EstimatorBackend = TorchEstimator(self.estimator)
+
+    @property
+    def steps(self) -> list[tuple[float, float]]:
+        """t and dt of each Euler step."""
+        return euler_steps(self._timesteps)
+
+    def forward(self, mu: Tensor, lengths: Tensor, spks: Tensor, cond: Tensor, streaming: bool) -> Tensor:
+        """mu: (B, 80, T) encoder output, lengths: (B,) frames, spks: (B, 80), cond: (B, 80, T) mel of the
+        prompt, zero after it. Returns mel (B, 80, T). Raises ValueError above MAX_FRAMES frames."""
+        frames = mu.shape[2]
+        if frames > MAX_FRAMES:
+            raise ValueError(f"{frames} mel frames of prompt and speech are more than {MAX_FRAMES}")
+        x = fixed_noise(mu.shape[1], mu.device)[:, :, :frames].to(mu.dtype).repeat(len(mu), 1, 1)
+        masks = EstimatorMasks.build(
+            lengths, frames, self.chunk_size if streaming else None, mu.dtype, copies=2
+        )
+        # The first half of the batch is conditioned, the second is not.
+        mu, spks, cond = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond))
+        for t, dt in self.steps:
+            time = torch.full((len(mu),), t, device=mu.device)  # float32: it becomes angles of up to 1000 t
+            velocity = self.backend(torch.cat([x, x]), masks, mu, time, spks, cond)
+            conditioned, unconditioned = velocity.chunk(2)
+            x = x + dt * ((1 + self.guidance) * conditioned - self.guidance * unconditioned)
+        return x
+
+
+@cache
+def euler_steps(count: int) -> list[tuple[float, float]]:
+    """(t, dt) of each of `count` steps; t is the float32 sum of the steps so far, as the models were tuned
+    with."""
+    span = time_steps(count)
+    steps, t = [], span[0]
+    for following in span[1:]:
+        dt = following - t
+        steps.append((t.item(), dt.item()))
+        t = t + dt
+    return steps

@@ -1,0 +1,158 @@
+"""The flow on a CPU, one item at a time: a stream goes on where its last chunk ended.
+
+With the chunk mask nothing before a chunk depends on what follows it. So what later chunks need of earlier
+ones is kept, a chunk costs what its own frames cost, and requests with the same voice share what its
+recording costs. The sequence is always computed one attention chunk after the other, so the samples are the
+same bit for bit, whether something was still there or had to be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from light_tts.models.flow.backend import FlowItem, PaddedFlow
+from light_tts.models.flow.cfm import MAX_FRAMES, fixed_noise
+from light_tts.models.flow.encoder import EncoderMemory
+from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.memos import MemoLimit
+from light_tts.models.flow.unet.chunked import ChunkEstimator, EstimatorMemory
+
+SHORTEST_STREAM = 500  # frames: 10 s of prompt and speech
+
+
+@dataclass
+class FlowMemory:
+    """What the chunks so far, all of them full, leave to the next. mel: their frames, (frames, mels)."""
+
+    encoder: EncoderMemory
+    estimator: EstimatorMemory
+    mel: Tensor
+
+    @property
+    def bytes(self) -> int:
+        return self.estimator.bytes  # the rest is a hundredth of it
+
+    @property
+    def tokens(self) -> int:
+        return self.encoder.tokens
+
+    def copy(self) -> FlowMemory:
+        """Another one, to go on from here."""
+        return FlowMemory(self.encoder, self.estimator.copy(), self.mel)
+
+
+class Speech:
+    """Prompt and speech of one item as one sequence: `ids`, of which `tokens` are spoken. Raises ValueError
+    when there is nothing to speak or too much."""
+
+    def __init__(self, flow: Flow, item: FlowItem) -> None:
+        self.ids = torch.cat([torch.from_numpy(item.prompt).long(), torch.tensor(item.tokens).long()])
+        self.ids = self.ids.clamp(min=0)
+        self.tokens = len(self.ids) - (0 if item.finalize else flow.lookahead)
+        self.frames = flow.ratio * self.tokens
+        self.prompt_frames = flow.ratio * len(item.prompt)
+        if self.frames <= self.prompt_frames:
+            raise ValueError(
+                f"flow: {len(item.tokens)} tokens leave nothing to speak (finalize: {item.finalize})"
+            )
+        if self.frames > MAX_FRAMES:
+            raise ValueError(f"{self.frames} mel frames of prompt and speech are more than {MAX_FRAMES}")
+        self._flow = flow
+        self._speaker = flow.speaker(item.embedding[None])
+        self._prompt_mel = item.prompt_mel[: self.prompt_frames]
+
+    def given(self, features: Tensor, start: int) -> Tensor:
+        """features: (1, frames, width) of the encoder, from frame `start` on -> what the estimator is given
+        with them, (frames, 3 mels)"""
+        mu = self._flow.encoder_proj(features[0])
+        known = torch.zeros_like(mu)
+        prompt = self._prompt_mel[start : start + len(mu)]
+        known[: len(prompt)] = prompt
+        return torch.cat([mu, self._speaker.expand(len(mu), -1), known], dim=1)
+
+
+class ChunkFlow:
+    """`limit`: for what is kept; it and the models are shared by all instances. Where a stream of
+    SHORTEST_STREAM would be more than the limit, streams are computed from their beginning each time."""
+
+    packed = False
+
+    def __init__(self, flow: Flow, estimator: ChunkEstimator, limit: MemoLimit) -> None:
+        self._flow = flow
+        self._estimator = estimator
+        self._limit = limit
+        self._chunk = flow.encoder.chunk_size
+        mels = flow.encoder_proj.out_features
+        self._noise = fixed_noise(mels, torch.device("cpu"))[0].T.contiguous()  # (MAX_FRAMES, mels)
+        chunks_agree = flow.decoder.chunk_size == flow.ratio * self._chunk
+        remembers = chunks_agree and SHORTEST_STREAM * estimator.frame_bytes <= limit.limit
+        self._from_the_beginning = None if remembers else PaddedFlow(flow)
+
+    def warm_up(self, items: int) -> None:
+        """Nothing is waited for."""
+
+    @torch.inference_mode()
+    def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
+        return [self._mel(item) for item in items]
+
+    def _mel(self, item: FlowItem) -> Tensor:
+        speech = Speech(self._flow, item)
+        if item.streaming and self._from_the_beginning is not None:
+            return self._from_the_beginning([item])[0]
+        mel = self._stream(speech, item) if item.streaming else self._whole(speech, item)
+        if item.finalize:
+            self._limit.put(item.stream_memo, None)
+        return mel[speech.prompt_frames :]
+
+    def _whole(self, speech: Speech, item: FlowItem) -> Tensor:
+        """Each frame sees all others."""
+        length = torch.tensor([len(speech.ids)])
+        features, _ = self._flow.encode(speech.ids[None], length, streaming=False, finalize=item.finalize)
+        return self._estimator(self._noise[: speech.frames], speech.given(features, 0))
+
+    def _stream(self, speech: Speech, item: FlowItem) -> Tensor:
+        memory = item.stream_memo.content or self._voice(speech, item)
+        self._go_on(speech, memory, speech.tokens)
+        mel = memory.mel
+        if memory.tokens < speech.tokens:  # what is left is no full chunk: more may come to it
+            mel = torch.cat([mel, self._advance(speech, memory, speech.tokens, commit=False)])
+        self._limit.put(item.stream_memo, memory)
+        return mel
+
+    def _voice(self, speech: Speech, item: FlowItem) -> FlowMemory:
+        """What the prompt leaves to its speech, by those of its chunks that see none of the speech."""
+        memory = item.voice_memo.content
+        if memory is None:
+            mel = self._noise[:0]
+            memory = FlowMemory(self._flow.encoder.memory(), self._estimator.memory(), mel)
+            self._go_on(speech, memory, len(item.prompt) - self._flow.lookahead)
+        self._limit.put(item.voice_memo, memory)
+        return memory.copy()
+
+    def _go_on(self, speech: Speech, memory: FlowMemory, end: int) -> None:
+        """All full chunks up to token `end`."""
+        while memory.tokens + self._chunk <= end:
+            mel = self._advance(speech, memory, memory.tokens + self._chunk, commit=True)
+            memory.mel = torch.cat([memory.mel, mel])
+
+    def _advance(self, speech: Speech, memory: FlowMemory, end: int, commit: bool) -> Tensor:
+        """The mel frames of the next chunk, which ends with token `end`. `commit`: the memory moves on."""
+        start = memory.tokens
+        embedded = self._flow.input_embedding(speech.ids[None, start : end + self._flow.lookahead])
+        features, encoder = self._flow.encoder.extend(embedded, end - start, memory.encoder)
+        first, last = self._flow.ratio * start, self._flow.ratio * end
+        given = speech.given(features, first)
+        mel = self._estimator(self._noise[first:last], given, memory.estimator, commit)
+        if commit:
+            memory.encoder = encoder
+        return mel
+
+
+def chunk_flow(flow: Flow, limit: MemoLimit) -> ChunkFlow:
+    """For a flow on the CPU in float32."""
+    estimator = ChunkEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance)
+    return ChunkFlow(flow, estimator, limit)

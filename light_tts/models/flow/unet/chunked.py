@@ -1,0 +1,269 @@
+"""The estimator on a CPU: ten Euler steps over the next frames of one sequence, whose earlier frames a memory
+stands for.
+
+The same arithmetic as estimator.py, in a layout without transposes: (COPIES, EDGE + frames, channels), each
+copy with the last frames before these in front, which is what a causal convolution reads. What depends on the
+time alone, which takes ten fixed values, is computed once, and what all steps read once for each run.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from light_tts.models.flow.unet.estimator import (
+    CausalBlock,
+    CausalConv1d,
+    Estimator,
+    ResnetBlock,
+    TransformerBlock,
+    sinusoids,
+)
+
+COPIES = 2  # with and without guidance
+EDGE = 2  # frames before a frame that a convolution reads
+ROOM = 128  # frames more than are needed, so that keys and values are seldom moved
+
+
+class EstimatorMemory:
+    """State that the estimator keeps of the first `frames` frames for those after them: keys and values of
+    each step and transformer, and what stands before the next frames in each convolution's input (empty:
+    zeros)."""
+
+    def __init__(self, layers: int, inner: int) -> None:
+        """layers: transformers in all steps together; inner: channels of a key."""
+        self.frames = 0
+        self.edges: list[Tensor] = []  # in the order in which a run comes upon them
+        self._keys_values = torch.empty(layers, 2, COPIES, 0, inner)
+
+    @property
+    def bytes(self) -> int:
+        return self._keys_values.nbytes
+
+    def copy(self) -> EstimatorMemory:
+        """Another one, to go on from here."""
+        other = copy.copy(self)
+        other._move(self.frames + ROOM)
+        return other
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys, values: (COPIES, new frames, inner), behind those of earlier frames -> all of them. The next
+        ones overwrite them if `frames` has not been moved on by then."""
+        end = self.frames + keys.shape[1]
+        if end > self._keys_values.shape[3]:
+            self._move(end + ROOM)
+        kept = self._keys_values[layer, :, :, :end]
+        kept[0, :, self.frames :], kept[1, :, self.frames :] = keys, values
+        return kept[0], kept[1]
+
+    def _move(self, room: int) -> None:
+        old = self._keys_values
+        self._keys_values = old.new_empty(*old.shape[:3], room, old.shape[4])
+        self._keys_values[:, :, :, : self.frames] = old[:, :, :, : self.frames]
+
+
+class _Run:
+    """Access of one run to an `EstimatorMemory`: reads its state and writes the next one; None: no memory."""
+
+    def __init__(self, memory: EstimatorMemory | None) -> None:
+        self.edges: list[Tensor] = []
+        self._memory = memory
+        self._earlier = iter(memory.edges if memory else ())
+        self._layer = 0
+
+    def join(self, x: Tensor) -> Tensor:
+        """x: (copies, EDGE + frames, channels) -> the same, its EDGE filled."""
+        x[:, :EDGE] = next(self._earlier, 0)
+        if self._memory is not None:
+            self.edges.append(x[:, -EDGE:].clone())
+        return x
+
+    def all_keys(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(COPIES, frames, inner) -> with those of earlier frames."""
+        if self._memory is None:
+            return keys, values
+        self._layer += 1
+        return self._memory.append(self._layer - 1, keys, values)
+
+
+class ChunkEstimator:
+    """`steps`: t and dt of each Euler step; `guidance`: of classifier-free guidance."""
+
+    def __init__(self, estimator: Estimator, steps: Sequence[tuple[float, float]], guidance: float) -> None:
+        [(first, blocks, conv)] = estimator.down_blocks
+        [(last, last_blocks, last_conv)] = estimator.up_blocks
+        stages = [(first, blocks), *estimator.mid_blocks, (last, last_blocks)]
+        self._mels = estimator.final_proj.out_channels
+        self._entrance = _Entrance(first, self._mels)
+        self._resnets = [_Resnet(resnet) for resnet, _ in stages[1:]]
+        self._transformers = [[_Transformer(block) for block in blocks] for _, blocks in stages]
+        self._down, self._up = _Conv.of(conv), _Conv.of(last_conv)
+        self._final = _Block(estimator.final_block)
+        self._projection = estimator.final_proj.weight[:, :, 0].contiguous(), estimator.final_proj.bias
+        self._shifts = _shifts(estimator, [resnet for resnet, _ in stages], [t for t, _ in steps])
+        self._lengths = [dt for _, dt in steps]
+        self._guidance = guidance
+
+    @property
+    def _layers(self) -> int:
+        return len(self._lengths) * sum(map(len, self._transformers))
+
+    @property
+    def _inner(self) -> int:
+        return self._transformers[0][0].inner
+
+    @property
+    def frame_bytes(self) -> int:
+        """Memory for one frame."""
+        return self._layers * 2 * COPIES * self._inner * torch.float32.itemsize
+
+    def memory(self) -> EstimatorMemory:
+        """For a sequence that begins."""
+        return EstimatorMemory(self._layers, self._inner)
+
+    def __call__(
+        self, noise: Tensor, given: Tensor, memory: EstimatorMemory | None = None, commit: bool = False
+    ) -> Tensor:
+        """noise: (frames, mels); given: (frames, 3 mels), encoder output, speaker and prompt mel; memory:
+        of the frames before these, None: there are none -> mel (frames, mels). Each frame attends to all up
+        to the last of these. `commit`: these frames become part of the memory."""
+        run = _Run(memory)
+        first, side = self._entrance.given(F.pad(given, (0, 0, EDGE, 0))[None], run)
+        x = noise
+        for dt, shifts in zip(self._lengths, self._shifts, strict=True):
+            conditioned, unconditioned = self._velocity(x, first, side, shifts, run)
+            x = x + dt * ((1 + self._guidance) * conditioned - self._guidance * unconditioned)
+        if commit:
+            memory.edges, memory.frames = run.edges, memory.frames + len(noise)
+        return x
+
+    def _velocity(self, x: Tensor, first: Tensor, side: Tensor, shifts: Tensor, run: _Run) -> Tensor:
+        """x: (frames, mels) -> (COPIES, frames, mels)"""
+        x = self._entrance(F.pad(x, (0, 0, EDGE, 0))[None], first, side, shifts[0], run)
+        skip = x = self._attend(0, x, run)
+        x = self._down(x, run)
+        for index, resnet in enumerate(self._resnets[:-1], 1):
+            x = self._attend(index, resnet(x, shifts[index], run), run)
+        x = self._resnets[-1](torch.cat([x, skip], 2), shifts[-1], run)
+        x = self._final(self._up(self._attend(-1, x, run), run), run)
+        return F.linear(x[:, EDGE:], *self._projection)
+
+    def _attend(self, stage: int, x: Tensor, run: _Run) -> Tensor:
+        for block in self._transformers[stage]:
+            x = block(x, run)
+        return x
+
+
+class _Conv:
+    """A causal convolution of three frames, as a product for each."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        """weight: (out, in, 3)"""
+        self._taps, self._bias = weight.permute(2, 1, 0).contiguous(), bias
+
+    @classmethod
+    def of(cls, conv: CausalConv1d) -> _Conv:
+        return cls(conv.weight, conv.bias)
+
+    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+        """x: (copies, EDGE + frames, in) -> (copies, EDGE + frames, out), its EDGE without meaning."""
+        rows = run.join(x).flatten(0, 1)
+        out = x.new_empty(len(rows), self._taps.shape[2])
+        out[:EDGE] = 0
+        # All copies at once: a row reads the two before it, so only the second copy's EDGE is a mixture.
+        torch.addmm(self._bias, rows[:-EDGE], self._taps[0], out=out[EDGE:])
+        out[EDGE:].addmm_(rows[1:-1], self._taps[1]).addmm_(rows[EDGE:], self._taps[2])
+        return out.view(*x.shape[:2], -1)
+
+
+class _Norm:
+    """LayerNorm and Mish."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self._arguments = norm.normalized_shape, norm.weight, norm.bias, norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return mish_(F.layer_norm(x, *self._arguments))
+
+
+class _Block:
+    def __init__(self, block: CausalBlock) -> None:
+        conv, _, norm, _ = block.block
+        self._conv, self._norm = _Conv.of(conv), _Norm(norm)
+
+    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+        return self._norm(self._conv(x, run))
+
+
+class _Entrance:
+    """The first residual block, whose input is the state and what is given, side by side. The state is the
+    same in both copies; what is given does not change from step to step, and the unconditioned copy has none
+    of it."""
+
+    def __init__(self, block: ResnetBlock, mels: int) -> None:
+        conv, _, norm, _ = block.block1.block
+        self._of_x = _Conv(conv.weight[:, :mels], torch.zeros_like(conv.bias))
+        self._of_given = _Conv(conv.weight[:, mels:], torch.zeros_like(conv.bias))
+        self._bias, self._norm = conv.bias, _Norm(norm)
+        self._second = _Block(block.block2)
+        weight = block.res_conv.weight[:, :, 0]
+        self._side_of_x, self._side_of_given = weight[:, :mels].contiguous(), weight[:, mels:].contiguous()
+        self._side_bias = block.res_conv.bias
+
+    def given(self, given: Tensor, run: _Run) -> tuple[Tensor, Tensor]:
+        """given: (1, EDGE + frames, channels) -> its share of convolution and of side path, biases included:
+        both (COPIES, EDGE + frames, width)"""
+        first, side = self._of_given(given, run), F.linear(given, self._side_of_given)
+        first, side = (torch.cat([share, torch.zeros_like(share)]) for share in (first, side))
+        return first + self._bias, side + self._side_bias
+
+    def __call__(self, x: Tensor, first: Tensor, side: Tensor, shift: Tensor, run: _Run) -> Tensor:
+        """x: (1, EDGE + frames, mels)"""
+        h = self._norm(first + self._of_x(x, run))
+        h = self._second(h.add_(shift), run)
+        return h.add_(side).add_(F.linear(x, self._side_of_x))
+
+
+class _Resnet:
+    def __init__(self, block: ResnetBlock) -> None:
+        self._first, self._second = _Block(block.block1), _Block(block.block2)
+        self._side = block.res_conv.weight[:, :, 0].contiguous(), block.res_conv.bias
+
+    def __call__(self, x: Tensor, shift: Tensor, run: _Run) -> Tensor:
+        h = self._first(x, run).add_(shift)
+        return self._second(h, run).add_(F.linear(x, *self._side))
+
+
+class _Transformer:
+    def __init__(self, block: TransformerBlock) -> None:
+        attention, feed = block.attn1, block.ff.net
+        projections = (attention.to_q, attention.to_k, attention.to_v)
+        self._heads = attention.heads
+        self._qkv = torch.cat([linear.weight for linear in projections])
+        self._out, self._norm1, self._norm3 = attention.to_out[0], block.norm1, block.norm3
+        self._enter, self._leave = feed[0].proj, feed[2]
+        self.inner = len(self._qkv) // 3
+
+    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+        """x: (COPIES, EDGE + frames, width), in place"""
+        q, k, v = F.linear(self._norm1(x), self._qkv)[:, EDGE:].chunk(3, dim=2)
+        q, k, v = (rows.unflatten(2, (self._heads, -1)).transpose(1, 2) for rows in (q, *run.all_keys(k, v)))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x[:, EDGE:] += self._out(attended)
+        return x.add_(self._leave(F.gelu(self._enter(self._norm3(x)))))
+
+
+def mish_(x: Tensor) -> Tensor:
+    """x * tanh(log(1 + exp(x))) in place, as x - 2 x / ((1 + exp(x))^2 + 1): much faster than PyTorch's."""
+    divisor = x.clamp(max=20).exp_().add_(1).square_().add_(1)
+    return x.addcdiv_(x, divisor, value=-2)
+
+
+def _shifts(estimator: Estimator, resnets: Sequence[ResnetBlock], times: Sequence[float]) -> list[Tensor]:
+    """Time embeddings of the residual blocks, for each step: (blocks, width)"""
+    embedded = F.mish(estimator.time_mlp(sinusoids(torch.tensor(times), estimator.time_channels)))
+    return list(torch.stack([block.mlp[1](embedded) for block in resnets], dim=1))

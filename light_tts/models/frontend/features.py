@@ -1,0 +1,95 @@
+"""Spectral features of a recording: one for each model that listens to it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import kaldi_native_fbank
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.audio_utils import mel_filter_bank
+
+from light_tts.models.checkpoint.config import MelConfig
+
+SPEECH_RATE = 16_000  # Hz, of the speech tokenizer and the speaker encoder
+
+_WHISPER_N_FFT = 400
+_WHISPER_HOP = 160
+_WHISPER_MELS = 128
+
+
+@lru_cache
+def _mel_filters(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, device: torch.device) -> Tensor:
+    """Triangular filters (mels, n_fft // 2 + 1) on Slaney's scale with Slaney's norm (librosa's default)."""
+    filters = mel_filter_bank(
+        num_frequency_bins=n_fft // 2 + 1,
+        num_mel_filters=mels,
+        min_frequency=fmin,
+        max_frequency=fmax,
+        sampling_rate=rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    return torch.from_numpy(filters.T.astype(np.float32)).to(device)
+
+
+def whisper_log_mel(samples: np.ndarray) -> np.ndarray:
+    """What the speech tokenizer hears. samples: (n,) float32 at 16 kHz. Returns (128, n // 160) float32."""
+    return whisper_log_mels(torch.from_numpy(samples)[None])[0].numpy()
+
+
+def whisper_log_mels(signal: Tensor) -> Tensor:
+    """Whisper's feature without padding to 30 s. signal: (batch, n) at 16 kHz -> (batch, 128, n // 160)"""
+    window = torch.hann_window(_WHISPER_N_FFT, device=signal.device)
+    spectrum = torch.stft(signal, _WHISPER_N_FFT, _WHISPER_HOP, window=window, return_complex=True)
+    power = spectrum[..., :-1].abs() ** 2
+    filters = _mel_filters(SPEECH_RATE, _WHISPER_N_FFT, _WHISPER_MELS, 0.0, SPEECH_RATE / 2, signal.device)
+    log_mel = (filters @ power).clamp(min=1e-10).log10()
+    log_mel = torch.maximum(log_mel, log_mel.amax((1, 2), keepdim=True) - 8.0)
+    return (log_mel + 4.0) / 4.0
+
+
+def kaldi_fbank(samples: np.ndarray) -> np.ndarray:
+    """What the speaker encoder hears: Kaldi's log filter banks less their mean over time.
+
+    samples: (n,) float32 at 16 kHz, full scale 1. Returns (1 + (n - 400) // 160, 80) float32.
+    """
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.samp_freq = SPEECH_RATE
+    options.frame_opts.dither = 0.0
+    options.frame_opts.snip_edges = True
+    options.mel_opts.num_bins = 80
+    fbank = kaldi_native_fbank.OnlineFbank(options)
+    fbank.accept_waveform(SPEECH_RATE, samples)
+    fbank.input_finished()
+    frames = np.stack([fbank.get_frame(i) for i in range(fbank.num_frames_ready)])
+    return frames - frames.mean(axis=0, keepdims=True)
+
+
+def flow_mel(samples: np.ndarray, config: MelConfig) -> np.ndarray:
+    """The mel spectrogram that the flow continues.
+
+    samples: (n,) float32 at config.sampling_rate. Returns (n // hop_size, num_mels) float32, natural log.
+    """
+    return flow_mels(torch.from_numpy(samples)[None], config)[0].T.contiguous().numpy()
+
+
+def flow_mels(signal: Tensor, config: MelConfig) -> Tensor:
+    """The same of a batch. signal: (batch, n) -> (batch, num_mels, n // hop_size)"""
+    padding = (config.n_fft - config.hop_size) // 2
+    spectrum = torch.stft(
+        torch.nn.functional.pad(signal, (padding, padding), mode="reflect"),
+        config.n_fft,
+        config.hop_size,
+        config.win_size,
+        window=torch.hann_window(config.win_size, device=signal.device),
+        center=False,
+        return_complex=True,
+    )
+    magnitude = (spectrum.real**2 + spectrum.imag**2 + 1e-9).sqrt()
+    fmax = config.sampling_rate / 2 if config.fmax is None else config.fmax
+    filters = _mel_filters(
+        config.sampling_rate, config.n_fft, config.num_mels, config.fmin, fmax, signal.device
+    )
+    return (filters @ magnitude).clamp(min=1e-5).log()

@@ -1,0 +1,97 @@
+"""From what a client sends (texts, a recording or the name of a voice) to what the models take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from light_tts.common.audio import resample
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.models.checkpoint.config import Config
+from light_tts.models.frontend.features import SPEECH_RATE, flow_mel
+from light_tts.models.frontend.speaker import SpeakerEncoder, load_speakers
+from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer
+from light_tts.models.frontend.spellers import Spell
+from light_tts.models.frontend.text import TextNormalizer, Wanted, always
+from light_tts.models.frontend.text_stream import TextStream
+from light_tts.models.frontend.tokenizer import END_OF_PROMPT, TextTokenizer
+
+KEPT_PROMPT_TEXTS = 1024
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """What the LLM gets of a prompt: `ids` before the text, then the prompt's speech tokens or none."""
+
+    ids: list[int]
+    with_speech: bool
+
+
+class Frontend:
+    """All of a checkpoint that runs before the LLM. Thread-safe."""
+
+    def __init__(
+        self,
+        model_dir: Path,
+        config: Config,
+        spellers: dict[str, Spell] | None = None,
+        spelled_at_once: int = 1,
+    ) -> None:
+        """`spellers` and how many texts they work on at a time: those of the TextNormalizer. Raises
+        CheckpointError naming the file that is missing or damaged."""
+        self._config = config
+        self.tokenizer = TextTokenizer(model_dir)
+        self.normalizer = TextNormalizer(
+            lambda text: len(self.tokenizer.encode(text)), spellers, spelled_at_once
+        )
+        self._speech_tokenizer = SpeechTokenizer(model_dir)
+        self._speaker_encoder = SpeakerEncoder(model_dir)
+        self.speakers = load_speakers(model_dir, config)
+        self._prompt_texts: dict[str, PromptText] = {}  # those used last at the end
+
+    def split_text(self, text: str, wanted: Wanted = always) -> list[list[int]]:
+        """The pieces of a text to speak, normalised, as ids; empty if there is nothing to say. Raises
+        Abandoned where it is not wanted any more."""
+        pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text, wanted)]
+        return [ids for ids in pieces if ids]
+
+    def text_stream(self) -> TextStream:
+        """For a text that arrives while it is spoken. Not thread-safe."""
+        return TextStream(self.normalizer, self.tokenizer)
+
+    def features(self, samples: np.ndarray, rate: int) -> PromptFeatures:
+        """Features of a recording (n,) float32 at `rate` Hz: each from the recording itself, not from one
+        resampled for another. Tokens and mel are cut to the same duration."""
+        speech = resample(samples, rate, SPEECH_RATE)
+        tokens = self._speech_tokenizer(speech)
+        mel = flow_mel(resample(samples, rate, self._config.sample_rate), self._config.mel)
+        ratio = self._config.token_mel_ratio
+        length = min(len(mel) // ratio, len(tokens))
+        return PromptFeatures(tokens[:length], mel[: ratio * length], self._speaker_encoder(speech))
+
+    def prompt_text(self, text: str, wanted: Wanted = always) -> PromptText:
+        """What the text of a recording becomes; kept for the texts used last, since voices come again. Raises
+        Abandoned where it is not wanted any more."""
+        made = self._prompt_texts.pop(text, None) or self._make_prompt_text(text, wanted)
+        self._prompt_texts[text] = made
+        if len(self._prompt_texts) > KEPT_PROMPT_TEXTS:
+            self._prompt_texts.pop(next(iter(self._prompt_texts)), None)
+        return made
+
+    def _make_prompt_text(self, text: str, wanted: Wanted) -> PromptText:
+        """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|> (the voice is
+        then for the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
+        if text.endswith(END_OF_PROMPT):
+            return PromptText(self.tokenizer.encode(text), with_speech=False)
+        if not text.strip():
+            return PromptText([], with_speech=False)
+        return PromptText(self.tokenizer.encode(self.normalizer.normalize(text, wanted)), with_speech=True)
+
+    def speaker_prompt_text(self, text: str, speaker: str) -> PromptText:
+        """The same for a stored voice, with its own transcript: `text` counts as an instruction only."""
+        if text.endswith(END_OF_PROMPT):
+            return self.prompt_text(text)
+        stored = self.speakers[speaker]
+        return PromptText(stored.prompt_text_ids, with_speech=bool(stored.prompt_text_ids))

@@ -1,0 +1,212 @@
+"""Written text to speakable text, in pieces of a length that the model speaks well."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from light_tts.common.speakable import is_speakable
+from light_tts.models.frontend.plain_english import PlainEnglish
+from light_tts.models.frontend.segments import segments
+from light_tts.models.frontend.spellers import Spell, wetext_spellers
+from light_tts.models.frontend.text_groups import CONTROL, Group
+from light_tts.models.frontend.turns import Turns
+
+if TYPE_CHECKING:
+    import inflect
+
+logger = logging.getLogger(__name__)
+
+MAX_LENGTH = 80  # of a piece: characters in Chinese, tokens in other languages
+MIN_LENGTH = 60  # a piece ends only after this
+MERGE_LENGTH = 20  # a last piece shorter than this joins the one before
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_DIGITS = re.compile(r"\d+")
+_COMMAS = "，,、"
+_BLANK_NOT_IN_ASCII = re.compile(r"(?<![!-~]) | (?![!-~])")
+_CHINESE_SYMBOLS = str.maketrans(
+    {
+        "\n": None,
+        "（": None,
+        "）": None,
+        "【": None,
+        "】": None,
+        "`": None,
+        "²": "平方",
+        "³": "立方",
+        ".": "。",
+    }
+)
+END_MARKS = {"zh": "。？！；：、.?!;", "en": ".?!;:"}
+FULL_STOP = {"zh": "。", "en": "."}
+CLOSING_QUOTES = ('"', "”")
+
+
+Wanted = Callable[[], bool]  # whether somebody still wants what is being made; asked again and again
+
+
+class Abandoned(Exception):
+    """Nobody wants it any more."""
+
+
+def always() -> bool:
+    return True
+
+
+class TextNormalizer:
+    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's in this process unless given,
+    which work on `at_once` texts at a time. Thread-safe, as they are.
+
+    Long texts are normalised in segments, and between two of them other texts have their turn."""
+
+    def __init__(
+        self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None, at_once: int = 1
+    ) -> None:
+        self._count_tokens = count_tokens
+        self._spellers = dict(wetext_spellers() if spellers is None else spellers)
+        self._turns = Turns(at_once)
+        self._plain = PlainEnglish(self._spellers["en"]) if "en" in self._spellers else None
+
+    def normalize(self, text: str, wanted: Wanted = always) -> str:
+        """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is. Raises Abandoned
+        where it is not wanted any more."""
+        return self._normalize(text, wanted)[0]
+
+    def split(self, text: str, wanted: Wanted = always) -> list[str]:
+        """The same in pieces, without those that have nothing to say (symbols only)."""
+        text, language = self._normalize(text, wanted)
+        if language is None:
+            return [text]
+        length = len if language == "zh" else self._count_tokens
+        pieces = pack_sentences(split_sentences(text, language), length)
+        return [piece for piece in pieces if is_speakable(piece)]
+
+    def _normalize(self, text: str, wanted: Wanted) -> tuple[str, str | None]:
+        """(normalised text, its language: zh, en, or None if it must stay as it is)."""
+        if not text or ("<|" in text and "|>" in text):
+            return text, None
+        text = CONTROL.sub("", text).strip()
+        if _CHINESE.search(text):
+            return end_chinese(tidy_chinese(self._spell(text, "zh", wanted))), "zh"
+        return _DIGITS.sub(_number_in_words, self._spell(text, "en", wanted)), "en"
+
+    def spell(self, group: Group) -> str:
+        """A group with its numbers and the like in words; its blanks: one between words in English and one at
+        the end if it has any, as they are in Chinese."""
+        text = group.text
+        if group.language == "zh":
+            words = text.strip()
+            return text.replace(words, self._spell(words, "zh", always)) if words else text
+        if group.language == "en":
+            words = " ".join(text.split())
+            blank = " " if words and text[-1].isspace() else ""
+            return _DIGITS.sub(_number_in_words, self._spell(words, "en", always)) + blank
+        return text
+
+    def _spell(self, text: str, language: str, wanted: Wanted) -> str:
+        """The text in words, as far as its grammars can parse it: the rest is spoken as written."""
+        if language not in self._spellers or not text:
+            return text
+        spelled = ""
+        parts = segments(text)
+        for number, segment in enumerate(parts):
+            inner = segment.strip()
+            if not inner or (language == "en" and self._plain.known(inner)):
+                spelled += segment
+                continue
+            before, after = (" " * bool(blanks) for blanks in segment.split(inner, 1))  # as wetext would
+            try:
+                with self._turns.turn(number):
+                    if not wanted():
+                        raise Abandoned
+                    spelled += before + self._spell_segment(inner, language) + after
+            except Abandoned:
+                raise
+            except Exception as error:
+                logger.warning("text normalisation failed, text is left as it is: %r", error)
+                return spelled + "".join(parts[number:])
+        return spelled
+
+    def _spell_segment(self, text: str, language: str) -> str:
+        if language == "en":
+            text = " ".join(text.split())  # wetext fails at two blanks
+            if self._plain(text):
+                return text
+        return self._spellers[language](text)
+
+
+_inflecting = threading.Lock()  # an engine keeps state while it works
+
+
+def _number_in_words(digits: re.Match[str]) -> str:
+    import inflect  # takes seconds, and wetext leaves hardly any digits
+
+    with _inflecting:
+        numbers = _inflect_engine()
+        try:
+            return numbers.number_to_words(digits[0])
+        except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
+            return numbers.number_to_words(digits[0], group=1, comma="")
+
+
+@lru_cache(1)
+def _inflect_engine() -> inflect.engine:
+    import inflect
+
+    return inflect.engine()
+
+
+def tidy_chinese(text: str, before: str = "") -> str:
+    """Without blanks and symbols that nobody reads; `before`: the character before the text, no blank."""
+    text = _BLANK_NOT_IN_ASCII.sub("", before + text.replace("\n", ""))[len(before) :]
+    return text.translate(_CHINESE_SYMBOLS).replace(" - ", "，").replace("——", " ")
+
+
+def end_chinese(text: str) -> str:
+    """With a full stop instead of commas at the end."""
+    without = text.rstrip(_COMMAS)
+    return text if without == text else without + "。"
+
+
+def split_sentences(text: str, language: str) -> list[str]:
+    """Cut after each end mark; a closing quote stays with the sentence before it, a mark directly after a
+    mark is dropped. A missing last mark is added."""
+    marks = END_MARKS[language]
+    if not text:
+        return []
+    if text[-1] not in marks:
+        text += FULL_STOP[language]
+    sentences: list[str] = []
+    start = 0
+    for i, character in enumerate(text):
+        if character not in marks:
+            continue
+        if i > start:
+            sentences.append(text[start : i + 1])
+        start = i + 1
+        if text[start : start + 1] in CLOSING_QUOTES and sentences:
+            sentences[-1] += text[start]
+            start += 1
+    return sentences
+
+
+def pack_sentences(sentences: list[str], length: Callable[[str], int]) -> list[str]:
+    """Join sentences greedily into pieces of at most MAX_LENGTH where they allow."""
+    pieces: list[str] = []
+    current = ""
+    for sentence in sentences:
+        if length(current + sentence) > MAX_LENGTH and length(current) > MIN_LENGTH:
+            pieces.append(current)
+            current = ""
+        current += sentence
+    if current:
+        if pieces and length(current) < MERGE_LENGTH:
+            pieces[-1] += current
+        else:
+            pieces.append(current)
+    return pieces

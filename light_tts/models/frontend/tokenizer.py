@@ -1,0 +1,113 @@
+"""The text tokenizer: Qwen2's byte-level BPE with CosyVoice2's special tokens."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from functools import cached_property
+from itertools import takewhile
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from light_tts.models.checkpoint.weights import CheckpointError
+
+FOLDER = "CosyVoice-BlankEN"
+FILES = ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt")
+END_OF_PROMPT = "<|endofprompt|>"
+
+# Added in this order, which gives them the ids that the model was trained with.
+SPECIAL_TOKENS = (
+    "<|im_start|>",
+    "<|im_end|>",
+    END_OF_PROMPT,
+    "[breath]",
+    "<strong>",
+    "</strong>",
+    "[noise]",
+    "[laughter]",
+    "[cough]",
+    "[clucking]",
+    "[accent]",
+    "[quick_breath]",
+    "<laughter>",
+    "</laughter>",
+    "[hissing]",
+    "[sigh]",
+    "[vocalized-noise]",
+    "[lipsmack]",
+    "[mn]",
+)
+_END_OF_TEXT = "<|endoftext|>"
+
+
+class TextTokenizer:
+    """Text to ids. Thread-safe."""
+
+    def __init__(self, model_dir: Path) -> None:
+        """Raises CheckpointError for a missing or damaged file."""
+        folder = model_dir / FOLDER
+        for name in FILES:
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder / name}: no such file")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # whatever a damaged file leads to
+            reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(f"{folder}: cannot load the tokenizer: {reason}") from error
+        tokenizer.add_special_tokens(
+            {
+                "eos_token": _END_OF_TEXT,
+                "pad_token": _END_OF_TEXT,
+                "additional_special_tokens": list(SPECIAL_TOKENS),
+            }
+        )
+        self._encoding = tokenizer.backend_tokenizer
+        self.eos_token_id: int = tokenizer.eos_token_id
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`; special tokens written in it become theirs, none are added."""
+        return self._encoding.encode(text, add_special_tokens=False).ids
+
+    @cached_property
+    def special_tokens(self) -> list[str]:
+        """What is a token by itself wherever it is written."""
+        return [token.content for token in self._encoding.get_added_tokens_decoder().values()]
+
+    def words(self, text: str) -> list[int]:
+        """Where each word begins that is encoded alone; `text` is composed (NFC), without special tokens."""
+        return [begin for _, (begin, _) in self._encoding.pre_tokenizer.pre_tokenize_str(text)]
+
+    def settled(self, word: str) -> list[tuple[int, int]]:
+        """(id, bytes of UTF-8) of the tokens that a word begins with whatever comes behind it.
+
+        What a word's encoding has up to one of its token borders is the encoding of the word up to there.
+        The first token that goes beyond the end known so far begins with what is known behind some position:
+        the encodings of the word up to each such position share what is settled.
+        """
+        ((word_bytes, _),) = self._encoding.pre_tokenizer.pre_tokenize_str(word)  # a character for each byte
+        size = len(word_bytes)
+        borders = [begin for begin in range(size) if self._grows(word_bytes[begin:])] + [size]
+        tokenize = self._encoding.model.tokenize
+        ways = [[(token.id, len(token.value)) for token in tokenize(word_bytes[:end])] for end in borders]
+        agreed = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*ways, strict=False))
+        return [tokens[0] for tokens in agreed]
+
+    def _grows(self, begin: str) -> bool:
+        """Whether a longer token begins so."""
+        following = bisect_right(self._sorted_tokens, begin)
+        return following < len(self._sorted_tokens) and self._sorted_tokens[following].startswith(begin)
+
+    @cached_property
+    def _sorted_tokens(self) -> list[str]:
+        return sorted(self._encoding.get_vocab(with_added_tokens=False))
+
+    def token_id(self, token: str) -> int:
+        """The id of one token, special or not. Raises KeyError."""
+        found = self._encoding.token_to_id(token)
+        if found is None:
+            raise KeyError(token)
+        return found
+
+    def __len__(self) -> int:
+        """Number of different tokens."""
+        return self._encoding.get_vocab_size(with_added_tokens=True)

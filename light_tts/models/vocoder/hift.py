@@ -1,0 +1,253 @@
+"""HiFT, the vocoder: mel spectrogram -> wave, by way of a source signal and an inverse STFT.
+
+Takes padded batches: what lies beyond an item's length is kept at zero before every convolution, which is
+the padding that the item would have alone, so an item's samples do not depend on its neighbours.
+
+Lengths are numbers on the host, or a tensor on the model's device: then nothing is read back from there, as
+a CUDA graph demands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+from light_tts.models.checkpoint.config import Config, HiftConfig
+from light_tts.models.checkpoint.weights import load_into, load_state_dict
+from light_tts.models.vocoder.f0 import F0Predictor
+from light_tts.models.vocoder.source import SourceModule
+
+FILE_NAME = "hift.pt"
+MAX_MAGNITUDE = 100.0
+
+Lengths = Sequence[int] | Tensor  # (batch,)
+
+
+def snake(x: Tensor, alpha: Tensor) -> Tensor:
+    """x + sin^2(alpha x) / alpha. Keeps zero at zero."""
+    return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
+
+
+class Snake(nn.Module):
+    """`snake` with an alpha per channel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return snake(x, self.alpha[:, None])
+
+
+class ResBlock(nn.Module):
+    """Residual pairs of a dilated and a plain convolution, each behind a snake."""
+
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+        super().__init__()
+
+        def conv(dilation: int) -> nn.Module:
+            padding = dilation * (kernel - 1) // 2
+            return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding))
+
+        self.convs1 = nn.ModuleList(conv(dilation) for dilation in dilations)
+        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x: (batch, channels, frames), zero where padded -> the same."""
+        for snake1, conv1, snake2, conv2 in zip(
+            self.activations1, self.convs1, self.activations2, self.convs2, strict=True
+        ):
+            x = x + _masked(conv2(snake2(_masked(conv1(snake1(x)), mask))), mask)
+        return x
+
+
+class Hift(nn.Module):
+    """Parameter names are the checkpoint's until `from_checkpoint` has folded the weight norm."""
+
+    def __init__(self, config: HiftConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.n_fft, self.hop = config.istft_n_fft, config.istft_hop_len
+        self.spectrum_frames = math.prod(config.upsample_rates)  # frames of the small STFT for one mel frame
+        self.samples_per_frame = self.spectrum_frames * self.hop
+        bins = self.n_fft // 2 + 1
+        channels = [config.base_channels >> level for level in range(len(config.upsample_rates) + 1)]
+
+        self.m_source = SourceModule(
+            config.sampling_rate,
+            self.samples_per_frame,
+            config.nb_harmonics,
+            config.nsf_alpha,
+            config.nsf_sigma,
+            config.nsf_voiced_threshold,
+        )
+        self.conv_pre = weight_norm(nn.Conv1d(config.in_channels, channels[0], 7, padding=3))
+        self.ups = nn.ModuleList(
+            weight_norm(nn.ConvTranspose1d(wide, narrow, kernel, rate, padding=(kernel - rate) // 2))
+            for wide, narrow, kernel, rate in zip(
+                channels, channels[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
+            )
+        )
+        self.source_downs = nn.ModuleList()
+        self.source_resblocks = nn.ModuleList()
+        self.resblocks = nn.ModuleList()
+        for level, width in enumerate(channels[1:]):
+            # The source's spectrum has the last level's rate.
+            rate = math.prod(config.upsample_rates[level + 1 :])
+            kernel, padding = (2 * rate, rate // 2) if rate > 1 else (1, 0)
+            self.source_downs.append(nn.Conv1d(2 * bins, width, kernel, rate, padding))
+            self.source_resblocks.append(
+                ResBlock(
+                    width,
+                    config.source_resblock_kernel_sizes[level],
+                    config.source_resblock_dilation_sizes[level],
+                )
+            )
+        for width in channels[1:]:
+            for kernel, dilations in zip(
+                config.resblock_kernel_sizes, config.resblock_dilation_sizes, strict=True
+            ):
+                self.resblocks.append(ResBlock(width, kernel, dilations))
+        self.conv_post = weight_norm(nn.Conv1d(channels[-1], 2 * bins, 7, padding=3))
+        self.f0_predictor = F0Predictor(config.f0_in_channels, config.f0_cond_channels, config.f0_num_class)
+
+    @classmethod
+    def from_checkpoint(cls, model_dir: Path, config: Config, device: torch.device | str) -> Hift:
+        """The vocoder of `<model_dir>/hift.pt`, float32. Raises CheckpointError."""
+        path = Path(model_dir) / FILE_NAME
+        with torch.device("meta"):
+            hift = cls(config.hift)
+        load_into(hift, {_current_name(name): value for name, value in load_state_dict(path).items()}, path)
+        for module in list(hift.modules()):
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return hift.float().to(device).eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def inference(
+        self,
+        mel: Tensor,
+        lengths: Lengths,
+        cache_source: Sequence[Tensor | None] | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """mel: (batch, mel channels, frames); lengths: frames of each item; cache_source: for each item the
+        samples that its source shall begin with, or None; noise: standard normal (batch, samples,
+        harmonics + 1), None: zero -> wave and source, both (batch, samples). Beyond an item's length the
+        wave is zero and the source means nothing."""
+        source = self.m_source(self.f0(mel, lengths), noise)
+        for row, cached in enumerate(cache_source or ()):
+            if cached is not None:
+                source[row, : len(cached)] = cached
+        return self.decode(mel, source, lengths), source
+
+    def f0(self, mel: Tensor, lengths: Lengths) -> Tensor:
+        """mel: (batch, mel channels, frames) -> pitch in Hz (batch, frames)."""
+        mask = _mask(lengths, mel)
+        return self.f0_predictor(_masked(mel, mask), mask)
+
+    def decode(self, mel: Tensor, source: Tensor, lengths: Lengths) -> Tensor:
+        """mel: (batch, mel channels, frames), source: (batch, samples) -> wave (batch, samples), zero where
+        padded."""
+        lengths = torch.as_tensor(lengths)
+        spectrum = self.source_spectrum(source, lengths)
+        mask = _mask(lengths, mel)
+        x = _masked(self.conv_pre(_masked(mel, mask)), mask)
+        rate, last = 1, len(self.ups) - 1
+        for level, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, self.config.lrelu_slope))
+            rate *= self.config.upsample_rates[level]
+            if level == last:
+                x = F.pad(x, (1, 0), mode="reflect")  # the spectrum has one frame more: both ends are centres
+            mask = _mask(lengths * rate + int(level == last), x)
+            x = _masked(x, mask)
+            excitation = _masked(self.source_downs[level](spectrum), mask)
+            x = x + self.source_resblocks[level](excitation, mask)
+            branches = len(self.config.resblock_kernel_sizes)
+            blocks = self.resblocks[level * branches : (level + 1) * branches]
+            x = sum(block(x, mask) for block in blocks) / branches
+        x = self.conv_post(F.leaky_relu(x))
+        bins = self.n_fft // 2 + 1
+        wave = self.istft(torch.exp(x[:, :bins]), torch.sin(x[:, bins:]), lengths * rate + 1)
+        return wave.clamp(-self.config.audio_limit, self.config.audio_limit)
+
+    def source_spectrum(self, source: Tensor, lengths: Lengths) -> Tensor:
+        """source: (batch, samples) -> real and imaginary parts (batch, 2 * bins, spectrum frames), zero where
+        padded. Centred frames; each item is mirrored at its own end."""
+        lengths = torch.as_tensor(lengths)
+        if _is_full(lengths * self.samples_per_frame, source.shape[1]):
+            samples = source.shape[1]  # no copy to the device: a CUDA graph may be recorded of this
+        else:
+            samples = lengths.to(source.device)[:, None] * self.samples_per_frame
+        half = self.n_fft // 2
+        index = torch.arange(-half, source.shape[1] + half, device=source.device).abs()
+        index = torch.where(index < samples, index, 2 * (samples - 1) - index).clamp(min=0)
+        window = torch.hann_window(self.n_fft, device=source.device)
+        spectrum = torch.stft(
+            source.gather(1, index.expand(len(source), -1)),
+            self.n_fft,
+            self.hop,
+            window=window,
+            center=False,
+            return_complex=True,
+        )
+        spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
+        return _masked(spectrum, _mask(lengths * self.spectrum_frames + 1, spectrum))
+
+    def istft(self, magnitude: Tensor, phase: Tensor, frames: Lengths) -> Tensor:
+        """magnitude, phase: (batch, bins, spectrum frames); frames: of each item -> wave (batch, samples),
+        zero where padded: the overlap-add of windowed frames over that of the squared window."""
+        frames = torch.as_tensor(frames)
+        window = torch.hann_window(self.n_fft, device=magnitude.device)[:, None]
+        spectrum = torch.polar(magnitude.clamp(max=MAX_MAGNITUDE), phase)
+        pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * window
+        mask = _mask(frames, pieces)
+        weights = (window * window).expand_as(pieces if mask is not None else pieces[:1])
+        samples = (pieces.shape[2] - 1) * self.hop
+
+        def overlap_add(pieces: Tensor) -> Tensor:
+            total = F.fold(
+                _masked(pieces, mask), (1, samples + self.n_fft), (1, self.n_fft), stride=(1, self.hop)
+            )
+            return total.flatten(1)[:, self.n_fft // 2 : self.n_fft // 2 + samples]
+
+        wave = overlap_add(pieces) / overlap_add(weights).clamp(min=1e-11)
+        inside = _mask((frames - 1) * self.hop, wave)
+        return wave if inside is None else wave * inside.squeeze(1)
+
+
+def _mask(lengths: Lengths, x: Tensor) -> Tensor | None:
+    """1 within each item's length: (batch, 1, frames); None where nothing of x (batch, ..., frames) is
+    padded, so far as the host knows."""
+    lengths = torch.as_tensor(lengths)
+    if _is_full(lengths, x.shape[-1]):
+        return None
+    inside = torch.arange(x.shape[-1], device=x.device) < lengths.to(x.device)[:, None]
+    return inside.unsqueeze(1).to(x.dtype)
+
+
+def _is_full(lengths: Tensor, size: int) -> bool:
+    """Whether the host knows that no item is shorter."""
+    return lengths.device.type == "cpu" and int(lengths.min()) >= size
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def _current_name(name: str) -> str:
+    """Names of older files: a `generator.` prefix, and weight norm as `weight_g` and `weight_v`."""
+    name = name.removeprefix("generator.")
+    for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+        if name.endswith("." + old):
+            return f"{name.removesuffix(old)}parametrizations.weight.{new}"
+    return name

@@ -1,0 +1,188 @@
+"""The vocoder on a GPU: batches are laid into one of a few sizes, each of which is one CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from light_tts.common.cuda_graphs import GraphCache
+from light_tts.kernels.compile_ahead import compile_ahead
+from light_tts.kernels.vocoder.source import Cached, Draws
+from light_tts.models.vocoder.backend import SourceNoise
+from light_tts.models.vocoder.network import HiftNetwork
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+NUMBERS = 6  # of each row: length, seed, stream, first counter, noisy or not, cached samples
+WARM_FRAMES = (64, 96, 128, 160, 224, 256)
+MAX_FRAMES = 8192  # mel frames of one graph: 32 items of 256
+
+
+class HiftRunner:
+    """Not for several threads at once; several may share a network. cached_samples: the most that a source
+    begins with."""
+
+    def __init__(
+        self,
+        network: HiftNetwork,
+        cached_samples: int,
+        cuda_graphs: bool = True,
+        max_frames: int = MAX_FRAMES,
+    ) -> None:
+        device = network.device
+        self._network = network
+        self._max_frames = max_frames
+        self._cached_samples = cached_samples
+        self._room = _Room(self._network, max_frames, cached_samples, device)
+        self._graphs = GraphCache(device, cuda_graphs)
+        # in place of the default stream, which cannot be recorded
+        self._stream = torch.cuda.Stream(device) if self._graphs.enabled else None
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        mel: Tensor,
+        lengths: Sequence[int],
+        cache_source: Sequence[Tensor | None],
+        noises: Sequence[SourceNoise | None],
+    ) -> tuple[Tensor, Tensor]:
+        """As `Vocoder.speak`."""
+        batch, _, frames = mel.shape
+        wave = mel.new_empty(batch, frames * self._network.samples_per_frame)
+        source = torch.empty_like(wave)
+        limit = max(self._rows_at_once(frames_of_graph(frames)))
+        for start in range(0, batch, limit):
+            rows = slice(start, start + limit)
+            self._speak(mel[rows], lengths[rows], cache_source[rows], noises[rows], wave[rows], source[rows])
+        return wave, source
+
+    @torch.inference_mode()
+    def warm_up(self, items: int) -> None:
+        """Compile and record what batches of up to `items` chunks of a stream, or short parts, need. The rest
+        is recorded when it is first met."""
+        device = self._network.device
+        sizes = [
+            (rows, frames)
+            for frames in WARM_FRAMES
+            for rows in self._rows_at_once(frames)
+            if rows < 2 * items
+        ]
+
+        def rehearse() -> None:
+            for rows, frames in sizes:
+                self._room.compute(self._network, rows, frames)
+
+        compile_ahead(device, rehearse)
+        for rows, frames in sizes:
+            mel = torch.zeros(rows, self._network.mels, frames, device=device)
+            self.speak(mel, [frames] * rows, [None] * rows, [None] * rows)
+
+    def _rows_at_once(self, capacity: int) -> list[int]:
+        return [rows for rows in ROWS if rows == 1 or rows * capacity <= self._max_frames]
+
+    def _speak(
+        self,
+        mel: Tensor,
+        lengths: Sequence[int],
+        cache_source: Sequence[Tensor | None],
+        noises: Sequence[SourceNoise | None],
+        wave: Tensor,
+        source: Tensor,
+    ) -> None:
+        capacity = frames_of_graph(mel.shape[2])
+        rows = next(rows for rows in ROWS if rows >= len(mel))
+        fits = rows * capacity <= self._max_frames
+        room = self._room
+        if not fits:  # one very long item: launches cost little beside the work
+            room = _Room(self._network, rows * capacity, self._cached_samples, mel.device)
+        room.fill(mel, lengths, cache_source, noises, rows, capacity)
+
+        def compute() -> None:
+            room.compute(self._network, rows, capacity)
+
+        if fits and self._graphs.enabled:
+            current = torch.cuda.current_stream()
+            stream = self._stream if current == torch.cuda.default_stream() else current
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                self._graphs.run((rows, capacity), compute)
+            current.wait_stream(stream)
+        else:
+            compute()
+        for own, results in ((wave, room.wave), (source, room.source)):
+            padded = _rows(results, rows, capacity * self._network.samples_per_frame)
+            own.copy_(padded[: len(own), : own.shape[1]])
+
+
+class _Room:
+    """Tensors that stay where they are: inputs and results of up to `frames` mel frames."""
+
+    def __init__(self, network: HiftNetwork, frames: int, cached_samples: int, device: torch.device) -> None:
+        samples = frames * network.samples_per_frame
+        self.mel = torch.zeros(frames * network.mels, device=device)
+        self.wave = torch.zeros(samples, device=device)
+        self.source = torch.zeros(samples, device=device)
+        self.cached = torch.zeros(ROWS[-1], cached_samples, device=device)
+        self.numbers = torch.zeros(NUMBERS, ROWS[-1], dtype=torch.int64, device=device)
+        self._waves = network.waves
+
+    def fill(
+        self,
+        mel: Tensor,
+        lengths: Sequence[int],
+        cache_source: Sequence[Tensor | None],
+        noises: Sequence[SourceNoise | None],
+        rows: int,
+        capacity: int,
+    ) -> None:
+        batch, channels, frames = mel.shape
+        _rows(self.mel, rows, capacity * channels).view(rows, capacity, channels)[:batch, :frames] = mel.mT
+        columns = []
+        for length, cached, noise in zip(lengths, cache_source, noises, strict=True):
+            count = 0 if cached is None else len(cached)
+            if noise is None:
+                columns.append((length, 0, 0, 0, 0, count))
+            else:
+                place = noise.first_sample * self._waves
+                columns.append((length, _signed(noise.seed), _signed(noise.stream), place, 1, count))
+        columns += [(0,) * NUMBERS] * (ROWS[-1] - batch)
+        numbers = torch.tensor(list(zip(*columns, strict=True)), pin_memory=mel.is_cuda)
+        self.numbers.copy_(numbers, non_blocking=True)
+        if any(cached is not None for cached in cache_source):
+            width = self.cached.shape[1]
+            empty = mel.new_zeros(width)
+            self.cached[:batch] = torch.stack(
+                [
+                    empty if cached is None else F.pad(cached, (0, width - len(cached)))
+                    for cached in cache_source
+                ]
+            )
+
+    def compute(self, network: HiftNetwork, rows: int, capacity: int) -> None:
+        length, seed, stream, counter, noisy, cached = self.numbers[:, :rows]
+        samples = capacity * network.samples_per_frame
+        network(
+            _rows(self.mel, rows, capacity * network.mels).view(rows, capacity, network.mels),
+            length.int(),
+            Draws(seed, stream, counter, noisy),
+            Cached(self.cached[:rows], cached),
+            _rows(self.source, rows, samples),
+            _rows(self.wave, rows, samples),
+        )
+
+
+def frames_of_graph(frames: int) -> int:
+    """The size that a batch of so many mel frames is computed in."""
+    step = 32 if frames <= 256 else 64 if frames <= 1024 else 256
+    return -(-frames // step) * step
+
+
+def _rows(flat: Tensor, rows: int, width: int) -> Tensor:
+    return flat[: rows * width].view(rows, width)
+
+
+def _signed(value: int) -> int:
+    """The low 64 bits as int64."""
+    return (value + 2**63) % 2**64 - 2**63

@@ -1,0 +1,48 @@
+"""Applies config/memory_config.py in a stage process."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from types import ModuleType
+
+from light_tts.common import gpu
+from light_tts.server.core.settings import Settings
+from light_tts.server.core.styles import load_styles
+
+FILE = Path("config", "memory_config.py")
+
+
+def config_file() -> Path:
+    """Where memory_config.py lies: in the repository, or in the package that a wheel installed."""
+    package = Path(__file__).resolve().parents[2]
+    return next(folder / FILE for folder in (package.parent, package) if (folder / FILE).exists())
+
+
+def load_config() -> ModuleType:
+    """The module memory_config."""
+    spec = importlib.util.spec_from_file_location("memory_config", config_file())
+    config = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(config)
+    return config
+
+
+def share(settings: Settings, stage: str, index: int) -> None:
+    """Limit this process to its share of its GPU; nothing where it computes on the CPU. To be called before
+    the stage imports torch."""
+    if stage not in ("llm", "decode") or settings.device == "cpu" or not gpu.visible_gpus():
+        return
+    config = load_config()
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", config.ALLOCATOR)
+
+    import torch
+
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return
+    device = 0 if stage == "llm" else index % gpus
+    sharing = config.processes_on_gpu(
+        device, gpus, len(load_styles(settings.model_dir)), settings.decode_process_num
+    )
+    config.optimize_gpu_memory(device, sharing)

@@ -1,0 +1,299 @@
+"""The supervisor: starts the stages and watches everything that runs. One asyncio loop, no torch.
+
+python -m light_tts.server.supervision.supervisor --run_dir ROOT --front PID --control FD
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from light_tts.common import log as logs
+from light_tts.common import process
+from light_tts.server.core import messages, settings
+from light_tts.server.core.channel import AsyncInbox, Outbox
+from light_tts.server.core.counters import ActiveRequests
+from light_tts.server.core.rundir import RunDir
+from light_tts.server.core.settings import Settings
+from light_tts.server.core.styles import load_styles
+from light_tts.server.supervision import health, mps
+from light_tts.server.supervision.control import Control
+from light_tts.server.supervision.fleet import Fleet, StartFailed
+from light_tts.server.supervision.workers import HttpWorkers
+
+DRAIN_NOTICE = 0.3  # seconds until every HTTP worker has surely heard that it shall refuse new requests
+FRONT_STOP = 15.0  # seconds the front has to stop once it has been told
+
+log = logging.getLogger("light_tts.supervisor")
+
+
+class Supervisor:
+    def __init__(self, config: Settings, run_dir: RunDir, front: int, control: Control) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.front = front
+        self.control = control
+        self.loop = asyncio.get_running_loop()
+        self.stop = asyncio.Event()  # the front said so, or has ended
+        self.draining = False
+        self.writer: logs.LogWriter | None = None
+        self.inbox = AsyncInbox(run_dir.supervisor)
+        self.outbox = Outbox()
+        self.active = ActiveRequests(run_dir.shm)
+        self.workers = HttpWorkers(run_dir, self.active, self._worker_gone)
+        self.fleet: Fleet | None = None
+        self.janitor: subprocess.Popen[bytes] | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Serve until told to stop; the exit code."""
+        code = 0
+        try:
+            self._watch_front()
+            self._start_log()
+            self._start_janitor()
+            self._spawn(self._read_inbox())
+            await self._start_stages()
+            self.control.send("ready")
+            if self.config.health_monitor:
+                self._spawn(health.monitor(self.config, self.fleet.restart))
+            await self.stop.wait()
+        except (StartFailed, mps.MpsError) as error:
+            log.error("the server cannot start: %s", error)
+            self.control.send("failed", reason=str(error))
+            code = 1
+            await self._front_has_heard()
+        finally:
+            self._clean_up()
+        return code
+
+    # -- start
+
+    def _start_log(self) -> None:
+        if self.config.log_dir:
+            try:
+                self.writer = logs.LogWriter(self.run_dir.log, self.config.log_dir)
+            except OSError as error:
+                raise StartFailed(f"--log_dir {self.config.log_dir}: {error}") from error
+            self.loop.add_reader(self.writer, self.writer.take)
+        logs.setup("supervisor", self.config.log_level, self.writer)
+
+    def _watch_front(self) -> None:
+        self.loop.add_reader(self.control, self._read_control)
+        self.front_pidfd = process.open_pidfd(self.front)
+        if self.front_pidfd is None:
+            self.stop.set()
+        else:
+            self.loop.add_reader(self.front_pidfd, self._front_ended)
+
+    def _start_janitor(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "light_tts.server.supervision.janitor",
+            "--run_dir",
+            str(self.run_dir.root),
+        ]
+        command += ["--supervisor", str(os.getpid()), "--front", str(self.front)]
+        self.janitor = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        self.run_dir.register_process(self.janitor.pid)
+        pidfd = os.pidfd_open(self.janitor.pid)
+        self.loop.add_reader(pidfd, self._janitor_ended, pidfd)
+
+    async def _start_stages(self) -> None:
+        sizes = {
+            "encode": self.config.encode_process_num,
+            "llm": len(load_styles(self.config.model_dir)),
+            "decode": self.config.decode_process_num,
+        }
+        started = time.monotonic()
+        sharing = await asyncio.to_thread(mps.prepare, self.config, self.run_dir)
+        if self.stop.is_set():
+            return
+        self.fleet = Fleet(
+            self.run_dir,
+            sizes,
+            self.outbox,
+            self._tell_all,
+            self._log_line,
+            sharing.environment,
+            {"cuda": self.config.hang_timeout_gpu, "cpu": self.config.hang_timeout_cpu},
+        )
+        self._spawn(self.fleet.watch_pulses())
+        starting = asyncio.ensure_future(self.fleet.start())
+        stopping = asyncio.ensure_future(self.stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            starting.cancel()
+            return
+        await starting
+        gpu_pids = self.fleet.pids("llm", "decode")
+        await asyncio.to_thread(mps.check_attached, self.config, sharing, gpu_pids)
+        log.info("all stages are up (%.1f s)", time.monotonic() - started)
+
+    # -- what arrives
+
+    async def _read_inbox(self) -> None:
+        while True:
+            try:
+                message = await self.inbox.recv()
+            except ValueError as error:
+                log.error("message ignored: %s", error)
+                continue
+            match message:
+                case messages.StageReady():
+                    self.fleet.on_ready(message)
+                case messages.StageStartFailed():
+                    self.fleet.on_start_failed(message)
+                case messages.WorkerHello(address=address):
+                    slot = self.workers.on_hello(message)
+                    if slot is not None:
+                        topology = messages.Topology(
+                            stages=self.fleet.topology(), worker_slot=slot, draining=self.draining
+                        )
+                        self.outbox.send(address, topology)
+
+    def _read_control(self) -> None:
+        for event in self.control.receive():
+            if event["event"] == "stop":
+                self.stop.set()
+            elif event["event"] == "drain" and not self.draining:
+                self.draining = True
+                self._spawn(self._drain())
+        if self.control.closed:
+            self.loop.remove_reader(self.control)
+
+    def _front_ended(self) -> None:
+        self.loop.remove_reader(self.front_pidfd)
+        if not self.stop.is_set():
+            log.error("the HTTP front (pid %d) is gone: the server ends", self.front)
+        self.stop.set()
+
+    def _janitor_ended(self, pidfd: int) -> None:
+        self.loop.remove_reader(pidfd)
+        os.close(pidfd)
+        self.janitor.wait()
+        self.run_dir.forget_process(self.janitor.pid)
+        if not self.stop.is_set():
+            log.warning("the janitor ended; another is started")
+            self.loop.call_later(0.5, self._start_janitor)
+
+    def _worker_gone(self, address: str) -> None:
+        if self.stop.is_set():
+            return
+        self.outbox.forget(address)
+        for stage in self.fleet.addresses():
+            self.outbox.send(stage, messages.WorkerGone(address=address))
+
+    # -- long-running duties
+
+    async def _drain(self) -> None:
+        log.info("draining: %d active requests", self.active.total())
+        for address in self.workers.addresses():
+            self.outbox.send(address, messages.Drain())
+        deadline = time.monotonic() + self.config.drain_timeout
+        await asyncio.sleep(min(DRAIN_NOTICE, self.config.drain_timeout))
+        while self.active.total() > 0 and time.monotonic() < deadline:
+            await asyncio.sleep(0.1)
+        left = self.active.total()
+        if left > 0:
+            log.warning("--drain_timeout is over; %d requests are cut off", left)
+        else:
+            log.info("drained")
+        self._end_front(0, "")
+
+    def _end_front(self, code: int, reason: str) -> None:
+        """Have the front stop the HTTP workers and then us; if it cannot, end it."""
+        self.control.send("exit", code=code, reason=reason)
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.front_pidfd, signal.SIGQUIT)
+        self.loop.call_later(FRONT_STOP, self._kill_front)
+
+    def _kill_front(self) -> None:
+        log.error("the HTTP front does not stop: it is killed")
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self.front_pidfd, signal.SIGKILL)
+
+    # -- end
+
+    async def _front_has_heard(self) -> None:
+        """End the stages, and wait for the front to say stop: it may still be using the run directory."""
+        if self.fleet is not None:
+            self.fleet.stop()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.stop.wait(), FRONT_STOP)
+
+    def _clean_up(self) -> None:
+        """No process (but the front, which waits for our end), socket or segment may be left."""
+        self.stop.set()
+        for task in self.tasks:
+            task.cancel()
+        if self.fleet is not None:
+            self.fleet.stop()
+        process.kill_all(pid for pid in self.run_dir.processes() if pid != self.front)
+        if self.janitor is not None:
+            self.janitor.wait()
+        mps.stop(self.run_dir)
+        log.info("stopped")
+        if self.writer is not None:
+            self.writer.close()
+        self.inbox.close()
+        self.outbox.close()
+        self.run_dir.remove()
+
+    # -- details
+
+    def _tell_all(self, message: messages.Message) -> None:
+        for address in self.fleet.addresses() + self.workers.addresses():
+            self.outbox.send(address, message)
+
+    def _log_line(self, line: str) -> None:
+        if self.writer is not None:
+            self.writer.write(line)
+
+    def _spawn(self, work: object) -> None:
+        task = self.loop.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("the supervisor has an error", exc_info=task.exception())
+            self._end_front(1, f"error in the supervisor: {task.exception()}")
+
+
+async def _serve(args: argparse.Namespace) -> int:
+    config = settings.load(str(args.run_dir / "settings.json"))
+    run_dir = RunDir.open(args.run_dir, config.zmq_mode)
+    run_dir.register_process()
+    control = Control(socket.socket(fileno=args.control))
+    return await Supervisor(config, run_dir, args.front, control).run()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--run_dir", type=Path, required=True)
+    parser.add_argument("--front", type=int, required=True)
+    parser.add_argument("--control", type=int, required=True)
+    args = parser.parse_args()
+    # The front drains us; a signal to a whole group or control group must not end us before.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    code = asyncio.run(_serve(args))
+    sys.stdout.flush()
+    os._exit(code)  # a health check may still wait in its thread
+
+
+if __name__ == "__main__":
+    main()

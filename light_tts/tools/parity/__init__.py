@@ -1,0 +1,73 @@
+"""Comparisons with golden values, one module a part of the model.
+
+A module here lists its checks as `CHECKS: list[Callable[[Golden], Iterator[Comparison]]]`; `test/parity.py`
+finds and runs them. A check reads what it needs from the golden folder, so it works for any sizes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from light_tts.models.checkpoint.config import Config, load_config
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`got` and `expected`: arrays of one shape, or any values that are compared with ==. `tolerance`: the
+    largest absolute difference allowed; 0 means exact."""
+
+    stage: str
+    got: Any
+    expected: Any
+    tolerance: float = 0.0
+
+
+class MissingGolden(Exception):
+    """The folder has no such file: the check has nothing to say about it."""
+
+
+class Golden:
+    """One golden folder: `checkpoint/`, `prompt.wav` and the expected values."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint"
+        self.arrays = cache(self._arrays)
+
+    @cached_property
+    def config(self) -> Config:
+        return load_config(self.checkpoint)
+
+    def path(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise MissingGolden(name)
+        return path
+
+    def _arrays(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a .npz file."""
+        with np.load(self.path(name)) as file:
+            return dict(file)
+
+    def tensor(self, name: str, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays(name)[key])
+
+
+Check = Callable[[Golden], Iterator[Comparison]]
+
+
+def all_checks(only: set[str] | None = None) -> Iterator[tuple[str, Check]]:
+    """(part, check) of every module in this package; `only`: of these parts."""
+    for module in pkgutil.iter_modules(__path__):
+        if only is None or module.name in only:
+            for check in importlib.import_module(f"{__name__}.{module.name}").CHECKS:
+                yield module.name, check

@@ -1,0 +1,81 @@
+"""Everything before the LLM: features of the prompt, tokenizer, text normalisation."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator
+
+from light_tts.common.audio import read_audio, resample
+from light_tts.models.frontend.features import SPEECH_RATE, flow_mel, kaldi_fbank, whisper_log_mel
+from light_tts.models.frontend.frontend import Frontend
+from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer
+from light_tts.models.frontend.text import TextNormalizer
+from light_tts.models.frontend.tokenizer import TextTokenizer
+from light_tts.tools.parity import Check, Comparison, Golden
+
+FILE = "frontend.npz"
+BORDER_FRAMES = 2  # of the mel spectrogram, whose windows reach beyond the end of a signal
+WETEXT_VERSION = "0.1.8"  # the one that the goldens' normalised texts come from
+
+
+def prompt(golden: Golden) -> Iterator[Comparison]:
+    expected = golden.arrays(FILE)
+    samples, rate = read_audio(golden.path("prompt.wav").read_bytes(), 0.0, 30.0)
+    frontend = Frontend(golden.checkpoint, golden.config)
+    features = frontend.features(samples, rate)
+    mel = flow_mel(resample(samples, rate, golden.config.sample_rate), golden.config.mel)
+    yield Comparison("mel", mel, expected["mel24"][0], 1e-4)
+    yield Comparison("aligned_token", features.speech_token, expected["aligned_token"][0])
+    yield Comparison("aligned_feat", features.mel, expected["aligned_feat"][0], 1e-4)
+    yield Comparison("embedding", features.embedding, expected["embedding"][0], 1e-3)
+    if "wav16" in expected:
+        speech = resample(samples, rate, SPEECH_RATE)
+        yield Comparison("resample.16k", speech, expected["wav16"][0], 1e-6)
+        yield Comparison("whisper_log_mel", whisper_log_mel(speech), expected["whisper_logmel"][0], 1e-4)
+        yield Comparison("kaldi_fbank", kaldi_fbank(speech), expected["fbank_mean_norm"], 2e-3)
+        tokens = SpeechTokenizer(golden.checkpoint)(speech)
+        yield Comparison("speech_token", tokens, expected["speech_token_raw"][0])
+    if "wav24_from16_first24000" in expected:
+        again = resample(speech, SPEECH_RATE, golden.config.sample_rate)
+        start = expected["wav24_from16_first24000"][0]
+        yield Comparison("resample.16k_to_24k", again[: len(start)], start, 1e-6)
+        mel, mels = expected["mel24_from16"][0], golden.config.mel
+        exact = len(start) // mels.hop_size - BORDER_FRAMES  # frames that see nothing behind `start`
+        yield Comparison("mel.16k_to_24k.given", flow_mel(start, mels)[:exact], mel[:exact], 1e-4)
+        # In the chain, rounding of the wave counts: nothing is left above 8 kHz and in pauses, and where the
+        # magnitude is near the floor of 3e-5 its logarithm turns one unit in the last place of the samples
+        # (6e-8) into up to 5e-3.
+        yield Comparison("mel.16k_to_24k", flow_mel(again, mels), mel, 5e-3)
+
+
+def tokenizer(golden: Golden) -> Iterator[Comparison]:
+    expected, tokens = golden.arrays("tokenizer.npz"), TextTokenizer(golden.checkpoint)
+    yield Comparison("vocab_len", len(tokens), int(expected["vocab_len"]))
+    yield Comparison("eos_token_id", tokens.eos_token_id, int(expected["eos_token_id"]))
+    special = [tokens.token_id(str(token)) for token in expected["special_tokens"]]
+    yield Comparison("special_ids", special, expected["special_ids"])
+    for i, text in enumerate(expected["texts"]):
+        yield Comparison(f"text_{i}", tokens.encode(str(text)), expected[f"ids_{i}"])
+
+
+def text(golden: Golden) -> Iterator[Comparison]:
+    expected = json.loads(golden.path("text_normalize.json").read_text(encoding="utf-8"))
+    tokens = TextTokenizer(golden.checkpoint)
+    backends = {"cases_no_tn": TextNormalizer(lambda text: len(tokens.encode(text)), spellers={})}
+    if _wetext_version() == WETEXT_VERSION:
+        backends["cases"] = TextNormalizer(lambda text: len(tokens.encode(text)))
+    for name, normalizer in backends.items():
+        for i, case in enumerate(expected.get(name, [])):
+            yield Comparison(f"{name}_{i}.split", normalizer.split(case["text"]), case["split"])
+            yield Comparison(f"{name}_{i}.whole", normalizer.normalize(case["text"]), case["nosplit"])
+
+
+def _wetext_version() -> str:
+    try:
+        return importlib.metadata.version("wetext")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+CHECKS: list[Check] = [prompt, tokenizer, text]

@@ -1,0 +1,87 @@
+"""Speech tokens to wave: both schedules of a stream, and one-chunk parts at several speeds; no noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from light_tts.common.prompt_features import PromptFeatures
+from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
+from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
+from light_tts.models.flow.backend import choose_flow
+from light_tts.models.vocoder.backend import TorchVocoder
+from light_tts.models.vocoder.hift import Hift
+from light_tts.tools.parity import Check, Comparison, Golden
+
+FILE = "token2wav.npz"
+MEMORY = 1 << 28  # bytes, for what the flow keeps
+GROWN = 4  # the official schedule grows its chunks up to so many times the first
+
+
+def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
+    """What a server on a CPU computes with."""
+    device, config = torch.device("cpu"), golden.config
+    new_flow = choose_flow(golden.checkpoint, config, device, torch.float32, False, 1, MEMORY)
+    hift = Hift.from_checkpoint(golden.checkpoint, config, device)
+    return Token2Wav(new_flow(), TorchVocoder(hift), config, full_last_chunk, device)
+
+
+def golden_voice(golden: Golden, prompt: bool = True) -> Voice:
+    arrays = golden.arrays(FILE)
+    tokens, mel = arrays["prompt_token"][0], arrays["prompt_feat"][0]
+    features = PromptFeatures(
+        tokens if prompt else tokens[:0], mel if prompt else mel[:0], arrays["embedding"].flatten()
+    )
+    return Voice.of(features, "cpu")
+
+
+def stream(model: Token2Wav, voice: Voice, tokens: list[int], planner: ChunkPlanner) -> list[np.ndarray]:
+    state = SpeechState(voice, seed=None)
+    waves = []
+    while chunk := planner.next_chunk(len(tokens), finished=True):
+        waves += model.speak([WorkItem(state, tokens, chunk, stream=True)])
+    return waves
+
+
+def _streamed(golden: Golden, schedule: str, growth: int, full_last_chunk: bool) -> Iterator[Comparison]:
+    arrays, config = golden.arrays(FILE), golden.config
+    voice = golden_voice(golden)
+    hop, lookahead = config.chunk_size, config.flow.pre_lookahead_len
+    planner = ChunkPlanner(len(voice.speech_token), hop, lookahead, growth * hop)
+    waves = stream(load(golden, full_last_chunk), voice, arrays["token"].tolist(), planner)
+    expected = arrays[f"{schedule}_wav"]
+    got = np.concatenate(waves)[None]
+    yield Comparison(f"{schedule}.samples", [len(wave) for wave in waves], arrays[f"{schedule}_meta"][:, 3])
+    yield Comparison(schedule, got, expected, 1e-2)
+    yield Comparison(f"{schedule}.mean", np.abs(got - expected).mean(), 0.0, 1e-3)
+
+
+def fixed_hop(golden: Golden) -> Iterator[Comparison]:
+    yield from _streamed(golden, "fixed_hop", 1, full_last_chunk=False)
+
+
+def grow_hop(golden: Golden) -> Iterator[Comparison]:
+    yield from _streamed(golden, "grow_hop", GROWN, full_last_chunk=True)
+
+
+def one_chunk(golden: Golden) -> Iterator[Comparison]:
+    arrays, model = golden.arrays(FILE), load(golden, full_last_chunk=False)
+    per_token = golden.config.token_mel_ratio * golden.config.mel.hop_size
+    for name, speed, prompt in (
+        ("nonstream", 1.0, True),
+        ("speed1p25", 1.25, True),
+        ("speed0p8", 0.8, True),
+        ("short9", 1.0, True),
+        ("noprompt30", 1.0, False),
+    ):
+        expected = arrays[f"{name}_wav"]
+        count = math.ceil(expected.shape[1] * speed / per_token - 1e-6)  # the frames were rounded down
+        state = SpeechState(golden_voice(golden, prompt), seed=None, speed=speed)
+        item = WorkItem(state, arrays["token"][:count].tolist(), Chunk(0, count, count, True), stream=False)
+        yield Comparison(name, model.speak([item])[0][None], expected, 1e-2)
+
+
+CHECKS: list[Check] = [fixed_hop, grow_hop, one_chunk]

@@ -1,0 +1,108 @@
+"""Named voices: stored for all workers, across restarts, and nowhere but in their directory."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+
+import httpx
+import pytest
+from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+
+TEXT = "Hello there."
+
+
+def add(client: httpx.Client, spk_id: str, prompt_text: str = PROMPT_TEXT, recording: bytes | None = None):
+    files = {"prompt_wav": ("a.wav", PROMPT_WAV.read_bytes() if recording is None else recording)}
+    return client.post("/add_spk", data={"spk_id": spk_id, "prompt_text": prompt_text}, files=files)
+
+
+@pytest.fixture()
+def client(server: Server):
+    with server.client() as http:
+        yield http
+
+
+@contextlib.contextmanager
+def fresh(server: Server):
+    """A new connection, which may reach another worker."""
+    with server.client() as http:
+        yield http
+
+
+def test_a_voice_speaks_like_the_recording_it_was_made_from(server, client):
+    assert add(client, "anna").status_code == 200
+    by_recording = speak(client, TEXT, seed=2).content
+    for _ in range(6):
+        with fresh(server) as other:
+            assert "anna" in other.get("/spk_list").json()["voices"]
+            assert speak(other, TEXT, seed=2, spk_id="anna").content == by_recording
+
+
+def test_a_voice_can_be_added_by_json(client):
+    body = {"spk_id": "Анна-2", "prompt_text": PROMPT_TEXT}
+    body["prompt_wav"] = base64.b64encode(PROMPT_WAV.read_bytes()).decode()
+    assert client.post("/add_spk", json=body).json() == {"message": "Ok", "spk_id": "Анна-2"}
+    assert "Анна-2" in client.get("/spk_list").json()["spk_ids"]
+    assert speak(client, TEXT, spk_id="Анна-2").status_code == 200
+    assert client.delete("/spk/Анна-2").status_code == 200
+
+
+def test_a_deleted_voice_is_gone_for_every_worker(server, client):
+    add(client, "gone")
+    assert client.delete("/spk/gone").json() == {"message": "Ok"}
+    for _ in range(6):
+        with fresh(server) as other:
+            answer = speak(other, TEXT, spk_id="gone")
+            assert answer.status_code == 400
+            assert "unknown spk_id 'gone'" in answer.json()["message"]
+    assert client.delete("/spk/gone").status_code == 404
+
+
+def test_speakers_of_the_checkpoint_are_listed_and_cannot_be_changed(client):
+    listed = client.get("/spk_list").json()
+    assert listed["checkpoint_speakers"] == ["tiny_spk"]
+    assert "tiny_spk" in listed["spk_ids"]
+    assert speak(client, TEXT, spk_id="tiny_spk").status_code == 200
+    assert add(client, "tiny_spk").status_code == 409
+    assert client.delete("/spk/tiny_spk").status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [("speaker", "unknown field; known are spk_id"), ("seed", "cannot be stored with a voice")],
+)
+def test_a_field_that_no_voice_has_is_refused_by_name(client, field, reason):
+    body = {"spk_id": "odd", "prompt_text": PROMPT_TEXT, field: 1}
+    body["prompt_wav"] = base64.b64encode(PROMPT_WAV.read_bytes()).decode()
+    answer = client.post("/add_spk", json=body)
+    assert answer.status_code == 422
+    assert f"{field}: {reason}" in answer.json()["message"]
+    assert "odd" not in client.get("/spk_list").json()["spk_ids"]
+
+
+@pytest.mark.parametrize(
+    "spk_id", ["", "../evil", "..", ".hidden", "a/b", "a\\b", "a b", "x" * 49, "a\0b", "/etc/passwd", "-x"]
+)
+def test_a_name_that_is_no_safe_file_name_is_refused(server, client, spk_id):
+    assert add(client, spk_id).status_code in (400, 422)
+    voices = server.directory / "voices"
+    outside = [path for path in server.directory.rglob("*evil*") if voices not in path.parents]
+    assert outside == []
+
+
+def test_a_recording_that_cannot_be_used_makes_no_voice(client):
+    answer = add(client, "broken", recording=b"no sound")
+    assert answer.status_code == 400
+    assert answer.json()["message"].startswith("audio file format is incorrect: ")
+    assert answer.json()["message"].endswith("this is text")
+    assert "broken" not in client.get("/spk_list").json()["spk_ids"]
+
+
+def test_voices_survive_a_restart(tmp_path):
+    with start_server(spk_dir=tmp_path / "voices") as server, server.client() as client:
+        assert add(client, "anna").status_code == 200
+        before = speak(client, TEXT, seed=2, spk_id="anna").content
+    with start_server(spk_dir=tmp_path / "voices") as server, server.client() as client:
+        assert client.get("/spk_list").json()["voices"] == ["anna"]
+        assert speak(client, TEXT, seed=2, spk_id="anna").content == before

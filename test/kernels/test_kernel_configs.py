@@ -1,0 +1,60 @@
+"""The launch configurations that are shipped, and how they are chosen."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from light_tts.kernels import configs
+from light_tts.kernels.launch import geometry
+
+FOLDER = Path(configs.__file__).parent
+H100 = FOLDER / "NVIDIA_H100_80GB_HBM3.json"
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """-> pretends that the GPU has this name and compute capability"""
+
+    def pretend(name: str, capability: tuple[int, int]) -> None:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        configs.load.cache_clear()
+
+    yield pretend
+    configs.load.cache_clear()
+
+
+def test_a_gpu_has_its_own_or_those_of_its_kind(on_gpu):
+    shipped = json.loads(H100.read_text())
+    for name in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"):
+        on_gpu(name, (9, 0))
+        assert configs.load(GPU) == shipped
+    on_gpu("NVIDIA A100-SXM4-80GB", (8, 0))
+    assert configs.load(GPU) == {}
+
+
+def test_what_was_measured_is_saved_beside_what_was_known(on_gpu, tmp_path):
+    on_gpu("NVIDIA H200", (9, 0))
+    known = configs.load(GPU)
+    configs.save(GPU, {"fused_rows": 7}, tmp_path / "new.json")
+    assert json.loads((tmp_path / "new.json").read_text()) == {**known, "fused_rows": 7}
+
+
+def test_the_smallest_measured_size_that_is_not_below_is_taken(monkeypatch):
+    entries = [{"rows": 512, "num_warps": 4}, {"rows": 1024, "num_warps": 8}]
+    monkeypatch.setattr(configs, "load", lambda device: {"linear": entries})
+    half, single = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
+    assert [geometry("linear", half, rows)["num_warps"] for rows in (1, 512, 513, 5000)] == [4, 4, 8, 8]
+    assert geometry("linear", single, 512) is None  # measured with 16 bits a number
+    assert geometry("other", half, 512) is None
+
+
+def test_ranges_of_rows_are_joined():
+    from scripts.tune_flow_overlap import ranges_of
+
+    best = {512: {"a"}, 1024: {"a", "b"}, 2048: set(), 4096: {"b"}}
+    assert ranges_of(best) == {"a": [[1, 1024]], "b": [[513, 1024], [2049, 4096]]}

@@ -1,0 +1,166 @@
+"""The vocoder on its kernels: the whole against PyTorch, independence of items, sizes of graphs.
+
+Without a GPU the tiny checkpoint runs through the interpreter, a few frames long."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.interpreter import GPU as CUDA
+
+pytest.importorskip("triton")
+
+from light_tts.kernels.vocoder import conv as hift_conv
+from light_tts.kernels.vocoder.conv import Tile
+from light_tts.kernels.vocoder.layout import Convolutions, Sums
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.vocoder import runner as hift_runner
+from light_tts.models.vocoder.backend import SourceNoise, TorchVocoder, choose_vocoder
+from light_tts.models.vocoder.hift import Hift
+from light_tts.models.vocoder.network import HiftNetwork
+from light_tts.models.vocoder.runner import HiftRunner, frames_of_graph
+
+CHECKPOINT = Path("test/golden/cosyvoice2/checkpoint")
+CONFIG = load_config(CHECKPOINT)
+DEVICE = torch.device("cuda" if CUDA else "cpu")
+CACHED = 480
+needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def hift() -> Hift:
+    return Hift.from_checkpoint(CHECKPOINT, CONFIG, DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    patch_for_the_interpreter(monkeypatch)
+
+
+def patch_for_the_interpreter(patch: pytest.MonkeyPatch) -> None:
+    """It is slow: no padding of time beyond a few frames, and few programs, which take it long whatever their
+    size (test_hift_kernels.py has several tiles)."""
+    if not CUDA:
+        patch.setattr(hift_runner, "frames_of_graph", lambda frames: frames + 1)
+        patch.setattr(hift_conv, "_tile", wide_tile)
+
+
+@pytest.fixture(autouse=True)
+def exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+def wide_tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
+    frames, channels = (max(16, 1 << (n - 1).bit_length()) for n in (rows, conv.channels_out))
+    return Tile(min(frames, 512), min(channels, 64))
+
+
+def level(x: torch.Tensor) -> float:
+    return float(x.double().square().mean().sqrt())
+
+
+def batch(lengths: list[int]) -> tuple:
+    random = torch.Generator().manual_seed(5)
+    mel = torch.randn(len(lengths), 80, max(lengths), generator=random) * 2 - 4
+    cached = [
+        None if row % 2 else torch.rand(CACHED - 16 * row, generator=random) - 0.5
+        for row in range(len(lengths))
+    ]
+    noises = [None if row == 1 else SourceNoise(7 + row, row, 480 * row) for row in range(len(lengths))]
+    return (
+        mel.to(DEVICE),
+        lengths,
+        [source if source is None else source.to(DEVICE) for source in cached],
+        noises,
+    )
+
+
+LENGTHS = [3, 1, 4]
+
+
+@pytest.fixture(scope="module")
+def together(hift) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waves and sources of the batch: the interpreter is slow, so what others are compared with is computed
+    once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_for_the_interpreter(patch)
+        return HiftRunner(HiftNetwork(hift), CACHED).speak(*batch(LENGTHS))
+
+
+def check_whole(hift: Hift, inputs: tuple, waves: torch.Tensor, sources: torch.Tensor, limit: float) -> None:
+    lengths = inputs[1]
+    _, expected_sources = TorchVocoder(hift).speak(*inputs)
+    for row, length in enumerate(lengths):
+        samples = slice(length * 480)
+        source, expected = sources[row, samples], expected_sources[row, samples]
+        assert level(source - expected) < 1e-3 * level(expected)
+        wave = hift.decode(inputs[0][row : row + 1, :, :length], source[None].clone(), [length])[0]
+        assert level(waves[row, samples] - wave) < limit * level(wave)
+        assert not waves[row, length * 480 :].any()
+
+
+def test_whole_equals_the_plain_path(hift, together):
+    check_whole(hift, batch(LENGTHS), *together, limit=1e-3)
+
+
+def test_whole_in_float32_equals_the_plain_path(hift):
+    inputs = batch(LENGTHS if CUDA else [1, 2])
+    limit = 5e-3 if CUDA else 2e-5  # on a GPU as TF32, which tensor cores may cut off rather than round
+    check_whole(hift, inputs, *HiftRunner(HiftNetwork(hift, torch.float32), CACHED).speak(*inputs), limit)
+
+
+def test_an_item_does_not_depend_on_its_neighbours_nor_on_the_size_of_the_graph(hift, together):
+    mel, lengths, cached, noises = batch(LENGTHS)
+    alone = HiftRunner(HiftNetwork(hift), CACHED).speak(mel[:1, :, :3], lengths[:1], cached[:1], noises[:1])
+    for own, whole in zip(alone, together, strict=True):
+        assert torch.equal(own[0], whole[0, : 3 * 480])
+
+
+def test_what_lies_in_the_padding_is_never_read(hift, together):
+    mel, lengths, cached, noises = (part[:2] for part in batch(LENGTHS))
+    for row, length in enumerate(lengths):
+        mel[row, :, length:] = float("nan")
+    waves, _ = HiftRunner(HiftNetwork(hift), CACHED).speak(mel, lengths, cached, noises)
+    assert torch.equal(waves, together[0][:2])
+
+
+def test_a_batch_too_large_for_one_graph_is_computed_in_parts(hift, together):
+    two = [part[:2] for part in batch(LENGTHS)]
+    parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(*two)
+    assert torch.equal(parts, together[0][:2])
+
+
+def test_sizes_of_graphs():
+    assert [frames_of_graph(frames) for frames in (1, 32, 33, 256, 257, 1024, 1025)] == [
+        *(32, 32, 64, 256, 320, 1024, 1280)
+    ]
+
+
+def test_the_plain_path_serves_without_a_gpu():
+    vocoder = choose_vocoder(Hift.from_checkpoint(CHECKPOINT, CONFIG, "cpu"), CACHED)()
+    assert isinstance(vocoder, TorchVocoder)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float16, 1e-3), (torch.float32, 5e-3)])
+def test_full_size_with_mixed_lengths(dtype, limit):
+    from scripts.bench_hift import full_size
+
+    hift = full_size(DEVICE)
+    lengths = [250, 76, 8, 133, 1, 249]
+    inputs = batch(lengths)
+    runner = HiftRunner(HiftNetwork(hift, dtype), CACHED)
+    for _ in range(2):  # recorded, replayed
+        waves, sources = runner.speak(*inputs)
+    for row, length in enumerate(lengths):
+        samples = slice(length * 480)
+        source = sources[row, samples]
+        own_mel = inputs[0][row : row + 1, :, :length]
+        wave = hift.decode(own_mel, source[None].clone(), [length])[0]
+        assert level(waves[row, samples] - wave) < limit * level(wave)
+        alone, own_source = runner.speak(
+            own_mel, [length], inputs[2][row : row + 1], inputs[3][row : row + 1]
+        )
+        torch.testing.assert_close(own_source[0], source, atol=1e-6, rtol=0)
+        assert level(alone[0] - waves[row, samples]) < 1e-5 * level(wave)

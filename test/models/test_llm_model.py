@@ -1,0 +1,103 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.models.checkpoint.config import LLMConfig, load_config
+from light_tts.models.checkpoint.weights import CheckpointError
+from light_tts.models.llm.joined import JoinedLM
+from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CHECKPOINT = GOLDEN / "cosyvoice2" / "checkpoint"
+CPU = torch.device("cpu")
+
+
+def test_full_size_tensors_are_those_of_the_released_checkpoint():
+    backbone = Qwen2Config(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        head_dim=64,
+        vocab_size=151936,
+        max_position_embeddings=32768,
+        rms_norm_eps=1e-6,
+        rope_theta=1e6,
+    )
+    config = LLMConfig(896, 896, 6561, (5, 15), SamplingRule(0.8, 25, 10, 0.1))
+    with torch.device("meta"):
+        model = SpeechLM(backbone, config)
+    got = [(name, "x".join(map(str, tensor.shape))) for name, tensor in model.state_dict().items()]
+    lines = (GOLDEN / "state_dict" / "CosyVoice2-0.5B.llm.tsv").read_text().splitlines()[1:]
+    assert sorted(got) == sorted(tuple(line.split("\t")[:2]) for line in lines)
+
+
+def test_unused_tables_are_not_kept_in_memory():
+    config = load_config(CHECKPOINT)
+    model = SpeechLM.from_checkpoint(CHECKPOINT, CHECKPOINT / "llm.pt", config, CPU)
+    names = list(model.state_dict())
+    assert "embedding.weight" in names
+    assert not [name for name in names if "lm_head" in name or "embed_tokens" in name]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    shutil.copytree(CHECKPOINT, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def load(checkpoint: Path) -> SpeechLM:
+    return SpeechLM.from_checkpoint(checkpoint, checkpoint / "llm.pt", load_config(checkpoint), CPU)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17])
+def test_joined_linears_compute_the_same_and_take_no_more_memory(tokens):
+    config = load_config(CHECKPOINT)
+    plain, model = (SpeechLM.from_checkpoint(CHECKPOINT, CHECKPOINT / "llm.pt", config, CPU) for _ in "12")
+    joined, ids, positions = JoinedLM(model), torch.arange(tokens), torch.arange(tokens)
+
+    def attend(layer, q, k, v):
+        return q * k.mean() + v.mean()
+
+    expected = plain(ids, positions, attend)
+    assert torch.allclose(joined(ids, positions, attend), expected, atol=1e-5)
+    assert torch.allclose(model(ids, positions, attend), expected, atol=1e-5)
+    stored = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
+    assert sum(stored.values()) <= sum(p.nbytes for p in plain.parameters())
+
+
+def test_a_wrong_tensor_is_named_with_its_file_and_shapes(checkpoint):
+    state = torch.load(checkpoint / "llm.pt", weights_only=True)
+    state["llm_decoder.weight"] = state["llm_decoder.weight"][:-1].clone()
+    torch.save(state, checkpoint / "llm.pt")
+    with pytest.raises(CheckpointError, match=r"llm\.pt.*llm_decoder\.weight.*732.*731"):
+        load(checkpoint)
+
+
+def test_a_missing_tensor_is_named(checkpoint):
+    state = torch.load(checkpoint / "llm.pt", weights_only=True)
+    del state["llm.model.model.norm.weight"]
+    torch.save(state, checkpoint / "llm.pt")
+    with pytest.raises(CheckpointError, match=r"llm\.pt.*llm\.model\.model\.norm\.weight.*missing"):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "rope_theta", "num_key_value_heads"])
+def test_a_key_missing_from_the_backbone_config_is_named(checkpoint, key):
+    path = checkpoint / "CosyVoice-BlankEN" / "config.json"
+    values = json.loads(path.read_text())
+    del values[key]
+    path.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=rf"config\.json.*{key}"):
+        load(checkpoint)
+
+
+def test_a_broken_backbone_config_is_named(checkpoint):
+    (checkpoint / "CosyVoice-BlankEN" / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"CosyVoice-BlankEN/config\.json"):
+        load(checkpoint)

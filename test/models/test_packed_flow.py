@@ -1,0 +1,218 @@
+"""The packed flow against the plain one: the same mel frames, whoever shares the batch. On a machine without
+a GPU the references stand in for the kernels, which the interpreter runs too slowly for a whole flow
+(test_flow_kernels.py compares them)."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from light_tts.kernels import overlap
+from light_tts.kernels.flow import euler_step as flow_step
+from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
+from light_tts.models.checkpoint.config import EstimatorConfig
+from light_tts.models.flow.backend import FlowItem, PaddedFlow
+from light_tts.models.flow.cfm import euler_steps
+from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.packed import PackedFlow, _bucket, pack
+from light_tts.models.flow.unet import packed as packed_estimator
+from light_tts.models.flow.unet.estimator import Estimator
+from light_tts.models.flow.unet.packed import COPIES, PackedEstimator, Rows
+from light_tts.tools.parity import Golden
+
+GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
+ARRAYS = GOLDEN.arrays("flow.npz")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+TOLERANCE = 1e-3  # of the goldens, for a whole flow in float32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE.type == "cpu":
+            patch.setattr(packed_estimator, "flow_step", flow_step.flow_step_reference)
+            patch.setattr(packed_estimator, "linear", packed_linear.linear_reference)
+            patch.setattr(packed_estimator, "linear_add_", packed_linear.linear_add_reference_)
+            patch.setattr(packed_estimator, "norm_linear", packed_linear.norm_linear_reference)
+            patch.setattr(packed_estimator, "packed_attention", packed_attention.packed_attention_reference)
+            patch.setattr(packed_estimator, "packed_conv", packed_conv.packed_conv_reference)
+        yield
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    return Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE)
+
+
+@pytest.fixture(scope="module")
+def packed(flow) -> PackedFlow:
+    return new_packed(flow)
+
+
+def new_packed(flow: Flow, **options) -> PackedFlow:
+    if DEVICE.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())
+    return PackedFlow(flow, pack(flow, torch.float32), items=8, **options)
+
+
+def item(tokens: int = 57, prompt: int = 33, streaming: bool = False, finalize: bool = True) -> FlowItem:
+    return FlowItem(
+        prompt=ARRAYS["prompt_token"][0, :prompt].astype(np.int32),
+        prompt_mel=torch.from_numpy(ARRAYS["prompt_feat"][0]).to(DEVICE),
+        embedding=torch.from_numpy(ARRAYS["embedding"][0]).to(DEVICE),
+        tokens=ARRAYS["token"][0, :tokens].tolist(),
+        streaming=streaming,
+        finalize=finalize,
+    )
+
+
+def plain(flow: Flow, one: FlowItem) -> torch.Tensor:
+    """(frames, mels)"""
+    (mel,) = PaddedFlow(flow)([one])
+    return mel
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mel_full", {}),
+        ("mel_stream_final", {"streaming": True}),
+        ("mel_stream_partial", {"streaming": True, "finalize": False}),
+        ("mel_partial_nostream", {"finalize": False}),
+        ("mel_stream_prefix45", {"tokens": 45, "streaming": True, "finalize": False}),
+    ],
+)
+def test_mel_is_the_golden_one(packed, name, options):
+    (mel,) = packed([item(**options)])
+    error = (mel.cpu() - torch.from_numpy(ARRAYS[name][0].T)).abs().max().item()
+    print(f"{name}: {error:.2e}")
+    assert error < TOLERANCE
+
+
+def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed):
+    items = [
+        item(),
+        item(tokens=5, prompt=0),
+        item(tokens=41, streaming=True, finalize=False),
+        item(tokens=4, prompt=20, streaming=True, finalize=False),
+        item(tokens=1, streaming=True),
+    ]
+    for one, mel in zip(items, packed(items), strict=True):
+        expected = plain(flow, one)
+        assert mel.shape == expected.shape
+        assert (mel - expected).abs().max() < TOLERANCE
+
+
+def test_many_rows_take_the_other_way_through_the_norms(flow, monkeypatch):
+    monkeypatch.setattr("light_tts.models.flow.packed.FEW_ROWS", 0)
+    items = [item(), item(tokens=41, streaming=True, finalize=False)]
+    for one, mel in zip(items, new_packed(flow)(items), strict=True):
+        assert (mel - plain(flow, one)).abs().max() < TOLERANCE
+
+
+def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, monkeypatch):
+    monkeypatch.setattr("light_tts.models.flow.packed.ROW_LIMIT", 100)
+    monkeypatch.setattr("light_tts.models.flow.packed.ENCODER_LIMIT", 40**2)
+    items = [item(tokens=9), item(tokens=57), item(tokens=3), item(tokens=20, prompt=0)]
+    for one, mel in zip(items, new_packed(flow)(items), strict=True):
+        assert (mel - plain(flow, one)).abs().max() < TOLERANCE
+
+
+def test_items_that_cannot_be_spoken_are_refused(packed):
+    with pytest.raises(ValueError, match="nothing to speak"):
+        packed([item(tokens=3, finalize=False)])
+    with pytest.raises(ValueError, match="15000"):
+        packed([item(tokens=1), replace(item(), tokens=[1] * 7500)])
+
+
+@pytest.mark.parametrize("frames", [1, 63, 64, 65, 250, 251, 424, 1000, 8192, 8193, 15000])
+def test_buckets_waste_little(frames):
+    assert frames <= _bucket(frames) <= max(frames + 63, 1.25 * frames)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
+def test_half_precision_on_a_gpu(flow, dtype, tolerance):
+    """Relative error (norm) of the mel spectrogram against float32."""
+    torch.cuda.set_stream(torch.cuda.Stream())
+    half = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE, dtype)
+    packed = PackedFlow(half, pack(flow, dtype), items=8)
+    for one, mel in zip([item(), item(streaming=True)], packed([item(), item(streaming=True)]), strict=True):
+        expected = plain(flow, one)
+        error = ((mel - expected).norm() / expected.norm()).item()
+        print(f"{dtype}: {error:.2e}")
+        assert error < tolerance
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
+    items = [item(), item(tokens=41, streaming=True, finalize=False)]
+    expected = new_packed(flow, graphs=False)(items)
+    for value in (False, True):
+        monkeypatch.setattr(overlap, "enabled", lambda *_, value=value: value)
+        for graphs in (False, True):
+            packed = new_packed(flow, graphs=graphs)
+            for _ in range(2):
+                for mel, known in zip(packed(items), expected, strict=True):
+                    assert torch.equal(mel, known)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("few", [True, False], ids=["few", "many"])  # rows: see packed_linear
+@pytest.mark.parametrize("lengths", [(249,), (1, 100, 37, 64, 200)], ids=len)
+def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatch):
+    """All Euler steps in one CUDA graph, at the widths of CosyVoice2-0.5B, again and again."""
+    torch.manual_seed(0)
+    config = EstimatorConfig(
+        in_channels=320,
+        out_channels=80,
+        channels=256,
+        n_blocks=2,
+        num_mid_blocks=2,
+        num_heads=8,
+        attention_head_dim=64,
+        static_chunk_size=50,
+    )
+    module = Estimator(config, 1024).to(DEVICE).requires_grad_(False)
+    estimator = PackedEstimator(module, euler_steps(10), 0.7, torch.float16)
+    total, size, block_rows = sum(lengths), _bucket(sum(lengths)), 32
+    buffers = estimator.allocate(size).first(size, few)
+    rows = Rows(buffers, size // block_rows + 8, block_rows)
+    table = np.zeros(len(rows.table), np.int32)
+    _, position, blocks = rows.parts(table)
+    position.fill(-1)
+    position.reshape(COPIES, size)[:, :total] = np.concatenate([np.arange(n) for n in lengths])
+    chunks = [config.static_chunk_size * (index % 2) for index in range(len(lengths))]
+    blocks[:] = packed_attention.attention_blocks(lengths, chunks, block_rows, len(blocks))
+    table = torch.from_numpy(table).to(DEVICE)
+    noise, inputs = torch.randn_like(buffers.x), torch.randn_like(buffers.inputs)
+    inputs[:, : estimator.mels] = noise.repeat(COPIES, 1)
+
+    def begin() -> None:
+        rows.table.copy_(table)
+        buffers.x.copy_(noise)
+        buffers.inputs.copy_(inputs)
+
+    results = []
+    for value in (False, True):
+        monkeypatch.setattr(overlap, "enabled", lambda *_, value=value: value)
+        begin()
+        for _ in range(estimator.steps):  # one by one, and compiles
+            estimator.step(rows)
+        results.append(buffers.x[:total].clone())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(estimator.steps):
+                estimator.step(rows)
+        for _ in range(10):
+            begin()
+            graph.replay()
+            results.append(buffers.x[:total].clone())
+    assert results[0].isfinite().all() and not torch.equal(results[0], noise[:total])
+    assert all(torch.equal(result, results[0]) for result in results)

@@ -1,0 +1,66 @@
+"""The full-size modules have exactly the tensors of the released checkpoints."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.flow.flow import Flow, FlowShapes
+from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
+from light_tts.models.vocoder.hift import Hift
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+QWEN2_0_5B = Qwen2Config(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    head_dim=64,
+    vocab_size=151936,
+    max_position_embeddings=32768,
+    rms_norm_eps=1e-6,
+    rope_theta=1e6,
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("full_size")
+    (folder / "cosyvoice2.yaml").symlink_to(GOLDEN / "full_size.yaml")
+    return load_config(folder)
+
+
+def manifest(part: str) -> dict[str, tuple[int, ...]]:
+    """Tensor names and shapes of a released file."""
+    with open(GOLDEN / "state_dict" / f"CosyVoice2-0.5B.{part}.tsv", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return {row["name"]: tuple(int(size) for size in row["shape"].split("x") if size) for row in rows}
+
+
+def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def test_flow_has_the_tensors_of_the_release(config: Config) -> None:
+    expected = manifest("flow")
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in expected.items()}
+        flow = Flow(config.flow, FlowShapes.from_state(state, Path("flow.pt")))
+    assert shapes(flow) == expected
+
+
+def test_hift_has_the_tensors_of_the_release(config: Config) -> None:
+    with torch.device("meta"):
+        hift = Hift(config.hift)
+    assert shapes(hift) == manifest("hift")
+
+
+def test_llm_has_the_tensors_of_the_release(config: Config) -> None:
+    with torch.device("meta"):
+        llm = SpeechLM(QWEN2_0_5B, config.llm)
+    assert shapes(llm) == manifest("llm")

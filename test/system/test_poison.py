@@ -1,0 +1,183 @@
+"""Requests that end the stage that works on them: two attempts, then an error; all others are served."""
+
+import asyncio
+import resource
+import threading
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
+from support.streams import CLIENTS, Client, assert_same_audio, run_clients, stage_pid
+
+from light_tts.server.core.pulse import PulseReader
+
+LONG = 1500  # tokens of the request that needs too much memory
+ROOM = 24 * 2**20  # bytes beyond what ordinary requests need
+ADDRESS_ROOM = 160 * 2**20  # the same of the address space, of which threads reserve more than they use
+
+
+@pytest.fixture(scope="module")
+def server():
+    with start_server(decode_process_num=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server):
+    return run_clients(server)
+
+
+class Killer(threading.Thread):
+    """Kills a process of the stage, as the kernel does when memory is short, whenever `is_due(process, jobs
+    in work)`; `killed` counts."""
+
+    def __init__(self, server, stage: str, is_due) -> None:
+        super().__init__(daemon=True)
+        self.killed = 0
+        self._stage, self._is_due = stage, is_due
+        self._server = server
+        self._known: dict[Path, tuple[psutil.Process, PulseReader]] = {}
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.002):
+            for path in Path("/dev/shm").glob(f"light_tts-{self._server.port}-*/pulse-{self._stage}-*"):
+                try:
+                    process, pulse = self._known.get(path) or self._find(path)
+                    if self._is_due(process, [job.partition("/")[0] for job in pulse.in_work()]):
+                        process.kill()
+                        self.killed += 1
+                        psutil.wait_procs([process], timeout=10)
+                except (LookupError, OSError, psutil.Error):
+                    continue  # it has just ended, or does not run yet
+
+    def _find(self, path: Path) -> tuple[psutil.Process, PulseReader]:
+        _, stage, place = path.name.split("-")
+        index, incarnation = place.split(".")
+        words = ["--stage", stage, "--index", index, "--incarnation", incarnation]
+        for process in psutil.Process(self._server.pid).children(recursive=True):
+            if " ".join(words) in " ".join(process.cmdline()):
+                self._known[path] = process, PulseReader(path)
+                return self._known[path]
+        raise LookupError(path)
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._over.set()
+        self.join()
+
+
+async def poison(server, **fields) -> httpx.Response:
+    form = {"tts_text": "Too much.", "prompt_text": PROMPT_TEXT, "seed": "7", **fields}
+    async with httpx.AsyncClient(timeout=120) as http:
+        files = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes(), "audio/wav")}
+        return await http.post(f"{server.url}/inference_zero_shot", data=form, files=files)
+
+
+def serve_beside_poison(server, fields: list[dict[str, str]], arm=lambda: True):
+    """-> (samples of the clients, the answers to poisonous requests, sent one after another once every client
+    has audio and `arm` says so)."""
+    answers = []
+
+    async def disturb(clients: list[Client]) -> None:
+        while not (all(client.received for client in clients) and arm()):
+            await asyncio.sleep(0.002)
+        for entry in fields:
+            answers.append(await poison(server, **entry))
+
+    return run_clients(server, disturb), answers
+
+
+def assert_refused(answers: list[httpx.Response], stage: str) -> None:
+    for answer in answers:
+        assert answer.status_code == 500, answer.text
+        assert f"the {stage} stage died twice" in answer.json()["message"]
+
+
+def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
+    """Each attempt ends the decode process, in which four of the other requests are."""
+    usual = 0
+
+    def measure(process: psutil.Process, jobs: list[str]) -> bool:
+        nonlocal usual
+        usual = max(usual, process.memory_info().rss)
+        return False
+
+    with Killer(server, "decode", measure):
+        undisturbed = run_clients(server)
+    limit = usual + ROOM
+    with Killer(server, "decode", lambda process, jobs: process.memory_info().rss > limit) as killer:
+        tokens = {"min_new_tokens": str(LONG), "max_new_tokens": str(LONG)}
+        got, answers = serve_beside_poison(server, [tokens])
+    assert_refused(answers, "decode")
+    assert killer.killed == 2
+    assert_same_audio(got, undisturbed)
+
+
+def test_poison_for_the_llm_does_not_use_up_its_restarts(server, undisturbed):
+    """Two requests end it four times within a minute; the others, in the same steps, are not to blame."""
+    server.wait_until_ready()
+    clients: set[str] = set()
+    armed = False
+
+    def is_due(process: psutil.Process, jobs: list[str]) -> bool:
+        if not armed:
+            clients.update(jobs)
+        return armed and bool(set(jobs) - clients)
+
+    def arm() -> bool:
+        nonlocal armed
+        armed = len(clients) >= CLIENTS
+        return armed
+
+    with Killer(server, "llm", is_due) as killer:
+        got, answers = serve_beside_poison(server, [{}, {}], arm)
+    assert_refused(answers, "llm")
+    assert killer.killed == 4
+    assert_same_audio(got, undisturbed)
+    server.wait_until_ready()
+
+
+def test_poison_for_encode(server, undisturbed):
+    server.wait_until_ready()
+    text = {"tts_text": "It is 12:45, and 17 of 23 are here. " * 100}
+    started = []
+
+    def arm() -> bool:
+        started.append(True)
+        return True
+
+    with Killer(server, "encode", lambda process, jobs: bool(jobs) and bool(started)) as killer:
+        got, answers = serve_beside_poison(server, [text], arm)
+    assert_refused(answers, "encode")
+    assert killer.killed == 2
+    assert_same_audio(got, undisturbed)
+
+
+def test_a_limit_of_the_address_space_is_met_twice(server, undisturbed):
+    """RLIMIT_AS, which every decode process inherits: an allocation fails."""
+    server.wait_until_ready()
+    pids = [stage_pid(server, "decode", index) for index in range(2)]
+    limit = max(psutil.Process(pid).memory_info().vms for pid in pids) + ADDRESS_ROOM
+    for pid in [psutil.Process(pids[0]).ppid(), *pids]:
+        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+    tokens = {"min_new_tokens": str(2 * LONG), "max_new_tokens": str(2 * LONG)}
+    got, answers = serve_beside_poison(server, [tokens])
+    assert_refused(answers, "decode")
+    assert_same_audio(got, undisturbed)
+
+
+def test_tokens_beyond_the_longest_part_are_refused():
+    with start_server(max_part_tokens=100) as server, server.client() as client:
+        for name in ("min_new_tokens", "max_new_tokens"):
+            fields = {"tts_text": "Too long.", "prompt_text": PROMPT_TEXT, name: "101"}
+            answer = client.post(
+                "/inference_zero_shot", data=fields, files={"prompt_wav": PROMPT_WAV.read_bytes()}
+            )
+            assert answer.status_code == 400
+            assert f"{name} 101" in answer.text and "--max_part_tokens" in answer.text

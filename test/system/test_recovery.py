@@ -1,0 +1,102 @@
+"""Stages are killed with SIGKILL under eight concurrent streams: every client still gets all its audio."""
+
+import asyncio
+import os
+import signal
+import time
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from support.server_process import start_server
+from support.streams import CLIENTS, TOKENS, Client, assert_same_audio, run_clients, stage_pid
+
+
+@pytest.fixture(scope="module")
+def server():
+    with start_server(decode_process_num=2, httpserver_workers=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(server):
+    return run_clients(server)
+
+
+def kill_when(server, stage: str, index: int, bytes_received: int, clients_that_far: int):
+    """A disturbance: kill the stage as soon as that many clients have got that much audio."""
+
+    async def disturb(clients: list[Client]) -> None:
+        pid = stage_pid(server, stage, index)
+        while sum(len(client.received) >= bytes_received for client in clients) < clients_that_far:
+            await asyncio.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+
+    return disturb
+
+
+def test_two_undisturbed_runs_give_the_same_samples(server, undisturbed):
+    assert all(len(samples) == TOKENS * 960 for samples in undisturbed)
+    assert_same_audio(run_clients(server), undisturbed)
+
+
+# Each stage dies at most twice in a minute here: the third time it would be given up.
+@pytest.mark.parametrize(
+    ("stage", "index", "bytes_received", "clients_that_far"),
+    [
+        pytest.param("decode", 0, 1, 1, id="decode 0 at the first chunk"),
+        pytest.param("llm", 0, 1, 2, id="llm at the second client's first chunk"),
+        pytest.param("encode", 0, 0, 0, id="encode before any audio"),
+        pytest.param("decode", 1, 90_000, 3, id="decode 1 in the middle"),
+        pytest.param("llm", 0, 0, 0, id="llm before any audio"),
+        pytest.param("encode", 0, 1, 1, id="encode at the first chunk"),
+        pytest.param("decode", 0, 0, 0, id="decode 0 before any audio"),
+    ],
+)
+def test_killed_stage_loses_no_sample(server, undisturbed, stage, index, bytes_received, clients_that_far):
+    server.wait_until_ready()
+    got = run_clients(server, kill_when(server, stage, index, bytes_received, clients_that_far))
+    assert_same_audio(got, undisturbed)
+
+
+def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
+    server.wait_until_ready()
+    workers = server.workers
+    assert len(workers) == 2
+
+    async def run() -> list[bytes | BaseException]:
+        tasks: list[asyncio.Future] = []
+        # The kernel spreads connections as it likes: call again until both workers have some.
+        while len(tasks) < CLIENTS or not all(serves_somebody(server, worker) for worker in workers):
+            tasks.append(asyncio.ensure_future(Client(server, len(tasks) % CLIENTS).run()))
+            assert len(tasks) < 60, "one worker gets all connections"
+            await asyncio.sleep(0.02)
+        workers[0].kill()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    results = asyncio.run(run())
+    survivors = [number for number, result in enumerate(results) if isinstance(result, bytes)]
+    assert 0 < len(survivors) < len(results)
+    assert_same_audio(
+        [np.frombuffer(results[number], np.int16) for number in survivors],
+        [undisturbed[number % CLIENTS] for number in survivors],
+    )
+    for result in results:
+        assert isinstance(result, (bytes, httpx.TransportError)), result
+    deadline = time.monotonic() + 2
+    while server.metric("light_tts_llm_kv_slots_used") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.metric("light_tts_llm_kv_slots_used") == 0
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        now = server.workers
+        if len(now) == 2 and workers[0] not in now:
+            return
+        time.sleep(0.1)
+    raise AssertionError("gunicorn did not start another worker")
+
+
+def serves_somebody(server, worker: psutil.Process) -> bool:
+    connections = worker.net_connections(kind="tcp")
+    return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == server.port for c in connections)

@@ -1,0 +1,120 @@
+"""The documents say what the code does."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.server_process import PROMPT_TEXT, PROMPT_WAV
+
+from light_tts.server import api_cli
+from scripts.flags_table import flags_table, table_in
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def flags_and_defaults(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
+
+
+def test_readme_has_the_flags_of_this_version():
+    assert table_in((ROOT / "README.md").read_text("utf-8")) == flags_table(), (
+        "run: python scripts/flags_table.py --write"
+    )
+
+
+def test_chinese_readme_has_the_same_flags_and_defaults():
+    chinese = table_in((ROOT / "README_zh.md").read_text("utf-8"))
+    assert flags_and_defaults(chinese) == flags_and_defaults(flags_table())
+
+
+@pytest.fixture(scope="module")
+def named(server):
+    """A server that has voices of the names that the pages use for stored speakers."""
+    with server.client() as client:
+        for name in ("anna", "henry"):
+            voice = {"spk_id": name, "prompt_text": PROMPT_TEXT}
+            client.post(
+                "/add_spk", data=voice, files={"prompt_wav": PROMPT_WAV.read_bytes()}
+            ).raise_for_status()
+        yield server
+        for name in ("anna", "henry"):
+            client.delete(f"/spk/{name}")
+
+
+def examples(page: str, language: str) -> list[str]:
+    text = (ROOT / page).read_text("utf-8")
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for found, code in blocks if found == language and "localhost:8080" in code]
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_curl_examples_of_the_readme_give_audio(named, page: str, tmp_path: Path):
+    shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
+    for example in examples(page, ""):
+        command = example.replace("localhost:8080", f"127.0.0.1:{named.port}").replace("aplay", "cat #")
+        command = command.replace("curl ", "curl -sS --fail-with-body ")
+        done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, timeout=120)
+        assert done.returncode == 0, (example, done.stdout[-500:], done.stderr[-500:])
+        speech = tmp_path / "speech.wav"
+        assert len(speech.read_bytes() if speech.exists() else done.stdout) > 1_000, example
+        speech.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_websocket_example_of_the_readme_gives_audio(server, page: str, tmp_path: Path):
+    shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
+    [example] = [code for code in examples(page, "python") if "websockets" in code]
+    code = example.replace("localhost:8080", f"127.0.0.1:{server.port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "speech.pcm").stat().st_size > 1_000
+
+
+def test_readme_names_the_flags_without_effect():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert [name for name in api_cli.WITHOUT_EFFECT if f"`--{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_presets_of_the_readme_start(page: str):
+    presets = re.findall(r"^```\n(--.*)\n```$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
+    assert len(presets) == 4
+    for preset in presets:
+        checkpoint = str(ROOT / "test" / "golden" / "cosyvoice2" / "checkpoint")
+        assert api_cli.parse([*shlex.split(preset), "--model_dir", checkpoint]).settings
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "README_zh.md",
+        "docs/architecture.md",
+        "docs/performance.md",
+        "pretrained_models/light-tts-mini/README.md",
+        "training/README.md",
+    ],
+)
+def test_every_file_that_a_page_links_to_exists(page: str):
+    path = ROOT / page
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text("utf-8"))
+    missing = [link for link in links if "://" not in link and not (path.parent / link).exists()]
+    assert not missing
+
+
+def test_files_named_in_the_architecture_page_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = set(
+        re.findall(
+            r"`((?:light_tts|server|engine|models|kernels|common|training|scripts|config)/[\w/.-]+\.\w+)`",
+            text,
+        )
+    )
+    missing = [
+        name for name in named if not any((base / name).exists() for base in (ROOT, ROOT / "light_tts"))
+    ]
+    assert named and not missing

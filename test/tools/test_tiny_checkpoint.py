@@ -1,0 +1,78 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.flow.flow import Flow
+from light_tts.models.frontend.frontend import Frontend
+from light_tts.models.llm.speech_lm import SpeechLM
+from light_tts.models.vocoder.hift import Hift
+
+CPU = torch.device("cpu")
+
+
+def make(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "scripts/make_tiny_checkpoint.py", "--out", str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "tiny"
+    result = make(out, "--seed", "3")
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_the_checkpoint_loads_through_the_real_loaders(checkpoint):
+    config = load_config(checkpoint)
+    frontend = Frontend(checkpoint, config)
+    assert sorted(frontend.speakers) == ["embedded_voice", "recorded_voice"]
+    Flow.from_checkpoint(checkpoint, config, CPU)
+    Hift.from_checkpoint(checkpoint, config, CPU)
+    lm = SpeechLM.from_checkpoint(checkpoint, checkpoint / "llm.pt", config, CPU)
+    assert len(frontend.tokenizer) <= lm.backbone.vocab_size
+
+
+def test_it_makes_a_wave_with_a_human_pitch_that_is_neither_silent_nor_clipped(checkpoint):
+    config = load_config(checkpoint)
+    flow, hift = Flow.from_checkpoint(checkpoint, config, CPU), Hift.from_checkpoint(checkpoint, config, CPU)
+    voice = Frontend(checkpoint, config).speakers["recorded_voice"].features
+    prompt = torch.from_numpy(voice.speech_token).long()[None]
+    mel, frames = flow.inference(
+        torch.arange(50)[None],
+        torch.tensor([50]),
+        prompt,
+        torch.tensor([prompt.shape[1]]),
+        torch.from_numpy(voice.mel)[None],
+        torch.from_numpy(voice.embedding)[None],
+        streaming=False,
+        finalize=True,
+    )
+    pitch = hift.f0(mel, frames.tolist())
+    assert pitch.min() > 80 and pitch.max() < 300
+    wave, _ = hift.inference(mel, frames.tolist())
+    assert wave.isfinite().all() and 0.01 < wave.std() < 0.3
+    assert (wave.abs() > 0.98).float().mean() < 0.01
+
+
+def test_the_same_seed_makes_the_same_weights(checkpoint, tmp_path):
+    assert make(tmp_path / "again", "--seed", "3").returncode == 0
+    assert make(tmp_path / "other", "--seed", "4").returncode == 0
+    for name in ("llm.pt", "flow.pt", "hift.pt"):
+        one, same, other = (
+            torch.load(folder / name, weights_only=True)
+            for folder in (checkpoint, tmp_path / "again", tmp_path / "other")
+        )
+        assert all(torch.equal(one[key], same[key]) for key in one)
+        assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_directory_with_content_is_not_touched(tmp_path):
+    (tmp_path / "precious").write_text("x")
+    result = make(tmp_path)
+    assert result.returncode != 0 and "not an empty directory" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]

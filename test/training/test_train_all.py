@@ -1,0 +1,88 @@
+"""The unattended run of all trainings: what it starts, stops and leaves behind."""
+
+import time
+
+import pytest
+import torch
+from support.server_process import VOICE
+
+from training.export import restore
+from training.train_all import Steps, Stopped
+
+# A training that says what it was told and saves its weights when it is asked to end.
+TRAINING = """
+import signal, sys, threading
+from pathlib import Path
+import torch
+
+print(sys.argv[1:], flush=True)
+ended = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: ended.set())
+print("ready", flush=True)
+ended.wait(60)
+path = Path(sys.argv[2]) / "training" / "flow.pt"
+weights = {"weight": torch.ones(2), "steps": torch.tensor(3)}
+averaged = {**weights, "weight": torch.zeros(2)}
+torch.save({"flow": {"model": weights, "average": averaged}, "minutes": 2.0}, path)
+"""
+
+
+@pytest.fixture
+def steps(tmp_path, monkeypatch):
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (scripts / "flow_matching.py").write_text(TRAINING)
+    monkeypatch.setenv("PYTHONPATH", str(scripts))
+    steps = Steps(tmp_path / "work", tmp_path / "out", minutes=1.0)
+    yield steps
+    steps.stop_all()
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_stopped_training_leaves_its_weights_in_half_precision(steps, tmp_path):
+    log = tmp_path / "work" / "logs" / "flow.log"
+    steps.train("flow", "flow_matching", gpu=0, minutes=5.0)
+    until(lambda: "ready" in log.read_text())
+    steps.stop_all()
+    steps.pack()
+    packed = torch.load(tmp_path / "out" / "flow.pt", weights_only=True)
+    assert packed["minutes"] == 2.0
+    for weights in (packed["flow"]["model"], packed["flow"]["average"]):
+        assert weights["weight"].dtype == torch.float16
+        assert weights["weight"].tolist() == [0.0, 0.0]  # the average
+        assert weights["steps"] == 3
+    assert "ready" in (tmp_path / "out" / "report.txt").read_text()
+
+
+def test_a_training_that_goes_on_has_its_minutes_behind_it(steps, tmp_path):
+    """So that its learning rate goes on falling from where it was."""
+    log = tmp_path / "work" / "logs" / "flow.log"
+    for started in (1, 2):
+        steps.train("flow", "flow_matching", gpu=0, minutes=5.0)
+        until(lambda: log.read_text().count("ready") == started)  # noqa: B023
+        steps.stop("flow")
+    first, second = (line for line in log.read_text().splitlines() if line.startswith("["))
+    assert "'--minutes', '5.0', '--total', '5.0'" in first
+    assert "'--minutes', '5.0', '--total', '7.0'" in second
+
+
+def test_time_that_is_up_ends_the_waiting(tmp_path):
+    steps = Steps(tmp_path / "work", tmp_path / "out", minutes=0.0)
+    with pytest.raises(Stopped):
+        steps.wait(lambda: False)
+
+
+def test_the_trainings_go_on_from_the_checkpoint_in_the_repository(tmp_path):
+    restore.restore(VOICE, tmp_path)
+    saved = {name: restore.read(tmp_path / "training" / f"{name}.pt") for name in restore.TRAININGS}
+    assert all(state["steps"] > 0 and state["minutes"] > 0 for state in saved.values())
+    served = restore.read(VOICE / "hift.pt")
+    assert all(torch.equal(saved["vocoder"]["model"]["average"][name], served[name]) for name in served)
+    assert saved["vocoder"]["discriminators"]["average"]
+    assert "phoneme_decoder.weight" in saved["language_model"]["model"]["model"]

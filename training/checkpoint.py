@@ -1,0 +1,94 @@
+"""The checkpoint that the trainings fill: its sizes, its configuration and its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.flow.flow import FlowShapes
+from light_tts.models.llm.speech_lm import BACKBONE_DIR, Qwen2Config
+from light_tts.tools.tiny_checkpoint import SMALL_PARTS, TEMPLATE, Sizes, flow_shapes
+
+MINI = Sizes(
+    hidden_size=256,
+    speech_token_size=729,  # 3^6
+    encoder_size=192,
+    encoder_heads=4,
+    encoder_units=576,
+    encoder_blocks=3,
+    estimator_channels=160,
+    estimator_head_dim=40,
+    estimator_heads=4,
+    estimator_blocks=1,
+    estimator_mid_blocks=4,
+    hift_channels=192,
+    f0_channels=192,
+    intermediate_size=768,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=1024,
+    up_blocks=3,
+    lookahead_channels=192,
+    # Measured on 40 sentences: 4.5 and 6.1 % of words wrong with two sets of seeds; 12.3 % with the defaults.
+    top_p=0.5,
+    top_k=8,
+    tau_r=0.2,
+    # Measured on the same sentences: with 5 and 6 Euler steps the words, voices and naturalness of 10.
+    n_timesteps=6,
+)
+# Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
+END_OF_TEXT = MINI.vocab_size - 20
+# (layer, head) of the language model that is trained to look at the words that are being spoken. The
+# configuration has them under `alignment_heads`, so that times of words can be read from a checkpoint.
+ALIGNMENT_HEADS = ((1, 2), (1, 3))  # they did so most before they were told
+
+
+def checkpoint_folder(work: Path) -> Path:
+    return work / "checkpoint"
+
+
+def training_file(work: Path, name: str) -> Path:
+    """Where a training keeps its weights."""
+    (work / "training").mkdir(parents=True, exist_ok=True)
+    return work / "training" / f"{name}.pt"
+
+
+def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
+    """The configuration files of the checkpoint, and what is read from them."""
+    folder = checkpoint_folder(work)
+    (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
+    template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
+    heads = f"alignment_heads: {[list(head) for head in ALIGNMENT_HEADS]}\n"
+    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)) + heads)
+    backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
+    backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
+    backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)
+    _write(folder / BACKBONE_DIR / "config.json", json.dumps(backbone, indent=2))
+    return load_config(folder), Qwen2Config.load(folder), flow_shapes(MINI)
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:
+    """As float16; tensors that are one in memory stay one."""
+    halves = {value: value.half() for value in weights.values()}
+    torch.save({name: halves[value] for name, value in weights.items()}, path)
+    return path
+
+
+def halves(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with all fractions as float16, for a file that training goes on from."""
+    return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
+
+
+def _write(path: Path, text: str) -> None:
+    """At once: trainings that run side by side write the same and read it."""
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
+    unfinished.write_text(text)
+    unfinished.replace(path)

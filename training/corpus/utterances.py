@@ -1,0 +1,130 @@
+"""Who speaks what: the training data before it is spoken.
+
+    python -m training.corpus.utterances [--hours 20] [--seed 0] [--work build/train_mini]
+
+Writes utterances.jsonl in the work folder: {"id", "text", "spoken", "phonemes", "speaker", "split"}, in the
+order in which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so
+that there are short utterances and long ones. Another `--seed` gives other utterances to train with; those to
+test with stay.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from training.corpus.packages import voices_folder
+from training.corpus.speakers import SHARES, Speaker, speakers, voice_names
+from training.work import argument_parser, lines_to, read_lines
+
+PHONEMES_A_SECOND = 14.0  # of the teacher, stress marks and blanks included
+LONGEST = 12.0  # seconds
+TEST_UTTERANCES = 600
+DEFINITIONS = 0.3  # share of training utterances that begin with a definition: rare words, dull grammar
+EVERYDAY = 0.2  # share of those that begin with everyday talk,
+ALONE = 0.5  # of which so many have nothing else: as short as one word
+
+
+@dataclass(frozen=True)
+class Utterance:
+    id: str
+    text: str
+    spoken: str
+    phonemes: str
+    speaker: str
+    split: str
+
+    @property
+    def seconds(self) -> float:
+        """About as long as it will be."""
+        return len(self.phonemes) / PHONEMES_A_SECOND
+
+
+class Deck:
+    """Deals all of its cards before one comes again."""
+
+    def __init__(self, cards: list, draw: random.Random) -> None:
+        self._cards, self._draw, self._left = cards, draw, []
+
+    def __len__(self) -> int:
+        return len(self._cards)
+
+    def deal(self):
+        if not self._left:
+            self._left = self._cards[:]
+            self._draw.shuffle(self._left)
+        return self._left.pop()
+
+
+def training_utterances(
+    sentences: list[dict], voices: list[Speaker], hours: float, seed: int = 0
+) -> Iterator[Utterance]:
+    draw = random.Random(seed)
+    decks = {
+        kind: Deck([v for v in voices if v.kind == kind and v.split == "train"], draw) for kind in SHARES
+    }
+    train = [sentence for sentence in sentences if sentence["split"] == "train"]
+    definitions = Deck([s for s in train if s["source"] == "definitions"], draw)
+    everyday = Deck([s for s in train if s["source"] == "everyday"], draw)
+    others = Deck([s for s in train if s["source"] != "definitions"], draw)
+    following = others.deal()
+    seconds, number = 0.0, 0
+    while seconds < hours * 3600:
+        (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
+        wanted = draw.uniform(2.0, LONGEST)
+        begins = draw.random()
+        if begins < DEFINITIONS:
+            parts = [definitions.deal()]
+        elif begins < DEFINITIONS + EVERYDAY and everyday:
+            parts = [everyday.deal()]
+            wanted = 0.0 if draw.random() < ALONE else wanted
+        else:
+            parts, following = [following], others.deal()
+        while sum(len(part["phonemes"]) for part in [*parts, following]) <= wanted * PHONEMES_A_SECOND:
+            parts.append(following)
+            following = others.deal()
+        utterance = Utterance(
+            f"{seed:02}-{number:06}" if seed else f"{number:06}",
+            *(" ".join(part[name] for part in parts) for name in ("text", "spoken", "phonemes")),
+            decks[kind].deal().name,
+            "train",
+        )
+        if utterance.seconds <= LONGEST:
+            yield utterance
+            seconds += utterance.seconds
+            number += 1
+
+
+def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int = 1) -> Iterator[Utterance]:
+    """Single sentences that nothing is trained on, by speakers that nothing is trained on: what is measured,
+    and the prompts for it."""
+    draw = random.Random(seed)
+    held_out = [s for s in sentences if s["split"] == "test" and s["source"] == "examples"]
+    deck = Deck([voice for voice in voices if voice.split == "test"], draw)
+    for number, sentence in enumerate(draw.sample(held_out, min(TEST_UTTERANCES, len(held_out)))):
+        said = (sentence[name] for name in ("text", "spoken", "phonemes"))
+        yield Utterance(f"t{number:05}", *said, deck.deal().name, "test")
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--hours", type=float, default=20.0, help="of training data, about")
+    parser.add_argument("--seed", type=int, default=0, help="other utterances to train with for each")
+    args = parser.parse_args()
+    sentences = read_lines(args.work / "sentences.jsonl")
+    voices = speakers(voice_names(voices_folder(args.work)))
+    target = args.work / "utterances.jsonl"
+    total = dict.fromkeys(("test", "train"), 0.0)
+    with lines_to(target) as write:
+        for utterance in (
+            *held_out_utterances(sentences, voices),
+            *training_utterances(sentences, voices, args.hours, args.seed),
+        ):
+            write(utterance)
+            total[utterance.split] += utterance.seconds / 3600
+    print(f"{target}: {total['train']:.1f} h to train with, {total['test']:.1f} h to test with (estimated)")
+
+
+if __name__ == "__main__":
+    main()
