@@ -10,6 +10,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=${1:?usage: bench_gpu.sh OUT_DIR [flags for the server]}
 shift
 python=${PYTHON:-python3}
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" # an installation is not needed
 model_dir=${MODEL_DIR:-/tmp/light-tts-full}
 port=${PORT:-8080}
 preset=${PRESET:-short5s}

@@ -2,6 +2,7 @@
 single steps say."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_the_benchmark_runs_with_and_without_a_model(tmp_path):
     script = Path(__file__).parents[2] / "scripts" / "bench_llm.py"
     for flags in (["--stub"], []):
         command = [sys.executable, script, "--size", "tiny", "--batches", "2", "--output", "20", *flags]
-        environment = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
         subprocess.run([*command, "--json", tmp_path / "out.json"], check=True, env=environment)
         (result,) = json.loads((tmp_path / "out.json").read_text())["results"]
         assert result["batch"] == 2 and result["tokens_a_second"] > 0

@@ -53,8 +53,9 @@ def test_the_smallest_measured_size_that_is_not_below_is_taken(monkeypatch):
     assert geometry("other", half, 512) is None
 
 
-def test_ranges_of_rows_are_joined():
-    from scripts.tune_flow_overlap import ranges_of
+def test_ranges_of_rows_are_joined(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "scripts")
+    from tune_flow_overlap import ranges_of
 
     best = {512: {"a"}, 1024: {"a", "b"}, 2048: set(), 4096: {"b"}}
     assert ranges_of(best) == {"a": [[1, 1024]], "b": [[513, 1024], [2049, 4096]]}

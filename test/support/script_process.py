@@ -38,7 +38,7 @@ class Script:
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stages(self) -> list[psutil.Process]:
-        return [p for p in self.children() if "light_tts.server.supervision.stage_main" in p.cmdline()]
+        return [p for p in self.children() if "light_tts.server.core.stage_main" in p.cmdline()]
 
 
 @contextlib.contextmanager

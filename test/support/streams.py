@@ -25,10 +25,7 @@ def stage_pid(server, stage: str, index: int = 0) -> int:
             except psutil.Error:
                 continue
             place = ["--stage", stage, "--index", str(index)]
-            if (
-                "light_tts.server.supervision.stage_main" in words
-                and place == words[words.index("--stage") :][:4]
-            ):
+            if "light_tts.server.core.stage_main" in words and place == words[words.index("--stage") :][:4]:
                 return process.pid
         time.sleep(0.1)
     raise AssertionError(f"no {stage} process {index}")

@@ -203,7 +203,7 @@ def test_a_stage_that_keeps_dying_ends_in_503_until_the_health_monitor_starts_it
         killed: set[int] = set()
 
         def kill_next() -> bool:
-            pid = pid_of(server, "light_tts.server.supervision.stage_main", "decode")
+            pid = pid_of(server, "light_tts.server.core.stage_main", "decode")
             if pid in killed:
                 return False
             os.kill(pid, signal.SIGKILL)
@@ -265,8 +265,8 @@ def test_a_missing_model_file_is_named(tmp_path):
 
 def test_a_stage_killed_while_loading_ends_the_start():
     with launch(wait=False) as server:
-        assert eventually(lambda: bool(pid_of(server, "light_tts.server.supervision.stage_main", "llm")))
-        os.kill(pid_of(server, "light_tts.server.supervision.stage_main", "llm"), signal.SIGKILL)
+        assert eventually(lambda: bool(pid_of(server, "light_tts.server.core.stage_main", "llm")))
+        os.kill(pid_of(server, "light_tts.server.core.stage_main", "llm"), signal.SIGKILL)
         assert server.process.wait(10) == 1
         assert "llm-0 cannot start: killed (out of memory?)" in server.output
         assert nothing_left(server)
@@ -312,7 +312,7 @@ def test_a_log_directory_that_cannot_be_made_is_named():
 
 def test_sigterm_while_loading_ends_the_start():
     with launch(wait=False) as server:
-        assert eventually(lambda: bool(pid_of(server, "light_tts.server.supervision.stage_main", "decode")))
+        assert eventually(lambda: bool(pid_of(server, "light_tts.server.core.stage_main", "decode")))
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(10) == 128 + signal.SIGTERM
         assert nothing_left(server)

@@ -434,7 +434,7 @@ class Process:
         options |= {"address": self.address, "supervisor": os.getpid()}
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "light_tts.server.supervision.stage_main", *flags]
+        command = [sys.executable, "-m", "light_tts.server.core.stage_main", *flags]
         self.process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment)
 
 

@@ -52,7 +52,7 @@ elif command == f"get_client_list {{daemon.pid}}":
             line, found = process.cmdline(), process.environ().get("CUDA_MPS_PIPE_DIRECTORY")
         except psutil.Error:
             continue
-        stage = "light_tts.server.supervision.stage_main" in line and ("llm" in line or "decode" in line)
+        stage = "light_tts.server.core.stage_main" in line and ("llm" in line or "decode" in line)
         if stage and found == str(pipes) and failure != "clients":
             print(process.pid)
 elif command.startswith("quit") and failure != "quit":

@@ -163,7 +163,7 @@ class Fleet:
 
     def _spawn(self, stage: _Stage) -> None:
         info = stage.info
-        command = [sys.executable, "-m", "light_tts.server.supervision.stage_main"]
+        command = [sys.executable, "-m", "light_tts.server.core.stage_main"]
         arguments = {
             "run_dir": self._run_dir.root,
             "stage": info.stage,

@@ -66,8 +66,8 @@ Check = Callable[[Golden], Iterator[Comparison]]
 
 
 def all_checks(only: set[str] | None = None) -> Iterator[tuple[str, Check]]:
-    """(part, check) of every module in this package; `only`: of these parts."""
+    """(part, check) of every module in this package that has checks; `only`: of these parts."""
     for module in pkgutil.iter_modules(__path__):
         if only is None or module.name in only:
-            for check in importlib.import_module(f"{__name__}.{module.name}").CHECKS:
+            for check in getattr(importlib.import_module(f"{__name__}.{module.name}"), "CHECKS", ()):
                 yield module.name, check

@@ -1,6 +1,6 @@
 """Entry of every stage process; torch is imported only by the stage's own module.
 
-    python -m light_tts.server.supervision.stage_main --run_dir ROOT --stage decode --index 0 \
+    python -m light_tts.server.core.stage_main --run_dir ROOT --stage decode --index 0 \
         --incarnation 0 --address ipc://... --supervisor PID
 """
 
