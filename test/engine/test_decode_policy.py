@@ -50,10 +50,52 @@ def names(chunks: list[Waiting]) -> list[str]:
 
 
 def test_first_chunks_come_first_in_the_order_of_their_arrival(policy, clock):
-    policy.delivered("playing", 0)
     clock.now = 9.0
+    policy.delivered("playing", RATE)
     chunks = [waiting("playing", 1.0), waiting("second", 8.0), waiting("first", 7.0)]
     assert names(policy.order(chunks)) == ["first", "second", "playing"]
+
+
+def test_no_stream_begins_where_one_that_has_begun_might_run_dry(policy, clock):
+    policy.delivered("dry soon", RATE)  # dry at 1
+    policy.delivered("playing", 3 * RATE)  # dry at 3
+    chunks = [waiting("new"), waiting("playing"), waiting("dry soon")]
+    for _ in range(50):
+        policy.took(0.05, 1)  # so 0.55 s are kept before the next is dry, 0.6 before the one after it
+    clock.now = 0.4
+    assert names(policy.order(chunks)) == ["new", "dry soon", "playing"]
+    assert policy.first_is_next(chunks, []) and policy.first_is_next([], chunks)
+    clock.now = 0.5
+    assert names(policy.order(chunks)) == ["dry soon", "playing", "new"]
+    assert not policy.first_is_next(chunks, [])
+    policy.delivered("dry soon", RATE)
+    assert names(policy.order(chunks)) == ["new", "dry soon", "playing"]
+
+
+def test_streams_that_wait_for_chunks_need_them_one_after_the_other(policy):
+    for _ in range(50):
+        policy.took(0.08, 1)  # 0.8 s are kept, and one chunk's time for each that waits
+    for stream in range(3):
+        policy.delivered(str(stream), RATE)  # dry at 1
+    chunks = [waiting("new"), waiting("0"), waiting("1")]
+    assert names(policy.order(chunks)) == ["new", "0", "1"]
+    assert names(policy.order([*chunks, waiting("2")])) == ["0", "1", "2", "new"]
+
+
+def test_a_stream_whose_chunk_is_not_there_keeps_nobody_from_beginning(policy, clock):
+    policy.took(0.1, 1)
+    policy.delivered("its text is yet to come", RATE)
+    policy.delivered("playing", 9 * RATE)
+    clock.now = 5.0
+    assert names(policy.order([waiting("playing"), waiting("new")])) == ["new", "playing"]
+
+
+def test_answers_in_one_piece_do_not_wait_for_ever_for_new_streams(policy, clock):
+    chunks = [waiting("whole", 0.0, stream=False), waiting("new", 4.0)]
+    clock.now = 4.0
+    assert names(policy.order(chunks)) == ["new", "whole"]
+    clock.now = 5.1
+    assert names(policy.order(chunks)) == ["whole", "new"]
 
 
 def test_then_the_client_that_runs_dry_soonest(policy, clock):

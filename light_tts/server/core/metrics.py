@@ -36,6 +36,11 @@ time_to_first_audio_seconds = Histogram(
     buckets=_REQUEST_SECONDS,
 )
 audio_seconds_total = Counter("light_tts_audio_seconds", "Seconds of audio sent to clients")
+refused_total = Counter(
+    "light_tts_refused",
+    "Requests that were not accepted though nothing is wrong with them, because of what is in work",
+    ["reason"],
+)
 request_recoveries_total = Counter(
     "light_tts_request_recoveries", "Requests submitted again because a stage died or lost something"
 )

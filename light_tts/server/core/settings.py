@@ -55,6 +55,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_pending_requests: Annotated[
         Count, Meta(description="requests accepted and not finished, over all HTTP workers; beyond: 429")
     ] = 512
+    max_wait: Annotated[
+        Seconds,
+        Meta(
+            description="seconds that a request may be expected to wait for those in work, as far as "
+            "measured; beyond, and where --request_timeout could not be kept: 429. Up to 16 requests are "
+            "accepted however long they wait"
+        ),
+    ] = 5.0
     drain_timeout: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="seconds that accepted requests have after SIGTERM")
     ] = 60.0

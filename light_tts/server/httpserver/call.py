@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from light_tts.server.core import messages, metrics
+from light_tts.server.httpserver.admission import Place
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.request import Speech, SpeechRequest
 
@@ -37,7 +38,7 @@ class SpeechCall:
         self._arrived = time.monotonic()
         self._timeout = manager.settings.request_timeout
         self._deadline: asyncio.TimerHandle | None = None
-        self._admitted = False
+        self._place: Place | None = None
         self._audio: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._first_audio: float | None = None
@@ -51,10 +52,9 @@ class SpeechCall:
         """Seconds until the deadline."""
         return self._arrived + self._timeout - time.monotonic()
 
-    def admit(self) -> None:
+    def admit(self, options: messages.SpeechOptions, text: str = "") -> None:
         """Raises RequestError (429, 503)."""
-        self._manager.admit()
-        self._admitted = True
+        self._place = self._manager.admit(text, options, self.remaining)
 
     def submit(self, speech: Speech) -> None:
         """Raises RequestError (503). The deadline counts from the arrival of the request."""
@@ -98,6 +98,8 @@ class SpeechCall:
         """More PCM, or the news that all has come."""
         self._audio.extend(audio)
         self._changed.set()
+        if self.request.complete:
+            self._end_work(measure=True)
 
     def fail(self, error: RequestError) -> None:
         """No more audio will come; the stages forget the request. What has come is not sent any more."""
@@ -107,7 +109,14 @@ class SpeechCall:
             self._changed.set()
             self._manager.forget(self)
 
+    def _end_work(self, measure: bool) -> None:
+        """The stages have no more to do for it. `measure`: how long they took is typical."""
+        if self._place is not None:
+            typical = measure and not self.request.speech.bistream and self.request.attempt == 0
+            self._manager.admission.done(self._place, typical)
+
     def _expire(self) -> None:
+        self._end_work(measure=True)
         self.fail(RequestError(504, f"the request took longer than {self._timeout:g} s"))
 
     # -- the end
@@ -126,8 +135,8 @@ class SpeechCall:
             self._deadline.cancel()
         if self.request is not None:
             self._manager.forget(self)
-        if self._admitted:
-            self._manager.leave()
+        if self._place is not None:
+            self._manager.admission.leave(self._place)
         if outcome is None:
             outcome = "ok" if self.failure is None else self.failure.outcome
         duration = time.monotonic() - self._arrived

@@ -11,12 +11,13 @@ import time
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import AsyncInbox, Outbox, Peers
-from light_tts.server.core.counters import ActiveRequests
-from light_tts.server.core.metrics import request_recoveries_total
+from light_tts.server.core.counters import ActiveRequests, ServiceRate
+from light_tts.server.core.metrics import refused_total, request_recoveries_total
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import Style
 from light_tts.server.httpserver import recovery
+from light_tts.server.httpserver.admission import Admission, Place, expected_audio
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.request import LostAudio, SpeechRequest
@@ -36,7 +37,6 @@ class HttpServerManager:
         self._run_dir = run_dir
         self._outbox = Outbox()
         self.peers = Peers(self._outbox)
-        self._slot = -1
         self._connected = asyncio.Event()
         self._calls: dict[str, SpeechCall] = {}  # by request id
         self.heard: dict[int, float] = {}  # decode index -> when audio last came from it
@@ -45,6 +45,7 @@ class HttpServerManager:
         """Raises RuntimeError if the supervisor does not answer."""
         self._run_dir.register_process()
         self._active = ActiveRequests(self._run_dir.shm)
+        self._rate = ServiceRate(self._run_dir.shm)
         self._inbox = AsyncInbox(self._run_dir.worker_address())
         self._receiver = asyncio.create_task(self._receive())
         self._outbox.send(
@@ -65,6 +66,7 @@ class HttpServerManager:
         self._inbox.close()
         self._outbox.close(linger=0.2)
         self._active.close()
+        self._rate.close()
 
     # -- what routes ask
 
@@ -94,16 +96,16 @@ class HttpServerManager:
         known = ", ".join(["default", *(style.name for style in self.styles)])
         raise RequestError(400, f"unknown tts_model_name {name!r}; known are {known}")
 
-    def admit(self) -> None:
-        """Count one more active request; to be undone by `leave`. Raises RequestError."""
-        if self.draining:
-            raise RequestError(503, "the server is shutting down", retry_after=5)
-        limit = self.settings.max_pending_requests
-        if not self._active.try_add(self._slot, limit):
-            raise RequestError(429, f"{limit} requests are in work already; try again later", retry_after=1)
-
-    def leave(self) -> None:
-        self._active.remove(self._slot)
+    def admit(self, text: str, options: messages.SpeechOptions, remaining: float) -> Place:
+        """Count one more request in work, with `remaining` seconds to its deadline; its place is to be given
+        back to `admission`. `text` empty: it is yet to come. Raises RequestError (429, 503)."""
+        try:
+            if self.draining:
+                raise RequestError(503, "the server is shutting down", retry_after=5, refusal="draining")
+            return self.admission.admit(expected_audio(text, options), remaining)
+        except RequestError as error:
+            refused_total.labels(error.refusal).inc()
+            raise
 
     # -- what a call asks
 
@@ -187,8 +189,8 @@ class HttpServerManager:
                     self._handle_answer(call, message)
             case messages.Topology(worker_slot=slot):
                 self.peers.apply(message)
-                self._slot = slot
                 self._active.clear(slot)
+                self.admission = Admission(self.settings, self._active, self._rate, slot)
                 self._connected.set()
             case messages.StageDown(stage=stage, index=index, incarnation=incarnation, in_work=in_work):
                 self.peers.apply(message)

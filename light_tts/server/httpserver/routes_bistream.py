@@ -109,7 +109,7 @@ class BistreamSession:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")
             choice = choice.model_copy(update={"prompt_wav": await self._receive_recording()})
-        self._call.admit()
+        self._call.admit(options)
         prompt = await self._prompts.prompt(choice)
         return Speech(style=style, prompt=prompt, options=options, stream=True, bistream=True)
 

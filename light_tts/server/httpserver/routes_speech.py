@@ -67,7 +67,7 @@ async def _admitted_speech(
     style = manager.style_index(fields.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
-    call.admit()
+    call.admit(options, text)
     prompt = await reader.prompt(fields)
     return Speech(
         style=style,

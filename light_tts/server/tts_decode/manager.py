@@ -196,7 +196,7 @@ class DecodeManager:
         except Exception as error:  # a damaged segment, or no memory left on the device: this job's end only
             self._ctx.log.exception("%s: cannot load the prompt", job.name)
             return self._fail(job, 500, f"cannot load the prompt: {error}")
-        if not job.parts and (message.progress.samples or message.part):
+        if message.stream and not job.parts and (message.progress.samples or message.part):
             self._policy.resumed(job.name)
         speech = PartSpeech(self._rules, len(voice.speech_token), message.stream, message.progress)
         state = SpeechState(voice, message.options.seed, message.part, message.options.speed)
@@ -221,7 +221,7 @@ class DecodeManager:
         waiting = [chunk for busy, chunk in chunks if not busy]
         in_work = [chunk for busy, chunk in chunks if busy]
         if self._right_of_way is not None:
-            self._right_of_way.keep(any(map(self._policy.is_first, waiting + in_work)))
+            self._right_of_way.keep(self._policy.first_is_next(waiting, in_work))
         for lane in list(self._engine.free_lanes):
             batch = self._next_batch(lane, waiting, in_work)
             if not batch:
@@ -256,6 +256,7 @@ class DecodeManager:
     def _end_work(self) -> None:
         for batch in self._engine.ended():
             self._work_seconds.observe(batch.seconds)
+            self._policy.took(batch.seconds, len(batch.tasks))
             for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
                 self._hand_out(task.owner, outcome)
             step, pace, tokens = self._steps.pop(id(batch.tasks))
@@ -302,7 +303,8 @@ class DecodeManager:
             )
             self._ctx.outbox.send(job.reply_to, chunk)
             self._ctx.log.debug("%s part %d: %d samples sent", job.name, part.number, len(pcm))
-            self._policy.delivered(job.name, len(pcm))
+            if part.speech.stream:
+                self._policy.delivered(job.name, len(pcm))
         part.speech.advance()
         part.since = time.monotonic()
         if part.speech.done:
