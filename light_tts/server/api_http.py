@@ -15,7 +15,7 @@ from light_tts import __version__
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
-from light_tts.server.httpserver import routes_bistream, routes_speech, routes_status, routes_voices
+from light_tts.server.httpserver import page, routes_bistream, routes_speech, routes_status, routes_voices
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
@@ -39,7 +39,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         await manager.close()
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
-    for routes in (routes_speech, routes_bistream, routes_voices, routes_status):
+    for routes in (routes_speech, routes_bistream, routes_voices, routes_status, page):
         app.include_router(routes.router)
     app.state.settings = settings
     app.add_exception_handler(RequestError, _answer_request_error)
