@@ -19,6 +19,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 _REQUEST_SECONDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300)
 _STAGE_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_UNDERRUNS = (0, 1, 2, 3, 5, 10, 20)
+_FACTORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 # -- HTTP workers
@@ -34,6 +36,24 @@ time_to_first_audio_seconds = Histogram(
     "From the arrival of a request to the first sample sent",
     ["route"],
     buckets=_REQUEST_SECONDS,
+)
+real_time_factor = Histogram(
+    "light_tts_real_time_factor",
+    "Duration of a request divided by that of its audio, where it ended well and its text came whole",
+    ["route"],
+    buckets=_FACTORS,
+)
+stream_underruns = Histogram(
+    "light_tts_stream_underruns",
+    "How often a player that starts with the first piece runs dry, of streams whose text came whole",
+    ["route"],
+    buckets=_UNDERRUNS,
+)
+stream_buffer_seconds = Histogram(
+    "light_tts_stream_buffer_seconds",
+    "What a player had to wait after the first piece so as never to run dry, of the same streams",
+    ["route"],
+    buckets=_STAGE_SECONDS,
 )
 audio_seconds_total = Counter("light_tts_audio_seconds", "Seconds of audio sent to clients")
 refused_total = Counter(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from light_tts.server.core import messages, metrics
 from light_tts.server.httpserver.admission import Place
 from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.listener import Listener
 from light_tts.server.httpserver.request import Speech, SpeechRequest
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class SpeechCall:
         self._audio: deque[bytes] = deque()
         self._changed = asyncio.Event()
         self._first_audio: float | None = None
+        self._listener = Listener()
         self._samples_sent = 0
         self._closed = False
         self._seed: int | None = None  # as the client knows it
@@ -90,7 +92,9 @@ class SpeechCall:
             self._first_audio = time.monotonic() - self._arrived
             metrics.time_to_first_audio_seconds.labels(self._route).observe(self._first_audio)
             log.debug("%s first audio", self.id)
-        self._samples_sent += len(pcm) // 2
+        samples = len(pcm) // 2
+        self._samples_sent += samples
+        self._listener.hear(time.monotonic(), samples / self._manager.sample_rate)
 
     # -- called by the manager
 
@@ -145,6 +149,7 @@ class SpeechCall:
         metrics.audio_seconds_total.inc(audio_seconds)
         if outcome == "ok":
             metrics.request_duration_seconds.labels(self._route).observe(duration)
+            self._measure_pace(duration, audio_seconds)
         ttfa = "-" if self._first_audio is None else f"{self._first_audio * 1000:.0f}"
         served = outcome == "ok" and self._route != HEALTH  # latencies are those of served requests only
         log.info(
@@ -159,3 +164,13 @@ class SpeechCall:
             "cost_time" if served else "after",
             duration * 1000,
         )
+
+    def _measure_pace(self, duration: float, audio_seconds: float) -> None:
+        """Only where the pace is the server's, not that of the client's text."""
+        speech = self.request.speech
+        if speech.bistream or not audio_seconds:
+            return
+        metrics.real_time_factor.labels(self._route).observe(duration / audio_seconds)
+        if speech.stream:
+            metrics.stream_underruns.labels(self._route).observe(self._listener.underruns)
+            metrics.stream_buffer_seconds.labels(self._route).observe(self._listener.silence)
