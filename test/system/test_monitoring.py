@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from server_process import ROOT, free_port, speak
+from support.server_process import ROOT, free_port, speak
 
 FILES = ROOT / "config" / "monitoring"
 WINDOW = "20s"
