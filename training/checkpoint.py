@@ -47,7 +47,8 @@ MINI = Sizes(
 # Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
 END_OF_TEXT = MINI.vocab_size - 20
 # (layer, head) of the language model that is trained to look at the words that are being spoken. The
-# configuration has them under `alignment_heads`, so that times of words can be read from a checkpoint.
+# configuration has them under `alignment_heads`, so that times of words can be read from a checkpoint, after
+# `instructions: False`: it knows no instruction how to speak and would read one aloud.
 ALIGNMENT_HEADS = ((1, 2), (1, 3))  # they did so most before they were told
 
 
@@ -66,8 +67,8 @@ def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
     folder = checkpoint_folder(work)
     (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
     template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
-    heads = f"alignment_heads: {[list(head) for head in ALIGNMENT_HEADS]}\n"
-    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)) + heads)
+    ours = f"instructions: False\nalignment_heads: {[list(head) for head in ALIGNMENT_HEADS]}\n"
+    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)) + ours)
     backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
     backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
     backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)

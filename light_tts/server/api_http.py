@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from light_tts import __version__
 from light_tts.server.core.rundir import RunDir
@@ -20,6 +21,8 @@ from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
 from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.openai import listing, speech, voices
+from light_tts.server.httpserver.openai.names import Names
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.voices import VoiceStore
 
@@ -33,18 +36,22 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         manager = HttpServerManager(settings, run_dir, styles)
         await manager.start()
         app.state.manager = manager
-        app.state.prompts = PromptReader(manager, VoiceStore(settings.spk_dir))
+        store = VoiceStore(settings.spk_dir)
+        app.state.prompts = PromptReader(manager, store)
+        app.state.names = Names(manager, store)
         app.state.health = HealthCheck(manager)
         yield
         await manager.close()
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
-    for routes in (routes_speech, routes_bistream, routes_voices, routes_status, page):
+    surfaces = (speech, listing, voices, page)
+    for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid_fields)
     app.add_exception_handler(HTTPException, _answer_http_error)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_defect)
     return app
 
@@ -67,6 +74,10 @@ async def _answer_invalid_fields(request: Request, error: RequestValidationError
 async def _answer_http_error(request: Request, error: HTTPException) -> JSONResponse:
     headers = {**_headers(request), **(error.headers or {})}
     return JSONResponse({"message": error.detail}, error.status_code, headers)
+
+
+async def _answer_nobody(request: Request, error: ClientDisconnect) -> Response:
+    return Response(status_code=400)
 
 
 async def _answer_defect(request: Request, error: Exception) -> JSONResponse:

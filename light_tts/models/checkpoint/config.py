@@ -110,6 +110,7 @@ class Config:
     token_mel_ratio: int
     chunk_size: int  # speech tokens of one streaming chunk
     spk_embed_dim: int
+    instructions: bool  # trained with instructions how to speak
     llm: LLMConfig
     flow: FlowConfig
     hift: HiftConfig
@@ -128,6 +129,7 @@ def load_config(model_dir: Path) -> Config:
         token_mel_ratio=flow.token_mel_ratio,
         chunk_size=chunk_size,
         spk_embed_dim=flow.spk_embed_dim,
+        instructions=root.bool("instructions", True),
         llm=_llm(root.node("llm")),
         flow=flow,
         hift=_hift(root.node("hift")),

@@ -90,6 +90,12 @@ class Node:
             raise self.error(key, f"expected a whole number, found {value!r}")
         return value
 
+    def bool(self, key: str, default: Any = _REQUIRED) -> bool:
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, f"expected True or False, found {value!r}")
+        return value
+
     def float(self, key: str, default: Any = _REQUIRED) -> float:
         value = self._value(key, default)
         try:

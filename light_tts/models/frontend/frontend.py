@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from light_tts.common.audio import resample
+from light_tts.common.instructions import END_OF_PROMPT
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.frontend.features import SPEECH_RATE, flow_mel
@@ -16,7 +17,7 @@ from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer
 from light_tts.models.frontend.spellers import Spell
 from light_tts.models.frontend.text import TextNormalizer, Wanted, always
 from light_tts.models.frontend.text_stream import TextStream
-from light_tts.models.frontend.tokenizer import END_OF_PROMPT, TextTokenizer
+from light_tts.models.frontend.tokenizer import TextTokenizer
 
 KEPT_PROMPT_TEXTS = 1024
 
@@ -49,6 +50,7 @@ class Frontend:
         self._speech_tokenizer = SpeechTokenizer(model_dir)
         self._speaker_encoder = SpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)
+        self.takes_instructions = config.instructions
         self._prompt_texts: dict[str, PromptText] = {}  # those used last at the end
 
     def split_text(self, text: str, wanted: Wanted = always) -> list[list[int]]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from light_tts.common.instructions import END_OF_PROMPT
 from light_tts.models.checkpoint.weights import CheckpointError
 
 FOLDER = "CosyVoice-BlankEN"
 FILES = ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-END_OF_PROMPT = "<|endofprompt|>"
 
 # Added in this order, which gives them the ids that the model was trained with.
 SPECIAL_TOKENS = (

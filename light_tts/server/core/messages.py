@@ -146,7 +146,14 @@ class Abort(Message):
     job: str
 
 
-# ---------------------------------------------------------------- encode -> LLM
+# ---------------------------------------------------------------- encode -> HTTP worker, LLM
+
+
+class Encoded(Message):
+    """The text of this job has so many tokens. encode -> HTTP worker, for a text that was there at once."""
+
+    job: str
+    text_tokens: int
 
 
 class Generate(Message):

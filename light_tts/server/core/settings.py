@@ -69,6 +69,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     health_cache_seconds: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="how long a result of /health is reused")
     ] = 5.0
+    voice_aliases: Annotated[
+        str,
+        Meta(
+            description='JSON file of names that stand for voices, {"alloy": ["anna"]} (default: those of '
+            "OpenAI's voices)"
+        ),
+    ] = ""
     spk_dir: Annotated[str, Meta(description="directory of the named voices made with /add_spk")] = "voices"
 
     # -- checkpoint and devices

@@ -1,9 +1,10 @@
-"""The answer of POST /inference_zero_shot: audio as it comes, or the whole of it, or a JSON error."""
+"""Answers whose body is the audio of a call: as it comes, or the whole of it, or an error."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
 
 from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -18,27 +19,44 @@ GRACE_SECONDS = 5.0
 log = logging.getLogger("light_tts.http")
 
 
-class AudioResponse(Response):
-    """Owns the call from now on and closes it. An error before the first byte becomes a JSON answer with its
+Explain = Callable[[RequestError, Mapping[str, str]], Response]  # an error and headers -> an answer
+
+
+def explain(error: RequestError, headers: Mapping[str, str]) -> Response:
+    """The answer of the native routes."""
+    return JSONResponse({"message": error.message}, error.status, headers)
+
+
+class CallResponse(Response):
+    """Owns the call from now on and closes it. An error before the first byte becomes an answer with its
     status; after it, the connection is closed without the terminating chunk, which clients report as an
     incomplete body. A client that goes away ends the call at once."""
 
-    def __init__(self, call: SpeechCall, format: str, stream: bool, sample_rate: int, seed: int) -> None:
+    def __init__(
+        self,
+        call: SpeechCall,
+        content_type: str,
+        headers: Mapping[str, str],
+        explain: Explain = explain,
+    ) -> None:
+        """`explain`: makes the answer of an error before the first byte."""
         super().__init__()
-        self._call = call
-        self._format = format
-        self._stream = stream
-        self._sample_rate = sample_rate
+        self.call = call
+        self._explain = explain
         self._headers = {
-            "Content-Type": audio_out.content_type(format, sample_rate),
-            "X-Sample-Rate": str(sample_rate),
+            "Content-Type": content_type,
             "X-Request-Id": call.id,
-            "X-Seed": str(seed),
             "Cache-Control": "no-store",
+            **headers,
         }
+        self.started = False
+
+    async def deliver(self, send: Send) -> None:
+        """Send everything (`start`, `write`). Raises RequestError."""
+        raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call = self._call
+        call = self.call
         delivery = asyncio.create_task(self._deliver(scope, receive, send))
         departure = asyncio.create_task(_until_disconnected(receive))
         try:
@@ -62,45 +80,63 @@ class AudioResponse(Response):
             call.close()
 
     async def _deliver(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
         try:
-            if self._stream:
-                async for pcm in self._call:
-                    if not started:
-                        started = True
-                        await self._start(send, None)
-                    await self._send(send, pcm)
-                if not started:
-                    await self._start(send, 0)
-            else:
-                pcm = b"".join([pcm async for pcm in self._call])
-                started = True
-                await self._start(send, len(pcm))
-                await self._send(send, pcm)
+            await self.deliver(send)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except RequestError as error:
-            if started:
-                log.error("%s cut off after the first byte: %s", self._call.id, error.message)
+            if self.started:
+                log.error("%s cut off after the first byte: %s", self.call.id, error.message)
             else:
-                headers = {"X-Request-Id": self._call.id, **error.headers}
-                answer = JSONResponse({"message": error.message}, error.status, headers)
+                answer = self._explain(error, {"X-Request-Id": self.call.id, **error.headers})
                 await answer(scope, receive, send)
 
-    async def _start(self, send: Send, pcm_bytes: int | None) -> None:
-        """`pcm_bytes` None: not known yet."""
-        head = audio_out.header(self._format, self._sample_rate, pcm_bytes)
+    async def start(self, send: Send, length: int | None) -> None:
+        """`length`: bytes of the body; None: not known yet."""
+        self.started = True
         headers = dict(self._headers)
-        if pcm_bytes is not None:
-            headers["Content-Length"] = str(len(head) + pcm_bytes)
+        if length is not None:
+            headers["Content-Length"] = str(length)
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": raw})
-        if head:
-            await send({"type": "http.response.body", "body": head, "more_body": True})
+
+    async def write(self, send: Send, data: bytes) -> None:
+        if data:
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+
+
+class AudioResponse(CallResponse):
+    """The samples as they come from the stages, as PCM or WAV."""
+
+    def __init__(self, call: SpeechCall, format: str, stream: bool, sample_rate: int, seed: int) -> None:
+        headers = {"X-Sample-Rate": str(sample_rate), "X-Seed": str(seed)}
+        super().__init__(call, audio_out.content_type(format, sample_rate), headers)
+        self._format = format
+        self._stream = stream
+        self._sample_rate = sample_rate
+
+    async def deliver(self, send: Send) -> None:
+        if self._stream:
+            async for pcm in self.call:
+                if not self.started:
+                    await self._begin(send, None)
+                await self._send(send, pcm)
+            if not self.started:
+                await self._begin(send, 0)
+        else:
+            pcm = b"".join([pcm async for pcm in self.call])
+            await self._begin(send, len(pcm))
+            await self._send(send, pcm)
+
+    async def _begin(self, send: Send, pcm_bytes: int | None) -> None:
+        """`pcm_bytes` None: not known yet."""
+        head = audio_out.header(self._format, self._sample_rate, pcm_bytes)
+        await self.start(send, None if pcm_bytes is None else len(head) + pcm_bytes)
+        await self.write(send, head)
 
     async def _send(self, send: Send, pcm: bytes) -> None:
         if pcm:
-            self._call.note_sent(pcm)
-            await send({"type": "http.response.body", "body": pcm, "more_body": True})
+            self.call.note_sent(pcm)
+            await self.write(send, pcm)
 
 
 async def _until_disconnected(receive: Receive) -> None:

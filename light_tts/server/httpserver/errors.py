@@ -7,16 +7,23 @@ _OUTCOMES = {413: "rejected", 429: "busy", 503: "unavailable", 504: "timeout"}
 
 class RequestError(Exception):
     """A request that gets no (more) audio: `status` is the HTTP status, `message` is for the client;
-    `refusal`: why it was not accepted though nothing is wrong with it, as the metrics name it."""
+    `refusal`: why it was not accepted though nothing is wrong with it, as the metrics name it; `field`: the
+    field of the request that it is about, where there is one."""
 
     def __init__(
-        self, status: int, message: str, retry_after: int | None = None, refusal: str | None = None
+        self,
+        status: int,
+        message: str,
+        retry_after: int | None = None,
+        refusal: str | None = None,
+        field: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.retry_after = retry_after
         self.refusal = refusal
+        self.field = field
 
     @property
     def headers(self) -> dict[str, str]:

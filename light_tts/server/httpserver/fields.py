@@ -50,17 +50,19 @@ Recording = Annotated[
 
 class BodyFields(BaseModel):
     """Empty values of optional numbers and choices (a form field left blank) mean "not given"; a field that
-    is not known is an error. `elsewhere`: fields that are known, but cannot act here, with what to do."""
+    is not known is an error. `elsewhere`: fields that are known, but cannot act here, with what to do;
+    `recordings`: fields that are files in a form."""
 
     model_config = ConfigDict(extra="forbid")
     elsewhere: ClassVar[dict[str, str]] = {}
+    recordings: ClassVar[frozenset[str]] = frozenset({"prompt_wav"})
 
     @model_validator(mode="before")
     @classmethod
     def _drop_blanks(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        blank_counts = {"tts_text", "prompt_text"}
+        blank_counts = {"tts_text", "prompt_text", "input"}
         may_be_blank = cls.model_fields.keys() - blank_counts
         return {name: value for name, value in values.items() if value != "" or name not in may_be_blank}
 
@@ -75,14 +77,9 @@ class BodyFields(BaseModel):
         return f"unknown field; {hint}"
 
 
-class VoiceChoice(BodyFields):
-    """The voice and the LLM weights to speak with, and how tokens are drawn. Fields that are named as in
-    `SpeechOptions` go there."""
+class Drawing(BodyFields):
+    """How tokens are drawn. Fields that are named as in `SpeechOptions` go there."""
 
-    prompt_text: str | None = Field(None, description="what is said in prompt_wav")
-    prompt_wav: Recording | None = None
-    spk_id: str | None = Field(None, description="a voice of /spk_list instead of prompt_wav")
-    tts_model_name: str = Field("default", description="a style of /query_tts_model")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="same seed, same audio; default: random")
     min_new_tokens: int | None = Field(
         None, ge=0, le=MAX_TOKENS, description="least speech tokens of a part (25 a second)"
@@ -104,6 +101,17 @@ class VoiceChoice(BodyFields):
         le=MAX_TAU_R,
         description="a token that fills this share of win_size is drawn again; above 1: never",
     )
+
+
+class _Voice(BodyFields):
+    prompt_text: str | None = Field(None, description="what is said in prompt_wav")
+    prompt_wav: Recording | None = None
+    spk_id: str | None = Field(None, description="a voice of /spk_list instead of prompt_wav")
+    tts_model_name: str = Field("default", description="a style of /query_tts_model")
+
+
+class VoiceChoice(Drawing, _Voice):
+    """The voice and the LLM weights to speak with, and how tokens are drawn."""
 
 
 class SpeechFields(VoiceChoice):
@@ -145,7 +153,7 @@ def random_seed() -> int:
     return secrets.randbelow(MAX_SEED + 1)
 
 
-def speech_options(fields: VoiceChoice, longest: int, seed: int) -> SpeechOptions:
+def speech_options(fields: Drawing, longest: int, seed: int) -> SpeechOptions:
     """What was asked for, with `seed` where none was. `longest`: most tokens of a part.
     Raises RequestError (400)."""
     least, most = fields.min_new_tokens, fields.max_new_tokens
@@ -227,7 +235,7 @@ async def _form_value(model: type[BodyFields], name: str, value: UploadFile | st
     is_file = isinstance(value, UploadFile)
     if name not in model.model_fields:
         return ""  # refused by its name
-    if name != "prompt_wav":
+    if name not in model.recordings:
         if is_file:
             raise wrong_field(name, "Value should be text, not a file")
         return value
@@ -235,7 +243,7 @@ async def _form_value(model: type[BodyFields], name: str, value: UploadFile | st
         return await value.read()
     if value:
         file = value if len(value) <= MAX_SHOWN and value.isprintable() else "voice.wav"
-        raise wrong_field(name, f"Value should be a file, not text; with curl: -F prompt_wav=@{file}")
+        raise wrong_field(name, f"Value should be a file, not text; with curl: -F {name}=@{file}")
     return value
 
 
@@ -255,18 +263,19 @@ async def _whole_body(request: Request) -> bytearray:
 def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> str:
     """`text` as it was given. Raises RequestError (400) where it cannot be spoken."""
     if len(text) > limit:
-        raise RequestError(400, f"{name} has {len(text)} characters; at most {limit} are allowed")
+        raise RequestError(400, f"{name} has {len(text)} characters; at most {limit} are allowed", field=name)
     if "\0" in text:
-        raise RequestError(400, f"{name} contains a null character")
+        raise RequestError(400, f"{name} contains a null character", field=name)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise RequestError(400, f"{name} is not valid Unicode (lone surrogate)") from None
+        raise RequestError(400, f"{name} is not valid Unicode (lone surrogate)", field=name) from None
     if not may_be_empty and not text.strip():
-        raise RequestError(400, f"{name} is empty")
+        raise RequestError(400, f"{name} is empty", field=name)
     if not may_be_empty and not can_become_speakable(text):
         raise RequestError(
             400,
             f"there is nothing to speak in {name}, only punctuation and symbols: it needs letters or digits",
+            field=name,
         )
     return text

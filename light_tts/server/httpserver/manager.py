@@ -86,6 +86,11 @@ class HttpServerManager:
         speakers = [info.info.get("speakers") for info in self.peers.of("encode")]
         return sorted(next((names for names in speakers if names), []))
 
+    @property
+    def takes_instructions(self) -> bool:
+        """Whether the checkpoint was trained with instructions how to speak."""
+        return any(info.info.get("instructions") for info in self.peers.of("encode"))
+
     def style_index(self, name: str) -> int:
         """Index of a `tts_model_name`; "default" is the first. Raises RequestError."""
         if name == "default":
@@ -183,7 +188,7 @@ class HttpServerManager:
 
     def _handle(self, message: messages.Message) -> None:
         match message:
-            case messages.AudioChunk() | messages.Routed() | messages.Failed():
+            case messages.AudioChunk() | messages.Encoded() | messages.Routed() | messages.Failed():
                 call = self._calls.get(message.job.rpartition("/")[0])
                 if call is not None and call.request.submitted and call.request.job == message.job:
                     self._handle_answer(call, message)
@@ -209,6 +214,8 @@ class HttpServerManager:
     def _handle_answer(self, call: SpeechCall, message: messages.Message) -> None:
         request = call.request
         match message:
+            case messages.Encoded(text_tokens=count):
+                request.text_tokens = count
             case messages.Routed():
                 request.routed = message
                 if recovery.routed_to_dead(message, self.peers):

@@ -8,6 +8,7 @@ import hashlib
 import numpy as np
 
 from light_tts.common.audio import UNREADABLE, AudioError, read_audio
+from light_tts.common.instructions import END_OF_PROMPT
 from light_tts.server.core.messages import Prompt, Raw
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, VoiceChoice, check_text, wrong_field
@@ -37,6 +38,13 @@ class PromptReader:
         text = choice.prompt_text
         if text is not None:
             check_text("prompt_text", text, MAX_PROMPT_TEXT, may_be_empty=True)
+            if text.endswith(END_OF_PROMPT) and not self._manager.takes_instructions:
+                raise RequestError(
+                    400,
+                    "this checkpoint was not trained with instructions how to speak and would read them "
+                    "aloud: leave the instruction out",
+                    field="instructions",
+                )
         if choice.spk_id is not None:
             if choice.prompt_wav is not None:
                 raise RequestError(400, "give spk_id or prompt_wav, not both")

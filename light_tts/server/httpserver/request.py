@@ -57,6 +57,7 @@ class SpeechRequest:
         self.texts: list[str] = []
         self.text_finished = False
         self.drawn_again = False
+        self.text_tokens = 0
         self._speaking = 0
 
     @property
@@ -71,6 +72,16 @@ class SpeechRequest:
             and len(self.parts) == self.part_count
             and all(part.finished for part in self.parts)
         )
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens of the text and of the speech received so far, by OpenAI's names."""
+        spoken = sum(len(part.tokens) for part in self.parts)
+        return {
+            "input_tokens": self.text_tokens,
+            "output_tokens": spoken,
+            "total_tokens": self.text_tokens + spoken,
+        }
 
     @property
     def lacks_speech(self) -> bool:

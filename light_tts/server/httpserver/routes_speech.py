@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.audio_response import AudioResponse
@@ -23,6 +20,7 @@ from light_tts.server.httpserver.fields import (
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.surface import arriving
 
 router = APIRouter()
 
@@ -33,27 +31,11 @@ async def inference_zero_shot(request: Request) -> Response:
     manager: HttpServerManager = request.app.state.manager
     call = SpeechCall(manager, "zero_shot")
     request.state.request_id = call.id
-    try:
+    with arriving(call):
         fields = await asyncio.wait_for(read_body(request, SpeechFields), call.remaining)
         speech = await _admitted_speech(call, fields, request.app.state.prompts, manager)
         request.state.upload.release()
         call.submit(speech)
-    except asyncio.TimeoutError:
-        error = RequestError(408, "the request's body did not arrive in time")
-        call.refuse(error)
-        raise error from None
-    except ClientDisconnect:
-        call.close("disconnected")
-        return Response(status_code=400)
-    except RequestError as error:
-        call.refuse(error)
-        raise
-    except (HTTPException, RequestValidationError):
-        call.close("rejected")
-        raise
-    except BaseException:
-        call.close("failed")
-        raise
     return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, speech.options.seed)
 
 

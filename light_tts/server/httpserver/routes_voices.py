@@ -8,11 +8,10 @@ from fastapi import APIRouter, Request, Response
 from starlette.requests import ClientDisconnect
 
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, NewVoiceFields, check_text, read_body
+from light_tts.server.httpserver.fields import NewVoiceFields, read_body
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
-from light_tts.server.httpserver.prompts import PromptReader
-from light_tts.server.httpserver.voices import Voice, check_id
+from light_tts.server.httpserver.voice_changes import delete_voice, store_voice
 
 router = APIRouter()
 
@@ -21,7 +20,6 @@ router = APIRouter()
 async def add_spk(request: Request) -> dict[str, str] | Response:
     """Store a voice under a name; one of that name is replaced."""
     manager: HttpServerManager = request.app.state.manager
-    reader: PromptReader = request.app.state.prompts
     timeout = manager.settings.request_timeout
     try:
         fields = await asyncio.wait_for(read_body(request, NewVoiceFields), timeout)
@@ -29,13 +27,7 @@ async def add_spk(request: Request) -> dict[str, str] | Response:
         raise RequestError(408, "the request's body did not arrive in time") from None
     except ClientDisconnect:
         return Response(status_code=400)
-    check_id(fields.spk_id)
-    if fields.spk_id in manager.checkpoint_speakers:
-        raise RequestError(409, f"{fields.spk_id!r} is a speaker of the checkpoint")
-    check_text("prompt_text", fields.prompt_text, MAX_PROMPT_TEXT, may_be_empty=True)
-    await reader.read(fields.prompt_wav, fields.prompt_text)
-    voice = Voice(fields.prompt_text, fields.prompt_wav)
-    await asyncio.to_thread(reader.voices.add, fields.spk_id, voice)
+    await store_voice(request.app.state, fields.spk_id, fields.prompt_text, fields.prompt_wav)
     return {"message": "Ok", "spk_id": fields.spk_id}
 
 
@@ -54,8 +46,5 @@ async def spk_list(request: Request) -> dict[str, list[str]]:
 
 @router.delete("/spk/{spk_id}")
 async def delete_spk(request: Request, spk_id: str) -> dict[str, str]:
-    if not await asyncio.to_thread(request.app.state.prompts.voices.remove, check_id(spk_id)):
-        if spk_id in request.app.state.manager.checkpoint_speakers:
-            raise RequestError(409, f"{spk_id!r} is a speaker of the checkpoint and cannot be deleted")
-        raise RequestError(404, f"there is no voice {spk_id!r}")
+    await delete_voice(request.app.state, spk_id)
     return {"message": "Ok"}

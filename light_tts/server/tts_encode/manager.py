@@ -95,7 +95,13 @@ def run(ctx: StageContext) -> None:
         try:
             manager = EncodeManager(ctx, frontend, pool, texts)
             spelling.wait_until_ready()
-            ctx.ready({"speakers": sorted(frontend.speakers), "device": "cpu"})
+            ctx.ready(
+                {
+                    "speakers": sorted(frontend.speakers),
+                    "instructions": frontend.takes_instructions,
+                    "device": "cpu",
+                }
+            )
             manager.serve()
             manager.close()
         finally:
@@ -346,6 +352,9 @@ class EncodeManager:
             job.sent = True
         if not job.sent:
             raise RuntimeError("every part of the job is finished already")
+        if not request.bistream:
+            count = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)))
+            self._ctx.outbox.send(request.reply_to, count)
         # The recording is needed no more, but the job stays here until it is released.
         job.request = msgspec.structs.replace(request, prompt=messages.Prompt(), text="", progress=[])
         self._ctx.log.debug("%s encoded: %d parts", request.job, len(parts))

@@ -1,0 +1,80 @@
+"""The body of POST /v1/audio/speech."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+from light_tts.server.httpserver.fields import Drawing, Recording
+from light_tts.server.httpserver.sound import Format
+
+MAX_INSTRUCTIONS = 4096
+
+
+def _name_of(voice: Any) -> Any:
+    """`{"id": "anna"}` means "anna"."""
+    return voice["id"] if isinstance(voice, dict) and set(voice) == {"id"} else voice
+
+
+def _only(recording: Any) -> Any:
+    """A list of one recording means that one."""
+    return recording[0] if isinstance(recording, list) and len(recording) == 1 else recording
+
+
+def _no_address(recording: Any, info: ValidationInfo) -> Any:
+    if isinstance(recording, str) and "://" in recording[:16]:
+        raise ValueError("send the recording itself, as base64 or a data: URL; addresses are not opened here")
+    return recording
+
+
+Voice = Annotated[str, BeforeValidator(_name_of)]
+Reference = Annotated[Recording, BeforeValidator(_no_address), BeforeValidator(_only)]
+
+
+class CreateSpeech(Drawing):
+    """OpenAI's fields; from `seed` on, extensions. What is not known is left alone: clients of other servers
+    send fields of their own."""
+
+    model_config = ConfigDict(extra="allow")
+    recordings = frozenset({"ref_audio"})
+
+    input: str = Field(description="what to say")
+    model: str | None = Field(None, description="one of /v1/models")
+    voice: Voice | None = Field(
+        None,
+        validation_alias=AliasChoices("voice", "speaker"),
+        description='one of /v1/audio/voices: its name, or {"id": name}',
+    )
+    response_format: Format = "mp3"
+    speed: float = Field(1.0, ge=0.25, le=4.0, allow_inf_nan=False)
+    instructions: str | None = Field(
+        None, max_length=MAX_INSTRUCTIONS, description="how to speak; needs a checkpoint that was trained so"
+    )
+    stream_format: Literal["audio", "sse"] | None = None
+    stream: bool | None = Field(
+        None,
+        description="false: the answer comes in one piece, with its length; true without stream_format: sse",
+    )
+    ref_audio: Reference | None = Field(
+        None, description="recording of the voice to speak with, as base64 or data: URL"
+    )
+    ref_text: str | None = Field(None, description="what is said in ref_audio")
+    sample_rate: int | None = Field(None, description="Hz of the audio; default: the checkpoint's")
+    max_pause: float | None = Field(
+        None, ge=0.05, le=10, description="seconds to which longer pauses are shortened"
+    )
+
+    @property
+    def events(self) -> bool:
+        """Whether the audio is wanted as server-sent events."""
+        return (self.stream_format or ("sse" if self.stream else "audio")) == "sse"
+
+    @property
+    def whole(self) -> bool:
+        return self.stream is False and not self.events
+
+    @property
+    def unknown(self) -> list[str]:
+        """Names of fields that mean nothing here."""
+        return sorted(self.model_extra or {})

@@ -1,0 +1,38 @@
+"""GET /v1/models, /v1/audio/models, /v1/models/{id}, /v1/test"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.openai.errors import explain
+from light_tts.server.httpserver.surface import route_class
+
+router = APIRouter(route_class=route_class(explain))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "light-tts"}
+
+
+@router.get("/v1/models")
+@router.get("/v1/audio/models")
+async def models(request: Request) -> dict[str, Any]:
+    """`models` repeats `data` for clients that look there."""
+    listed = [_model(name) for name in request.app.state.names.models]
+    return {"object": "list", "data": listed, "models": listed}
+
+
+@router.get("/v1/models/{model}")
+async def model(request: Request, model: str) -> dict[str, Any]:
+    if model not in request.app.state.names.models:
+        raise RequestError(404, f"the model {model[:64]!r} does not exist", field="model")
+    return _model(model)
+
+
+@router.get("/v1/test")
+async def test() -> dict[str, str]:
+    """Asked by wyoming-openai to see whether a server is there."""
+    return {"status": "ok"}

@@ -1,0 +1,79 @@
+"""POST /v1/audio/speech"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.fields import check_text, random_seed, read_body, speech_options
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.openai.errors import explain
+from light_tts.server.httpserver.openai.events import EventResponse
+from light_tts.server.httpserver.openai.fields import CreateSpeech
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.sound import SoundOut, SoundWishes
+from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.surface import arriving, route_class
+from light_tts.server.httpserver.wanted_voice import wanted_voice
+
+ROUTE = "openai_speech"
+_HARMLESS = re.compile(r"[\w.\-]{1,64}", re.ASCII)
+
+router = APIRouter(route_class=route_class(explain))
+
+
+@router.post("/v1/audio/speech", openapi_extra=body_of(CreateSpeech), response_class=Response)
+async def create_speech(request: Request) -> Response:
+    """OpenAI's speech request: audio in one of six formats, as it is made, or as server-sent events."""
+    manager: HttpServerManager = request.app.state.manager
+    call = SpeechCall(manager, ROUTE)
+    request.state.request_id = call.id
+    with arriving(call):
+        fields = await asyncio.wait_for(read_body(request, CreateSpeech), call.remaining)
+        sound = SoundOut(wishes(fields), manager.sample_rate)
+        speech = await admitted_speech(call, fields, request)
+        request.state.upload.release()
+        call.submit(speech)
+    headers = {"X-Seed": str(speech.options.seed), **ignored(fields)}
+    answer = EventResponse if fields.events else SoundResponse
+    return answer(call, sound, explain, **headers)
+
+
+def wishes(fields: CreateSpeech) -> SoundWishes:
+    return SoundWishes(
+        format=fields.response_format,
+        sample_rate=fields.sample_rate,
+        speed=fields.speed,
+        max_pause=fields.max_pause,
+        whole=fields.whole,
+    )
+
+
+async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Request) -> Speech:
+    """Raises RequestError. The costly part comes last, and only for a request that has been admitted."""
+    state = request.app.state
+    manager: HttpServerManager = state.manager
+    style = state.names.style(fields.model)
+    text = check_text("input", fields.input, manager.settings.max_text_length)
+    options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
+    call.admit()
+    prompt = await wanted_voice(
+        state,
+        voice=fields.voice,
+        recording=fields.ref_audio,
+        recording_text=fields.ref_text,
+        instructions=fields.instructions,
+    )
+    options = msgspec.structs.replace(options, speed=1.0)  # the tempo is changed on the way out
+    return Speech(style=style, prompt=prompt, options=options, text=text, stream=not fields.whole)
+
+
+def ignored(fields: CreateSpeech) -> dict[str, str]:
+    """A header that names the fields without effect."""
+    names = [name for name in fields.unknown if _HARMLESS.fullmatch(name)][:20]
+    return {"X-Ignored-Fields": ", ".join(names)} if names else {}

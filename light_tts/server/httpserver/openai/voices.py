@@ -1,0 +1,55 @@
+"""Named voices: GET and POST /v1/audio/voices, DELETE /v1/audio/voices/{name}"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import Field
+
+from light_tts.server.httpserver.fields import BodyFields, Recording, read_body
+from light_tts.server.httpserver.openai.errors import explain
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.surface import route_class
+from light_tts.server.httpserver.voice_changes import delete_voice, store_voice
+
+router = APIRouter(route_class=route_class(explain))
+
+
+class NewVoice(BodyFields):
+    """vLLM-Omni's fields."""
+
+    recordings = frozenset({"audio_sample"})
+
+    name: str
+    audio_sample: Recording
+    ref_text: str = Field("", description="what is said in audio_sample; without it only the voice is taken")
+    consent: str = Field("", description="id of the speaker's consent; not kept")
+    speaker_description: str = Field("", description="not kept")
+
+
+@router.get("/v1/audio/voices")
+async def voices(request: Request) -> dict[str, Any]:
+    """`voices`: all names that requests may use, OpenAI's among them; `uploaded_voices`: those that POST (or
+    /add_spk) made."""
+    state = request.app.state
+    own = [{"id": name, "name": name} for name in await state.names.voices()]
+    aliases = await state.names.aliases()
+    named = [{"id": alias, "name": f"{alias} ({voice})"} for alias, voice in aliases.items()]
+    uploaded = await asyncio.to_thread(state.prompts.voices.names)
+    return {"voices": own + named, "uploaded_voices": [{"name": name} for name in uploaded]}
+
+
+@router.post("/v1/audio/voices", openapi_extra=body_of(NewVoice))
+async def add_voice(request: Request) -> dict[str, Any]:
+    fields = await read_body(request, NewVoice)
+    await store_voice(request.app.state, fields.name, fields.ref_text, fields.audio_sample)
+    size = len(fields.audio_sample)
+    return {"success": True, "voice": {"id": fields.name, "name": fields.name, "file_size": size}}
+
+
+@router.delete("/v1/audio/voices/{name}")
+async def remove_voice(request: Request, name: str) -> dict[str, Any]:
+    await delete_voice(request.app.state, name)
+    return {"success": True, "message": f"voice {name!r} has been deleted"}

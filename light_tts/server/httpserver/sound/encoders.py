@@ -1,0 +1,144 @@
+"""The formats of the audio that goes out, mono, each written while audio is made."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import av
+import numpy as np
+
+from light_tts.server.httpserver import audio_out
+
+Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+FORMATS: tuple[str, ...] = get_args(Format)
+SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How FFmpeg writes a format. `streamed`: options where the length is not known yet; `rates`: those that
+    the codec knows; `sample_format`: what it takes."""
+
+    name: str
+    container: str
+    content_type: str
+    bit_rate: int | None = None
+    streamed: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    rates: tuple[int, ...] = SAMPLE_RATES
+
+
+CODECS = {
+    "mp3": Codec("libmp3lame", "mp3", "audio/mpeg", 96_000, {"write_xing": "0", "id3v2_version": "0"}),
+    "opus": Codec(
+        "libopus",
+        "ogg",
+        "audio/ogg",
+        64_000,
+        {"page_duration": "100000"},  # microseconds
+        rates=(8000, 12000, 16000, 24000, 48000),
+    ),
+    "aac": Codec("aac", "adts", "audio/aac", 96_000, options={"aac_coder": "fast"}),
+    "flac": Codec("flac", "flac", "audio/flac"),
+}
+
+
+def content_type(format: str) -> str:
+    if format in CODECS:
+        return CODECS[format].content_type
+    return "audio/wav" if format == "wav" else "audio/pcm"
+
+
+def rates_of(format: str) -> tuple[int, ...]:
+    """Sample rates in which a format can be written."""
+    return CODECS[format].rates if format in CODECS else SAMPLE_RATES
+
+
+class Encoder(Protocol):
+    """Takes (n,) int16, gives bytes of the format; `finish` the last ones. With `whole`, all bytes come from
+    `finish`, and what says the length is right."""
+
+    def push(self, samples: np.ndarray) -> bytes: ...
+
+    def finish(self) -> bytes: ...
+
+
+class RawEncoder:
+    """PCM, or WAV: a header, then PCM."""
+
+    def __init__(self, format: str, rate: int, whole: bool) -> None:
+        self._format = format
+        self._rate = rate
+        self._whole: list[bytes] | None = [] if whole else None
+        self._header = audio_out.header(format, rate, None)
+
+    def push(self, samples: np.ndarray) -> bytes:
+        pcm = samples.astype("<i2").tobytes()
+        if self._whole is not None:
+            self._whole.append(pcm)
+            return b""
+        header, self._header = self._header, b""
+        return header + pcm
+
+    def finish(self) -> bytes:
+        if self._whole is None:
+            return self._header
+        pcm = b"".join(self._whole)
+        return audio_out.header(self._format, self._rate, len(pcm)) + pcm
+
+
+class _Outlet:
+    """A file that can only be written to, from which what has been written is taken."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._pieces.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        data = b"".join(self._pieces)
+        self._pieces.clear()
+        return data
+
+
+class CodecEncoder:
+    """A format that FFmpeg writes."""
+
+    def __init__(self, codec: Codec, rate: int, whole: bool) -> None:
+        self._outlet = _Outlet()
+        self._file = io.BytesIO() if whole else None
+        options = {} if whole else {"fflags": "+flush_packets", **codec.streamed}
+        self._container = av.open(self._file or self._outlet, "w", format=codec.container, options=options)
+        self._stream = self._container.add_stream(
+            codec.name, rate=rate, layout="mono", options=dict(codec.options)
+        )
+        if codec.bit_rate is not None:
+            self._stream.bit_rate = codec.bit_rate
+        self._rate = rate
+        self._position = 0
+
+    def push(self, samples: np.ndarray) -> bytes:
+        if len(samples):
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = self._rate, self._position
+            self._position += len(samples)
+            self._container.mux(self._stream.encode(frame))
+        return self._outlet.take()
+
+    def finish(self) -> bytes:
+        """What the codec still holds is written too: the last frame can be decoded."""
+        if self._position:
+            self._container.mux(self._stream.encode(None))
+        self._container.close()
+        return self._file.getvalue() if self._file is not None else self._outlet.take()
+
+
+def encoder(format: str, rate: int, whole: bool) -> Encoder:
+    """`rate`: one of `rates_of(format)`."""
+    if format in CODECS:
+        return CodecEncoder(CODECS[format], rate, whole)
+    return RawEncoder(format, rate, whole)

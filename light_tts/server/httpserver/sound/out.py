@@ -1,0 +1,69 @@
+"""SoundOut: from the PCM of the stages to the bytes of an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.sound import encoders
+from light_tts.server.httpserver.sound.shape import Fade, PauseLimit, Resampler, Step, Tempo
+
+
+@dataclass(frozen=True)
+class SoundWishes:
+    """How a client wants its audio. `sample_rate` None: that of the checkpoint; `max_pause`: seconds to which
+    longer pauses are cut; `whole`: all at once, with its length, instead of bit by bit."""
+
+    format: str
+    sample_rate: int | None = None
+    speed: float = 1.0
+    max_pause: float | None = None
+    whole: bool = False
+
+
+class SoundOut:
+    """Makes one answer's audio; fades it at both ends. Blocking: use it in a thread."""
+
+    def __init__(self, wishes: SoundWishes, source_rate: int) -> None:
+        """`source_rate`: of the PCM of the stages. Raises RequestError (400): not in this format."""
+        rate = wishes.sample_rate or source_rate
+        possible = encoders.rates_of(wishes.format)
+        if rate not in possible:
+            raise RequestError(
+                400,
+                f"sample_rate {rate} is not possible with {wishes.format}; possible are "
+                f"{', '.join(map(str, possible))}",
+                field="sample_rate",
+            )
+        self.sample_rate = rate
+        self.content_type = encoders.content_type(wishes.format)
+        self._steps: list[Step] = []
+        if wishes.max_pause is not None:
+            self._steps.append(PauseLimit(source_rate, wishes.max_pause))
+        if wishes.speed != 1.0:
+            self._steps.append(Tempo(source_rate, wishes.speed))
+        if rate != source_rate:
+            self._steps.append(Resampler(source_rate, rate))
+        self._steps.append(Fade(rate))
+        self.whole = wishes.whole
+        self._encoder = encoders.encoder(wishes.format, rate, wishes.whole)
+
+    def push(self, pcm: bytes) -> bytes:
+        """More PCM of the stages (16 bits) -> the bytes that can be sent now."""
+        samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
+        for step in self._steps:
+            samples = step.push(samples)
+        return self._encoder.push(to_int16(samples))
+
+    def finish(self) -> bytes:
+        samples = np.zeros(0, np.float32)
+        for step in self._steps:
+            samples = np.concatenate((step.push(samples), step.finish()))
+        return self._encoder.push(to_int16(samples)) + self._encoder.finish()
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """(n,) float32 -> int16; what is beyond full scale is clipped."""
+    return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)

@@ -1,0 +1,76 @@
+"""What the HTTP surfaces have in common: one way in for requests, one way out for errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from light_tts.server.httpserver.audio_response import Explain
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import describe
+
+
+@contextlib.contextmanager
+def arriving(call: SpeechCall) -> Iterator[None]:
+    """Around what is done with a request until its answer owns the call: whatever is raised closes the call
+    with the outcome that it means."""
+    try:
+        yield
+    except asyncio.TimeoutError:
+        error = RequestError(408, "the request's body did not arrive in time")
+        call.refuse(error)
+        raise error from None
+    except ClientDisconnect:
+        call.close("disconnected")
+        raise
+    except RequestError as error:
+        call.refuse(error)
+        raise
+    except (HTTPException, RequestValidationError):
+        call.close("rejected")
+        raise
+    except BaseException:
+        call.close("failed")
+        raise
+
+
+def route_class(explain: Explain) -> type[APIRoute]:
+    """Routes whose errors are answered by `explain`."""
+
+    class SurfaceRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handle_and_explain(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except ClientDisconnect:
+                    return Response(status_code=400)
+                except (RequestError, RequestValidationError, HTTPException) as error:
+                    request_id = getattr(request.state, "request_id", None)
+                    headers = {} if request_id is None else {"X-Request-Id": request_id}
+                    refusal = as_request_error(error)
+                    return explain(refusal, {**headers, **refusal.headers})
+
+            return handle_and_explain
+
+    return SurfaceRoute
+
+
+def as_request_error(error: RequestError | RequestValidationError | HTTPException) -> RequestError:
+    """The same as a RequestError. Wrong fields are 400: the surfaces' own services say so."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, HTTPException):
+        return RequestError(error.status_code, str(error.detail))
+    first = error.errors()[0]["loc"]
+    return RequestError(400, describe(error), field=str(first[1])[:64] if len(first) > 1 else None)

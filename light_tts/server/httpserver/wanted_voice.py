@@ -1,0 +1,39 @@
+"""The voice of a request as the surfaces say it: a name, or a recording, with or without an instruction."""
+
+from __future__ import annotations
+
+from starlette.datastructures import State
+
+from light_tts.common.instructions import as_prompt_text
+from light_tts.server.core.messages import Prompt
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import VoiceChoice
+
+
+async def wanted_voice(
+    state: State,
+    voice: str | None,
+    recording: bytes | None = None,
+    recording_text: str | None = None,
+    instructions: str | None = None,
+) -> Prompt:
+    """`recording` goes before `voice`; without its text only the voice is taken from it. `state`: of the
+    app. Raises RequestError."""
+    text = recording_text
+    if instructions is not None:
+        text = instruction_text(instructions)
+    if recording is not None:
+        choice = VoiceChoice(prompt_wav=recording, prompt_text=text or "")
+    elif recording_text is not None:
+        raise RequestError(400, "ref_text goes with ref_audio, which is missing", field="ref_audio")
+    else:
+        choice = VoiceChoice(spk_id=await state.names.voice(voice), prompt_text=text)
+    return await state.prompts.prompt(choice)
+
+
+def instruction_text(instructions: str) -> str:
+    """The prompt text of an instruction. Raises RequestError."""
+    try:
+        return as_prompt_text(instructions)
+    except ValueError as error:
+        raise RequestError(400, f"the instruction {error}", field="instructions") from None
