@@ -31,6 +31,7 @@ from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import StyleError, load_styles
 from light_tts.server.supervision import janitor, mps
+from light_tts.server.httpserver.openai.aliases import read_aliases
 from light_tts.server.supervision.control import Control
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
@@ -60,6 +61,7 @@ def start(parsed: Parsed) -> FastAPI:
     try:
         with _interruptible():
             load_styles(parsed.settings.model_dir)  # raises where a file is missing, before anything starts
+            _check_voice_aliases(parsed.settings.voice_aliases)
             _front = Front(parsed.settings, parsed.notes + _check_spk_dir(parsed.settings.spk_dir))
             from light_tts.server.api_http import create_app  # takes a second, in which the stages load
 
@@ -255,6 +257,14 @@ def _check_port(config: Settings) -> None:
             probe.bind((config.host, config.port))
         except (OSError, OverflowError) as error:
             raise StartFailed(f"--host {config.host} --port {config.port}: {error}") from error
+
+
+def _check_voice_aliases(path: str) -> None:
+    """Raises StartFailed."""
+    try:
+        read_aliases(path)
+    except ValueError as error:
+        raise StartFailed(f"--voice_aliases {error}") from error
 
 
 def _check_spk_dir(directory: str) -> list[str]:

@@ -51,7 +51,7 @@ def examples(page: str, language: str) -> list[str]:
     return [code for found, code in blocks if found == language and "localhost:8080" in code]
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/api.md"])
 def test_curl_examples_of_the_readme_give_audio(named, page: str, tmp_path: Path):
     shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
     for example in examples(page, ""):
@@ -72,6 +72,14 @@ def test_websocket_example_of_the_readme_gives_audio(server, page: str, tmp_path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "speech.pcm").stat().st_size > 1_000
+
+
+def test_openai_example_gives_audio(server, tmp_path: Path):
+    [example] = [code for code in examples("docs/api.md", "python") if "OpenAI" in code]
+    code = example.replace("localhost:8080", f"127.0.0.1:{server.port}")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "speech.mp3").stat().st_size > 1_000
 
 
 def test_readme_names_the_flags_without_effect():

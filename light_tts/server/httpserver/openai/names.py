@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from pathlib import Path
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.openai.aliases import read_aliases
 from light_tts.server.httpserver.voices import VoiceStore
 
 MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-_ALIAS_FILE = Path(__file__).with_name("voices.json")
 
 
 class Names:
@@ -21,8 +20,7 @@ class Names:
     def __init__(self, manager: HttpServerManager, voices: VoiceStore) -> None:
         self._manager = manager
         self._voices = voices
-        file = Path(manager.settings.voice_aliases or _ALIAS_FILE)
-        self._aliases: dict[str, list[str]] = read_aliases(file)
+        self._aliases = read_aliases(manager.settings.voice_aliases)
 
     @property
     def models(self) -> list[str]:
@@ -76,16 +74,3 @@ class Names:
     def _meant(self, alias: str, voices: list[str]) -> str:
         preferred = next((name for name in self._aliases[alias] if name in voices), None)
         return preferred or voices[list(self._aliases).index(alias) % len(voices)]
-
-
-def read_aliases(file: Path) -> dict[str, list[str]]:
-    """Raises ValueError, which says what is wrong with the file."""
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
-    if not isinstance(table, dict) or not all(
-        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in table.values()
-    ):
-        raise ValueError(f'{file}: a JSON object of the form {{"alias": ["voice", ...]}} is expected')
-    return table
