@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 
 from light_tts import __version__
@@ -17,6 +18,9 @@ from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
 from light_tts.server.httpserver import page, routes_bistream, routes_speech, routes_status, routes_voices
+from light_tts.server.httpserver.access.guard import Guard
+from light_tts.server.httpserver.access.keys import read_keys
+from light_tts.server.httpserver.access.usage import KeyUsage
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
@@ -26,16 +30,21 @@ from light_tts.server.httpserver.openai.names import Names
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.voices import VoiceStore
 
+# What pages of other origins may read of an answer.
+EXPOSED_HEADERS = ["X-Request-Id", "X-Sample-Rate", "X-Seed", "X-Ignored-Fields", "Retry-After"]
+
 
 def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
     """May be called before the worker is forked: sockets and tasks come with the lifespan's start."""
     styles = load_styles(settings.model_dir)
+    keys = read_keys(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         manager = HttpServerManager(settings, run_dir, styles)
         await manager.start()
         app.state.manager = manager
+        app.state.key_usage = KeyUsage(run_dir.shm, max(1, len(keys)), manager.slot)
         store = VoiceStore(settings.spk_dir)
         app.state.prompts = PromptReader(manager, store)
         app.state.names = Names(manager, store)
@@ -48,6 +57,15 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings
+    app.add_middleware(Guard, settings=settings, keys=keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=[origin.strip() for origin in settings.cors_origins.split(",")],
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED_HEADERS,
+        )
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(RequestValidationError, _answer_invalid_fields)
     app.add_exception_handler(HTTPException, _answer_http_error)

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,9 +29,10 @@ from light_tts.server.api_cli import Parsed
 from light_tts.server.core import open_files
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
-from light_tts.server.core.settings import Settings
+from light_tts.server.core.settings import Settings, SettingsError
 from light_tts.server.core.styles import StyleError, load_styles
 from light_tts.server.supervision import janitor, mps
+from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.openai.aliases import read_aliases
 from light_tts.server.supervision.control import Control
 
@@ -61,7 +63,7 @@ def start(parsed: Parsed) -> FastAPI:
     try:
         with _interruptible():
             load_styles(parsed.settings.model_dir)  # raises where a file is missing, before anything starts
-            _check_voice_aliases(parsed.settings.voice_aliases)
+            _check_files(parsed.settings)
             _front = Front(parsed.settings, parsed.notes + _check_spk_dir(parsed.settings.spk_dir))
             from light_tts.server.api_http import create_app  # takes a second, in which the stages load
 
@@ -173,6 +175,8 @@ class Front:
             " (fewer than --max_connections)" if connections < self.config.max_connections else "",
         )
         log.info("serving on %s:%d", self.config.host, self.config.port)
+        if self.config.ssl_certfile:
+            log.info("connections are encrypted (TLS)")
 
     def post_fork(self, _arbiter: Arbiter, worker: Any) -> None:
         """In a fresh HTTP worker, before anything else."""
@@ -235,6 +239,8 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
         "keepalive": config.idle_timeout,
         "graceful_timeout": int(STOP_SECONDS),
         "preload_app": True,
+        "certfile": config.ssl_certfile or None,
+        "keyfile": config.ssl_keyfile or None,
         "logger_class": GunicornLog,
         "loglevel": "warning" if config.log_level == "info" else config.log_level,
         "control_socket_disable": True,
@@ -259,12 +265,23 @@ def _check_port(config: Settings) -> None:
             raise StartFailed(f"--host {config.host} --port {config.port}: {error}") from error
 
 
-def _check_voice_aliases(path: str) -> None:
-    """Raises StartFailed."""
+def _check_files(config: Settings) -> None:
+    """Of the flags that name files for the HTTP workers. Raises StartFailed."""
     try:
-        read_aliases(path)
+        read_aliases(config.voice_aliases)
     except ValueError as error:
         raise StartFailed(f"--voice_aliases {error}") from error
+    try:
+        read_keys(config)
+    except SettingsError as error:
+        raise StartFailed(str(error)) from error
+    if config.ssl_certfile:
+        try:
+            ssl.create_default_context().load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+        except OSError as error:
+            raise StartFailed(
+                f"--ssl_certfile {config.ssl_certfile} --ssl_keyfile {config.ssl_keyfile}: {error}"
+            ) from error
 
 
 def _check_spk_dir(directory: str) -> list[str]:

@@ -284,7 +284,8 @@ class LimitedHttp(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._gate.idle(self)
         if not self.transport.is_closing():
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # not with TLS
+                self.transport.write_eof()
             self.flow.resume_reading()
             self._wait(LINGER_SECONDS, self.transport.abort)
 

@@ -101,7 +101,8 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         self.conn.reader.discard()
         self._upload.release()
         self.stop_keepalive()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # not with TLS
+            self.transport.write_eof()
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()

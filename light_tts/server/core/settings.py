@@ -78,6 +78,28 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ""
     spk_dir: Annotated[str, Meta(description="directory of the named voices made with /add_spk")] = "voices"
 
+    # -- who may use it
+    api_key: Annotated[
+        str,
+        Meta(
+            description="API keys, separated by commas; with any, requests need one. Better in "
+            "--api_key_file or the variable LIGHT_TTS_API_KEYS, which others on the machine cannot see"
+        ),
+    ] = ""
+    api_key_file: Annotated[str, Meta(description="file of API keys, one a line; # begins a comment")] = ""
+    key_requests_per_minute: Annotated[
+        Count | None, Meta(description="requests a minute with one API key; beyond: 429")
+    ] = None
+    key_streams: Annotated[
+        Count | None, Meta(description="requests under way at once with one API key; beyond: 429")
+    ] = None
+    cors_origins: Annotated[
+        str,
+        Meta(description="origins whose pages may use the server, separated by commas; *: all pages"),
+    ] = ""
+    ssl_certfile: Annotated[str, Meta(description="PEM file of the certificate: serve HTTPS and WSS")] = ""
+    ssl_keyfile: Annotated[str, Meta(description="PEM file of its private key")] = ""
+
     # -- checkpoint and devices
     model_dir: Annotated[
         str,
@@ -232,6 +254,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 f"--max_req_total_len {self.max_req_total_len} is above --max_total_token_num "
                 f"{self.max_total_token_num}: one request could never fit the KV cache"
             )
+        if bool(self.ssl_certfile) != bool(self.ssl_keyfile):
+            raise SettingsError("--ssl_certfile and --ssl_keyfile go together: give both or neither")
         if self.min_prompt_seconds >= self.max_prompt_seconds:
             raise SettingsError(
                 f"--min_prompt_seconds {self.min_prompt_seconds} is not below --max_prompt_seconds "

@@ -37,6 +37,7 @@ class HttpServerManager:
         self._run_dir = run_dir
         self._outbox = Outbox()
         self.peers = Peers(self._outbox)
+        self.slot = -1  # of this worker in the shared counters
         self._connected = asyncio.Event()
         self._calls: dict[str, SpeechCall] = {}  # by request id
         self.heard: dict[int, float] = {}  # decode index -> when audio last came from it
@@ -194,6 +195,7 @@ class HttpServerManager:
                     self._handle_answer(call, message)
             case messages.Topology(worker_slot=slot):
                 self.peers.apply(message)
+                self.slot = slot
                 self._active.clear(slot)
                 self.admission = Admission(self.settings, self._active, self._rate, slot)
                 self._connected.set()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -22,7 +23,8 @@ log = logging.getLogger("light_tts.supervisor")
 def url_of(settings: Settings) -> str:
     """Where this machine reaches the server."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    scheme = "https" if settings.ssl_certfile else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 async def monitor(settings: Settings, restart: Callable[[str, str], None]) -> None:
@@ -45,7 +47,10 @@ async def monitor(settings: Settings, restart: Callable[[str, str], None]) -> No
 
 def _ask(url: str) -> tuple[str, list[str]]:
     """What is wrong, or an empty string, and the processes that it is likely due to."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    own = ssl._create_unverified_context()  # the certificate is for other names than this machine's own
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=own)
+    )
     try:
         with opener.open(url, timeout=TIMEOUT):
             return "", []

@@ -1,0 +1,61 @@
+"""How much each key is used, over all HTTP workers: one small file that they all map.
+
+Each worker writes its own slot only, so there is no lock; a key's use is the sum over the slots.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from light_tts.server.core.counters import SLOTS
+
+MINUTE = 60.0
+_PRESENT, _COUNT, _BEFORE, _OPEN = range(4)  # minute, requests in it, in the one before, under way now
+
+
+class KeyUsage:
+    """`slot`: of this worker, see core.counters."""
+
+    FILE_NAME = "key_usage"
+
+    def __init__(self, directory: Path, keys: int, slot: int) -> None:
+        size = keys * SLOTS * 4 * 8
+        file = os.open(directory / self.FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(file, size)
+            self._map = mmap.mmap(file, size)
+        finally:
+            os.close(file)
+        self._table = np.frombuffer(self._map, np.int64).reshape(keys, SLOTS, 4)
+        self._slot = slot
+        self._table[:, slot] = 0
+
+    def open_requests(self, key: int) -> int:
+        return int(self._table[key, :, _OPEN].sum())
+
+    def rate(self, key: int, now: float) -> float:
+        """Requests in the 60 s before `now`, those of the last full minute taken as evenly spread."""
+        minute, passed = divmod(now, MINUTE)
+        present, count, before = self._table[key, :, :3].T
+        this = count[present == minute].sum()
+        last = before[present == minute].sum() + count[present == minute - 1].sum()
+        return float(this + last * (1 - passed / MINUTE))
+
+    def begin(self, key: int, now: float | None = None) -> None:
+        """Count one more request, until `end`."""
+        minute = int((time.time() if now is None else now) // MINUTE)
+        mine = self._table[key, self._slot]
+        if mine[_PRESENT] != minute:
+            mine[_BEFORE] = mine[_COUNT] if mine[_PRESENT] == minute - 1 else 0
+            mine[_COUNT] = 0
+            mine[_PRESENT] = minute
+        mine[_COUNT] += 1
+        mine[_OPEN] += 1
+
+    def end(self, key: int) -> None:
+        self._table[key, self._slot, _OPEN] -= 1
