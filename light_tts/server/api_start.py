@@ -31,9 +31,9 @@ from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings, SettingsError
 from light_tts.server.core.styles import StyleError, load_styles
-from light_tts.server.supervision import janitor, mps
 from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.openai.aliases import read_aliases
+from light_tts.server.supervision import janitor, mps
 from light_tts.server.supervision.control import Control
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker

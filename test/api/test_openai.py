@@ -10,8 +10,8 @@ import wave
 import httpx
 import openai
 import pytest
-from conftest import decode, seconds
-from server_process import PROMPT_TEXT, PROMPT_WAV, Server
+from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server
+from support.sound_files import decode, seconds
 
 from light_tts.server.httpserver.sound import FORMATS
 
@@ -22,6 +22,12 @@ OPENAI_VOICES = {  # all that its client knows
     *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage"),
     *("shimmer", "verse"),
 }
+
+
+@pytest.fixture(scope="module")
+def client(server: Server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
+        yield sdk
 
 
 def speak(client: openai.OpenAI, text: str = TEXT, **fields):
@@ -93,11 +99,11 @@ def test_events(client, options):
     assert usage["total_tokens"] == usage["input_tokens"] + 40
 
 
-def test_voices_of_openai_and_forms_of_a_name(client, api):
+def test_voices_of_openai_and_forms_of_a_name(client, server):
     by_name = speak(client, voice="tiny_spk", response_format="pcm").read()
     assert speak(client, voice={"id": "tiny_spk"}, response_format="pcm").read() == by_name
     assert speak(client, voice="shimmer", response_format="pcm").read() == by_name
-    listed = httpx.get(f"{api.url}/v1/audio/voices").json()["voices"]
+    listed = httpx.get(f"{server.url}/v1/audio/voices").json()["voices"]
     assert OPENAI_VOICES | {"tiny_spk"} == {voice["id"] for voice in listed}
     assert all(voice["name"] for voice in listed)
 
@@ -157,15 +163,15 @@ def test_models(client):
         client.models.retrieve("gpt-9")
 
 
-def test_a_voice_from_upload_to_deletion(client, api: Server):
-    voices = f"{api.url}/v1/audio/voices"
+def test_a_voice_from_upload_to_deletion(client, server: Server):
+    voices = f"{server.url}/v1/audio/voices"
     form = {"name": "maria", "consent": "c-1", "ref_text": PROMPT_TEXT, "speaker_description": "warm"}
     stored = httpx.post(voices, data=form, files={"audio_sample": ("m.wav", PROMPT_WAV.read_bytes())})
     assert stored.status_code == 200 and stored.json()["voice"]["name"] == "maria"
     listed = httpx.get(voices).json()
     assert listed["uploaded_voices"] == [{"name": "maria"}]
     assert {"id": "maria", "name": "maria"} in listed["voices"]
-    assert "maria" in httpx.get(f"{api.url}/spk_list").json()["spk_ids"]
+    assert "maria" in httpx.get(f"{server.url}/spk_list").json()["spk_ids"]
     assert speak(client, voice="maria").read()
     assert httpx.delete(f"{voices}/maria").status_code == 200
     gone = httpx.delete(f"{voices}/maria")

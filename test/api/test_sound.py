@@ -7,7 +7,7 @@ import wave
 
 import numpy as np
 import pytest
-from conftest import decode
+from support.sound_files import decode
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.sound import FORMATS, SoundOut, SoundWishes, content_type

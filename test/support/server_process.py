@@ -50,7 +50,8 @@ class Server:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        scheme = "https" if "ssl_certfile" in self.flags else "http"
+        return f"{scheme}://127.0.0.1:{self.port}"
 
     @property
     def websocket_url(self) -> str:
@@ -71,7 +72,7 @@ class Server:
         return httpx.Client(base_url=self.url, timeout=options.pop("timeout", 120.0), **options)
 
     def readiness(self) -> httpx.Response:
-        return httpx.get(f"{self.url}/readiness", timeout=10)
+        return httpx.get(f"{self.url}/readiness", timeout=10, verify=False)
 
     def wait_until_ready(self, timeout: float = START_TIMEOUT) -> None:
         end = time.monotonic() + timeout

@@ -1,27 +1,11 @@
-"""One server for all tests of this folder."""
+"""What is in a sound file of any format."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 
 import av
 import numpy as np
-import openai
-import pytest
-from server_process import Server, start_server
-
-
-@pytest.fixture(scope="session")
-def api() -> Iterator[Server]:
-    with start_server(httpserver_workers=2) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def client(api: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="none", max_retries=0, timeout=60) as sdk:
-        yield sdk
 
 
 def decode(audio: bytes) -> tuple[np.ndarray, int]:
