@@ -58,7 +58,7 @@ stream_buffer_seconds = Histogram(
 audio_seconds_total = Counter("light_tts_audio_seconds", "Seconds of audio sent to clients")
 refused_total = Counter(
     "light_tts_refused",
-    "Requests that were not accepted though nothing is wrong with them, because of what is in work",
+    "Requests that were not accepted though nothing is wrong with what they ask for",
     ["reason"],
 )
 request_recoveries_total = Counter(

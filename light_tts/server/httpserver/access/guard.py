@@ -40,7 +40,7 @@ class Guard:
         key = self._keys.index(presented_key(headers))
         error = self._refusal(key, usage)
         if error is not None:
-            metrics.refused_connections_total.labels(str(error.status)).inc()
+            metrics.refused_total.labels(error.refusal).inc()
             await _refuse(scope, send, error)
             return
         usage.begin(key)
@@ -53,14 +53,20 @@ class Guard:
         settings = self._settings
         if key is None:
             return RequestError(
-                401, "a key of this server is needed: Authorization: Bearer KEY, or xi-api-key: KEY"
+                401,
+                "a key of this server is needed: Authorization: Bearer KEY, or xi-api-key: KEY",
+                refusal="no_key",
             )
         streams, rate = settings.key_streams, settings.key_requests_per_minute
         if streams is not None and usage.open_requests(key) >= streams:
-            return RequestError(429, f"{streams} requests with this key are under way already", 1)
+            return RequestError(
+                429, f"{streams} requests with this key are under way already", 1, "key_streams"
+            )
         if rate is not None and usage.rate(key, time.time()) >= rate:
             seconds = max(1, round(60 / rate))
-            return RequestError(429, f"there were {rate} requests with this key within a minute", seconds)
+            return RequestError(
+                429, f"there were {rate} requests with this key within a minute", seconds, "key_requests"
+            )
         return None
 
 

@@ -61,7 +61,7 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
     style = state.names.style(fields.model)
     text = check_text("input", fields.input, manager.settings.max_text_length)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
-    call.admit()
+    call.admit(options, text)
     prompt = await wanted_voice(
         state,
         voice=fields.voice,
