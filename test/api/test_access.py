@@ -26,9 +26,7 @@ def locked(tmp_path_factory) -> Server:
     """A server with three keys, encrypted, for the pages of one origin."""
     folder = tmp_path_factory.mktemp("tls")
     (folder / "keys").write_text(f"# ours\n{KEY}\n{OTHER} # theirs\n\n{THIRD}")
-    make = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
-    )
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=us -keyout key.pem -out cert.pem"
     subprocess.run([*make.split(), "-addext", "subjectAltName=IP:127.0.0.1"], cwd=folder, check=True)
     with start_server(
         api_key_file=folder / "keys",
@@ -153,15 +151,13 @@ def test_keys_of_flag_variable_and_file(tmp_path: Path):
     assert {keys.index(key) for key in (KEY, OTHER, THIRD)} == {0, 1, 2}
 
 
-@pytest.mark.parametrize(
-    "content", ["", "# nothing\n", "short", "with a blank in it", "schlüssel-0123456789"]
-)
+@pytest.mark.parametrize("content", ["", "# nothing\n", "short", "with a blank in it", "schlüssel-01234567"])
 def test_files_without_a_usable_key(tmp_path: Path, content: str):
     file = tmp_path / "keys"
     file.write_text(content)
     with pytest.raises(SettingsError, match=r"--api_key_file .*keys"):
         read_keys(Settings(api_key_file=str(file)), {})
-    with pytest.raises(SettingsError, match="no such|No such"):
+    with pytest.raises(SettingsError, match="No such file"):
         read_keys(Settings(api_key_file=str(file) + "x"), {})
 
 
