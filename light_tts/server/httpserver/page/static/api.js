@@ -98,7 +98,8 @@ export async function typingSocket(voice, { seed, style }) {
   }
   const url = new URL("inference_bistream", document.baseURI);
   url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
-  const socket = new WebSocket(url);
+  const key = apiKey.get(); // which a browser can send with a WebSocket as a protocol only
+  const socket = new WebSocket(url, key ? ["light-tts", `openai-insecure-api-key.${key}`] : []);
   socket.binaryType = "arraybuffer";
   return { socket, opening: JSON.stringify(opening) };
 }
