@@ -17,7 +17,14 @@ from light_tts import __version__
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
-from light_tts.server.httpserver import page, routes_bistream, routes_speech, routes_status, routes_voices
+from light_tts.server.httpserver import (
+    page,
+    routes_bistream,
+    routes_cosyvoice,
+    routes_speech,
+    routes_status,
+    routes_voices,
+)
 from light_tts.server.httpserver.access.guard import Guard
 from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.access.usage import KeyUsage
@@ -53,7 +60,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         await manager.close()
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
-    surfaces = (speech, listing, voices, page)
+    surfaces = (speech, listing, voices, routes_cosyvoice, page)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings

@@ -121,7 +121,7 @@ def test_instructions_change_how_it_is_spoken(client):
         speak(client, response_format="pcm", **more).read() for more in ({}, {"instructions": "Be happy."})
     )
     assert plain != happy
-    with pytest.raises(openai.BadRequestError, match="instruction"):
+    with pytest.raises(openai.BadRequestError, match="instructions is empty"):
         speak(client, instructions=" <|endofprompt|>")
 
 

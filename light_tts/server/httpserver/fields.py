@@ -114,13 +114,22 @@ class VoiceChoice(Drawing, _Voice):
     """The voice and the LLM weights to speak with, and how tokens are drawn."""
 
 
-class SpeechFields(VoiceChoice):
+class SoundChoice(BodyFields):
+    """How the audio leaves."""
+
+    stream: bool = Field(False, description="send audio as it is made")
+    speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False)
+    format: Literal["pcm", "wav", "mp3", "opus", "aac", "flac"] = "pcm"
+    sample_rate: int | None = Field(None, description="Hz of the audio; default: the checkpoint's")
+    max_pause: float | None = Field(
+        None, ge=0.05, le=10, description="seconds to which longer pauses are shortened"
+    )
+
+
+class SpeechFields(SoundChoice, VoiceChoice):
     """POST /inference_zero_shot"""
 
     tts_text: str = Field(description="what to say")
-    stream: bool = Field(False, description="send audio as it is made")
-    speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False)
-    format: Literal["pcm", "wav"] = "pcm"
 
 
 _SPOKEN_LATER = "comes in the messages after the first"

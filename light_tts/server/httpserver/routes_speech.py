@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from light_tts.server.httpserver import prompts
-from light_tts.server.httpserver.audio_response import AudioResponse
+from light_tts.server.httpserver.audio_response import AudioResponse, explain
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import (
+    SoundChoice,
     SpeechFields,
+    VoiceChoice,
     check_text,
     random_seed,
     read_body,
@@ -20,6 +24,8 @@ from light_tts.server.httpserver.fields import (
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.sound import SoundOut, SoundWishes
+from light_tts.server.httpserver.sound.response import SoundResponse
 from light_tts.server.httpserver.surface import arriving
 
 router = APIRouter()
@@ -27,30 +33,60 @@ router = APIRouter()
 
 @router.post("/inference_zero_shot", openapi_extra=body_of(SpeechFields), response_class=Response)
 async def inference_zero_shot(request: Request) -> Response:
-    """Speak `tts_text` with the voice of `prompt_wav` or `spk_id`. 16-bit mono PCM, or WAV."""
+    """Speak `tts_text` with the voice of `prompt_wav` or `spk_id`."""
+    return await answer(request, "zero_shot", SpeechFields, lambda fields: fields)
+
+
+Asked = TypeVar("Asked", bound=SoundChoice)
+
+
+async def answer(
+    request: Request, route: str, model: type[Asked], voice: Callable[[Asked], VoiceChoice]
+) -> Response:
+    """The speech that a request asks for in fields of `model`, with the voice that they mean. Raises
+    RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
     manager: HttpServerManager = request.app.state.manager
-    call = SpeechCall(manager, "zero_shot")
+    call = SpeechCall(manager, route)
     request.state.request_id = call.id
     with arriving(call):
-        fields = await asyncio.wait_for(read_body(request, SpeechFields), call.remaining)
-        speech = await _admitted_speech(call, fields, request.app.state.prompts, manager)
+        fields = await asyncio.wait_for(read_body(request, model), call.remaining)
+        sound = _sound(fields, manager.sample_rate)
+        speech = await _admitted_speech(call, fields, voice, request.app.state.prompts, manager)
         request.state.upload.release()
         call.submit(speech)
-    return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, speech.options.seed)
+    seed = speech.options.seed
+    if sound is not None:
+        return SoundResponse(call, sound, explain, **{"X-Seed": str(seed)})
+    return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, seed)
+
+
+def _sound(fields: SoundChoice, source_rate: int) -> SoundOut | None:
+    """None: the samples as the stages make them."""
+    if fields.format in ("pcm", "wav") and fields.sample_rate is None and fields.max_pause is None:
+        return None
+    wishes = SoundWishes(
+        fields.format, fields.sample_rate, max_pause=fields.max_pause, whole=not fields.stream
+    )
+    return SoundOut(wishes, source_rate)
 
 
 async def _admitted_speech(
-    call: SpeechCall, fields: SpeechFields, reader: prompts.PromptReader, manager: HttpServerManager
+    call: SpeechCall,
+    fields: Asked,
+    voice: Callable[[Asked], VoiceChoice],
+    reader: prompts.PromptReader,
+    manager: HttpServerManager,
 ) -> Speech:
     """Everything that can be wrong with a request is found here. The costly part, reading the recording,
     comes last and only for a request that has been admitted."""
     if fields.stream and fields.speed != 1.0:
         raise RequestError(400, "speed change only support non-stream inference mode")
-    style = manager.style_index(fields.tts_model_name)
+    choice = voice(fields)
+    style = manager.style_index(choice.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
     call.admit(options, text)
-    prompt = await reader.prompt(fields)
+    prompt = await reader.prompt(choice)
     return Speech(
         style=style,
         prompt=prompt,

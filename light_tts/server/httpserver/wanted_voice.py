@@ -31,9 +31,9 @@ async def wanted_voice(
     return await state.prompts.prompt(choice)
 
 
-def instruction_text(instructions: str) -> str:
-    """The prompt text of an instruction. Raises RequestError."""
+def instruction_text(instructions: str, field: str = "instructions") -> str:
+    """The prompt text of an instruction, which came in this field. Raises RequestError."""
     try:
         return as_prompt_text(instructions)
     except ValueError as error:
-        raise RequestError(400, f"the instruction {error}", field="instructions") from None
+        raise RequestError(400, f"{field} {error}", field=field) from None

@@ -1,0 +1,93 @@
+"""The routes of CosyVoice's own server: /inference_sft, /inference_cross_lingual, /inference_instruct and
+/inference_instruct2 (/inference_zero_shot is that of routes_speech). Its client asks with GET and a form."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from light_tts.server.httpserver.fields import Drawing, Recording, SoundChoice, VoiceChoice, wrong_field
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.routes_speech import answer
+from light_tts.server.httpserver.wanted_voice import instruction_text
+
+router = APIRouter()
+
+
+class Sft(SoundChoice, Drawing):
+    """A stored voice."""
+
+    tts_text: str
+    spk_id: str
+    tts_model_name: str = "default"
+
+
+class CrossLingual(SoundChoice, Drawing):
+    """The voice of a recording, without its way of speaking."""
+
+    tts_text: str
+    prompt_wav: Recording
+    tts_model_name: str = "default"
+
+
+class Instruct(SoundChoice, Drawing):
+    """A stored voice or that of a recording, and how to speak."""
+
+    tts_text: str
+    instruct_text: str = Field(description="how to speak")
+    spk_id: str | None = None
+    prompt_wav: Recording | None = None
+    tts_model_name: str = "default"
+
+
+def _instructed(fields: Instruct) -> VoiceChoice:
+    if fields.spk_id is None and fields.prompt_wav is None:
+        raise wrong_field("spk_id", "no voice was given: name one with spk_id, or send prompt_wav", "missing")
+    return VoiceChoice(
+        spk_id=fields.spk_id,
+        prompt_wav=fields.prompt_wav,
+        prompt_text=instruction_text(fields.instruct_text, "instruct_text"),
+        tts_model_name=fields.tts_model_name,
+    )
+
+
+@router.api_route(
+    "/inference_sft", methods=["GET", "POST"], openapi_extra=body_of(Sft), response_class=Response
+)
+async def inference_sft(request: Request) -> Response:
+    """Speak with a stored voice."""
+    return await answer(
+        request,
+        "sft",
+        Sft,
+        lambda fields: VoiceChoice(spk_id=fields.spk_id, tts_model_name=fields.tts_model_name),
+    )
+
+
+@router.api_route(
+    "/inference_cross_lingual",
+    methods=["GET", "POST"],
+    openapi_extra=body_of(CrossLingual),
+    response_class=Response,
+)
+async def inference_cross_lingual(request: Request) -> Response:
+    """Speak with the voice of a recording in any language."""
+    return await answer(
+        request,
+        "cross_lingual",
+        CrossLingual,
+        lambda fields: VoiceChoice(
+            prompt_wav=fields.prompt_wav, prompt_text="", tts_model_name=fields.tts_model_name
+        ),
+    )
+
+
+@router.api_route(
+    "/inference_instruct", methods=["GET", "POST"], openapi_extra=body_of(Instruct), response_class=Response
+)
+@router.api_route(
+    "/inference_instruct2", methods=["GET", "POST"], openapi_extra=body_of(Instruct), response_class=Response
+)
+async def inference_instruct(request: Request) -> Response:
+    """Speak as an instruction says."""
+    return await answer(request, "instruct", Instruct, _instructed)

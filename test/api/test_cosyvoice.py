@@ -1,0 +1,91 @@
+"""The routes of CosyVoice's own server, asked as its client asks."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak
+from support.sound_files import seconds
+
+TEXT = "Hello there, how are you today?"
+EXACT = {"min_new_tokens": "25", "max_new_tokens": "25", "seed": "5"}
+RECORDING = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes())}
+
+
+@pytest.fixture(scope="module")
+def http(server: Server):
+    with server.client() as client:
+        yield client
+
+
+def ask(http: httpx.Client, route: str, method: str = "GET", recording: bool = False, **fields) -> bytes:
+    answer = http.request(
+        method, route, data={"tts_text": TEXT, **EXACT, **fields}, files=RECORDING if recording else None
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def test_stored_voice(http):
+    pcm = ask(http, "/inference_sft", spk_id="tiny_spk")
+    assert len(pcm) == 48_000
+    assert pcm == ask(http, "/inference_sft", "POST", spk_id="tiny_spk")
+    assert pcm == speak(http, TEXT, spk_id="tiny_spk", **EXACT).content
+
+
+def test_recording_without_its_way_of_speaking(http):
+    pcm = ask(http, "/inference_cross_lingual", recording=True)
+    assert pcm == speak(http, TEXT, prompt_text="", **EXACT).content
+    assert pcm != speak(http, TEXT, prompt_text=PROMPT_TEXT, **EXACT).content
+
+
+@pytest.mark.parametrize("route", ["/inference_instruct", "/inference_instruct2"])
+@pytest.mark.parametrize("recording", [True, False])
+def test_instruction(http, route, recording):
+    """It goes to the model as an instruction, with or without the mark, and not as what a recording says."""
+    voice = {} if recording else {"spk_id": "tiny_spk"}
+    pcm = ask(http, route, recording=recording, instruct_text="Speak softly.", **voice)
+    assert pcm == ask(http, route, recording=recording, instruct_text="Speak softly.<|endofprompt|>", **voice)
+    native = speak(http, TEXT, prompt_text="Speak softly.<|endofprompt|>", **voice, **EXACT)
+    assert pcm == native.content
+    assert pcm != ask(http, route, recording=recording, instruct_text="Shout.", **voice)
+
+
+def test_stored_recordings_take_instructions(http):
+    form = {"spk_id": "instructed", "prompt_text": PROMPT_TEXT}
+    http.post("/add_spk", data=form, files=RECORDING).raise_for_status()
+    pcm = ask(http, "/inference_instruct2", spk_id="instructed", instruct_text="Speak softly.")
+    assert pcm == ask(http, "/inference_instruct2", recording=True, instruct_text="Speak softly.")
+    http.delete("/spk/instructed")
+
+
+@pytest.mark.parametrize(
+    ("route", "fields", "status", "reason"),
+    [
+        ("/inference_sft", {}, 422, "spk_id"),
+        ("/inference_sft", {"spk_id": "nobody"}, 400, "nobody"),
+        ("/inference_cross_lingual", {}, 422, "prompt_wav"),
+        ("/inference_instruct", {"spk_id": "tiny_spk"}, 422, "instruct_text"),
+        ("/inference_instruct2", {"instruct_text": "Softly."}, 422, "no voice"),
+        ("/inference_instruct", {"spk_id": "tiny_spk", "instruct_text": "<|endofprompt|>"}, 400, "is empty"),
+        (
+            "/inference_instruct",
+            {"spk_id": "tiny_spk", "instruct_text": "a<|endofprompt|>b"},
+            400,
+            "before its end",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(http, route, fields, status, reason):
+    refused = http.post(route, data={"tts_text": TEXT, **fields})
+    assert refused.status_code == status and reason in refused.json()["message"]
+
+
+@pytest.mark.parametrize("stream", ["true", "false"])
+def test_other_formats_of_the_native_routes(http, stream):
+    opus = ask(http, "/inference_sft", spk_id="tiny_spk", format="opus", stream=stream)
+    assert seconds(opus) == pytest.approx(1.0, abs=0.05)
+    wav = speak(http, TEXT, spk_id="tiny_spk", format="wav", sample_rate=8000, stream=stream, **EXACT)
+    assert wav.headers["x-sample-rate"] == "8000" and seconds(wav.content) == pytest.approx(1.0, abs=0.01)
+    refused = speak(http, TEXT, spk_id="tiny_spk", format="wav", sample_rate=8001)
+    assert refused.status_code == 400 and "8001" in refused.json()["message"]
