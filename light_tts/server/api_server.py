@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
@@ -26,9 +27,9 @@ class _Application(BaseApplication):
         return self._app
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     try:
-        parsed = api_cli.parse(sys.argv[1:])
+        parsed = api_cli.parse(sys.argv[1:] if argv is None else argv)
     except SettingsError as error:
         api_cli.refuse(error)
     _Application(parsed.settings, api_start.start(parsed)).run()

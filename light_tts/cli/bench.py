@@ -1,0 +1,11 @@
+"""`light-tts bench`: the load generator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def run(argv: Sequence[str]) -> int:
+    from light_tts.tools.bench import command  # needs aiohttp, and says so
+
+    return command.main(list(argv))

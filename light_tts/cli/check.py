@@ -1,0 +1,147 @@
+"""`light-tts check DIR`: whether this machine can serve a checkpoint directory, and what is missing."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from light_tts.cli import machine
+from light_tts.cli.client import Problem
+from light_tts.cli.findings import Findings
+from light_tts.server.core.default_checkpoint import default_checkpoint
+from light_tts.server.core.settings import Settings, SettingsError
+from light_tts.server.core.styles import STYLE_FILE, StyleError, load_styles
+
+FILES = (
+    "cosyvoice2.yaml",
+    "flow.pt",
+    "hift.pt",
+    "campplus.onnx",
+    "speech_tokenizer_v2.onnx",
+    "CosyVoice-BlankEN",
+)
+SPEAKERS = "spk2info.pt"
+
+
+def add_parser(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="a checkpoint directory and this machine: what will run, what is missing",
+        description="Load every part of a checkpoint as the server does, and say what this machine has for "
+        "it. Exit code 1 where a server could not start.",
+    )
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="default: the voice that comes with Light-TTS"
+    )
+    parser.add_argument("--quick", action="store_true", help="only look whether the files are there")
+    parser.add_argument("--host", default=Settings().host, help="address to try (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=int, default=Settings().port, help="port to try (default: %(default)s)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        directory = Path(args.directory) if args.directory else default_checkpoint()
+    except SettingsError as error:
+        raise Problem(str(error)) from None
+    if not directory.is_dir():
+        raise Problem(f"{directory}: there is no such directory")
+    findings = Findings()
+    machine.look(findings)
+    _port(findings, args.host, args.port)
+    findings.heading(f"Checkpoint {directory}")
+    if _files(findings, directory) and not args.quick:
+        _load(findings, directory)
+    print()
+    if findings.bad:
+        print(f"A server will not start: {', '.join(findings.bad)}.")
+        return 1
+    print(f"A server will start: light-tts serve --model_dir {directory}")
+    return 0
+
+
+def _port(findings: Findings, host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            findings.fail(
+                "port", f"{host}:{port}: {getattr(error, 'strerror', None) or error}; try another --port"
+            )
+        else:
+            findings.ok("port", f"{host}:{port} is free")
+
+
+def _files(findings: Findings, directory: Path) -> bool:
+    """Whether all are there."""
+    missing = [name for name in FILES if not (directory / name).exists()]
+    try:
+        styles = load_styles(directory)
+        names = ", ".join(style.name for style in styles)
+        findings.ok("styles", names if (directory / STYLE_FILE).exists() else "one (llm.pt)")
+    except StyleError as error:
+        findings.fail("styles", str(error))
+        return False
+    if missing:
+        findings.fail("files", f"missing: {', '.join(missing)}")
+        return False
+    size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    findings.ok("files", f"all there, {size / machine.GB:.2f} GB")
+    return True
+
+
+def _load(findings: Findings, directory: Path) -> None:
+    """Each part in turn, as the stages do it, on the CPU."""
+    for what, load in _parts(directory):
+        begun = time.monotonic()
+        try:
+            text = load()
+        except Exception as error:  # whatever is wrong with a file: its name is in the message
+            findings.fail(what, str(error))
+        else:
+            findings.ok(what, f"{text} ({time.monotonic() - begun:.1f} s)")
+        gc.collect()
+
+
+def _parts(directory: Path) -> Iterator[tuple[str, Callable[[], str]]]:
+    import torch
+
+    from light_tts.models.checkpoint.config import load_config
+    from light_tts.models.flow.flow import Flow
+    from light_tts.models.frontend.frontend import Frontend
+    from light_tts.models.llm.speech_lm import SpeechLM
+    from light_tts.models.vocoder.hift import Hift
+
+    cpu = torch.device("cpu")
+
+    def size(model: torch.nn.Module) -> str:
+        return f"{sum(weights.numel() for weights in model.parameters()) / 1e6:.1f} million weights"
+
+    def settings() -> str:
+        config = load_config(directory)
+        return f"{config.sample_rate} Hz, {config.token_frame_rate} speech tokens a second"
+
+    def frontend() -> str:
+        speakers = sorted(Frontend(directory, load_config(directory)).speakers)
+        return f"stored speakers: {', '.join(speakers)}" if speakers else f"no stored speakers ({SPEAKERS})"
+
+    yield "settings", settings
+    yield "text, prompts", frontend
+    for style in load_styles(directory):
+        yield (
+            f"LLM {style.name}",
+            lambda path=style.llm_path: size(
+                SpeechLM.from_checkpoint(directory, path, load_config(directory), cpu)
+            ),
+        )
+    yield "flow", lambda: size(Flow.from_checkpoint(directory, load_config(directory), cpu))
+    yield "vocoder", lambda: size(Hift.from_checkpoint(directory, load_config(directory), cpu))

@@ -1,0 +1,41 @@
+"""What has been spoken of a long text, kept beside the file that it is for, so that a run that was broken off
+goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from light_tts.cli.client import Voice
+
+
+class PartsStore:
+    """One file of PCM a part, named by all that the sound depends on and its sample rate."""
+
+    def __init__(self, output: Path, voice: Voice, options: Mapping[str, Any]) -> None:
+        self.directory = output.with_name(f"{output.name}.parts")
+        recording = hashlib.sha256(voice.recording or b"").hexdigest()
+        self._key = repr((voice.name, recording, voice.text, sorted(options.items())))
+
+    def find(self, text: str) -> tuple[int, Path] | None:
+        """Sample rate and file of a part that has been spoken."""
+        for path in self.directory.glob(f"{self._name(text)}.*.pcm"):
+            return int(path.name.split(".")[1]), path
+        return None
+
+    def add(self, text: str, rate: int, pcm: bytes) -> None:
+        self.directory.mkdir(exist_ok=True)
+        path = self.directory / f"{self._name(text)}.{rate}.pcm"
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_bytes(pcm)
+        os.replace(unfinished, path)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _name(self, text: str) -> str:
+        return hashlib.sha256(f"{self._key}\0{text}".encode()).hexdigest()[:24]
