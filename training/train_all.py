@@ -82,6 +82,7 @@ class Steps:
         self._end = self._begun + 60 * minutes - LAST_SECONDS
         self._running: dict[str, subprocess.Popen] = {}
         self._packed_at = 0.0
+        self._packed: dict[str, int] = {}  # when the training file that was packed last was written
         (work / "logs").mkdir(parents=True, exist_ok=True)
         out.mkdir(parents=True, exist_ok=True)
 
@@ -151,7 +152,9 @@ class Steps:
         for name in PACKED:
             path = training_file(self._work, name)
             target = self._out / path.name
-            if path.exists() and (not target.exists() or path.stat().st_mtime > target.stat().st_mtime):
+            if path.exists() and path.stat().st_mtime_ns != self._packed.get(name):
+                # Of the file that is read: a training may write another while it is.
+                self._packed[name] = path.stat().st_mtime_ns
                 pack(path, target)
         lines = []
         for log in sorted((self._work / "logs").glob("*.log")):

@@ -1,11 +1,14 @@
 """The unattended run of all trainings: what it starts, stops and leaves behind."""
 
+import os
 import time
 
 import pytest
 import torch
 from support.server_process import VOICE
 
+from training import train_all
+from training.checkpoint import training_file
 from training.export import restore
 from training.train_all import Steps, Stopped
 
@@ -58,6 +61,23 @@ def test_a_stopped_training_leaves_its_weights_in_half_precision(steps, tmp_path
         assert weights["weight"].tolist() == [0.0, 0.0]  # the average
         assert weights["steps"] == 3
     assert "ready" in (tmp_path / "out" / "report.txt").read_text()
+
+
+def test_weights_written_while_others_are_packed_are_packed_next(steps, tmp_path, monkeypatch):
+    path = training_file(tmp_path / "work", "flow")
+    torch.save({"minutes": 1.0}, path)
+    pack = train_all.pack
+
+    def slow(source, target):
+        pack(source, target)
+        torch.save({"minutes": 2.0}, path)
+        os.utime(target, (time.time() + 5,) * 2)
+
+    monkeypatch.setattr(train_all, "pack", slow)
+    steps.pack()
+    monkeypatch.setattr(train_all, "pack", pack)
+    steps.pack()
+    assert torch.load(tmp_path / "out" / "flow.pt", weights_only=True)["minutes"] == 2.0
 
 
 def test_a_training_that_goes_on_has_its_minutes_behind_it(steps, tmp_path):
