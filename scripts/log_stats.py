@@ -9,6 +9,7 @@ how many requests were not served, by outcome.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections import Counter, deque
@@ -20,6 +21,16 @@ COST_TIME = re.compile(r"cost_time (\d+(?:\.\d+)?)ms\s*$")
 NOT_SERVED = re.compile(r" route=(?!health )\S+ outcome=(\w+) .* after \d+ms\s*$")
 
 
+def message(line: str) -> str:
+    """The message of a line of `--log_format json`; other lines as they are."""
+    if not line.startswith("{"):
+        return line
+    try:
+        return json.loads(line)["message"]
+    except (ValueError, KeyError):
+        return line
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count, mean, P50, P90 and P99 of cost_time in a log.")
     parser.add_argument("log", type=Path, nargs="?", default=Path("logs/light-tts.log"))
@@ -29,7 +40,7 @@ def main() -> int:
         with args.log.open(encoding="utf-8", errors="replace") as lines:
             times: deque[float] = deque(maxlen=args.last)
             not_served: Counter[str] = Counter()
-            for line in lines:
+            for line in map(message, lines):
                 if match := COST_TIME.search(line):
                     times.append(float(match[1]))
                 elif match := NOT_SERVED.search(line):

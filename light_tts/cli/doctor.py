@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from light_tts.common.log import FILE_NAME
 from light_tts.server.core.rundir import PREFIX, SHARED_MEMORY, RunDir
 from light_tts.server.core.settings import Settings
 
-TROUBLES = (" WARNING ", " ERROR ", " CRITICAL ")
+TROUBLES = re.compile(r'[ "](WARNING|ERROR|CRITICAL)[ "]')
 LINES = 5
 MANY_FAILURES = 0.02  # of the requests
 HEALTH_SECONDS = 70.0
@@ -111,7 +112,7 @@ def _log(findings: Findings, path: Path) -> None:
         findings.note("log", f"{path} is not there (--log_dir)")
         return
     with open(path, encoding="utf-8", errors="replace") as file:
-        last = deque((line.rstrip() for line in file if any(mark in line for mark in TROUBLES)), LINES)
+        last = deque((line.rstrip() for line in file if TROUBLES.search(line)), LINES)
     findings.add("note" if last else "ok", "log", "\n".join(last) or f"no warnings in {path}")
 
 

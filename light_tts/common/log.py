@@ -8,19 +8,26 @@ one datagram, so lines never mix.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import logging.handlers
 import os
+import re
 import socket
 import sys
 import time
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Literal
 
 FILE_NAME = "light-tts.log"
 MAX_BYTES = 50 * 2**20
 BACKUPS = 10
 MAX_LINE = 64 * 1024  # bytes; a datagram must fit the socket's buffer
 SEND_SECONDS = 1.0  # a full writer holds a process up for so long at most
+
+Format = Literal["text", "json"]
+_REQUEST = re.compile(r"[0-9a-f]{16}(?= )")  # the id at the beginning of a line
 
 
 class _Formatter(logging.Formatter):
@@ -29,6 +36,33 @@ class _Formatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         name = process.replace("%", "%%")
         super().__init__(f"%(asctime)s %(levelname)s {name}[{os.getpid()}] %(message)s")
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object a line: time, level, process, pid, message; `request` where the line is about one; and what
+    `extra={"fields": {...}}` of the call has."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "process": self._process,
+            "pid": os.getpid(),
+            "message": record.getMessage(),
+        }
+        if request := _REQUEST.match(line["message"]):
+            line["request"] = request[0]
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+_FORMATTERS = {"text": _Formatter, "json": _JsonFormatter}
 
 
 class _SocketHandler(logging.Handler):
@@ -97,16 +131,16 @@ class LogWriter:
         self._file.close()
 
 
-def append(directory: str, process: str, level: str, message: str) -> None:
+def append(directory: str, process: str, level: str, message: str, format: Format = "text") -> None:
     """Add one line to the log file of a server that did not start, where that can be done."""
     record = logging.LogRecord("light_tts", logging.getLevelName(level), "", 0, message, None, None)
     with contextlib.suppress(OSError):
         os.makedirs(directory, exist_ok=True)
         with open(Path(directory) / FILE_NAME, "a", encoding="utf-8") as file:
-            file.write(_Formatter(process).format(record) + "\n")
+            file.write(_FORMATTERS[format](process).format(record) + "\n")
 
 
-def setup(process: str, level: str, writer: Path | LogWriter | None = None) -> None:
+def setup(process: str, level: str, writer: Path | LogWriter | None = None, format: Format = "text") -> None:
     """Set up logging of this process, called `process` (replaces an earlier set-up, as after a fork).
 
     `level`: debug, info, warning or error. `writer`: the log writer or its socket; None for the console only.
@@ -120,7 +154,7 @@ def setup(process: str, level: str, writer: Path | LogWriter | None = None) -> N
     for old in list(root.handlers):
         root.removeHandler(old)
         old.close()
-    formatter = _Formatter(process)
+    formatter = _FORMATTERS[format](process)
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)

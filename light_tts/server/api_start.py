@@ -74,7 +74,8 @@ def start(parsed: Parsed) -> FastAPI:
         if _front is not None:
             _front.stop()  # so that the reason is the last line
         elif parsed.settings.log_dir:
-            logs.append(parsed.settings.log_dir, "front", "ERROR", f"the server cannot start: {error}")
+            line = f"the server cannot start: {error}"
+            logs.append(parsed.settings.log_dir, "front", "ERROR", line, parsed.settings.log_format)
         print(f"light-tts: error: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -102,7 +103,7 @@ class Front:
         self.run_dir.register_process()
         settings_file.save(config, str(self.run_dir.settings))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.run_dir.metrics)
-        logs.setup("front", config.log_level, self._log_socket)
+        logs.setup("front", config.log_level, self._log_socket, config.log_format)
         ours, theirs = socket.socketpair()
         self._control = Control(ours)
         command = [
@@ -182,7 +183,7 @@ class Front:
         """In a fresh HTTP worker, before anything else."""
         process.die_with_parent(self._pid)
         self.run_dir.register_process()
-        logs.setup("http", self.config.log_level, self._log_socket)
+        logs.setup("http", self.config.log_level, self._log_socket, self.config.log_format)
 
     def _interrupt(self, arbiter: Arbiter) -> None:
         if self._draining:

@@ -21,6 +21,7 @@ from light_tts.tools.evaluation.words import word_errors
 
 TEXT = "The boat was on its way to the sea."
 SEED = "3"
+KEY = "0123456789abcdef0123456789abcdef"
 RATE = 24_000
 FADE = 0.006  # seconds at both ends of what is played
 PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
@@ -146,9 +147,9 @@ def test_a_text_is_heard_as_the_server_spoke_it_to_the_sample(page, server):
     first = heard(page)
     check_words(first, TEXT)
     received = downloaded(page)
-    fields = {"tts_text": TEXT, "spk_id": "anna", "seed": SEED, "stream": "true", "format": "wav"}
+    fields = {"input": TEXT, "voice": "anna", "seed": int(SEED), "response_format": "wav"}
     with server.client() as client:
-        answer = client.post("/inference_zero_shot", data=fields)
+        answer = client.post("/v1/audio/speech", json=fields)
     expected, _ = soundfile.read(io.BytesIO(answer.content), dtype="float32")
     np.testing.assert_array_equal(received, expected)
 
@@ -158,6 +159,18 @@ def test_a_text_is_heard_as_the_server_spoke_it_to_the_sample(page, server):
     wait_until_silent(page)
     assert largest_difference(heard(page), received) < 1e-4, "a gap or a click"
     assert page.locator("#first-audio").inner_text() != "–" and page.locator("#rtf").inner_text() != "–"
+
+
+def test_a_file_of_another_format_is_given(page):
+    page.get_by_label("Speed").select_option("1.5×")
+    speak(page)
+    page.get_by_label("File format").select_option("MP3")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "speech.mp3"
+    samples, rate = soundfile.read(Path(download.value.path()), dtype="float32")
+    assert rate == RATE
+    check_words(samples, TEXT, most=2)
 
 
 @pytest.mark.parametrize("page", [PHONE], ids=["phone"], indirect=True)
@@ -235,6 +248,23 @@ def test_an_error_is_shown(page):
     page.get_by_role("textbox", name="Text", exact=True).fill("…")
     page.get_by_role("button", name="Speak", exact=True).click()
     page.get_by_role("alert").get_by_text("There is no text").wait_for()
+
+
+def test_an_api_key_is_asked_for(browser):
+    with launch(model_dir=None, api_key=KEY) as guarded:
+        page = browser.new_page(locale="en-GB")
+        page.set_default_timeout(WAIT_MS)
+        page.goto(guarded.url)
+        page.get_by_text("asks for an API key").wait_for()
+        page.get_by_label("API key").fill(KEY)
+        page.get_by_role("button", name="Use", exact=True).click()
+        speak(page, "Good morning.")
+        page.get_by_role("tab", name="Type and listen").click()
+        page.get_by_label("Type here").press_sequentially("Good evening. ")
+        page.get_by_label("Type here").press("Enter")
+        wait_until_silent(page)
+        assert len(downloaded(page)) > 0.4 * RATE
+        page.close()
 
 
 def test_its_files_may_be_of_this_server_only(server):

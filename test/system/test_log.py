@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import select
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from light_tts.common import log
 SPEAKER = """
 import logging, sys
 from pathlib import Path
-from light_tts.utils import log
+from light_tts.common import log
 log.setup(sys.argv[1], "info", Path(sys.argv[2]))
 for number in range(300):
     logging.getLogger("x").info("line %d", number)
@@ -40,6 +42,24 @@ def test_lines_of_many_processes_reach_the_file_complete_and_in_each_ones_order(
     for name in names:
         own = [line.rsplit(" ", 1)[1] for line in lines if f" INFO {name}[" in line]
         assert own == [str(number) for number in range(300)]
+
+
+def test_lines_can_be_json(tmp_path, capsys):
+    log.setup("http", "info", format="json")
+    try:
+        logging.getLogger("x").info(
+            "0123456789abcdef spoke %d %%", 7, extra={"fields": {"route": "zero_shot"}}
+        )
+        try:
+            raise ValueError("two\nlines")
+        except ValueError:
+            logging.getLogger("x").exception("wrong")
+    finally:
+        logging.getLogger().handlers.clear()
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first["message"] == "0123456789abcdef spoke 7 %" and first["request"] == "0123456789abcdef"
+    assert (first["level"], first["process"], first["route"]) == ("INFO", "http", "zero_shot")
+    assert second["level"] == "ERROR" and "ValueError" in second["exception"] and "request" not in second
 
 
 def test_a_process_goes_on_without_its_writer(tmp_path):

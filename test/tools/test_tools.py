@@ -130,6 +130,9 @@ def test_log_stats_counts_what_was_not_served_apart(tmp_path: Path):
     )
     lines = run("scripts/log_stats.py", str(log)).stdout.splitlines()
     assert lines[0] == "count 1" and "mean  100.0 ms" in lines
+    as_json = "".join(json.dumps({"message": line}) + "\n" for line in log.read_text().splitlines())
+    log.write_text(as_json)
+    assert run("scripts/log_stats.py", str(log)).stdout.splitlines() == lines
     assert lines[-1] == "not served: rejected 1"
 
 

@@ -211,6 +211,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Meta(description="of the log's lines; json: an object each")
+    ] = "text"
     log_stats_interval: Annotated[Seconds, Meta(description="seconds between throughput lines")] = 10.0
     disable_log_stats: Annotated[bool, Meta(description="no throughput lines")] = False
     hang_timeout_gpu: Annotated[

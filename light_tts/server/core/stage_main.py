@@ -44,7 +44,7 @@ def main() -> None:
     run_dir = RunDir.open(args.run_dir, config.zmq_mode)
     run_dir.register_process()
     name = f"{args.stage}-{args.index}"
-    log.setup(name, config.log_level, run_dir.log if config.log_dir else None)
+    log.setup(name, config.log_level, run_dir.log if config.log_dir else None, config.log_format)
 
     inbox, outbox = Inbox(args.address), Outbox()
     ctx = StageContext(

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from light_tts.server.core import messages, metrics
 from light_tts.server.httpserver.admission import Place
@@ -163,7 +163,24 @@ class SpeechCall:
             f" error={self.failure.message!r}" if self.failure is not None else "",
             "cost_time" if served else "after",
             duration * 1000,
+            extra={"fields": self._figures(outcome, duration, audio_seconds)},
         )
+
+    def _figures(self, outcome: str, duration: float, audio_seconds: float) -> dict[str, Any]:
+        """What the log's last line of a request says, for machines."""
+        figures = {
+            "route": self._route,
+            "outcome": outcome,
+            "seconds": round(duration, 4),
+            "audio_seconds": round(audio_seconds, 2),
+        }
+        if self._first_audio is not None:
+            figures["first_audio_seconds"] = round(self._first_audio, 4)
+        if self._seed is not None:
+            figures["seed"] = self._seed
+        if self.failure is not None:
+            figures["error"] = self.failure.message
+        return figures
 
     def _measure_pace(self, duration: float, audio_seconds: float) -> None:
         """Only where the pace is the server's, not that of the client's text."""

@@ -85,7 +85,7 @@ class Supervisor:
             except OSError as error:
                 raise StartFailed(f"--log_dir {self.config.log_dir}: {error}") from error
             self.loop.add_reader(self.writer, self.writer.take)
-        logs.setup("supervisor", self.config.log_level, self.writer)
+        logs.setup("supervisor", self.config.log_level, self.writer, self.config.log_format)
 
     def _watch_front(self) -> None:
         self.loop.add_reader(self.control, self._read_control)

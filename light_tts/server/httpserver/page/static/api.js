@@ -68,22 +68,29 @@ export async function metrics() {
   return (await ask("metrics")).text();
 }
 
-/** Speech as it is made. `voice`: {spk_id} or {recording, text}.
- * @returns {{rate: number, pieces: ReadableStreamDefaultReader}} */
-export async function speech(text, voice, { seed, style }, signal) {
-  const form = new FormData();
-  form.set("tts_text", text);
-  form.set("stream", "true");
-  form.set("seed", String(seed));
-  if (style) form.set("tts_model_name", style);
+/** Speech in one of the formats of /v1/audio/speech. `voice`: {spk_id} or {recording, text}. */
+async function spoken(text, voice, { seed, speed, style }, format, signal) {
+  const body = { input: text, seed, speed, response_format: format };
+  if (style) body.model = style;
   if (voice.recording) {
-    form.set("prompt_text", voice.text);
-    form.set("prompt_wav", voice.recording, "voice.wav");
+    body.ref_audio = await base64(voice.recording);
+    body.ref_text = voice.text;
   } else {
-    form.set("spk_id", voice.spk_id);
+    body.voice = voice.spk_id;
   }
-  const answer = await ask("inference_zero_shot", { method: "POST", body: form, signal });
+  const headers = { "Content-Type": "application/json" };
+  return ask("v1/audio/speech", { method: "POST", headers, body: JSON.stringify(body), signal });
+}
+
+/** PCM as it is made. @returns {{rate: number, pieces: ReadableStreamDefaultReader}} */
+export async function speech(text, voice, options, signal) {
+  const answer = await spoken(text, voice, options, "pcm", signal);
   return { rate: Number(answer.headers.get("X-Sample-Rate")), pieces: answer.body.getReader() };
+}
+
+/** @returns {Blob} the whole of it */
+export async function speechFile(text, voice, options, format) {
+  return (await spoken(text, voice, options, format)).blob();
 }
 
 /** A WebSocket that takes text and gives audio; its first message has been prepared as `opening`. */

@@ -11,6 +11,8 @@ import { Voices } from "./voices.js";
 import { Waveform } from "./waveform.js";
 
 const MOST_SEED = 2 ** 32;
+const SPEEDS = [0.75, 1, 1.25, 1.5, 2];
+const FORMATS = ["wav", "mp3", "opus", "aac", "flac"];
 const element = (id) => document.getElementById(id);
 
 const player = new Player();
@@ -21,6 +23,7 @@ const voices = new Voices(fail);
 const typing = new Typing(() => ({ voice: voices.choice, options: options() }), player, show, fail);
 let speaking = null;
 let figures = null; // of what is or was spoken last
+let request = null; // the same: {text, voice, options}
 
 // ---------------------------------------------------------------- what is chosen
 
@@ -28,6 +31,7 @@ function options() {
   const seed = element("seed").value.trim();
   return {
     seed: seed === "" ? Math.floor(Math.random() * MOST_SEED) : Number(seed),
+    speed: Number(element("speed").value),
     style: element("style").value,
   };
 }
@@ -41,7 +45,8 @@ element("panel-whole").addEventListener("submit", async (event) => {
   if (!/[\p{L}\p{N}]/u.test(text) || !voice) return fail(new Error(t("noText")));
   endAll();
   begin();
-  const mine = (speaking = new Speaking(text, voice, options(), player, show));
+  request = { text, voice, options: options() };
+  const mine = (speaking = new Speaking(text, voice, request.options, player, show));
   figures = mine.figures;
   show();
   try {
@@ -87,9 +92,11 @@ function say(text) {
     element("transcript").textContent = "";
     typed = true;
     figures = typing.figures = { firstAudio: null, rtf: null };
+    request = { text: "", voice: voices.choice, options: { ...options(), speed: 1 } };
   }
   element("error").hidden = true;
   player.unlock();
+  request.text += text;
   typing.send(text);
   element("transcript").append(text);
   element("transcript").scrollTop = element("transcript").scrollHeight;
@@ -149,13 +156,32 @@ play.addEventListener("click", () => {
 });
 player.addEventListener("change", show);
 
-element("download").addEventListener("click", () => {
+// What has been heard as WAV; other formats are spoken by the server once more, with the same seed.
+element("download").addEventListener("click", async () => {
+  const format = element("format").value;
+  const button = element("download");
+  button.disabled = true;
+  button.textContent = t("preparing");
+  try {
+    const file =
+      format === "wav"
+        ? wav(player.store.all(), player.rate)
+        : await api.speechFile(request.text, request.voice, request.options, format);
+    save(file, `speech.${format}`);
+  } catch (error) {
+    fail(error);
+  }
+  button.textContent = t("download");
+  show();
+});
+
+function save(file, name) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(wav(player.store.all(), player.rate));
-  link.download = "speech.wav";
+  link.href = URL.createObjectURL(file);
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
-});
+}
 
 // ---------------------------------------------------------------- what is shown
 
@@ -230,7 +256,8 @@ async function load() {
   }
 }
 
-element("format").append(new Option("WAV", "wav"));
+for (const format of FORMATS) element("format").append(new Option(format.toUpperCase(), format));
+for (const speed of SPEEDS) element("speed").append(new Option(`${speed}×`, speed, speed === 1, speed === 1));
 onLanguage(() => {
   show();
   showCount();
