@@ -28,11 +28,13 @@ from light_tts.server.httpserver import (
 from light_tts.server.httpserver.access.guard import Guard
 from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.access.usage import KeyUsage
+from light_tts.server.httpserver.elevenlabs import speech as elevenlabs_speech
+from light_tts.server.httpserver.elevenlabs import stream as elevenlabs_stream
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.openai import listing, speech, voices
+from light_tts.server.httpserver.openai import listing, speech, stream, voices
 from light_tts.server.httpserver.openai.names import Names
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.voices import VoiceStore
@@ -60,7 +62,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         await manager.close()
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
-    surfaces = (speech, listing, voices, routes_cosyvoice, page)
+    surfaces = (speech, listing, voices, stream, elevenlabs_speech, elevenlabs_stream, routes_cosyvoice, page)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings

@@ -162,9 +162,9 @@ def random_seed() -> int:
     return secrets.randbelow(MAX_SEED + 1)
 
 
-def speech_options(fields: Drawing, longest: int, seed: int) -> SpeechOptions:
-    """What was asked for, with `seed` where none was. `longest`: most tokens of a part.
-    Raises RequestError (400)."""
+def speech_options(fields: Drawing, longest: int, seed: int, speed: float = 1.0) -> SpeechOptions:
+    """What was asked for, with `seed` where none was. `longest`: most tokens of a part; `speed`: where the
+    stages are to change it. Raises RequestError (400)."""
     least, most = fields.min_new_tokens, fields.max_new_tokens
     if least is not None and most is not None and least > most:
         raise RequestError(400, f"min_new_tokens {least} is above max_new_tokens {most}")
@@ -176,7 +176,7 @@ def speech_options(fields: Drawing, longest: int, seed: int) -> SpeechOptions:
             )
     given = {name: getattr(fields, name, None) for name in SpeechOptions.__struct_fields__}
     given = {name: value for name, value in given.items() if value is not None}
-    return SpeechOptions(**{"seed": seed, **given})
+    return SpeechOptions(**{"seed": seed, **given, "speed": speed})
 
 
 class NewVoiceFields(BodyFields):

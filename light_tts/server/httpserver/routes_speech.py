@@ -84,7 +84,7 @@ async def _admitted_speech(
     choice = voice(fields)
     style = manager.style_index(choice.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
-    options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
+    options = speech_options(fields, manager.settings.max_part_tokens, random_seed(), fields.speed)
     call.admit(options, text)
     prompt = await reader.prompt(choice)
     return Speech(

@@ -1,4 +1,4 @@
-"""The body of POST /v1/audio/speech."""
+"""The fields of OpenAI's speech requests, and what other servers have added to them."""
 
 from __future__ import annotations
 
@@ -32,29 +32,22 @@ Voice = Annotated[str, BeforeValidator(_name_of)]
 Reference = Annotated[Recording, BeforeValidator(_no_address), BeforeValidator(_only)]
 
 
-class CreateSpeech(Drawing):
-    """OpenAI's fields; from `seed` on, extensions. What is not known is left alone: clients of other servers
-    send fields of their own."""
+class SpokenSpeech(Drawing):
+    """How something is spoken, in OpenAI's fields and those of vLLM-Omni. What is not known is left alone:
+    clients of other servers send fields of their own."""
 
     model_config = ConfigDict(extra="allow")
     recordings = frozenset({"ref_audio"})
 
-    input: str = Field(description="what to say")
     model: str | None = Field(None, description="one of /v1/models")
     voice: Voice | None = Field(
         None,
         validation_alias=AliasChoices("voice", "speaker"),
         description='one of /v1/audio/voices: its name, or {"id": name}',
     )
-    response_format: Format = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4.0, allow_inf_nan=False)
     instructions: str | None = Field(
         None, max_length=MAX_INSTRUCTIONS, description="how to speak; needs a checkpoint that was trained so"
-    )
-    stream_format: Literal["audio", "sse"] | None = None
-    stream: bool | None = Field(
-        None,
-        description="false: the answer comes in one piece, with its length; true without stream_format: sse",
     )
     ref_audio: Reference | None = Field(
         None, description="recording of the voice to speak with, as base64 or data: URL"
@@ -63,6 +56,18 @@ class CreateSpeech(Drawing):
     sample_rate: int | None = Field(None, description="Hz of the audio; default: the checkpoint's")
     max_pause: float | None = Field(
         None, ge=0.05, le=10, description="seconds to which longer pauses are shortened"
+    )
+
+
+class CreateSpeech(SpokenSpeech):
+    """POST /v1/audio/speech"""
+
+    input: str = Field(description="what to say")
+    response_format: Format = "mp3"
+    stream_format: Literal["audio", "sse"] | None = None
+    stream: bool | None = Field(
+        None,
+        description="false: the answer comes in one piece, with its length; true without stream_format: sse",
     )
 
     @property

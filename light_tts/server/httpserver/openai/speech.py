@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 
 from light_tts.server.httpserver.call import SpeechCall
@@ -69,7 +68,6 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
         recording_text=fields.ref_text,
         instructions=fields.instructions,
     )
-    options = msgspec.structs.replace(options, speed=1.0)  # the tempo is changed on the way out
     return Speech(style=style, prompt=prompt, options=options, text=text, stream=not fields.whole)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, get_args
 
 import av
@@ -11,6 +11,7 @@ import numpy as np
 
 from light_tts.server.httpserver import audio_out
 
+# Those of OpenAI; "ulaw" and "alaw", the formats of telephony, are known beside them.
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 FORMATS: tuple[str, ...] = get_args(Format)
 SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -42,6 +43,8 @@ CODECS = {
     ),
     "aac": Codec("aac", "adts", "audio/aac", 96_000, options={"aac_coder": "fast"}),
     "flac": Codec("flac", "flac", "audio/flac"),
+    "ulaw": Codec("pcm_mulaw", "mulaw", "audio/basic"),
+    "alaw": Codec("pcm_alaw", "alaw", "audio/x-alaw-basic"),
 }
 
 
@@ -137,8 +140,11 @@ class CodecEncoder:
         return self._file.getvalue() if self._file is not None else self._outlet.take()
 
 
-def encoder(format: str, rate: int, whole: bool) -> Encoder:
-    """`rate`: one of `rates_of(format)`."""
+def encoder(format: str, rate: int, whole: bool, bit_rate: int | None = None) -> Encoder:
+    """`rate`: one of `rates_of(format)`; `bit_rate`: bits a second, where the format has a choice."""
     if format in CODECS:
-        return CodecEncoder(CODECS[format], rate, whole)
+        codec = CODECS[format]
+        if bit_rate is not None and codec.bit_rate is not None:
+            codec = replace(codec, bit_rate=bit_rate)
+        return CodecEncoder(codec, rate, whole)
     return RawEncoder(format, rate, whole)

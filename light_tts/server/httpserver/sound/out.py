@@ -14,13 +14,15 @@ from light_tts.server.httpserver.sound.shape import Fade, PauseLimit, Resampler,
 @dataclass(frozen=True)
 class SoundWishes:
     """How a client wants its audio. `sample_rate` None: that of the checkpoint; `max_pause`: seconds to which
-    longer pauses are cut; `whole`: all at once, with its length, instead of bit by bit."""
+    longer pauses are cut; `whole`: all at once, with its length, instead of bit by bit; `bit_rate`: bits a
+    second, None: what suits the format."""
 
     format: str
     sample_rate: int | None = None
     speed: float = 1.0
     max_pause: float | None = None
     whole: bool = False
+    bit_rate: int | None = None
 
 
 class SoundOut:
@@ -38,6 +40,7 @@ class SoundOut:
                 field="sample_rate",
             )
         self.sample_rate = rate
+        self.format = wishes.format
         self.content_type = encoders.content_type(wishes.format)
         self._steps: list[Step] = []
         if wishes.max_pause is not None:
@@ -48,7 +51,7 @@ class SoundOut:
             self._steps.append(Resampler(source_rate, rate))
         self._steps.append(Fade(rate))
         self.whole = wishes.whole
-        self._encoder = encoders.encoder(wishes.format, rate, wishes.whole)
+        self._encoder = encoders.encoder(wishes.format, rate, wishes.whole, wishes.bit_rate)
 
     def push(self, pcm: bytes) -> bytes:
         """More PCM of the stages (16 bits) -> the bytes that can be sent now."""

@@ -1,0 +1,90 @@
+"""POST /v1/text-to-speech/{voice_id} and /stream, GET /v1/voices"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import ConfigDict, Field
+
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, VoiceSettings, explain, wishes
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import Drawing, check_text, random_seed, read_body, speech_options
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.sound import SoundOut
+from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.surface import arriving, route_class
+from light_tts.server.httpserver.wanted_voice import wanted_voice
+
+router = APIRouter(route_class=route_class(explain))
+
+
+class TextToSpeech(Drawing):
+    """ElevenLabs' fields that have a meaning here; others are left alone."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    text: str = Field(description="what to say")
+    voice_settings: VoiceSettings | None = None
+
+
+@router.post("/v1/text-to-speech/{voice_id}", openapi_extra=body_of(TextToSpeech), response_class=Response)
+async def convert(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
+    """The whole speech in one piece."""
+    return await _answer(request, voice_id, output_format, whole=True)
+
+
+@router.post(
+    "/v1/text-to-speech/{voice_id}/stream", openapi_extra=body_of(TextToSpeech), response_class=Response
+)
+async def stream(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
+    """The speech as it is made."""
+    return await _answer(request, voice_id, output_format, whole=False)
+
+
+async def _answer(request: Request, voice_id: str, output_format: str, whole: bool) -> Response:
+    state = request.app.state
+    manager = state.manager
+    call = SpeechCall(manager, "elevenlabs_speech")
+    request.state.request_id = call.id
+    with arriving(call):
+        fields = await asyncio.wait_for(read_body(request, TextToSpeech), call.remaining)
+        sound = SoundOut(wishes(output_format, fields.voice_settings, whole), manager.sample_rate)
+        text = check_text("text", fields.text, manager.settings.max_text_length)
+        options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
+        voice = await known_voice(state, voice_id)
+        call.admit(options, text)
+        prompt = await wanted_voice(state, voice)
+        request.state.upload.release()
+        call.submit(Speech(style=0, prompt=prompt, options=options, text=text, stream=not whole))
+    return SoundResponse(call, sound, explain, **{"X-Seed": str(options.seed)})
+
+
+async def known_voice(state: Any, voice_id: str) -> str:
+    """Raises RequestError (404)."""
+    try:
+        return await state.names.voice(voice_id)
+    except RequestError as error:
+        raise RequestError(404, error.message, field="voice_id") from None
+
+
+@router.get("/v1/voices")
+async def voices(request: Request) -> dict[str, Any]:
+    state = request.app.state
+    stored = set(await asyncio.to_thread(state.prompts.voices.names))
+    return {"voices": [_voice(name, name in stored) for name in await state.names.voices()]}
+
+
+@router.get("/v1/voices/{voice_id}")
+async def voice(request: Request, voice_id: str) -> dict[str, Any]:
+    state = request.app.state
+    stored = await asyncio.to_thread(state.prompts.voices.names)
+    name = await known_voice(state, voice_id)
+    return _voice(name, name in stored)
+
+
+def _voice(name: str, stored: bool) -> dict[str, Any]:
+    return {"voice_id": name, "name": name, "category": "cloned" if stored else "premade", "labels": {}}

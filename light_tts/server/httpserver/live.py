@@ -1,0 +1,169 @@
+"""Text that comes piece by piece, spoken while it comes: the utterances of one conversation, in order."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from light_tts.server.core.messages import Prompt, SpeechOptions
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import check_text, random_seed
+from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.sound import SoundOut, SoundWishes
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How utterances are spoken. `options` without a seed of the client's: `seeded` False, and each utterance
+    has its own."""
+
+    style: int
+    prompt: Prompt
+    options: SpeechOptions
+    seeded: bool
+    wishes: SoundWishes
+
+
+class Utterance:
+    """Text up to a flush. `call` and `sound` None: nothing was said."""
+
+    def __init__(self, index: int, call: SpeechCall | None = None, sound: SoundOut | None = None) -> None:
+        self.index = index
+        self.call = call
+        self.sound = sound
+        self.text = ""
+        self.begun = False  # some of its audio has been sent
+
+
+class Audience(Protocol):
+    """Who is told what happens, in order; of one utterance after the other."""
+
+    async def begins(self, utterance: Utterance) -> None:
+        """Its first audio follows."""
+
+    async def hears(self, utterance: Utterance, audio: bytes) -> None: ...
+
+    async def ends(self, utterance: Utterance, error: RequestError | None) -> None: ...
+
+
+class Live:
+    """`append` and `flush` take text in, `run` speaks it. `close` lets `run` return after what there is;
+    `abandon` frees everything at once."""
+
+    def __init__(self, manager: HttpServerManager, route: str, manner: Manner, audience: Audience) -> None:
+        self.manner = manner  # of the next utterance
+        self._manager = manager
+        self._route = route
+        self._audience = audience
+        self._queue: asyncio.Queue[Utterance | None] = asyncio.Queue()
+        self._calls: set[SpeechCall] = set()
+        self._current: Utterance | None = None
+        self._count = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether text has come since the last flush."""
+        return self._current is not None
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being spoken, or waits to be."""
+        return bool(self._calls)
+
+    def append(self, text: str) -> None:
+        """Raises RequestError; nothing has changed then."""
+        said = self._current.text if self._current is not None else ""
+        limit = self._manager.settings.max_text_length - len(said)
+        check_text("text", text, limit, may_be_empty=True)
+        if self._current is None:
+            if not text.strip():
+                return
+            self._current = self._begin()
+        self._current.text += text
+        if text:
+            self._current.call.append_text(text)
+
+    def flush(self) -> None:
+        """The utterance is complete; one without text is ended, too."""
+        if self._current is None:
+            self._put(Utterance(self._count))
+        else:
+            self._current.call.finish_text()
+            self._current = None
+        self._count += 1
+
+    def close(self) -> None:
+        """No more text comes."""
+        if self._current is not None:
+            self.flush()
+        self._put(None)
+
+    def abandon(self) -> None:
+        """Nobody listens any more. May be called twice."""
+        for call in list(self._calls):
+            call.close("disconnected")
+        self._calls.clear()
+
+    async def run(self) -> None:
+        """Speaks until `close`."""
+        while (utterance := await self._queue.get()) is not None:
+            await self._speak(utterance)
+
+    def _begin(self) -> Utterance:
+        manner = self.manner
+        options = manner.options
+        if not manner.seeded:
+            options = msgspec.structs.replace(options, seed=random_seed())
+        call = SpeechCall(self._manager, self._route)
+        try:
+            sound = SoundOut(manner.wishes, self._manager.sample_rate)
+            call.admit(options)
+            call.submit(
+                Speech(style=manner.style, prompt=manner.prompt, options=options, stream=True, bistream=True)
+            )
+        except RequestError as error:
+            call.refuse(error)
+            raise
+        self._calls.add(call)
+        utterance = Utterance(self._count, call, sound)
+        self._put(utterance)
+        return utterance
+
+    def _put(self, utterance: Utterance | None) -> None:
+        self._queue.put_nowait(utterance)
+
+    async def _speak(self, utterance: Utterance) -> None:
+        call, sound = utterance.call, utterance.sound
+        if call is None:
+            await self._audience.ends(utterance, None)
+            return
+        try:
+            async for pcm in call:
+                data = await asyncio.to_thread(sound.push, pcm)
+                call.note_sent(pcm)
+                await self._send(utterance, data)
+            await self._send(utterance, await asyncio.to_thread(sound.finish))
+            call.close()
+            await self._audience.ends(utterance, None)
+        except RequestError as error:
+            call.refuse(error)
+            if self._current is utterance:  # its text may go on, but nobody will speak it
+                self._current = None
+                self._count += 1
+            await self._audience.ends(utterance, error)
+        finally:
+            call.close("disconnected")
+            self._calls.discard(call)
+
+    async def _send(self, utterance: Utterance, data: bytes) -> None:
+        if not data:
+            return
+        if not utterance.begun:
+            utterance.begun = True
+            await self._audience.begins(utterance)
+        await self._audience.hears(utterance, data)

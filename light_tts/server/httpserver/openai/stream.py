@@ -1,0 +1,155 @@
+"""WS /v1/audio/speech/stream: text comes bit by bit, in the messages of vLLM-Omni's server.
+
+First `session.config` (again between utterances, if something changes), then `input.text` and `input.done`,
+which ends an utterance and not the connection; at last `session.close`. Each utterance is answered by
+`audio.start`, audio as binary messages, `audio.done` and `session.done`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Literal
+
+from fastapi import APIRouter, WebSocket
+from fastapi.exceptions import RequestValidationError
+from starlette.websockets import WebSocketDisconnect
+
+from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.fields import parse, random_seed, speech_options
+from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
+from light_tts.server.httpserver.live import Live, Manner, Utterance
+from light_tts.server.httpserver.openai.fields import SpokenSpeech
+from light_tts.server.httpserver.sound import Format, SoundOut, SoundWishes
+from light_tts.server.httpserver.surface import as_request_error
+from light_tts.server.httpserver.wanted_voice import wanted_voice
+
+ROUTE = "openai_stream"
+IDLE_SECONDS = 60.0
+
+router = APIRouter()
+
+
+class SessionConfig(SpokenSpeech):
+    """Fields of other servers are left alone, `split_granularity` too: speech begins as early as the text
+    allows in any case."""
+
+    response_format: Format = "wav"
+    stream_audio: bool = False  # audio of an utterance bit by bit, else in one message
+    type: Literal["session.config"]
+
+
+@router.websocket("/v1/audio/speech/stream")
+async def stream(websocket: WebSocket) -> None:
+    await SpeechSession(websocket).run()
+
+
+class SpeechSession:
+    """One connection; the audience of its own speech."""
+
+    def __init__(self, websocket: WebSocket) -> None:
+        self._state = websocket.app.state
+        self._manager = self._state.manager
+        self._socket = JsonSocket(websocket, min(IDLE_SECONDS, self._manager.settings.request_timeout))
+        self._live: Live | None = None
+        self._sent_bytes = 0
+
+    async def run(self) -> None:
+        await self._socket.websocket.accept()
+        try:
+            self._live = Live(self._manager, ROUTE, await self._opening(), self)
+            await until_first(asyncio.create_task(self._listen()), asyncio.create_task(self._live.run()))
+            await self._socket.close()
+        except WebSocketDisconnect:
+            pass
+        except (RequestError, RequestValidationError) as error:
+            with contextlib.suppress(WebSocketDisconnect):
+                await self._complain(error)
+            await self._socket.close(1008, as_request_error(error).message)
+        finally:
+            if self._live is not None:
+                self._live.abandon()
+
+    async def _opening(self) -> Manner:
+        message = await self._socket.receive()
+        if message.get("type") != "session.config":
+            raise RequestError(400, "the first message must be session.config")
+        return await self._manner(message)
+
+    async def _manner(self, message: dict[str, Any]) -> Manner:
+        config = parse(SessionConfig, message)
+        options = speech_options(config, self._manager.settings.max_part_tokens, random_seed())
+        wishes = SoundWishes(
+            config.response_format,
+            config.sample_rate,
+            speed=config.speed,
+            max_pause=config.max_pause,
+            whole=not config.stream_audio,
+        )
+        SoundOut(wishes, self._manager.sample_rate)  # refuses what is impossible
+        style = self._state.names.style(config.model)
+        prompt = await wanted_voice(
+            self._state, config.voice, config.ref_audio, config.ref_text, config.instructions
+        )
+        return Manner(style, prompt, options, config.seed is not None, wishes)
+
+    async def _listen(self) -> None:
+        """Ends with the connection alone; after session.close it waits for that."""
+        while True:
+            try:
+                message = await self._socket.receive()
+                if message.get("type") == "session.close":
+                    self._live.close()
+                    await asyncio.Event().wait()
+                await self._take(message)
+            except Silence:
+                if not self._live.busy:
+                    raise
+            except (RequestError, RequestValidationError) as error:
+                await self._complain(error)
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        match message.get("type"):
+            case "session.config":
+                if self._live.open:
+                    raise RequestError(400, "session.config cannot come before the input.done of a text")
+                self._live.manner = await self._manner(message)
+            case "input.text" if isinstance(message.get("text"), str):
+                self._live.append(message["text"])
+            case "input.text":
+                raise RequestError(400, "input.text needs text")
+            case "input.done":
+                self._live.flush()
+            case kind:
+                raise RequestError(400, f"unknown message type {str(kind)[:64]!r}")
+
+    async def _complain(self, error: RequestError | RequestValidationError) -> None:
+        await self._socket.send({"type": "error", "message": as_request_error(error).message})
+
+    # -- as the audience
+
+    async def begins(self, utterance: Utterance) -> None:
+        self._sent_bytes = 0
+        await self._socket.send(
+            {
+                "type": "audio.start",
+                "utterance_index": utterance.index,
+                "sentence_index": 0,
+                "sentence_text": utterance.text,
+                "format": utterance.sound.format,
+                "sample_rate": utterance.sound.sample_rate,
+            }
+        )
+
+    async def hears(self, utterance: Utterance, audio: bytes) -> None:
+        self._sent_bytes += len(audio)
+        await self._socket.send(audio)
+
+    async def ends(self, utterance: Utterance, error: RequestError | None) -> None:
+        index = {"utterance_index": utterance.index}
+        if error is not None:
+            await self._complain(error)
+        if utterance.begun:
+            end = {"type": "audio.done", **index, "sentence_index": 0, "total_bytes": self._sent_bytes}
+            await self._socket.send({**end, "error": error is not None})
+        await self._socket.send({"type": "session.done", **index, "total_sentences": int(utterance.begun)})
