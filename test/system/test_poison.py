@@ -12,6 +12,7 @@ from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 from support.streams import CLIENTS, Client, assert_same_audio, run_clients, stage_pid
 
 from light_tts.server.core.pulse import PulseReader
+from light_tts.server.httpserver.request import MAX_DEATHS
 
 LONG = 1500  # tokens of the request that needs too much memory
 ROOM = 24 * 2**20  # bytes beyond what ordinary requests need
@@ -72,8 +73,11 @@ class Killer(threading.Thread):
         self.join()
 
 
+FORM = {"tts_text": "Too much.", "prompt_text": PROMPT_TEXT, "seed": "7"}
+
+
 async def poison(server, **fields) -> httpx.Response:
-    form = {"tts_text": "Too much.", "prompt_text": PROMPT_TEXT, "seed": "7", **fields}
+    form = {**FORM, **fields}
     async with httpx.AsyncClient(timeout=120) as http:
         files = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes(), "audio/wav")}
         return await http.post(f"{server.url}/inference_zero_shot", data=form, files=files)
@@ -96,7 +100,7 @@ def serve_beside_poison(server, fields: list[dict[str, str]], arm=lambda: True):
 def assert_refused(answers: list[httpx.Response], stage: str) -> None:
     for answer in answers:
         assert answer.status_code == 500, answer.text
-        assert f"the {stage} stage died twice" in answer.json()["message"]
+        assert f"the {stage} stage died again" in answer.json()["message"]
 
 
 def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
@@ -157,6 +161,39 @@ def test_poison_for_encode(server, undisturbed):
     assert_refused(answers, "encode")
     assert killer.killed == 2
     assert_same_audio(got, undisturbed)
+
+
+def test_a_request_that_brings_audio_before_each_death_is_tried_no_more_than_five_times(server, undisturbed):
+    server.wait_until_ready()
+    poisonous = Client(server, CLIENTS)
+    poisonous.fields |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), "400")
+    clients: set[str] = set()
+    armed = False
+    heard = 0  # bytes of it at the last death
+
+    def is_due(process: psutil.Process, jobs: list[str]) -> bool:
+        nonlocal heard
+        if not armed:
+            clients.update(jobs)
+        due = armed and bool(set(jobs) - clients) and len(poisonous.received) > heard
+        if due:
+            heard = len(poisonous.received)
+        return due
+
+    async def disturb(_) -> None:
+        nonlocal armed
+        while len(clients) < CLIENTS:
+            await asyncio.sleep(0.002)
+        armed = True
+        with pytest.raises(httpx.RemoteProtocolError):  # cut off: there is no status to send any more
+            await poisonous.run()
+
+    with Killer(server, "decode", is_due) as killer:
+        got = run_clients(server, disturb)
+    assert killer.killed == MAX_DEATHS
+    assert 0 < len(poisonous.received) < 400 * 1920
+    assert_same_audio(got, undisturbed)
+    server.wait_until_ready()
 
 
 def test_a_limit_of_the_address_space_is_met_twice(server, undisturbed):

@@ -250,9 +250,9 @@ class HttpServerManager:
             if recovery.lost_with(call.request, stage, index, incarnation, encodes):
                 request = call.request
                 if request.job in in_work and request.note_strike(stage, alone=len(in_work) == 1):
-                    log.error("%s is not tried again: %s died of it twice", request.request_id, stage)
+                    log.error("%s is not tried again: %s died of it", request.request_id, stage)
                     call.fail(
-                        RequestError(500, f"the {stage} stage died twice while it worked on this alone")
+                        RequestError(500, f"the {stage} stage died again while it worked on this alone")
                     )
                 else:
                     self._recover(call, f"{stage} {index} died")

@@ -14,6 +14,8 @@ import msgspec
 from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core import messages
 
+MAX_DEATHS = 5  # of any stages at work on one request alone
+
 
 class LostAudio(Exception):
     """A chunk does not follow the one before it: something between was lost."""
@@ -52,6 +54,7 @@ class SpeechRequest:
         self.routed: messages.Routed | None = None
         self.fruitless_attempts = 0
         self.strikes: dict[str, int] = {}  # stage that died at work on it -> samples received by then
+        self.deaths = 0  # of stages that had nothing else in work
         self.part_count: int | None = None
         self.parts: list[PartReceived] = []
         self.texts: list[str] = []
@@ -117,11 +120,13 @@ class SpeechRequest:
 
     def note_strike(self, stage: str, alone: bool) -> bool:
         """A stage died while it worked on the present attempt, `alone` or with others -> whether the request
-        is the cause beyond doubt: alone in work, and no further than when the stage died before."""
+        is the cause beyond doubt: alone in work, and either no further than when the stage died before, or
+        for the MAX_DEATHS-th time, however far it has come."""
         received = sum(part.samples for part in self.parts)
         again = self.strikes.get(stage) == received
         self.strikes[stage] = received
-        return again and alone
+        self.deaths += alone
+        return alone and (again or self.deaths >= MAX_DEATHS)
 
     def submission(self, reply_to: str) -> list[messages.Message]:
         """The messages to the encode process that make the stages speak what has not come back yet."""
