@@ -9,7 +9,13 @@ from light_tts.common.audio import read_audio
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.frontend.frontend import Frontend
-from light_tts.models.frontend.text import TextNormalizer, split_sentences
+from light_tts.models.frontend.text import (
+    LONGEST_SENTENCE,
+    MERGE_LENGTH,
+    MIN_LENGTH,
+    TextNormalizer,
+    split_sentences,
+)
 
 GOLDEN = Path("test/golden/cosyvoice2")
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -195,3 +201,39 @@ def test_a_failing_speller_leaves_the_text_as_it_is(caplog):
 )
 def test_sentences_end_at_marks_and_closing_quotes(text, sentences):
     assert split_sentences(text, "en") == sentences
+
+
+CLAUSES = "and then we went on, "
+LONG = {
+    "commas": CLAUSES * 40,
+    "blanks": "word after word " * 60,
+    "one word": "x" * 1000,
+    "one word among others": "He said " + "ha" * 300 + " and went, " * 20,
+    "Chinese": "今天天气很好，" * 60,
+    "Chinese without marks": "今天天气很好我们去公园玩" * 40,
+    "numbers": "it costs 1,000 or more " * 30,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_a_sentence_too_long_for_one_part_is_cut_and_nothing_of_it_is_lost(text):
+    plain = TextNormalizer(len, spellers={})
+    pieces = plain.split(f"Hello. {text}")
+    assert "".join(pieces).strip("。.") == plain.normalize(f"Hello. {text}").strip("。.")
+    assert max(map(len, pieces)) <= MIN_LENGTH + LONGEST_SENTENCE
+    assert min(map(len, pieces)) >= MERGE_LENGTH
+
+
+def test_a_long_sentence_is_cut_after_commas_else_at_blanks(frontend):
+    plain = TextNormalizer(len, spellers={})
+    assert all(piece.endswith((",", ".")) for piece in plain.split(LONG["commas"]))
+    words = set("".join(plain.split(LONG["blanks"])).strip(".").split())
+    assert words == {"word", "after"}
+    assert all(piece[0] == " " for piece in plain.split(LONG["blanks"])[1:])
+
+
+def test_an_ordinary_sentence_is_not_cut():
+    sentence = (
+        "This is a sentence of ordinary length, which a speaker says in one go, without a pause for breath."
+    )
+    assert TextNormalizer(len, spellers={}).split(sentence) == [sentence]

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from support.server_process import start_server
+from support.server_process import speak, start_server
 from support.streams import CLIENTS, TOKENS, Client, assert_same_audio, run_clients, stage_pid
 
 
@@ -41,7 +41,6 @@ def test_two_undisturbed_runs_give_the_same_samples(server, undisturbed):
     assert_same_audio(run_clients(server), undisturbed)
 
 
-# Each stage dies at most twice in a minute here: the third time it would be given up.
 @pytest.mark.parametrize(
     ("stage", "index", "bytes_received", "clients_that_far"),
     [
@@ -100,3 +99,11 @@ def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
 def serves_somebody(server, worker: psutil.Process) -> bool:
     connections = worker.net_connections(kind="tcp")
     return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == server.port for c in connections)
+
+
+def test_a_stage_that_works_between_its_deaths_is_never_given_up(server):
+    with server.client() as client:
+        for _ in range(3):
+            os.kill(stage_pid(server, "encode"), signal.SIGKILL)
+            assert speak(client, "Still here.").status_code == 200
+    server.wait_until_ready()

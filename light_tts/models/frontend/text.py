@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from light_tts.common.speakable import is_speakable
+from light_tts.models.frontend.long_sentences import shorten
 from light_tts.models.frontend.plain_english import PlainEnglish
 from light_tts.models.frontend.segments import segments
 from light_tts.models.frontend.spellers import Spell, wetext_spellers
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_LENGTH = 80  # of a piece: characters in Chinese, tokens in other languages
 MIN_LENGTH = 60  # a piece ends only after this
 MERGE_LENGTH = 20  # a last piece shorter than this joins the one before
+LONGEST_SENTENCE = 120  # a longer one is cut; with what is before it in its piece it takes less than a minute
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _DIGITS = re.compile(r"\d+")
@@ -83,7 +85,11 @@ class TextNormalizer:
         if language is None:
             return [text]
         length = len if language == "zh" else self._count_tokens
-        pieces = pack_sentences(split_sentences(text, language), length)
+        sentences: list[str] = []
+        for sentence in split_sentences(text, language):
+            too_long = length(sentence) > LONGEST_SENTENCE
+            sentences += shorten(sentence, length, MAX_LENGTH) if too_long else [sentence]
+        pieces = pack_sentences(sentences, length)
         return [piece for piece in pieces if is_speakable(piece)]
 
     def _normalize(self, text: str, wanted: Wanted) -> tuple[str, str | None]:

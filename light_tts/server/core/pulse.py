@@ -19,7 +19,7 @@ ROUND_SECONDS = 2.0  # of the main loop between two rounds, its steps not counte
 LOADING_SECONDS = 1800.0  # of a start, compilation of kernels included
 
 _NAMES = 1 << 15  # bytes for the names of jobs; there is room for them twice
-_WELL_UNTIL, _PLACE, _HEADER = 0, 1, 16  # two 64-bit words: nanoseconds, which names are valid
+_WELL_UNTIL, _PLACE, _WORKED, _HEADER = 0, 1, 2, 24  # words of 64 bits: see PulseReader
 
 
 class Pulse:
@@ -54,6 +54,7 @@ class Pulse:
     def end(self, step: int) -> None:
         with self._lock:
             del self._steps[step]
+            self._words[_WORKED] = 1
             self._write_names()
 
     @contextlib.contextmanager
@@ -87,7 +88,8 @@ class Pulse:
 
 
 class PulseReader:
-    """The view of those who watch a stage process."""
+    """The view of those who watch a stage process. The words: up to when all is well (nanoseconds of the
+    monotonic clock), which of the two places for names is valid, whether a step has ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,6 +106,11 @@ class PulseReader:
     def silence(self) -> float:
         """Seconds since all was well."""
         return (time.monotonic_ns() - self._words[_WELL_UNTIL]) / 1e9
+
+    @property
+    def worked(self) -> bool:
+        """Whether the process has done any work."""
+        return bool(self._words[_WORKED])
 
     def in_work(self) -> list[str]:
         """The jobs that the process works on, or worked on when it ended."""

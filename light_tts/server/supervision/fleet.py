@@ -38,7 +38,7 @@ class StartFailed(Exception):
 
 @dataclass
 class _Stage:
-    """`deaths`: those that no job in work explains."""
+    """`deaths`: of incarnations that have not worked on any job."""
 
     info: StageInfo
     pulse: PulseReader | None = None
@@ -199,14 +199,16 @@ class Fleet:
         in_work = stage.pulse.in_work()
         self._outbox.forget(stage.info.address)
         stage.process = None
-        if not in_work and self._dies_often(stage):
+        useless = not in_work and not stage.pulse.worked
+        if useless and self._dies_often(stage):
             self._give_up(stage, reason)
         else:
             self._start_next(stage, in_work)
 
     @staticmethod
     def _dies_often(stage: _Stage) -> bool:
-        """Of itself: deaths at work are for the jobs to answer, which are tried again alone."""
+        """Before it has been of any use. Deaths at work are for the jobs to answer, which are tried again
+        alone; and what has worked once will work again."""
         stage.deaths.append(time.monotonic())
         often = len(stage.deaths) == DEATHS_BEFORE_GIVING_UP
         return often and stage.deaths[-1] - stage.deaths[0] < DEATH_WINDOW
