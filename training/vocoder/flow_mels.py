@@ -25,7 +25,7 @@ from training.loop import averaged_weights
 
 ROW_TOKENS = 384  # prompt and speech
 BATCH = 48
-# Euler steps that are left out, half of the batches each: of six they begin at t 0.29 and 0.5.
+# Euler steps that are left out, half of the batches each: of four they begin at t 0.29 and 0.62.
 LEFT_OUT = (0.5, 0.67)
 
 
