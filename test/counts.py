@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import contextlib
 import os
 import random
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
@@ -49,7 +49,7 @@ Found = collections.Counter[str]
 # ---------------------------------------------------------------- clients whose answers are compared
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def streaming(server: Server, expected: list[np.ndarray]) -> AsyncIterator[Found]:
     """As many clients as there are expected answers stream the same over and over meanwhile. Gives how many
     answers were `identical`, within 2 of 32768 (`close`), `different` and `lost`."""
@@ -219,9 +219,13 @@ def held(server: Server) -> dict[str, tuple[float, float]]:
     front = psutil.Process(server.pid)
     result = {}
     for process in [front, *front.children(recursive=True)]:
-        name = f"{role(process, front.pid)} ({process.pid})"
-        result[name] = (process.memory_info().rss / 2**20, process.num_fds())
-    files = [path.stat().st_blocks * 512 for path in Path("/dev/shm").glob(f"light_tts-{server.port}-*/*")]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = f"{role(process, front.pid)} ({process.pid})"
+            result[name] = (process.memory_info().rss / 2**20, process.num_fds())
+    files = []
+    for path in Path("/dev/shm").glob(f"light_tts-{server.port}-*/*"):
+        with contextlib.suppress(FileNotFoundError):  # some last for a moment
+            files.append(path.stat().st_blocks * 512)
     result["shared memory"] = (sum(files) / 2**20, len(files))
     return result
 

@@ -114,6 +114,14 @@ def test_what_cannot_meet_its_deadline_is_refused(workers):
     workers.arrive(0, 60.0)
 
 
+def test_long_texts_do_not_keep_short_ones_out(workers):
+    workers.closed_loop(16)
+    for number in range(10):
+        workers.arrive(number, audio=200.0)
+    workers.arrive(0, audio=2.0)
+    assert refusal(workers, 0, DEADLINE, 800.0).refusal == "deadline"
+
+
 def test_one_alone_is_accepted_whatever_was_measured(workers):
     workers.rate.observe(1, AUDIO, 1000.0)
     workers.arrive(0)

@@ -2,7 +2,7 @@
 
 What is in work over all HTTP workers is counted in seconds of audio, estimated from the texts; how long it
 takes is measured with every request that ends. The estimates need not be right, only alike: the measure is
-in the same unit.
+in the same unit. Nobody waits for more of a long text than one part.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALONE = 2
 LATIN_PER_SECOND, CJK_PER_SECOND = 15.0, 4.5  # characters spoken
 FIRST_CJK = "\u2e80"
 TOKENS_PER_SECOND = 25
-SECONDS_OF_A_PART = 20.0  # texts are split into parts of about this length
+SECONDS_OF_A_PART = 20.0  # texts are split into parts of about this length; others have their turn between
 LEAST_AUDIO = 2.0  # seconds; what every request costs besides its speech is in it
 UNKNOWN_AUDIO = 10.0  # seconds, of text that is yet to come
 LONGEST_RETRY = 60  # seconds
@@ -45,8 +45,8 @@ def expected_audio(text: str, options: SpeechOptions) -> float:
 
 @dataclass
 class Place:
-    """An accepted request among those in work. `milliseconds`: of its own audio; `count`, `audio` (seconds):
-    what was in work when it was accepted, itself included."""
+    """An accepted request among those in work. `milliseconds`: of its audio that others wait for; `count`,
+    `audio` (seconds): what was in work when it was accepted, itself included."""
 
     milliseconds: int
     count: int
@@ -84,7 +84,7 @@ class Admission:
         except RequestError:
             self._active.remove(self._slot)
             raise
-        milliseconds = round(audio * 1000)
+        milliseconds = round(min(audio, SECONDS_OF_A_PART) * 1000)
         self._active.add_work(self._slot, milliseconds)
         return Place(milliseconds, count, ahead + audio, self._clock())
 
