@@ -99,7 +99,7 @@ async def signals(server: Server, expected: list[np.ndarray], sent: signal.Signa
             while await asyncio.to_thread(stage_pid, server, stage, index) == pid:
                 await asyncio.sleep(0.1)
             await asyncio.to_thread(server.wait_until_ready)
-            if turn % 15 == 14:
+            if turn % 3 == 2:
                 print(f"{dict(done)}: {dict(found)}", flush=True)
     alarms = server.output.count("shows no progress")
     print(f"{sent.name} {dict(done)}: answers {dict(found)}; taken for hung: {alarms}")

@@ -98,6 +98,15 @@ def test_answers_in_one_piece_do_not_wait_for_ever_for_new_streams(policy, clock
     assert names(policy.order(chunks)) == ["whole", "new"]
 
 
+def test_a_short_answer_in_one_piece_passes_a_long_one(policy, clock):
+    clock.now = 4.0
+    later = Waiting("long", 2.0, stream=False, masked=False, frames=900, part=3)
+    assert names(policy.order([later, waiting("short", 4.0, stream=False)])) == ["short", "long"]
+    assert names(policy.order([later, waiting("short", 5.5, stream=False)])) == ["long", "short"]
+    clock.now = 7.1
+    assert names(policy.order([later, waiting("short", 4.0, stream=False)])) == ["long", "short"]
+
+
 def test_then_the_client_that_runs_dry_soonest(policy, clock):
     policy.delivered("long", 3 * RATE)  # dry at 3
     clock.now = 1.0

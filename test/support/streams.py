@@ -13,6 +13,7 @@ from support.server_process import PROMPT_TEXT, PROMPT_WAV
 
 CLIENTS = 8
 TOKENS = 105
+PATIENCE = 240  # seconds without a byte: a machine that has much else to do takes minutes to start a stage
 
 
 def stage_pid(server, stage: str, index: int = 0) -> int:
@@ -47,7 +48,7 @@ class Client:
         self.received = bytearray()
 
     async def run(self) -> bytes:
-        async with httpx.AsyncClient(timeout=120) as http:
+        async with httpx.AsyncClient(timeout=PATIENCE) as http:
             files = {"prompt_wav": ("prompt.wav", PROMPT_WAV.read_bytes(), "audio/wav")}
             async with http.stream("POST", self.url, data=self.fields, files=files) as response:
                 assert response.status_code == 200, await response.aread()

@@ -191,6 +191,21 @@ def test_parts_come_in_order_whatever_arrives_first(stage):
     assert [(chunk.part, chunk.final) for chunk in chunks] == [(1, False), (1, True), (2, True)]
 
 
+def test_a_short_answer_does_not_wait_for_all_parts_of_long_ones(stage):
+    for part in range(4):
+        for number in range(3):
+            stage.open(f"long{number}/0", part=part, parts=4, stream=False)
+            stage.tokens(f"long{number}/0", TOKENS[:50], part=part)
+    stage.open("short/0", stream=False)
+    stage.tokens("short/0", TOKENS[:10])
+    order: list[str] = []
+    deadline = time.monotonic() + PATIENCE
+    while len(order) < 13 and time.monotonic() < deadline:
+        order += [message.job for message in stage.worker.wait(1.0)]
+    assert len(order) == 13
+    assert order.index("short/0") < 6
+
+
 def test_fill_ids_are_not_spoken_but_handed_on(stage):
     filled = [*TOKENS[:5], FILL, *TOKENS[5:9], FILL]
     with_fill = stage.speak("fill/0", filled, stream=False)

@@ -21,6 +21,9 @@ ENOUGH_AUDIO = 0.5
 LONGEST_WAIT = 0.25
 # An answer in one piece that has waited for so long (seconds) is due as if it were a stream run dry.
 PATIENCE = 5.0
+# Such an answer is spoken part by part. Each part waits for others so much longer (seconds) than the one
+# before it, so that a short answer passes a long one.
+LATER_PART = 1.0
 # A stream that has begun gets its next chunk with so many batches to spare before another begins: how long
 # they take varies, and each stream that begins takes its share of the time for as long as it lasts.
 SPARE_BATCHES = 10
@@ -30,13 +33,15 @@ WEIGHT_OF_LATEST = 0.2  # in the average duration of batches
 @dataclass(frozen=True)
 class Waiting:
     """A chunk that can be spoken. `since`: when it could first; `stream`: the client hears it at once;
-    `masked`: the flow's attention, which must agree in a batch; `frames`: its length for the flow."""
+    `masked`: the flow's attention, which must agree in a batch; `frames`: its length for the flow;
+    `part`: the number of its part."""
 
     job: Hashable
     since: float
     stream: bool
     masked: bool
     frames: int
+    part: int = 0
 
 
 class DeadlinePolicy:
@@ -138,4 +143,4 @@ class DeadlinePolicy:
         if chunk.stream:
             return 0 if full else 2, self._dry_at[chunk.job]
         due = chunk.since + PATIENCE
-        return (0, due) if due < self._clock() else (2, chunk.since)
+        return (0, due) if due < self._clock() else (2, chunk.since + LATER_PART * chunk.part)

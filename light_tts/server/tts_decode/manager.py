@@ -45,7 +45,7 @@ SLOW_CPU = 0.2  # seconds for a token, before it is known
 
 @dataclass
 class Part:
-    """One part of a job. `since`: when its present chunk could be spoken."""
+    """One part of a job. `since`: when its present chunk could be spoken, the parts before it being over."""
 
     number: int
     parts: int
@@ -271,6 +271,7 @@ class DecodeManager:
             stream=part.speech.stream,
             masked=self._engine.model.streaming(_work_item(part)),
             frames=part.speech.prompt_tokens + part.speech.step.chunk.context_end,
+            part=part.number,
         )
 
     def _begin(self, job: Job) -> Task:
@@ -309,6 +310,8 @@ class DecodeManager:
         part.since = time.monotonic()
         if part.speech.done:
             job.parts.popleft()
+            if job.parts:
+                job.parts[0].since = time.monotonic()
             if part.number == part.parts - 1:
                 self._forget(job.name)
 
