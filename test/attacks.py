@@ -152,6 +152,7 @@ ATTACKS: dict[str, Callable[[Server, Told], Awaitable[None]]] = {
 # ---------------------------------------------------------------- texts that cost
 
 COSTLY = [mark * 5000 for mark in '.。(-"'] + ["1," * 2500, "1 " * 2500, "a." * 2500, "? a " * 1250]
+COSTLY += ["The day was long and bright, and nobody said a word. " * 90]  # an ordinary long text
 SHORT_REQUESTS = 40
 
 

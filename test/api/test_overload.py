@@ -12,9 +12,9 @@ from support.server_process import Server, speak, start_server
 from light_tts.server.httpserver.admission import ALWAYS
 
 TEXT = "The day was long and bright."
-TOKENS = 100
+TOKENS = 50
 BYTES = TOKENS * 960 * 2
-CLIENTS = 48
+CLIENTS = 32
 
 
 @pytest.fixture(scope="module")
