@@ -23,9 +23,10 @@ import torch
 
 from light_tts.kernels import overlap
 from light_tts.models.checkpoint.config import load_config
-from light_tts.models.flow.backend import FlowItem, PaddedFlow
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
 
 PROMPT = 87

@@ -28,8 +28,10 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.vocoder.conv import Tile, convolve
 from light_tts.kernels.vocoder.layout import Active, Convolutions, Frames, Sums, Taps
 from light_tts.models.checkpoint.config import load_config
-from light_tts.models.vocoder.backend import SourceNoise, TorchVocoder, Vocoder, choose_vocoder
+from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
+from light_tts.models.vocoder.interface import SourceNoise, Vocoder
+from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.tiny_checkpoint import SIZES, RandomWeights, hift_state
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -115,7 +115,7 @@ def random_model(size: str, device: torch.device) -> SpeechLM:
             parameter.fill_(1.0)
         else:
             parameter.normal_(std=0.02)
-    model.llm_decoder.bias[model.ids.eos :] = -100.0  # no request ends before its length
+    model.llm_decoder.bias[model.ids.speech_tokens :] = -100.0  # no request ends before its length
     return model.merge_embeddings().eval()
 
 

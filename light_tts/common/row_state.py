@@ -9,7 +9,8 @@ from torch import Tensor
 
 from light_tts.common.sampling import NO_TOKEN, SamplingRules
 
-SPECIAL_IDS = 3  # the speech ids above the spoken ones; the first ends a part
+# Whether a special id (a speech id behind the spoken ones) may be drawn; HELD: not before min_outputs.
+ALLOWED, BANNED, HELD = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class RowState:
     seed: Tensor  # (rows,) int64
     part: Tensor  # (rows,) int64
     step: Tensor  # (rows,) int32: the part's outputs so far
-    min_outputs: Tensor  # (rows,) int32: no end of the part before so many
-    banned: Tensor  # (rows, SPECIAL_IDS) int8: special ids that are never drawn
+    min_outputs: Tensor  # (rows,) int32: no HELD id before so many
+    bans: Tensor  # (rows, special ids) int8: ALLOWED, BANNED or HELD
     history: Tensor  # (rows, window) int32: the latest outputs, newest last, filled up with NO_TOKEN
     # (rows,): see SamplingRule
     top_p: Tensor  # float32
@@ -32,7 +33,7 @@ class RowState:
     inverse_temperature: Tensor  # float32
 
     @classmethod
-    def empty(cls, rows: int, window: int, device: torch.device) -> RowState:
+    def empty(cls, rows: int, window: int, special_ids: int, device: torch.device) -> RowState:
         def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
@@ -43,7 +44,7 @@ class RowState:
             part=zeros(rows, dtype=torch.int64),
             step=zeros(rows),
             min_outputs=zeros(rows),
-            banned=zeros(rows, SPECIAL_IDS, dtype=torch.int8),
+            bans=zeros(rows, special_ids, dtype=torch.int8),
             history=zeros(rows, window).fill_(NO_TOKEN),
             top_p=zeros(rows, dtype=torch.float32),
             top_k=zeros(rows),
@@ -51,6 +52,12 @@ class RowState:
             repeats=zeros(rows),
             inverse_temperature=zeros(rows, dtype=torch.float32),
         )
+
+    def banned(self, rows: Tensor) -> Tensor:
+        """Which special ids these rows may not draw next. rows: (batch,) int64 -> (batch, special) bool"""
+        early = self.step[rows] < self.min_outputs[rows]
+        bans = self.bans[rows]
+        return (bans == BANNED) | ((bans == HELD) & early[:, None])
 
     def rules(self, rows: Tensor) -> SamplingRules:
         """The sampling rules of these rows. rows: (batch,) int64"""

@@ -30,6 +30,7 @@ from light_tts.server.core import open_files
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings, SettingsError
+from light_tts.server.core.stop_signal import STOP_WORKER
 from light_tts.server.core.styles import StyleError, load_styles
 from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.openai.aliases import read_aliases
@@ -38,9 +39,6 @@ from light_tts.server.supervision.control import Control
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
 STOP_SECONDS = 5.0  # what HTTP workers, then the supervisor, have to end
-# What makes an HTTP worker stop. Terminals, container runtimes and `timeout` send SIGINT or SIGTERM to the
-# whole process group: workers ignore both, so that accepted requests finish before the front stops them.
-STOP_WORKER = signal.SIGUSR2
 LONGEST_SOCKET_PATH = 107  # bytes, of Linux
 LONGEST_NAME = len("/http-4194304-abcdef")
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from light_tts.engine.speech.part_speech import ChunkRules, PartSpeech, PartTooLong
+from light_tts.engine.speech.part_speech import ChunkRules, Delivered, PartSpeech, PartTooLong
 from light_tts.engine.speech.policy import DeadlinePolicy, Waiting
-from light_tts.server.core.messages import PartProgress
 
 RATE = 24000
 FILL = 729
@@ -199,7 +198,7 @@ def test_audio_and_tokens_follow_without_gap_wherever_the_client_had_got_to(sche
     for count, (_, end, tokens, start, _) in enumerate(undisturbed[:-1], start=1):
         assert start == samples
         heard, samples = heard + tokens, end * 960 - 3840
-        rest = PartSpeech(RULES[schedule], prompt, True, PartProgress(tokens=heard, samples=samples))
+        rest = PartSpeech(RULES[schedule], prompt, True, Delivered(tokens=heard, samples=samples))
         rest.add(heard, final=False)
         rest.add(outputs[len(heard) :], final=True)
         replayed = min(2, count)
@@ -212,7 +211,7 @@ def test_audio_and_tokens_follow_without_gap_wherever_the_client_had_got_to(sche
 
 
 def test_a_chunk_the_client_has_half_of_goes_on_in_the_middle():
-    speech = PartSpeech(RULES["fixed"], 0, True, PartProgress(tokens=list(range(25)), samples=20160 + 100))
+    speech = PartSpeech(RULES["fixed"], 0, True, Delivered(tokens=list(range(25)), samples=20160 + 100))
     speech.add(range(60), final=True)
     assert speak(speech) == [
         (0, 25, [], 0, None),

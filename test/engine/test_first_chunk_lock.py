@@ -13,7 +13,7 @@ from light_tts.engine.llm.sequence import Sequence
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
 from light_tts.server.core.first_chunk_lock import RightOfWay, choose_right_of_way
 from light_tts.server.core.messages import Generate, PartProgress, Raw, SpeechOptions
-from light_tts.server.tts_llm.manager import Speaking
+from light_tts.server.tts_llm.jobs import Speaking
 
 FORK = multiprocessing.get_context("fork")
 FILL = 731

@@ -10,7 +10,7 @@ from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban, draw, greedy
 from light_tts.common.sampling_rule import MAX_WIN_SIZE, SamplingRule
 from light_tts.models.checkpoint.config import load_config
 from light_tts.server.core.messages import SpeechOptions
-from light_tts.server.tts_llm.manager import sampling_rule
+from light_tts.server.tts_llm.parts import sampling_rule
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.llm import official_sampling
 

@@ -208,7 +208,7 @@ def test_prefill_attention(dtype: torch.dtype, int8: bool, shape: tuple[int, int
 
 @pytest.mark.parametrize("batch", [3, 70])
 def test_advance(batch: int) -> None:
-    states = [RowState.empty(200, 10, DEVICE) for _ in range(2)]
+    states = [RowState.empty(200, 10, 3, DEVICE) for _ in range(2)]
     for state in states:
         state.next_id.copy_(torch.arange(200) * 3)
         state.position.copy_(torch.arange(200) % 7)
@@ -256,15 +256,15 @@ def set_rules(state: RowState, *rules: SamplingRule) -> None:
             getattr(state, name)[row] = getattr(rule, name)
 
 
-def filled_state(rows: int, likely: Tensor) -> RowState:
+def filled_state(rows: int, likely: Tensor, special_ids: int) -> RowState:
     """Requests in the middle of their parts. likely: (rows, n) ids to have come up lately"""
     generator = torch.Generator().manual_seed(1)
-    state = RowState.empty(rows, 10, DEVICE)
+    state = RowState.empty(rows, 10, special_ids, DEVICE)
     state.seed.copy_(torch.randint(-(2**62), 2**62, (rows,), generator=generator))
     state.part.copy_(torch.arange(rows) % 3)
     state.step.copy_(torch.arange(rows) * 50)
     state.min_outputs.copy_(torch.tensor([0, 10**6] * rows)[:rows])
-    state.banned.copy_(torch.randint(0, 2, (rows, 3), generator=generator))
+    state.bans.copy_(torch.randint(0, 3, (rows, special_ids), generator=generator))
     for row in range(rows):
         state.history[row, 10 - row % 11 :] = likely[row, : row % 11].to(DEVICE)
     return state
@@ -273,13 +273,13 @@ def filled_state(rows: int, likely: Tensor) -> RowState:
 RULE = SamplingRule(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
 
 
-def check_samples(logits: Tensor, *rules: SamplingRule, steps: int = 2) -> Tensor:
+def check_samples(logits: Tensor, *rules: SamplingRule, steps: int = 2, special_ids: int = 3) -> Tensor:
     """Token for token those of the reference, and the same changes of the state; the rows take turns with the
     rules. -> the lines written"""
     rows, vocabulary = logits.shape
     likely = logits.float().argsort(descending=True)[:, :10].repeat(1, 10)[:, :10]
     max_top_k = max(rule.top_k for rule in rules)
-    states = [filled_state(rows, likely) for _ in range(2)]
+    states = [filled_state(rows, likely, special_ids) for _ in range(2)]
     for state in states:
         set_rules(state, *rules)
     batch = ints(torch.arange(rows).flip(0))
@@ -288,7 +288,7 @@ def check_samples(logits: Tensor, *rules: SamplingRule, steps: int = 2) -> Tenso
     lines = [torch.arange(rows, device=DEVICE) % 2 for _ in range(2)]
     for _ in range(steps):
         for function, state, out, line in zip((sample, sample_reference), states, outs, lines, strict=True):
-            function(logits, state, batch, out, line, 1000, vocabulary - 3, max_top_k)
+            function(logits, state, batch, out, line, 1000, vocabulary - special_ids, max_top_k)
         assert torch.equal(*outs) and torch.equal(*lines)
         for field in dataclasses.fields(RowState):
             assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
@@ -310,6 +310,14 @@ def test_sample(dtype: torch.dtype, sizes: tuple[int, int, float], rule: Samplin
 @pytest.mark.parametrize("top_k", [1, 3, 100])
 def test_sample_of_other_sizes(vocabulary: int, top_k: int) -> None:
     check_samples(2 * randn(3, vocabulary), dataclasses.replace(RULE, top_k=top_k, top_p=0.95))
+
+
+@pytest.mark.parametrize("special_ids", [1, 200, 256])
+def test_sample_with_any_number_of_special_ids(special_ids: int) -> None:
+    """Most likely of all, so that bans decide."""
+    logits = randn(6, 600)
+    logits[:, -special_ids:] += 5
+    check_samples(logits, RULE, special_ids=special_ids)
 
 
 MIXED = [
@@ -371,7 +379,7 @@ def test_sample_of_unusual_logits(change: Callable[[Tensor], None]) -> None:
 def test_sample_draws_again_what_repeats() -> None:
     logits = torch.full((1, 200), -4.0, device=DEVICE)
     logits[0, 5] = 8
-    state = RowState.empty(1, 10, DEVICE)
+    state = RowState.empty(1, 10, 3, DEVICE)
     set_rules(state, RULE)
     out, row = ints([[0]]), ints([0])
     drawn = []
@@ -386,7 +394,7 @@ def test_sample_draws_again_what_repeats() -> None:
 
 def test_sample_draws_again_by_exact_noise() -> None:
     """Ids that differ by less than the error of the estimate."""
-    state = RowState.empty(1, 10, DEVICE)
+    state = RowState.empty(1, 10, 3, DEVICE)
     state.history.fill_(5)
     set_rules(state, RULE)
     logits = torch.full((1, 200), -50.0, device=DEVICE)
@@ -403,7 +411,7 @@ def test_sample_stays_in_the_vocabulary_without_numbers() -> None:
     for value, ids in itertools.product((torch.nan, -torch.nan, torch.inf, -torch.inf), (1, 100, 200)):
         logits = randn(1, 200)
         logits[:, :ids] = value
-        state = RowState.empty(1, 10, DEVICE)
+        state = RowState.empty(1, 10, 3, DEVICE)
         set_rules(state, RULE)
         out = ints([[0]])
         for _ in range(2):

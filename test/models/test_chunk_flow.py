@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
-from light_tts.models.flow.backend import FlowItem, PaddedFlow
 from light_tts.models.flow.chunked import ChunkFlow, chunk_flow
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo, MemoLimit
+from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path("test/golden/cosyvoice2"))

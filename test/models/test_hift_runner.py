@@ -15,9 +15,11 @@ from light_tts.kernels.vocoder.conv import Tile
 from light_tts.kernels.vocoder.layout import Convolutions, Sums
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.vocoder import runner as hift_runner
-from light_tts.models.vocoder.backend import SourceNoise, TorchVocoder, choose_vocoder
+from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
+from light_tts.models.vocoder.interface import SourceNoise
 from light_tts.models.vocoder.network import HiftNetwork
+from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.models.vocoder.runner import HiftRunner, frames_of_graph
 
 CHECKPOINT = Path("test/golden/cosyvoice2/checkpoint")

@@ -14,10 +14,11 @@ from light_tts.kernels import overlap
 from light_tts.kernels.flow import euler_step as flow_step
 from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
 from light_tts.models.checkpoint.config import EstimatorConfig
-from light_tts.models.flow.backend import FlowItem, PaddedFlow
 from light_tts.models.flow.cfm import euler_steps
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.packed import PackedFlow, _bucket, pack
+from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.unet import packed as packed_estimator
 from light_tts.models.flow.unet.estimator import Estimator
 from light_tts.models.flow.unet.packed import COPIES, PackedEstimator, Rows

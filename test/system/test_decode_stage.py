@@ -16,8 +16,8 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.lanes import Engine, Task
 from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem
-from light_tts.models.flow.backend import PaddedFlow
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.padded import PaddedFlow
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.messages import AudioChunk, Failed, PartProgress

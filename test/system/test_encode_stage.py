@@ -12,7 +12,9 @@ import psutil
 import pytest
 
 from light_tts.common.audio import read_audio
+from light_tts.models.checkpoint.config import load_config
 from light_tts.models.frontend import spellers
+from light_tts.models.frontend.frontend import Frontend
 from light_tts.server.core import messages as m
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.prompt_cache import attach
@@ -161,7 +163,7 @@ def test_texts_are_spelled_in_processes_that_end_with_the_stage(make_stage, monk
     jobs = {f"{n}/1": f"I have {n} cats." for n in range(8)}
     stage.send(*(synthesize(stage, job, prompt(noise(1)), text) for job, text in jobs.items()))
     got = {message.job: message.text_ids for message in (stage.next(stage.llm) for _ in jobs)}
-    frontend = manager.Frontend(CHECKPOINT, manager.load_config(CHECKPOINT))
+    frontend = Frontend(CHECKPOINT, load_config(CHECKPOINT))
     assert got == {job: frontend.split_text(text)[0] for job, text in jobs.items()}
     stage.stop()
     assert not any(child.is_running() for child in started)
@@ -299,7 +301,7 @@ def test_bistream_text_stays_in_order_while_features_are_computed(make_stage):
     while isinstance(message := stage.next(stage.llm), m.AppendIds):
         ids += message.ids
     assert isinstance(message, m.FinishIds)
-    frontend = manager.Frontend(CHECKPOINT, manager.load_config(CHECKPOINT))
+    frontend = Frontend(CHECKPOINT, load_config(CHECKPOINT))
     assert ids == frontend.split_text("".join(pieces))[0]
 
 

@@ -147,7 +147,7 @@ PACES = {"step by step": Pace(1, 0), "rounds": Pace(8, 1)}
 @pytest.fixture(params=PACES)
 def pace(request, monkeypatch) -> None:
     """The stage as on a CPU, and as on a GPU."""
-    monkeypatch.setattr(manager, "choose_pace", lambda settings, device: PACES[request.param])
+    monkeypatch.setattr(manager, "choose_pace", lambda device, round_steps: PACES[request.param])
 
 
 def speech(seen: list[messages.Message], job: str, part: int = 0) -> list[messages.SpeechTokens]:
@@ -317,7 +317,7 @@ def test_a_part_that_has_ended_when_its_next_steps_fail_is_spoken_to_its_end(mon
         return sampling.draw(scores, rules, history, seeds, parts, steps)
 
     monkeypatch.setattr(engine, "choose_runner", lambda device: partial(TorchRunner, draw=breaks))
-    monkeypatch.setattr(manager, "choose_pace", lambda settings, device: Pace(1, 1))
+    monkeypatch.setattr(manager, "choose_pace", lambda device, round_steps: Pace(1, 1))
     assert len(whole) < 90
     with World() as world:
         world.send(world.generate("a/0", options=SpeechOptions(seed=42, max_new_tokens=90)))
@@ -340,7 +340,7 @@ class FirstChunk:
 def first_chunk(monkeypatch) -> FirstChunk:
     """The stage as on a GPU that decode processes share; steps are held back for as long as it takes."""
     first_chunk = FirstChunk()
-    monkeypatch.setattr(manager, "choose_pace", lambda settings, device: PACES["rounds"])
+    monkeypatch.setattr(manager, "choose_pace", lambda device, round_steps: PACES["rounds"])
     monkeypatch.setattr(manager, "choose_right_of_way", lambda directory, device: first_chunk)
     monkeypatch.setattr(courtesy, "LONGEST", 1000.0)
     return first_chunk

@@ -11,7 +11,7 @@ import yaml
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.sequence import Bistream, OneShot
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.config import COSYVOICE2_IDS, load_config
 from light_tts.models.frontend.tokenizer import SPECIAL_TOKENS, TextTokenizer
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechIds, SpeechLM
 from training.checkpoint import (
@@ -46,7 +46,7 @@ from training.lm.weights import keep_better, weights_to_use
 from training.lm.words import ids_of_words, spoken_words, words_at
 from training.loop import Learner, averaged_weights, train
 
-IDS = SpeechIds(text_vocab=1024, speech_tokens=729, speech_vocab=732)
+IDS = SpeechIds(1024, 729, COSYVOICE2_IDS)
 MIX = (5, 15)
 PHONEMES = 178
 

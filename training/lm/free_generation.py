@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from light_tts.common.row_state import BANNED, HELD
 from light_tts.common.sampling import SamplingRules, ban
 from light_tts.common.sampling import draw as draw_tokens
 from light_tts.common.sampling_rule import SamplingRule
@@ -111,9 +112,9 @@ def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingRule, device: t
 
 
 def _banned(part: Part) -> list[bool]:
-    """The special ids that must not be drawn now."""
-    end, *others = part.banned
-    return [end or len(part.outputs) < part.min_outputs, *others]
+    """Which special ids must not be drawn now."""
+    early = len(part.outputs) < part.min_outputs
+    return [ban == BANNED or (ban == HELD and early) for ban in part.bans]
 
 
 @dataclass(frozen=True)

@@ -46,27 +46,27 @@ class Engine:
     ) -> None:
         """`runner`: the fastest for the model's device unless given."""
         weight = model.embedding.weight
-        self._device = weight.device
+        self.device = weight.device
         self._stream = None
-        if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device, priority=gpu.LANGUAGE_MODEL)
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))  # which loaded the model
+        if self.device.type == "cuda":
+            self._stream = torch.cuda.Stream(self.device, priority=gpu.LANGUAGE_MODEL)
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which loaded the model
         backbone = model.backbone
         self._window = options.window
         self._flights: deque[Flight] = deque()
         with self._on_stream(), torch.inference_mode():
-            self._table = SlotTable(options.slots, options.rows, options.max_len, self._device)
+            self._table = SlotTable(options.slots, options.rows, options.max_len, self.device)
             pool = KVPool(
                 backbone.num_hidden_layers,
                 options.slots,
                 backbone.num_key_value_heads,
                 backbone.head_dim,
                 weight.dtype,
-                self._device,
+                self.device,
                 options.int8,
             )
-            self._states = RowState.empty(options.rows, options.window, self._device)
-            runner = runner or choose_runner(self._device)
+            self._states = RowState.empty(options.rows, options.window, model.ids.special.count, self.device)
+            runner = runner or choose_runner(self.device)
             self._runner = runner(model, pool, self._table, self._states, options)
 
     @property
@@ -133,7 +133,7 @@ class Engine:
 
     def check_device(self) -> None:
         """Raises when the device no longer works, so that only a new process can go on."""
-        torch.zeros(1, device=self._device).item()
+        torch.zeros(1, device=self.device).item()
         self.synchronize()
 
     def _on_stream(self) -> AbstractContextManager:

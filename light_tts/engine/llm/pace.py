@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from light_tts.server.core.settings import Settings
-
 
 @dataclass(frozen=True)
 class Pace:
@@ -18,8 +16,9 @@ class Pace:
     ahead: int
 
 
-def choose_pace(settings: Settings, device: torch.device) -> Pace:
-    """A GPU is never kept waiting for the host; on a CPU both are the same, and tokens are wanted at once."""
+def choose_pace(device: torch.device, round_steps: int) -> Pace:
+    """A GPU is never kept waiting for the host: rounds of `round_steps`, one of them ahead. On a CPU both are
+    the same, and tokens are wanted at once."""
     if device.type == "cpu":
         return Pace(round_steps=1, ahead=0)
-    return Pace(round_steps=settings.router_max_wait_tokens, ahead=1)
+    return Pace(round_steps=round_steps, ahead=1)

@@ -20,7 +20,7 @@ def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: 
     if not sequences:
         return
     table = [
-        [s.row, *_numbers(s, cached), *_fractions(s), *s.banned, *latest_outputs(s, window)]
+        [s.row, *_numbers(s, cached), *_fractions(s), *s.bans, *latest_outputs(s, window)]
         for s, cached in sequences
     ]
     rows, *columns = upload(np.array(table, np.int64).T.copy(), states.seed.device)
@@ -30,7 +30,7 @@ def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: 
     for name in _FRACTIONS:
         getattr(states, name).index_copy_(0, rows, columns.pop(0).to(torch.int32).view(torch.float32))
     first = len(columns) - window
-    for field, part in ((states.banned, columns[:first]), (states.history, columns[first:])):
+    for field, part in ((states.bans, columns[:first]), (states.history, columns[first:])):
         field.index_copy_(0, rows, torch.stack(part, 1).to(field.dtype))
 
 

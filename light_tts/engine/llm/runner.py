@@ -126,9 +126,8 @@ class TorchDraw:
     def __call__(self, scores: Tensor, rows: Tensor) -> Tensor:
         """scores: (rows, speech ids) float32; rows: (rows,) int64 -> the tokens (rows,) int32"""
         states = self._states
-        banned, history, steps = states.banned[rows].bool(), states.history[rows].long(), states.step[rows]
-        banned[:, 0] |= steps < states.min_outputs[rows]
-        scores = ban(scores, self._ids.speech_tokens, banned)
+        history, steps = states.history[rows].long(), states.step[rows]
+        scores = ban(scores, self._ids.speech_tokens, states.banned(rows))
         rules, seeds, parts = states.rules(rows), states.seed[rows], states.part[rows]
         drawn = self._draw(scores, rules, history, seeds, parts, steps.long())
         states.step[rows] = steps + 1

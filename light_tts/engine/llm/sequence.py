@@ -14,11 +14,18 @@ from __future__ import annotations
 
 from collections import deque
 
+from light_tts.common.row_state import ALLOWED, BANNED, HELD
 from light_tts.common.sampling_rule import GREEDY, SamplingRule
 from light_tts.models.llm.speech_lm import SpeechIds
 
 MIN_TOKENS_PER_TEXT_ID = 2
 MAX_TOKENS_PER_TEXT_ID = 20
+
+
+def _held(ids: SpeechIds) -> list[int]:
+    """ALLOWED or HELD for each special id, as the model has it."""
+    special = ids.special
+    return [HELD if i in special.held else ALLOWED for i in range(special.count)]
 
 
 class RequestError(ValueError):
@@ -83,9 +90,9 @@ class Sequence:
         return room if self.max_outputs is None else min(room, self.max_outputs - len(self.outputs))
 
     @property
-    def banned(self) -> list[bool]:
-        """Which of the special speech ids must not be drawn before the host has other ids to feed. The end is
-        banned besides while there are fewer than `min_outputs`."""
+    def bans(self) -> list[int]:
+        """For each special speech id ALLOWED, BANNED or HELD: whether it may be drawn before the host has
+        other ids to feed."""
         raise NotImplementedError
 
     def latest(self, window: int) -> list[int]:
@@ -179,8 +186,8 @@ class OneShot(Sequence):
             self.accept(token)
 
     @property
-    def banned(self) -> list[bool]:
-        return [False] * len(self._ids.stop)
+    def bans(self) -> list[int]:
+        return _held(self._ids)
 
     def accept(self, token: int) -> None:
         if token in self._ids.stop:
@@ -245,11 +252,12 @@ class Bistream(Sequence):
         return not self._waiting and super().ready
 
     @property
-    def banned(self) -> list[bool]:
-        banned = [True] * len(self._ids.stop)
-        allowed = self._ids.eos if self._last else self._ids.fill
-        banned[allowed - self._ids.speech_tokens] = False
-        return banned
+    def bans(self) -> list[int]:
+        special = self._ids.special
+        allowed = special.eos if self._last else special.fill
+        bans = [BANNED] * special.count
+        bans[allowed] = _held(self._ids)[allowed]
+        return bans
 
     @property
     def _straight_on(self) -> int:

@@ -10,6 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+GROWTH = 4  # growing chunks become up to so many times the first
+
+
+def largest_hop(hop: int, grow: bool) -> int:
+    """`max_hop` of a ChunkPlanner whose chunks grow, or do not."""
+    return GROWTH * hop if grow else hop
+
 
 @dataclass(frozen=True)
 class Chunk:

@@ -1,7 +1,7 @@
 """The tokens of one part as they arrive, and the chunks that can be spoken of them. Pure: no tensors, no
 messages.
 
-A part whose beginning the client has got already (`PartProgress`) leaves out the chunks it has, but for the
+A part whose beginning the client has got already (`Delivered`) leaves out the chunks it has, but for the
 last ones, which are spoken again without being sent: what they leave to the next chunk is needed.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
-from light_tts.server.core.messages import PartProgress
 
 
 class PartTooLong(Exception):
@@ -37,6 +36,14 @@ class ChunkRules:
 
 
 @dataclass(frozen=True)
+class Delivered:
+    """What the client has got of a part: the LLM outputs its audio was made from, and how many samples."""
+
+    tokens: Sequence[int] = ()
+    samples: int = 0
+
+
+@dataclass(frozen=True)
 class Step:
     """Speak `chunk`. `tokens`: the LLM outputs that go to the client with it; `start`: index in the part of
     the first sample; `skip`: how many of its samples the client has, None: all (nothing is sent)."""
@@ -52,7 +59,7 @@ class PartSpeech:
     has been spoken."""
 
     def __init__(
-        self, rules: ChunkRules, prompt_tokens: int, stream: bool, progress: PartProgress | None = None
+        self, rules: ChunkRules, prompt_tokens: int, stream: bool, delivered: Delivered | None = None
     ) -> None:
         self.ids: list[int] = []  # what the flow is given
         self.step: Step | None = None
@@ -63,7 +70,7 @@ class PartSpeech:
         self._outputs: list[int] = []  # what the LLM sent: fill ids as well
         self._position: list[int] = []  # of each of `ids` in `_outputs`
         self._finished = False
-        self._delivered = progress or PartProgress()
+        self._delivered = delivered or Delivered()
         self._sent_outputs = len(self._delivered.tokens)
         self._chunk_count = 0
         self._delivered_chunks = self._count_delivered() if stream else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,10 +21,9 @@ from torch.nn.utils.rnn import pad_sequence
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.transfer import Download
 from light_tts.engine.speech.chunk_planner import Chunk
-from light_tts.models.checkpoint.config import Config
-from light_tts.models.flow.backend import FlowBackend, FlowItem
+from light_tts.models.flow.interface import FlowBackend, FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.vocoder.backend import SourceNoise, Vocoder
+from light_tts.models.vocoder.interface import SourceNoise, Vocoder
 
 OVERLAP_FRAMES = 8  # mel frames that two chunks share
 REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after them
@@ -84,18 +84,31 @@ class WorkItem:
     stream: bool
 
 
+class Rates(Protocol):
+    """The numbers of a model family that samples are counted by."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def frames_per_token(self) -> int: ...
+
+    @property
+    def samples_per_frame(self) -> int: ...
+
+
 class Token2Wav:
     """`flow` and `vocoder`: see models/flow/backend.py and models/vocoder/backend.py. `full_last_chunk`: the
     last chunk of a stream is computed with full attention (the official schedule with growing chunks), else
     with the chunk mask like the others."""
 
     def __init__(
-        self, flow: FlowBackend, vocoder: Vocoder, config: Config, full_last_chunk: bool, device: torch.device
+        self, flow: FlowBackend, vocoder: Vocoder, rates: Rates, full_last_chunk: bool, device: torch.device
     ) -> None:
         self.flow = flow
-        self.sample_rate = config.sample_rate
-        self.frames_per_token = config.token_mel_ratio
-        self.samples_per_frame = config.mel.hop_size
+        self.sample_rate = rates.sample_rate
+        self.frames_per_token = rates.frames_per_token
+        self.samples_per_frame = rates.samples_per_frame
         self.overlap = OVERLAP_FRAMES * self.samples_per_frame
         self._vocoder = vocoder
         self._full_last_chunk = full_last_chunk

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from light_tts.common import sampling
 from light_tts.common.random import Purpose
-from light_tts.common.row_state import SPECIAL_IDS, RowState
+from light_tts.common.row_state import BANNED, HELD, RowState
 from light_tts.common.sampling_rule import MAX_TOP_K
 from light_tts.kernels import overlap
 from light_tts.kernels.random import gumbel, gumbel_estimate
@@ -18,6 +18,7 @@ from light_tts.kernels.random import gumbel, gumbel_estimate
 _WARPS = 16
 _SEGMENTS = 64  # of the vocabulary; their best scores tell which ids are likely
 _CANDIDATES = 64  # likely ids that are compared with one another; of random scores there are 25 to 50
+_BANNED, _HELD = tl.constexpr(BANNED), tl.constexpr(HELD)
 _NONE = tl.constexpr(0x7F800000_7FFFFFFF)  # behind the keys of all likely ids
 
 
@@ -49,7 +50,7 @@ def sample(
         state.part,
         state.step,
         state.min_outputs,
-        state.banned,
+        state.bans,
         state.history,
         state.top_p,
         state.top_k,
@@ -63,7 +64,7 @@ def sample(
         vocabulary,
         text_vocab,
         speech_tokens,
-        SPECIAL_IDS=SPECIAL_IDS,
+        SPECIAL_IDS=state.bans.shape[1],
         WINDOW=state.history.shape[1],
         WINDOW_BLOCK=triton.next_power_of_2(state.history.shape[1]),
         BLOCK=block,
@@ -89,9 +90,7 @@ def sample_reference(
 ) -> None:
     live = rows >= 0
     index = rows[live].long()
-    banned = state.banned[index].bool()
-    banned[:, 0] |= state.step[index] < state.min_outputs[index]
-    scores = sampling.ban(logits[live].float(), speech_tokens, banned)
+    scores = sampling.ban(logits[live].float(), speech_tokens, state.banned(index))
     history, steps = state.history[index].long(), state.step[index].long()
     drawn = sampling.draw(scores, state.rules(index), history, state.seed[index], state.part[index], steps)
     tokens = torch.full_like(rows, sampling.NO_TOKEN)
@@ -114,7 +113,7 @@ def _sample_kernel(
     part_ptr,
     step_ptr,
     min_outputs_ptr,
-    banned_ptr,
+    bans_ptr,
     history_ptr,
     top_p_ptr,
     top_k_ptr,
@@ -160,10 +159,8 @@ def _sample_kernel(
     age = WINDOW - 1 - tl.arange(0, WINDOW_BLOCK)  # 0: the newest
     latest = tl.load(latest_ptr, mask=age >= 0, other=-1, cache_modifier=".cg")
     later = tl.load(latest_ptr + 1, mask=age >= 1, other=-1, cache_modifier=".cg")
-    bans = (step < tl.load(min_outputs_ptr + at, cache_modifier=".cg")).to(tl.int32)
-    for i in tl.static_range(SPECIAL_IDS):
-        banned = tl.load(banned_ptr + at * SPECIAL_IDS + i, cache_modifier=".cg") != 0
-        bans |= banned.to(tl.int32) << i
+    early = step < tl.load(min_outputs_ptr + at, cache_modifier=".cg")
+    bans_ptr += at * SPECIAL_IDS
     if OVERLAP:
         overlap.begin()
 
@@ -174,7 +171,9 @@ def _sample_kernel(
     if row >= 0:
         logits_ptr += request.to(tl.int64) * vocabulary
         ids = tl.arange(0, BLOCK)
-        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, inverse_temperature, SPECIAL_IDS)
+        scores = _scores(
+            logits_ptr, ids, vocabulary, speech_tokens, bans_ptr, early, inverse_temperature, SPECIAL_IDS
+        )
         counter = step.to(tl.int64) * vocabulary
         scratch_ptr += request.to(tl.int64) * CANDIDATES
         keys = _likely(scores, top_k, scratch_ptr, BLOCK, COLUMNS, SEGMENTS, CANDIDATES)
@@ -194,7 +193,8 @@ def _sample_kernel(
                     logits_ptr,
                     vocabulary,
                     speech_tokens,
-                    bans,
+                    bans_ptr,
+                    early,
                     inverse_temperature,
                     drawn,
                     seed,
@@ -213,14 +213,24 @@ def _sample_kernel(
 
 
 @triton.jit
-def _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, inverse_temperature, SPECIAL_IDS: tl.constexpr):
-    """The logits of `ids` in float32, -inf where there are none, divided by the temperature; `bans`: a bit
-    for each special id"""
+def _scores(
+    logits_ptr,
+    ids,
+    vocabulary,
+    speech_tokens,
+    bans_ptr,
+    early,
+    inverse_temperature,
+    SPECIAL_IDS: tl.constexpr,
+):
+    """The logits of `ids` in float32, divided by the temperature; -inf where there are none, and for banned
+    ids. `bans_ptr`: (SPECIAL_IDS,) of the request; `early`: HELD ids are banned as well"""
     scores = tl.load(logits_ptr + ids, mask=ids < vocabulary, other=float("-inf")).to(tl.float32)
     scores *= inverse_temperature
-    banned = ids < 0
-    for i in tl.static_range(SPECIAL_IDS):
-        banned = banned | (ids == tl.where((bans >> i) & 1 != 0, speech_tokens + i, -1))
+    special = ids - speech_tokens
+    known = (special >= 0) & (special < SPECIAL_IDS)
+    ban = tl.load(bans_ptr + special, mask=known, other=0, cache_modifier=".cg")
+    banned = (ban == _BANNED) | ((ban == _HELD) & early)
     return tl.where(banned, float("-inf"), scores)
 
 
@@ -291,7 +301,8 @@ def _draw_other(
     logits_ptr,
     vocabulary,
     speech_tokens,
-    bans,
+    bans_ptr,
+    early,
     inverse_temperature,
     drawn,
     seed,
@@ -307,7 +318,9 @@ def _draw_other(
     best_ids = column
     for start in range(0, vocabulary, COLUMNS):
         ids = start + column
-        scores = _scores(logits_ptr, ids, vocabulary, speech_tokens, bans, inverse_temperature, SPECIAL_IDS)
+        scores = _scores(
+            logits_ptr, ids, vocabulary, speech_tokens, bans_ptr, early, inverse_temperature, SPECIAL_IDS
+        )
         noisy = tl.where(ids == drawn, float("-inf"), scores + gumbel(seed, stream, counter + ids))
         best_ids = tl.where(noisy > best, ids, best_ids)
         best = tl.maximum(best, noisy)

@@ -21,12 +21,28 @@ DEFAULT_CHUNK_SIZE = 25  # early releases name no chunk size; their models were 
 
 
 @dataclass(frozen=True)
+class SpecialIds:
+    """The speech ids behind the spoken ones: `count` of them, none of which is ever spoken, and each of which
+    ends a part that is not bistream. `eos` ends any part, `fill` a block of bistream; `held`: those that may
+    not be drawn before a part has its least length. All are offsets from the first special id."""
+
+    count: int
+    eos: int
+    fill: int
+    held: tuple[int, ...]
+
+
+COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=(0,))  # the second has no use
+
+
+@dataclass(frozen=True)
 class LLMConfig:
     input_size: int
     output_size: int
     speech_token_size: int
     mix_ratio: tuple[int, int]  # text tokens : speech tokens of the two-way streaming mode
     sampling: SamplingRule
+    special: SpecialIds = COSYVOICE2_IDS
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,18 @@ class Config:
     flow: FlowConfig
     hift: HiftConfig
     mel: MelConfig
+
+    @property
+    def samples_per_token(self) -> int:
+        return self.sample_rate // self.token_frame_rate
+
+    @property
+    def frames_per_token(self) -> int:
+        return self.token_mel_ratio
+
+    @property
+    def samples_per_frame(self) -> int:
+        return self.mel.hop_size
 
 
 def load_config(model_dir: Path) -> Config:

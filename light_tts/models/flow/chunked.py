@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from light_tts.models.flow.backend import FlowItem, PaddedFlow
 from light_tts.models.flow.cfm import MAX_FRAMES, fixed_noise
 from light_tts.models.flow.encoder import EncoderMemory
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import MemoLimit
+from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.unet.chunked import ChunkEstimator, EstimatorMemory
 
 SHORTEST_STREAM = 500  # frames: 10 s of prompt and speech

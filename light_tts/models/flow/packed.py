@@ -17,9 +17,9 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.flow.packed_attention import attention_blocks
-from light_tts.models.flow.backend import FlowItem
 from light_tts.models.flow.cfm import MAX_FRAMES, fixed_noise
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.unet.packed import COPIES, PackedEstimator, Rows
 
 ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import Config, LLMConfig
+from light_tts.models.checkpoint.config import Config, LLMConfig, SpecialIds
 from light_tts.models.checkpoint.weights import CheckpointError, load_into, load_state_dict
 
 BACKBONE_DIR = "CosyVoice-BlankEN"
@@ -64,19 +64,26 @@ class Qwen2Config:
 
 @dataclass(frozen=True)
 class SpeechIds:
-    """Where ids lie: `speech_tokens` speech ids below the special ones; all offsets into the unified ids."""
+    """Where ids lie: `speech_tokens` speech ids below the special ones."""
 
     text_vocab: int
     speech_tokens: int
-    speech_vocab: int
+    special: SpecialIds
+
+    @property
+    def speech_vocab(self) -> int:
+        """Number of speech ids, the special ones included."""
+        return self.speech_tokens + self.special.count
 
     @property
     def eos(self) -> int:
-        return self.speech_tokens
+        """Speech id."""
+        return self.speech_tokens + self.special.eos
 
     @property
     def fill(self) -> int:
-        return self.speech_tokens + 2
+        """Speech id."""
+        return self.speech_tokens + self.special.fill
 
     @property
     def stop(self) -> range:
@@ -209,16 +216,10 @@ class SpeechLM(nn.Module):
     """As constructed, parameters have the names and shapes of llm.pt; `merge_embeddings` (called by
     `from_checkpoint`) then makes the model ready to run."""
 
-    SPECIAL_IDS = 3  # end, one without use, fill
-
     def __init__(self, backbone: Qwen2Config, config: LLMConfig) -> None:
         super().__init__()
         self.backbone = backbone
-        self.ids = SpeechIds(
-            text_vocab=backbone.vocab_size,
-            speech_tokens=config.speech_token_size,
-            speech_vocab=config.speech_token_size + self.SPECIAL_IDS,
-        )
+        self.ids = SpeechIds(backbone.vocab_size, config.speech_token_size, config.special)
         self.llm_embedding = nn.Embedding(2, config.input_size)  # start of sequence, task
         self.llm = nn.ModuleDict({"model": CausalLM(backbone)})
         self.llm_decoder = nn.Linear(config.output_size, self.ids.speech_vocab)

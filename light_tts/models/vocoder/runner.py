@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.vocoder.source import Cached, Draws
-from light_tts.models.vocoder.backend import SourceNoise
+from light_tts.models.vocoder.interface import SourceNoise
 from light_tts.models.vocoder.network import HiftNetwork
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.pulse import Pulse
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
+
+
+class Stage(Protocol):
+    """Everything that a stage does between two messages."""
+
+    def patience(self) -> float:
+        """Seconds to wait for messages before the next step."""
+
+    def receive(self, message: messages.Message) -> None: ...
+
+    def step(self) -> None:
+        """Work and hand out for a moment, after the messages that have come."""
 
 
 @dataclass
@@ -49,3 +61,19 @@ class StageContext:
             self.run_dir.supervisor,
             messages.StageReady(stage=self.stage, index=self.index, incarnation=self.incarnation, info=info),
         )
+
+    def serve(self, stage: Stage) -> None:
+        """Receive and work until `Shutdown` arrives."""
+        while True:
+            self.pulse.tick()
+            for message in self.inbox.wait(stage.patience()):
+                if isinstance(message, messages.Shutdown):
+                    return
+                stage.receive(message)
+            stage.step()
+
+    def fail(self, job: str, reply_to: str, code: int, reason: str, retry: bool = False) -> None:
+        """Tell the HTTP worker at `reply_to` that its job has failed here. `code`: an HTTP status; `retry`:
+        another attempt may succeed."""
+        failed = messages.Failed(job=job, stage=self.stage, code=code, message=reason, retry=retry)
+        self.outbox.send(reply_to, failed)

@@ -8,16 +8,14 @@ import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from light_tts.server.core import messages, metrics
 from light_tts.server.httpserver.admission import Place
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.listener import Listener
+from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech, SpeechRequest
-
-if TYPE_CHECKING:
-    from light_tts.server.httpserver.manager import HttpServerManager
 
 HEALTH = "health"  # the route of the server's own probes
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import msgspec
 
 from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core import messages
+from light_tts.server.httpserver.errors import RequestError
 
 MAX_DEATHS = 5  # of any stages at work on one request alone
 
@@ -31,6 +33,18 @@ class Speech:
     text: str = ""
     stream: bool = False
     bistream: bool = False
+
+
+class Listener(Protocol):
+    """Who waits for the audio of a request."""
+
+    request: SpeechRequest
+
+    def deliver(self, audio: list[bytes]) -> None:
+        """More PCM, or the news that all has come."""
+
+    def fail(self, error: RequestError) -> None:
+        """No more audio will come."""
 
 
 @dataclass

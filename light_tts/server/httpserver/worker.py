@@ -13,7 +13,7 @@ from gunicorn.arbiter import Arbiter
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from light_tts.server.api_start import STOP_WORKER
+from light_tts.server.core.stop_signal import STOP_WORKER
 
 LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
 

@@ -1,355 +1,64 @@
-"""The decode process: speech tokens in, audio out.
-
-One thread receives, schedules and hands out; the engine's threads do the work. A job is a queue of parts, of
-which the first is spoken, one chunk at a time, so what reaches the client is always in order.
-"""
+"""The decode process: speech tokens in, audio out. Assembles the stage and runs it."""
 
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
-from dataclasses import dataclass, field, replace
-from pathlib import Path
 
-import numpy as np
-import torch
-
-from light_tts.common.gpu import choose_device
-from light_tts.engine.speech.lanes import Engine, Lane, Task
-from light_tts.engine.speech.part_speech import ChunkRules, PartSpeech, PartTooLong
-from light_tts.engine.speech.policy import DeadlinePolicy, Waiting
-from light_tts.engine.speech.token2wav import (
-    OVERLAP_FRAMES,
-    REPLAYED_CHUNKS,
-    SpeechState,
-    Token2Wav,
-    WorkItem,
-)
-from light_tts.models.checkpoint.config import Config, load_config
-from light_tts.models.flow.backend import choose_flow
-from light_tts.models.flow.cfm import MAX_FRAMES
-from light_tts.models.vocoder.backend import choose_vocoder
-from light_tts.models.vocoder.hift import Hift
-from light_tts.server.core import messages, metrics
-from light_tts.server.core.first_chunk_lock import RightOfWay, choose_right_of_way
-from light_tts.server.core.gone_workers import GoneWorkers
-from light_tts.server.core.pulse import INTERVAL, Pace
+from light_tts.common.device import choose_device
+from light_tts.engine.speech.chunk_planner import largest_hop
+from light_tts.engine.speech.lanes import Engine
+from light_tts.engine.speech.part_speech import ChunkRules
+from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, REPLAYED_CHUNKS, Token2Wav
+from light_tts.models.family import Family, load_family
+from light_tts.server.core.first_chunk_lock import choose_right_of_way
 from light_tts.server.core.stage import StageContext
+from light_tts.server.tts_decode.stage import DecodeStage
 from light_tts.server.tts_decode.voices import Voices
-
-STAGE = "decode"
-GROWTH = 4  # stream_hop grow: chunks become up to so many times the first
-KEPT_TOMBSTONES = 4096
-SLOW_CPU = 0.2  # seconds for a token, before it is known
-
-
-@dataclass
-class Part:
-    """One part of a job. `since`: when its present chunk could be spoken, the parts before it being over."""
-
-    number: int
-    parts: int
-    speech: PartSpeech
-    state: SpeechState
-    since: float = 0.0
-
-
-@dataclass
-class Job:
-    """`parts`: not yet spoken to their end, in order. `busy`: a chunk of the first one is in the engine.
-    `alone`: nothing else may be in it meanwhile."""
-
-    name: str
-    reply_to: str
-    alone: bool = False
-    parts: deque[Part] = field(default_factory=deque)
-    busy: bool = False
 
 
 def run(ctx: StageContext) -> None:
     """Entry of the stage: returns on Shutdown."""
-    settings, model_dir = ctx.settings, Path(ctx.settings.model_dir)
-    device, dtype = choose_device(settings, ctx.index)
-    config = load_config(model_dir)
-    if settings.n_timesteps is not None:
-        config = replace(config, flow=replace(config.flow, n_timesteps=settings.n_timesteps))
-    new_flow = choose_flow(
-        model_dir,
-        config,
+    settings = ctx.settings
+    family = load_family(settings.model_dir)
+    device, dtype = choose_device(settings.device, settings.data_type, ctx.index)
+    new_flow = family.load_flow(
         device,
         dtype,
-        settings.load_trt,
-        settings.decode_max_batch_size,
-        settings.flow_memory_mb << 20,
+        load_trt=settings.load_trt,
+        max_batch_size=settings.decode_max_batch_size,
+        memory=settings.flow_memory_mb << 20,
+        n_timesteps=settings.n_timesteps,
     )
-    hift = Hift.from_checkpoint(model_dir, config, device)
+    new_vocoder = family.load_vocoder(device, OVERLAP_FRAMES)
     grow = settings.stream_hop == "grow"
-    new_vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)
     models = [
-        Token2Wav(new_flow(), new_vocoder(), config, full_last_chunk=grow, device=device)
+        Token2Wav(new_flow(), new_vocoder(), family, full_last_chunk=grow, device=device)
         for _ in range(settings.decode_paral_num)
     ]
-    voices = Voices(device)
     engine = Engine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     right_of_way = choose_right_of_way(ctx.run_dir.root, device)
+    rules = chunk_rules(family, engine.model, grow)
     try:
-        manager = DecodeManager(ctx, engine, voices, chunk_rules(config, engine.model, grow), right_of_way)
+        stage = DecodeStage(ctx, engine, Voices(device), rules, right_of_way)
         if engine.on_gpu:
             started = time.monotonic()
             ctx.log.info("preparing the GPU: kernels are compiled once on a machine, which can take minutes")
             engine.warm_up()
             ctx.log.info("the GPU is prepared, after %.1f s", time.monotonic() - started)
-        ctx.ready({"sample_rate": config.sample_rate, "device": str(device)})
-        manager.serve()
+        ctx.ready({"sample_rate": family.sample_rate, "device": str(device)})
+        ctx.serve(stage)
     finally:
         engine.close()
 
 
-def chunk_rules(config: Config, model: Token2Wav, grow: bool) -> ChunkRules:
+def chunk_rules(family: Family, model: Token2Wav, grow: bool) -> ChunkRules:
     return ChunkRules(
-        hop=config.chunk_size,
-        max_hop=config.chunk_size * (GROWTH if grow else 1),
-        lookahead=config.flow.pre_lookahead_len,
-        vocabulary=config.flow.vocab_size,
-        max_tokens=MAX_FRAMES // config.token_mel_ratio,
-        samples_per_token=config.sample_rate // config.token_frame_rate,
+        hop=family.chunk_tokens,
+        max_hop=largest_hop(family.chunk_tokens, grow),
+        lookahead=family.lookahead_tokens,
+        vocabulary=family.spoken_ids,
+        max_tokens=family.max_speech_tokens,
+        samples_per_token=family.samples_per_token,
         held_back=model.overlap,
         replayed=REPLAYED_CHUNKS,
     )
-
-
-class DecodeManager:
-    """`right_of_way`: that of first chunks on this process's GPU; None: they have none."""
-
-    def __init__(
-        self,
-        ctx: StageContext,
-        engine: Engine,
-        voices: Voices,
-        rules: ChunkRules,
-        right_of_way: RightOfWay | None,
-    ) -> None:
-        self._ctx = ctx
-        self._engine = engine
-        self._voices = voices
-        self._rules = rules
-        self._right_of_way = right_of_way
-        self._policy = DeadlinePolicy(
-            engine.model.sample_rate,
-            time.monotonic,
-            packed=engine.model.flow.packed,
-            firsts_alone=right_of_way is not None,
-        )
-        self._jobs: dict[str, Job] = {}
-        self._over: OrderedDict[str, None] = OrderedDict()  # names of jobs that ended early, oldest first
-        self._gone = GoneWorkers()
-        # Chunks of a stream cost less than their frames say, so they have a pace of their own.
-        self._paces = {masked: Pace(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
-        self._steps: dict[int, tuple[int, Pace, int]] = {}  # by identity of the tasks: step, pace, tokens
-        self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
-        self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
-        self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
-
-    def serve(self) -> None:
-        """Receive, hand out, schedule, until Shutdown."""
-        while True:
-            self._ctx.pulse.tick()
-            for message in self._ctx.inbox.wait(INTERVAL):
-                if isinstance(message, messages.Shutdown):
-                    return
-                self._take(message)
-            self._end_work()
-            self._start_work()
-
-    # -- what arrives
-
-    def _take(self, message: messages.Message) -> None:
-        match message:
-            case messages.OpenSpeech(job=name) if name not in self._over:
-                self._open(message)
-            case messages.SpeechTokens(job=name) if name in self._jobs:
-                self._add_tokens(self._jobs[name], message)
-            case messages.Abort(job=name):
-                self._end_early(name)
-            case messages.WorkerGone(address=address):
-                self._gone.add(address)
-                for job in [job for job in self._jobs.values() if job.reply_to == address]:
-                    self._end_early(job.name)
-                self._ctx.peers.apply(message)
-            case _:
-                self._ctx.peers.apply(message)
-
-    def _open(self, message: messages.OpenSpeech) -> None:
-        if message.reply_to in self._gone:
-            return
-        job = self._jobs.setdefault(
-            message.job, Job(message.job, message.reply_to, STAGE in message.alone_in)
-        )
-        if message.stream and message.options.speed != 1.0:
-            return self._fail(job, 400, "a speed other than 1 needs an answer that is not streamed")
-        if message.prompt is None:  # encode hands out the checkpoint's speakers as prompts, too
-            return self._fail(job, 500, "the job has no prompt features")
-        try:
-            voice = self._voices.get(message.prompt)
-        except FileNotFoundError:
-            return self._fail(job, 503, "the features of the prompt have gone", retry=True)
-        except Exception as error:  # a damaged segment, or no memory left on the device: this job's end only
-            self._ctx.log.exception("%s: cannot load the prompt", job.name)
-            return self._fail(job, 500, f"cannot load the prompt: {error}")
-        if message.stream and not job.parts and (message.progress.samples or message.part):
-            self._policy.resumed(job.name)
-        speech = PartSpeech(self._rules, len(voice.speech_token), message.stream, message.progress)
-        state = SpeechState(voice, message.options.seed, message.part, message.options.speed)
-        job.parts.append(Part(message.part, message.parts, speech, state))
-
-    def _add_tokens(self, job: Job, message: messages.SpeechTokens) -> None:
-        part = next((part for part in job.parts if part.number == message.part), None)
-        if part is None:
-            return self._fail(job, 500, f"tokens of part {message.part}, which was not opened")
-        waited = part.speech.step is None
-        try:
-            part.speech.add(message.tokens, message.final)
-        except PartTooLong as error:
-            return self._fail(job, 400, str(error))
-        if waited:
-            part.since = time.monotonic()
-
-    # -- work
-
-    def _start_work(self) -> None:
-        chunks = [(job.busy, self._describe(job)) for job in self._jobs.values() if _has_chunk(job)]
-        waiting = [chunk for busy, chunk in chunks if not busy]
-        in_work = [chunk for busy, chunk in chunks if busy]
-        if self._right_of_way is not None:
-            self._right_of_way.keep(self._policy.first_is_next(waiting, in_work))
-        for lane in list(self._engine.free_lanes):
-            batch = self._next_batch(lane, waiting, in_work)
-            if not batch:
-                break
-            self._start(lane, batch)
-            metrics.decode_batch_size.observe(len(batch))
-            waiting = [chunk for chunk in waiting if chunk not in batch]
-            in_work += batch
-        self._queue_depth.set(len(waiting))
-
-    def _next_batch(self, lane: Lane, waiting: list[Waiting], in_work: list[Waiting]) -> list[Waiting]:
-        """As the policy says, but a job that must be alone waits until nothing is in work, and nothing else
-        begins before it has ended."""
-
-        def alone(chunk: Waiting) -> bool:
-            return self._jobs[chunk.job].alone
-
-        if any(map(alone, in_work)):
-            return []
-        batch = self._policy.next_batch(waiting, self._engine.batch_limit, lane.urgent, in_work)
-        if batch and alone(batch[0]):
-            return batch[:1] if self._engine.idle else []
-        return [chunk for chunk in batch if not alone(chunk)]
-
-    def _start(self, lane: Lane, batch: list[Waiting]) -> None:
-        pace, tokens = self._paces[batch[0].masked], sum(chunk.frames for chunk in batch)
-        step = self._ctx.pulse.begin([chunk.job for chunk in batch], pace.allowance(tokens))
-        tasks = [self._begin(self._jobs[chunk.job]) for chunk in batch]
-        self._steps[id(tasks)] = step, pace, tokens
-        self._engine.start(lane, tasks)
-
-    def _end_work(self) -> None:
-        for batch in self._engine.ended():
-            self._work_seconds.observe(batch.seconds)
-            self._policy.took(batch.seconds, len(batch.tasks))
-            for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
-                self._hand_out(task.owner, outcome)
-            step, pace, tokens = self._steps.pop(id(batch.tasks))
-            self._ctx.pulse.end(step)
-            pace.observe(tokens, batch.seconds)
-
-    def _describe(self, job: Job) -> Waiting:
-        part = job.parts[0]
-        return Waiting(
-            job=job.name,
-            since=part.since,
-            stream=part.speech.stream,
-            masked=self._engine.model.streaming(_work_item(part)),
-            frames=part.speech.prompt_tokens + part.speech.step.chunk.context_end,
-            part=part.number,
-        )
-
-    def _begin(self, job: Job) -> Task:
-        job.busy = True
-        part = job.parts[0]
-        self._queue_seconds.observe(time.monotonic() - part.since)
-        self._ctx.log.debug("%s part %d: a chunk begins", job.name, part.number)
-        return Task(_work_item(part), owner=job)
-
-    # -- what is handed out
-
-    def _hand_out(self, job: Job, outcome: np.ndarray | Exception) -> None:
-        if self._jobs.get(job.name) is not job:
-            return  # aborted meanwhile
-        job.busy = False
-        if isinstance(outcome, Exception):
-            return self._fail_work(job, outcome)
-        part = job.parts[0]
-        step = part.speech.step
-        if step.skip is not None:
-            pcm = outcome[step.skip :]
-            chunk = messages.AudioChunk(
-                job=job.name,
-                part=part.number,
-                parts=part.parts,
-                start=step.start,
-                tokens=step.tokens,
-                pcm=messages.Raw.of(pcm),
-                final=step.chunk.final,
-            )
-            self._ctx.outbox.send(job.reply_to, chunk)
-            self._ctx.log.debug("%s part %d: %d samples sent", job.name, part.number, len(pcm))
-            if part.speech.stream:
-                self._policy.delivered(job.name, len(pcm))
-        part.speech.advance()
-        part.since = time.monotonic()
-        if part.speech.done:
-            job.parts.popleft()
-            if job.parts:
-                job.parts[0].since = time.monotonic()
-            if part.number == part.parts - 1:
-                self._forget(job.name)
-
-    # -- ends
-
-    def _fail_work(self, job: Job, error: Exception) -> None:
-        if isinstance(error, torch.OutOfMemoryError):
-            self._ctx.log.error("%s does not fit the memory of the GPU: %s", job.name, error)
-            self._fail(job, 503, "out of GPU memory")
-        elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            # Whoever works next may be the one that finds none: this process cannot go on.
-            raise error
-        else:
-            self._ctx.log.error("%s failed", job.name, exc_info=error)
-            self._fail(job, 500, f"{type(error).__name__}: {error}")
-
-    def _fail(self, job: Job, code: int, reason: str, retry: bool = False) -> None:
-        self._end_early(job.name)
-        failed = messages.Failed(job=job.name, stage=STAGE, code=code, message=reason, retry=retry)
-        self._ctx.outbox.send(job.reply_to, failed)
-
-    def _end_early(self, name: str) -> None:
-        """Forget a job and what is still under way of it: an Abort may even overtake the job itself."""
-        self._forget(name)
-        self._over[name] = None
-        if len(self._over) > KEPT_TOMBSTONES:
-            self._over.popitem(last=False)
-
-    def _forget(self, name: str) -> None:
-        self._jobs.pop(name, None)
-        self._policy.forget(name)
-
-
-def _has_chunk(job: Job) -> bool:
-    """Whether a chunk of the job waits or is in work."""
-    return bool(job.parts) and job.parts[0].speech.step is not None
-
-
-def _work_item(part: Part) -> WorkItem:
-    speech = part.speech
-    return WorkItem(part.state, speech.ids, speech.step.chunk, speech.stream)

@@ -1,99 +1,34 @@
-"""The encode process: texts to token ids, recordings to prompt features.
-
-Messages are handled one after another in one thread, the work is done by a pool of others; one more encodes
-the text that arrives bit by bit, so that it waits for no recording. A job is in work from its admission until
-its `Generate` messages have left; its prompt stays pinned until `Release`.
-"""
+"""The encode process: texts to token ids, recordings to prompt features. Assembles the stage and runs it."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-import threading
-import time
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
-from pathlib import Path
 
-import msgspec
-import numpy as np
 import torch
 
-from light_tts.common.audio import AudioError, check_length
-from light_tts.common.prompt_features import PromptFeatures
-from light_tts.common.speakable import can_become_speakable
-from light_tts.models.checkpoint.config import load_config
-from light_tts.models.frontend.frontend import Frontend, PromptText
+from light_tts.models.family import load_family
 from light_tts.models.frontend.spellers import SpellerPool
-from light_tts.models.frontend.text_groups import MAX_GROUP
-from light_tts.models.frontend.text_stream import TextStream
-from light_tts.server.core import messages, metrics
-from light_tts.server.core.gone_workers import GoneWorkers
-from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
-from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
+from light_tts.server.tts_encode.jobs import STAGE
+from light_tts.server.tts_encode.stage import EncodeStage
 
-STAGE = "encode"
 MAX_SPELLER_PROCESSES = 4
-LONG_TEXT = 500  # characters from which a text may take its time; such jobs do not hold up the others
-
-
-class RequestError(Exception):
-    """The request cannot be served as it is; the message is for the client."""
-
-
-@dataclass
-class Job:
-    """One job from its arrival to its release. Of a bistream job: `stream` encodes its text; `encodings`, the
-    pieces in work, oldest first; `unsent_ids`, ids that came before its Generate could be sent; `text_sent`,
-    the end of its text has been sent on."""
-
-    request: messages.Synthesize
-    arrived: float
-    started: float = 0.0
-    texts: Future[tuple[list[list[int]], PromptText]] | None = None
-    prompt: Future[CachedPrompt] | None = None
-    stream: TextStream | None = None
-    encodings: deque[Future[list[int]]] = field(default_factory=deque)
-    unsent_ids: list[int] = field(default_factory=list)
-    text_finished: bool = False
-    text_sent: bool = False
-    sent: bool = False
-    forgotten: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.request.job
-
-    @property
-    def long(self) -> bool:
-        return len(self.request.text) + len(self.request.prompt.text) > LONG_TEXT
-
-    @property
-    def alone(self) -> bool:
-        return STAGE in self.request.alone_in
-
-    @property
-    def encoded(self) -> bool:
-        """Whether all is there that its Generate needs."""
-        return self.texts is not None and self.texts.done() and self.prompt.done()
 
 
 def run(ctx: StageContext) -> None:
     """Entry of the stage: returns on Shutdown."""
     torch.set_num_threads(1)  # the pool's threads are the parallelism
-    model_dir = Path(ctx.settings.model_dir)
+    family = load_family(ctx.settings.model_dir)
     with closing(SpellerPool(speller_processes())) as spelling:  # loads while the models do
-        frontend = Frontend(model_dir, load_config(model_dir), spelling.spellers, spelling.at_once)
+        frontend = family.load_frontend(spelling.spellers, spelling.at_once)
         threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
         pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
         # Its threads mostly wait for the turns of their texts.
         texts = ThreadPoolExecutor(2 * ctx.settings.encode_paral_num, thread_name_prefix="texts")
         try:
-            manager = EncodeManager(ctx, frontend, pool, texts)
+            stage = EncodeStage(ctx, frontend, pool, texts)
             spelling.wait_until_ready()
             ctx.ready(
                 {
@@ -102,8 +37,8 @@ def run(ctx: StageContext) -> None:
                     "device": "cpu",
                 }
             )
-            manager.serve()
-            manager.close()
+            ctx.serve(stage)
+            stage.close()
         finally:
             for threads in (pool, texts):
                 threads.shutdown(wait=False, cancel_futures=True)
@@ -112,276 +47,3 @@ def run(ctx: StageContext) -> None:
 def speller_processes() -> int:
     """At least one: inside this process, a text in work would stop everything else here."""
     return min(MAX_SPELLER_PROCESSES, max(1, len(os.sched_getaffinity(0)) // 4))
-
-
-class EncodeManager:
-    def __init__(
-        self, ctx: StageContext, frontend: Frontend, pool: ThreadPoolExecutor, texts: ThreadPoolExecutor
-    ) -> None:
-        """`pool` works on recordings, `texts` on texts, with a thread for each job that can be in work."""
-        self._ctx = ctx
-        self._frontend = frontend
-        self._pool = pool
-        self._texts = texts
-        self._cache = SharedSpeechCache(ctx.run_dir.shm, ctx.index, ctx.settings.cache_capacity, pool)
-        self._jobs: dict[str, Job] = {}
-        self._waiting: dict[str, Job] = {}  # not yet admitted, oldest first
-        self._working: dict[str, Job] = {}  # admitted, Generate not sent
-        self._gone = GoneWorkers()
-        self._text_pace = Pace(first=0.002, base=500.0)  # of characters
-        self._prompt_pace = Pace(first=1.0, base=5.0)  # of seconds of a recording
-        self._progressed: deque[Job] = deque()  # filled by the pool's threads
-        self._text_in_turn = ThreadPoolExecutor(1, thread_name_prefix=f"{STAGE}-text")
-        self._closed = False
-        self._wake_lock = threading.Lock()
-        self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
-        self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
-        self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
-
-    def serve(self) -> None:
-        """Handle messages until Shutdown."""
-        while True:
-            self._ctx.pulse.tick()
-            for message in self._ctx.inbox.wait(INTERVAL):
-                if isinstance(message, messages.Shutdown):
-                    return
-                self._take(message)
-            self._hand_on_encoded()
-            self._admit()
-            self._queue_depth.set(len(self._waiting))
-
-    def close(self) -> None:
-        """Let the inbox alone from now on: work that is still under way ends unheard."""
-        with self._wake_lock:
-            self._closed = True
-        self._text_in_turn.shutdown(wait=False, cancel_futures=True)
-
-    # -- what arrives
-
-    def _take(self, message: messages.Message) -> None:
-        match message:
-            case messages.Synthesize(job=name, reply_to=address):
-                if address in self._gone:
-                    return  # nobody would ever release it
-                self._ctx.log.debug("%s to encode", name)
-                stream = self._frontend.text_stream() if message.bistream else None
-                self._jobs[name] = self._waiting[name] = Job(message, time.monotonic(), stream=stream)
-            case messages.AppendText(job=name, text=text) if name in self._jobs:
-                self._guarded(self._jobs[name], lambda job: self._append_text(job, text))
-            case messages.FinishText(job=name) if name in self._jobs:
-                self._guarded(self._jobs[name], self._finish_text)
-            case messages.Release(job=name) | messages.Abort(job=name):
-                self._forget(name)
-            case messages.WorkerGone(address=address):
-                self._gone.add(address)
-                for job in list(self._jobs.values()):
-                    if job.request.reply_to == address:
-                        self._forget(job.name)
-                self._ctx.peers.apply(message)
-            case _:
-                self._ctx.peers.apply(message)
-
-    def _append_text(self, job: Job, text: str) -> None:
-        if job.stream is None or job.text_finished:
-            raise RequestError("text after the end of the text")
-        self._encode_piece(job, len(text), lambda stream: stream.append(text))
-
-    def _finish_text(self, job: Job) -> None:
-        if job.stream is None or job.text_finished:
-            raise RequestError("the end of the text comes twice")
-        job.text_finished = True
-        self._encode_piece(job, MAX_GROUP, TextStream.finish)
-
-    def _encode_piece(self, job: Job, length: int, encode: Callable[[TextStream], list[int]]) -> None:
-        """Work on the text of all bistream jobs in the order in which it comes."""
-
-        def work() -> list[int]:
-            with self._ctx.pulse.step(job.name, self._text_pace, length):
-                return encode(job.stream)
-
-        piece = self._text_in_turn.submit(work)
-        job.encodings.append(piece)
-        piece.add_done_callback(lambda _: self._on_progress(job))
-
-    # -- work
-
-    def _admit(self) -> None:
-        """Jobs with long texts and those with short ones wait for their like only. A job that must be worked
-        on alone begins when nothing is in work, and nothing begins beside it."""
-        limit = self._ctx.settings.encode_paral_num
-        working = Counter(job.long for job in self._working.values())
-        for name, job in list(self._waiting.items()):
-            if self._working and any(other.alone for other in (job, *self._working.values())):
-                return
-            if working[job.long] < limit:
-                working[job.long] += 1
-                self._working[name] = self._waiting.pop(name)
-                job.started = time.monotonic()
-                self._queue_seconds.observe(job.started - job.arrived)
-                self._guarded(job, self._start)
-
-    def _start(self, job: Job) -> None:
-        job.prompt, known = self._features(job.request)
-        (metrics.prompt_cache_hits_total if known else metrics.prompt_cache_misses_total).inc()
-        job.texts = self._texts.submit(self._encode_texts, job)
-        for future in (job.prompt, job.texts):
-            future.add_done_callback(lambda _: self._on_progress(job))
-
-    def _on_progress(self, job: Job) -> None:
-        self._progressed.append(job)
-        with self._wake_lock:
-            if not self._closed:
-                self._ctx.inbox.wake()
-
-    def _features(self, request: messages.Synthesize) -> tuple[Future[CachedPrompt], bool]:
-        prompt = request.prompt
-        if prompt.speaker:
-            if prompt.speaker not in self._frontend.speakers:
-                raise RequestError(f"unknown speaker {prompt.speaker!r}")
-            key = hashlib.sha256(f"speaker {prompt.speaker}".encode()).hexdigest()
-            return self._cache.get_or_compute(
-                key, request.job, lambda: self._frontend.speakers[prompt.speaker].features
-            )
-        if prompt.audio is None:
-            raise RequestError("the request has neither a speaker nor a prompt recording")
-        return self._cache.get_or_compute(prompt.key, request.job, lambda: self._compute_features(request))
-
-    def _compute_features(self, request: messages.Synthesize) -> PromptFeatures:
-        prompt, settings = request.prompt, self._ctx.settings
-        samples = prompt.audio.array(np.float32)
-        check_length(
-            len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
-        )
-        seconds = len(samples) / prompt.sample_rate
-        with self._ctx.pulse.step(request.job, self._prompt_pace, seconds):
-            features = self._frontend.features(samples, prompt.sample_rate)
-        if not len(features.speech_token):
-            raise AudioError("the audio is too short to make speech tokens of")
-        return features
-
-    def _encode_texts(self, job: Job) -> tuple[list[list[int]], PromptText]:
-        length = len(job.request.text) + len(job.request.prompt.text)
-        with self._ctx.pulse.step(job.name, self._text_pace, length):
-            return self._split_text(job)
-
-    def _split_text(self, job: Job) -> tuple[list[list[int]], PromptText]:
-        request, prompt = job.request, job.request.prompt
-
-        def wanted() -> bool:
-            return not job.forgotten
-
-        prompt_text = (
-            self._frontend.speaker_prompt_text(prompt.text, prompt.speaker)
-            if prompt.speaker
-            else self._frontend.prompt_text(prompt.text, wanted)
-        )
-        if not request.bistream and not can_become_speakable(request.text):
-            raise RequestError("there is nothing to speak in the text")
-        parts = [[]] if request.bistream else self._frontend.split_text(request.text, wanted)
-        if not parts:
-            raise RequestError("there is nothing to speak in the text")
-        return parts, prompt_text
-
-    # -- what is sent
-
-    def _hand_on_encoded(self) -> None:
-        while self._progressed:
-            job = self._progressed.popleft()
-            if self._jobs.get(job.name) is job:
-                self._guarded(job, self._hand_on)
-
-    def _hand_on(self, job: Job) -> None:
-        if job.encoded and self._working.pop(job.name, None):
-            self._work_seconds.observe(time.monotonic() - job.started)
-            job.prompt.result()  # what went wrong with the prompt is told first
-            job.texts.result()
-            if job.stream is None:
-                self._send_parts(job)
-        if job.stream is not None and not job.text_sent:
-            self._hand_on_text(job)
-
-    def _hand_on_text(self, job: Job) -> None:
-        """Send on what there is of a bistream job's text; the job itself with the first of it."""
-        pieces = job.encodings
-        while pieces and pieces[0].done():
-            job.unsent_ids += pieces.popleft().result()
-        ended = job.text_finished and not pieces
-        if ended and not job.sent and not job.unsent_ids:
-            raise RequestError("there is no text to speak")
-        if not job.encoded or job.name in self._working or not (job.unsent_ids or ended):
-            return
-        style = job.request.style
-        if not job.sent:
-            self._send_parts(job)
-        if job.unsent_ids:
-            self._ctx.peers.send("llm", style, messages.AppendIds(job=job.name, ids=job.unsent_ids))
-            job.unsent_ids = []
-        if ended:
-            self._ctx.peers.send("llm", style, messages.FinishIds(job=job.name))
-            job.text_sent = True
-
-    def _send_parts(self, job: Job) -> None:
-        request, cached = job.request, job.prompt.result()
-        parts, prompt_text = job.texts.result()
-        speech_token = cached.features.speech_token
-        reference = messages.PromptRef(key=cached.key, owner=self._ctx.index, segment=cached.segment)
-        for index, text_ids in enumerate(parts):
-            progress = request.progress[index] if index < len(request.progress) else messages.PartProgress()
-            if progress.finished:
-                continue
-            generate = messages.Generate(
-                job=request.job,
-                reply_to=request.reply_to,
-                part=index,
-                parts=len(parts),
-                prompt_text_ids=prompt_text.ids,
-                text_ids=text_ids,
-                prompt_speech_token=messages.Raw.of(
-                    speech_token if prompt_text.with_speech else speech_token[:0]
-                ),
-                flow_prompt_tokens=len(speech_token),
-                prompt=reference,
-                speaker=request.prompt.speaker,
-                options=request.options,
-                stream=request.stream,
-                bistream=request.bistream,
-                progress=progress,
-                alone_in=request.alone_in,
-            )
-            self._ctx.peers.send("llm", request.style, generate)
-            job.sent = True
-        if not job.sent:
-            raise RuntimeError("every part of the job is finished already")
-        if not request.bistream:
-            count = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)))
-            self._ctx.outbox.send(request.reply_to, count)
-        # The recording is needed no more, but the job stays here until it is released.
-        job.request = msgspec.structs.replace(request, prompt=messages.Prompt(), text="", progress=[])
-        self._ctx.log.debug("%s encoded: %d parts", request.job, len(parts))
-
-    # -- ends
-
-    def _guarded(self, job: Job, step: Callable[[Job], None]) -> None:
-        """Run one step of a job; if it fails, the job does and nothing else."""
-        try:
-            step(job)
-        except (RequestError, AudioError) as error:
-            self._fail(job, 400, str(error))
-        except Exception as error:
-            self._ctx.log.exception("%s failed", job.name)
-            self._fail(job, 500, f"{type(error).__name__}: {error}")
-
-    def _fail(self, job: Job, code: int, reason: str) -> None:
-        self._forget(job.name)
-        failed = messages.Failed(job=job.name, stage=STAGE, code=code, message=reason)
-        self._ctx.outbox.send(job.request.reply_to, failed)
-
-    def _forget(self, name: str) -> None:
-        job = self._jobs.pop(name, None)
-        self._waiting.pop(name, None)
-        self._working.pop(name, None)
-        if job is not None:
-            job.forgotten = True  # ends its work between two segments of its text
-            for future in filter(None, (job.texts, *job.encodings)):
-                future.cancel()
-        self._cache.release(name)

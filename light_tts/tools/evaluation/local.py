@@ -18,12 +18,12 @@ from light_tts.engine.llm.sequence import OneShot
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
 from light_tts.models.checkpoint.config import load_config
-from light_tts.models.flow.backend import PaddedFlow
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.frontend.frontend import Frontend
 from light_tts.models.llm.speech_lm import SpeechLM
-from light_tts.models.vocoder.backend import TorchVocoder
 from light_tts.models.vocoder.hift import Hift
+from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.evaluation.client import LONGEST, SHORTEST_LIMIT, TOKENS_PER_SECOND
 from light_tts.tools.evaluation.endings import expected_seconds
 from light_tts.tools.evaluation.lines import Line

@@ -12,8 +12,8 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
 from light_tts.models.flow.backend import choose_flow
-from light_tts.models.vocoder.backend import TorchVocoder
 from light_tts.models.vocoder.hift import Hift
+from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.parity import Check, Comparison, Golden
 
 FILE = "token2wav.npz"

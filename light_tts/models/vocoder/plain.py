@@ -1,0 +1,53 @@
+"""The vocoder in plain PyTorch, on any device: the reference of `HiftRunner`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from light_tts.common import random
+from light_tts.models.vocoder.hift import Hift
+from light_tts.models.vocoder.interface import SourceNoise
+
+NOISE_BLOCK = 32768  # samples
+
+
+class TorchVocoder:
+    """The plain path, on any device."""
+
+    def __init__(self, hift: Hift) -> None:
+        self._hift = hift
+
+    @torch.inference_mode()
+    def speak(
+        self,
+        mel: Tensor,
+        lengths: Sequence[int],
+        cache_source: Sequence[Tensor | None],
+        noises: Sequence[SourceNoise | None],
+    ) -> tuple[Tensor, Tensor]:
+        return self._hift.inference(mel, lengths, cache_source, self._noise(mel, noises))
+
+    def warm_up(self, items: int) -> None:
+        """Nothing is waited for."""
+
+    def _noise(self, mel: Tensor, noises: Sequence[SourceNoise | None]) -> Tensor | None:
+        if not any(noises):
+            return None
+        waves, samples = self._hift.m_source.waves, mel.shape[2] * self._hift.samples_per_frame
+        places = torch.arange(samples * waves, device=mel.device)
+        rows = [
+            torch.zeros(samples * waves, device=mel.device)
+            if noise is None
+            else _normal(noise, places + noise.first_sample * waves)
+            for noise in noises
+        ]
+        return torch.stack(rows).view(len(rows), samples, waves)
+
+
+def _normal(noise: SourceNoise, places: Tensor) -> Tensor:
+    """By blocks that stay in a processor's cache: it takes some fifty operations."""
+    blocks = places.split(NOISE_BLOCK)
+    return torch.cat([random.normal(noise.seed, noise.stream, block) for block in blocks])

@@ -1,0 +1,56 @@
+"""Jobs of the encode stage."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from light_tts.models.frontend.frontend import PromptText
+from light_tts.models.frontend.text_stream import TextStream
+from light_tts.server.core import messages
+from light_tts.server.core.prompt_cache import CachedPrompt
+
+STAGE = "encode"
+LONG_TEXT = 500  # characters from which a text may take its time; such jobs do not hold up the others
+
+
+class TextError(Exception):
+    """The request cannot be served as it is; the message is for the client."""
+
+
+@dataclass
+class EncodeJob:
+    """One job from its arrival to its release. Of a bistream job: `stream` encodes its text; `encodings`, the
+    pieces in work, oldest first; `unsent_ids`, ids that came before its Generate could be sent; `text_sent`,
+    the end of its text has been sent on."""
+
+    request: messages.Synthesize
+    arrived: float
+    started: float = 0.0
+    texts: Future[tuple[list[list[int]], PromptText]] | None = None
+    prompt: Future[CachedPrompt] | None = None
+    stream: TextStream | None = None
+    encodings: deque[Future[list[int]]] = field(default_factory=deque)
+    unsent_ids: list[int] = field(default_factory=list)
+    text_finished: bool = False
+    text_sent: bool = False
+    sent: bool = False
+    forgotten: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.request.job
+
+    @property
+    def long(self) -> bool:
+        return len(self.request.text) + len(self.request.prompt.text) > LONG_TEXT
+
+    @property
+    def alone(self) -> bool:
+        return STAGE in self.request.alone_in
+
+    @property
+    def encoded(self) -> bool:
+        """Whether all is there that its Generate needs."""
+        return self.texts is not None and self.texts.done() and self.prompt.done()

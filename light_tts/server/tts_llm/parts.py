@@ -1,0 +1,70 @@
+"""What a `Generate` becomes: a sequence for the scheduler, and the delivery of its tokens."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import fields, replace
+
+import numpy as np
+
+from light_tts.common.sampling_rule import SamplingRule
+from light_tts.engine.llm.delivery import Delivery
+from light_tts.engine.llm.sequence import Bistream, OneShot, RequestError, Sequence
+from light_tts.engine.speech.chunk_planner import ChunkPlanner, largest_hop
+from light_tts.models.family import Family
+from light_tts.models.llm.speech_lm import SpeechIds
+from light_tts.server.core.messages import Generate, SpeechOptions
+from light_tts.server.core.settings import Settings
+from light_tts.server.tts_llm.jobs import Speaking
+
+
+def sampling_rule(options: SpeechOptions, default: SamplingRule) -> SamplingRule:
+    """What the client chose, and the checkpoint's values for the rest."""
+    chosen = {entry.name: getattr(options, entry.name) for entry in fields(SamplingRule)}
+    return replace(default, **{name: value for name, value in chosen.items() if value is not None})
+
+
+class PartFactory:
+    """Makes the parts of one model. `limit`: most ids that may go into it."""
+
+    def __init__(self, family: Family, ids: SpeechIds, settings: Settings, limit: int) -> None:
+        self._family = family
+        self._ids = ids
+        self._limit = limit
+        self._longest = settings.max_part_tokens
+        self._max_hop = largest_hop(family.chunk_tokens, settings.stream_hop == "grow")
+
+    def make(self, request: Generate) -> Speaking:
+        """Raises RequestError where the request cannot fit."""
+        return Speaking(request, self._sequence(request), self._delivery(request), time.monotonic())
+
+    def _sequence(self, request: Generate) -> Sequence:
+        common = {
+            "job": request.job,
+            "part": request.part,
+            "seed": request.options.seed,
+            "ids": self._ids,
+            "limit": self._limit,
+            "sampling": sampling_rule(request.options, self._family.sampling),
+            "prompt_text": request.prompt_text_ids,
+            "prompt_speech": request.prompt_speech_token.array(np.int32).tolist(),
+            "forced": request.progress.tokens,
+            "min_outputs": request.options.min_new_tokens,
+            "max_outputs": request.options.max_new_tokens,
+        }
+        if not request.bistream:
+            return OneShot(text=request.text_ids, longest=self._longest, **common)
+        sequence = Bistream(mix=self._family.mix_ratio, **common)
+        sequence.append_text(request.text_ids)
+        if sequence.error:
+            raise RequestError(sequence.error)
+        return sequence
+
+    def _delivery(self, request: Generate) -> Delivery:
+        planner = None
+        if request.stream:
+            family = self._family
+            planner = ChunkPlanner(
+                request.flow_prompt_tokens, family.chunk_tokens, family.lookahead_tokens, self._max_hop
+            )
+        return Delivery(planner, self._ids.speech_tokens)
