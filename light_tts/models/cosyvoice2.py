@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models.checkpoint.config import load_config
-from light_tts.models.flow.backend import choose_flow
-from light_tts.models.flow.cfm import MAX_FRAMES
-from light_tts.models.flow.interface import FlowBackend
-from light_tts.models.frontend.frontend import Frontend
-from light_tts.models.frontend.spellers import Spell
-from light_tts.models.llm.speech_lm import SpeechLM
-from light_tts.models.vocoder.backend import choose_vocoder
-from light_tts.models.vocoder.hift import Hift
-from light_tts.models.vocoder.interface import Vocoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from light_tts.models.flow.interface import FlowBackend
+    from light_tts.models.frontend.frontend import Frontend
+    from light_tts.models.frontend.spellers import Spell
+    from light_tts.models.llm.speech_lm import SpeechLM
+    from light_tts.models.vocoder.interface import Vocoder
 
 
 class CosyVoice2:
-    """See `Family`."""
+    """See `Family`. Each part is imported when it is loaded: no stage needs the packages of another."""
 
     def __init__(self, model_dir: Path) -> None:
         """Raises ConfigError naming the file and the key."""
@@ -59,6 +58,8 @@ class CosyVoice2:
 
     @property
     def max_speech_tokens(self) -> int:
+        from light_tts.models.flow.cfm import MAX_FRAMES
+
         return MAX_FRAMES // self._config.token_mel_ratio
 
     @property
@@ -70,9 +71,13 @@ class CosyVoice2:
         return self._config.llm.mix_ratio
 
     def load_frontend(self, spellers: dict[str, Spell], at_once: int) -> Frontend:
+        from light_tts.models.frontend.frontend import Frontend
+
         return Frontend(self._model_dir, self._config, spellers, at_once)
 
     def load_llm(self, weights: Path, device: torch.device, dtype: torch.dtype) -> SpeechLM:
+        from light_tts.models.llm.speech_lm import SpeechLM
+
         return SpeechLM.from_checkpoint(self._model_dir, weights, self._config, device, dtype)
 
     def load_flow(
@@ -85,11 +90,16 @@ class CosyVoice2:
         memory: int,
         n_timesteps: int | None,
     ) -> Callable[[], FlowBackend]:
+        from light_tts.models.flow.backend import choose_flow
+
         config = self._config
         if n_timesteps is not None:
             config = replace(config, flow=replace(config.flow, n_timesteps=n_timesteps))
         return choose_flow(self._model_dir, config, device, dtype, load_trt, max_batch_size, memory)
 
     def load_vocoder(self, device: torch.device, cached_frames: int) -> Callable[[], Vocoder]:
+        from light_tts.models.vocoder.backend import choose_vocoder
+        from light_tts.models.vocoder.hift import Hift
+
         hift = Hift.from_checkpoint(self._model_dir, self._config, device)
         return choose_vocoder(hift, cached_frames * hift.samples_per_frame)

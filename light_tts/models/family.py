@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
-
-import torch
+from typing import TYPE_CHECKING, Protocol
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models.cosyvoice2 import CosyVoice2
-from light_tts.models.flow.interface import FlowBackend
-from light_tts.models.frontend.frontend import Frontend
-from light_tts.models.frontend.spellers import Spell
-from light_tts.models.llm.speech_lm import SpeechLM
-from light_tts.models.vocoder.interface import Vocoder
+
+if TYPE_CHECKING:
+    import torch
+
+    from light_tts.models.flow.interface import FlowBackend
+    from light_tts.models.frontend.frontend import Frontend
+    from light_tts.models.frontend.spellers import Spell
+    from light_tts.models.llm.speech_lm import SpeechLM
+    from light_tts.models.vocoder.interface import Vocoder
 
 
 class Family(Protocol):
