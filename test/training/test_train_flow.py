@@ -12,10 +12,11 @@ from light_tts.tools.tiny_checkpoint import SIZES
 from training import checkpoint
 from training.checkpoint import checkpoint_folder, training_file, write_config
 from training.codec.codes import Code, Room
+from training.codec.mels import token_mel, token_mels
 from training.corpus.corpus import Corpus
 from training.flow import items as flow_items
 from training.flow.flow_matching import evaluate, export, flow_losses, initialise, mel_statistics
-from training.flow.items import Choice, PairedSpeech, misheard, token_mel, token_mels
+from training.flow.items import Choice, PairedSpeech, misheard
 from training.loop import Learner
 
 TOKENS, SPEAKERS = (20, 70, 60, 30), ("anna", "bert", "anna", "anna")

@@ -29,6 +29,7 @@ from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer as Served
 from training.checkpoint import checkpoint_folder, write_config
 from training.codec.codes import Code, Room, codes_file, rooms_file, write_codes, write_rooms
 from training.codec.features import SPEECH_RATE, fbanks, resample
+from training.codec.mels import token_mel
 from training.codec.speaker_encoder import SpeakerEncoder, load_encoder
 from training.codec.speech_tokenizer import SpeechTokenizer, load_tokenizer
 from training.corpus.corpus import LABEL_RATE, SAMPLE_RATE, Corpus, speech_files
@@ -36,7 +37,6 @@ from training.corpus.generate import SHARD
 from training.corpus.packages import phoneme_ids
 from training.corpus.rooms import in_a_room
 from training.devices import set_precision
-from training.flow.items import token_mel
 from training.work import argument_parser, read_lines
 
 FRAME = SAMPLE_RATE // LABEL_RATE  # samples of a mel frame

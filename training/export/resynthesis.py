@@ -26,8 +26,8 @@ from light_tts.models.frontend.features import flow_mels
 from light_tts.models.vocoder.hift import Hift
 from training.checkpoint import checkpoint_folder
 from training.codec.codes import Code, read_codes
+from training.codec.mels import token_mel
 from training.corpus.corpus import SAMPLE_RATE, Corpus
-from training.flow.items import token_mel
 from training.work import argument_parser
 
 RUNGS = ("teacher", "vocoder", "flow")

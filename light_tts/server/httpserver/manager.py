@@ -19,7 +19,7 @@ from light_tts.server.core.styles import Style
 from light_tts.server.httpserver import recovery
 from light_tts.server.httpserver.admission import Admission, Place, expected_audio
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.request import Listener, LostAudio, SpeechRequest
+from light_tts.server.httpserver.request import Call, LostAudio, SpeechRequest
 
 HELLO_TIMEOUT = 30.0  # seconds for the supervisor's answer
 DEFAULT_SAMPLE_RATE = 24_000
@@ -38,7 +38,7 @@ class HttpServerManager:
         self.peers = Peers(self._outbox)
         self.slot = -1  # of this worker in the shared counters
         self._connected = asyncio.Event()
-        self._calls: dict[str, Listener] = {}  # by request id
+        self._calls: dict[str, Call] = {}  # by request id
         self.heard: dict[int, float] = {}  # decode index -> when audio last came from it
 
     async def start(self) -> None:
@@ -114,7 +114,7 @@ class HttpServerManager:
 
     # -- what a call asks
 
-    def submit(self, call: Listener) -> None:
+    def submit(self, call: Call) -> None:
         """Send the call's request to the stages, now or when they are up. Raises RequestError where a stage
         that it needs has been given up."""
         reason = recovery.hindrance(call.request, self.peers)
@@ -130,7 +130,7 @@ class HttpServerManager:
             for message in parts:
                 self._send_to_encode(request, message)
 
-    def forget(self, call: Listener) -> None:
+    def forget(self, call: Call) -> None:
         """The call has ended: free everything that the stages hold for it. May be called twice."""
         request = call.request
         if self._calls.pop(request.request_id, None) is None or not request.submitted:
@@ -145,7 +145,7 @@ class HttpServerManager:
     def _send_to_encode(self, request: SpeechRequest, message: messages.Message) -> None:
         self.peers.send("encode", request.encode_index(len(self.peers.of("encode"))), message)
 
-    def _try_to_send(self, call: Listener) -> None:
+    def _try_to_send(self, call: Call) -> None:
         request = call.request
         reason = recovery.hindrance(request, self.peers)
         if reason:
@@ -155,7 +155,7 @@ class HttpServerManager:
             for message in request.submission(self._inbox.address):
                 self._send_to_encode(request, message)
 
-    def _recover(self, call: Listener, why: str, after_loss: bool = False) -> None:
+    def _recover(self, call: Call, why: str, after_loss: bool = False) -> None:
         request = call.request
         self.peers.broadcast(messages.Abort(job=request.job))
         request.start_attempt(after_loss)
@@ -166,7 +166,7 @@ class HttpServerManager:
         request_recoveries_total.inc()
         self._try_to_send(call)
 
-    def _draw_again(self, call: Listener) -> None:
+    def _draw_again(self, call: Call) -> None:
         """At most once for a request; then it has failed."""
         request = call.request
         if request.drawn_again:
@@ -212,7 +212,7 @@ class HttpServerManager:
             case _:
                 self.peers.apply(message)
 
-    def _handle_answer(self, call: Listener, message: messages.Message) -> None:
+    def _handle_answer(self, call: Call, message: messages.Message) -> None:
         request = call.request
         match message:
             case messages.Encoded(text_tokens=count):

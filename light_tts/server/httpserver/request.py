@@ -35,7 +35,7 @@ class Speech:
     bistream: bool = False
 
 
-class Listener(Protocol):
+class Call(Protocol):
     """Who waits for the audio of a request."""
 
     request: SpeechRequest
