@@ -80,7 +80,7 @@ def full_size(device: torch.device) -> Hift:
 
 
 def flops_of_frame(hift: Hift) -> float:
-    """Of the convolutions, for one mel frame."""
+    """Operations of the convolutions for one mel frame."""
     device, frames = hift.conv_pre.weight.device, 50
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mel = torch.zeros(1, hift.config.in_channels, frames, device=device)

@@ -23,7 +23,7 @@ from torch import Tensor
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.common.transfer import Download
 from light_tts.engine.llm.attention import Span
-from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import OneShot
@@ -135,7 +135,7 @@ class StubRunner:
         return torch.ones(max(span.length for span in spans), len(spans), dtype=torch.int32)
 
 
-def make_engine(model: SpeechLM, args: argparse.Namespace) -> Engine:
+def make_engine(model: SpeechLM, args: argparse.Namespace) -> LLMEngine:
     length, rows = args.prompt + args.output, max(args.batches)
     graphs = not (args.disable_cudagraph or args.profile)
     options = EngineOptions(
@@ -147,7 +147,7 @@ def make_engine(model: SpeechLM, args: argparse.Namespace) -> Engine:
         graph_max_batch=rows if graphs else 0,
         graph_max_len=length,
     )
-    engine = Engine(model, options, StubRunner if args.stub else None)
+    engine = LLMEngine(model, options, StubRunner if args.stub else None)
     started = time.perf_counter()
     engine.warm_up()
     engine.synchronize()
@@ -159,7 +159,7 @@ class Loop:
     """As the LLM stage drives both, one round ahead."""
 
     def __init__(
-        self, engine: Engine, model: SpeechLM, batch: int, prompt: int, output: int, steps: int
+        self, engine: LLMEngine, model: SpeechLM, batch: int, prompt: int, output: int, steps: int
     ) -> None:
         self._engine = engine
         self._scheduler = Scheduler(
@@ -247,7 +247,7 @@ class Waiting:
         Download.wait = self._wait
 
 
-def measure(engine: Engine, model: SpeechLM, batch: int, args: argparse.Namespace, output: int) -> Result:
+def measure(engine: LLMEngine, model: SpeechLM, batch: int, args: argparse.Namespace, output: int) -> Result:
     loop = Loop(engine, model, batch, args.prompt, output, args.round_steps)
     engine.synchronize()
     begun = time.perf_counter()
@@ -281,7 +281,7 @@ def floor_ms(model: SpeechLM, batch: int, length: float, args: argparse.Namespac
     return (weights + kv) / (args.bandwidth * 1e9)
 
 
-def profile(engine: Engine, model: SpeechLM, batch: int, args: argparse.Namespace) -> None:
+def profile(engine: LLMEngine, model: SpeechLM, batch: int, args: argparse.Namespace) -> None:
     for profiled in (False, True):
         loop = Loop(engine, model, batch, args.prompt, args.output, args.round_steps)
         loop.prefill()

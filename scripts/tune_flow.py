@@ -94,12 +94,14 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
     x = torch.randn(rows, width, device="cuda").half()
     out, weight, bias = draw(rows, out_width), draw(width, out_width), draw(out_width, dtype=torch.float32)
     if kernel == "norm_linear":
-        return lambda: packed_linear.norm_linear(x, weight, bias, position, out, 1e-5, out_width == FEED)
+        return lambda: packed_linear.layer_norm_linear(
+            x, weight, bias, position, out, 1e-5, out_width == FEED
+        )
     if kernel == "linear":
         return lambda: packed_linear.linear(x, weight, bias, position, out, out_width == FEED)
     if kernel.startswith("linear_add"):
         normal = torch.empty_like(out) if kernel.endswith("norm") else None
-        return lambda: packed_linear.linear_add_(out, x, weight, bias, position, normal, 1e-5)
+        return lambda: packed_linear.packed_linear_add_(out, x, weight, bias, position, normal, 1e-5)
     if kernel == "conv":
         taps = torch.stack([weight] * 3)
         norm = packed_conv.Norm(bias, bias, 1e-5)
@@ -120,7 +122,7 @@ def use(shape: Shape) -> None:
 
 
 def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
-    """Of one call, where all follow one another in a CUDA graph."""
+    """Time of one call, where all follow one another in a CUDA graph."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

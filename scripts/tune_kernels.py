@@ -24,7 +24,7 @@ import bench_llm
 import torch
 import triton
 
-from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.engine import LLMEngine
 from light_tts.kernels import configs
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.llm.decode_attention import DecodeConfig, decode_config
@@ -95,8 +95,8 @@ Entry = dict[str, int]
 
 @dataclass(frozen=True)
 class Trial:
-    """Of `kernel`, in decode steps of `batch` requests with a prompt of so many tokens: what is tried for the
-    entry with these `keys`."""
+    """A tuning of `kernel` in decode steps of `batch` requests with a prompt of so many tokens: what is tried
+    for the entry with these `keys`."""
 
     kernel: str
     batch: int
@@ -185,7 +185,7 @@ class Tuner:
     def _arguments(self, prompt: int) -> argparse.Namespace:
         return bench_llm.parser().parse_args(["--prompt", str(prompt), *self._batches])
 
-    def _new_engine(self) -> Engine:
+    def _new_engine(self) -> LLMEngine:
         with contextlib.redirect_stdout(None):
             return bench_llm.make_engine(self._model, self._arguments(max(PROMPTS.values())))
 

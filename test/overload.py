@@ -41,7 +41,7 @@ def latency(run: Run, name: str = "p95") -> float:
 
 
 def cpu_seconds(server: Server) -> float:
-    """Of all its processes so far."""
+    """CPU time of all its processes so far."""
     times = [child.cpu_times() for child in psutil.Process(server.pid).children(recursive=True)]
     return sum(time.user + time.system for time in times)
 

@@ -23,7 +23,7 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Of a file that `lines_to` wrote."""
+    """Lines of a file that `lines_to` wrote."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

@@ -117,7 +117,7 @@ def _log(findings: Findings, path: Path) -> None:
 
 
 def _run_directories(findings: Findings) -> None:
-    """Of all servers of this machine: those that run, and what dead ones have left."""
+    """The servers of this machine: those that run, and what dead ones have left."""
     running, dead = [], []
     for directory in sorted(SHARED_MEMORY.glob(f"{PREFIX}*")):
         run_dir = RunDir.of_shared_memory(directory, "")

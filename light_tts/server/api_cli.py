@@ -53,7 +53,7 @@ BOOLEANS = {
     "no": False,
     "off": False,
 }
-DOOR_2_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # run.sh
+GUNICORN_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # run.sh
 PRODUCTION_CONFIG = Path(__file__).resolve().parents[2] / "config" / "production.yaml"
 
 _HINTS = typing.get_type_hints(Settings, include_extras=True)
@@ -108,7 +108,7 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Parsed:
     config = Path(environ["LIGHT_TTS_CONFIG"]) if environ.get("LIGHT_TTS_CONFIG") else PRODUCTION_CONFIG
     default = config == PRODUCTION_CONFIG and not config.exists()
     argv = shlex.split(environ.get("LIGHT_TTS_FLAGS", ""))
-    return parse(argv, DOOR_2_DEFAULTS, None if default else config, environ)
+    return parse(argv, GUNICORN_DEFAULTS, None if default else config, environ)
 
 
 def refuse(error: SettingsError) -> NoReturn:

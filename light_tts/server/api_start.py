@@ -50,7 +50,7 @@ _front: Front | None = None  # of this process, which can be one server only
 _configured = 0  # the process that gunicorn_options was made for
 
 
-class StartFailed(Exception):
+class ServerStartFailed(Exception):
     """The server cannot start; the message is for the operator."""
 
 
@@ -68,7 +68,7 @@ def start(parsed: Parsed) -> FastAPI:
             app = create_app(parsed.settings, _front.run_dir)
             _front.wait_ready()
             return app
-    except (StartFailed, StyleError) as error:
+    except (ServerStartFailed, StyleError) as error:
         if _front is not None:
             _front.stop()  # so that the reason is the last line
         elif parsed.settings.log_dir:
@@ -82,7 +82,7 @@ class Front:
     """The supervisor as the front process sees it."""
 
     def __init__(self, config: Settings, notes: list[str]) -> None:
-        """Start the supervisor, which starts the stages. Raises StartFailed."""
+        """Start the supervisor, which starts the stages. Raises ServerStartFailed."""
         self.config = config
         self._pid = os.getpid()
         self._draining = False
@@ -94,10 +94,10 @@ class Front:
         try:
             self.run_dir = RunDir.create(config.zmq_mode, config.port)
         except OSError as error:
-            raise StartFailed(f"--zmq_mode {config.zmq_mode}: {error}") from error
+            raise ServerStartFailed(f"--zmq_mode {config.zmq_mode}: {error}") from error
         atexit.register(self.stop)
         if len(str(self.run_dir.root)) + LONGEST_NAME > LONGEST_SOCKET_PATH:
-            raise StartFailed(f"--zmq_mode {config.zmq_mode}: the path is too long for a socket")
+            raise ServerStartFailed(f"--zmq_mode {config.zmq_mode}: the path is too long for a socket")
         self.run_dir.register_process()
         settings_file.save(config, str(self.run_dir.settings))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self.run_dir.metrics)
@@ -123,7 +123,7 @@ class Front:
         return self.run_dir.log if self.config.log_dir else None
 
     def wait_ready(self) -> None:
-        """Wait until every stage is up. Raises StartFailed with the reason."""
+        """Wait until every stage is up. Raises ServerStartFailed with the reason."""
         while not self._control.closed:
             for event in self._control.receive(timeout=None):
                 if event["event"] in ("ready", "failed"):
@@ -131,8 +131,8 @@ class Front:
                 if event["event"] == "ready":
                     return
                 if event["event"] == "failed":
-                    raise StartFailed(event["reason"])
-        raise StartFailed("the supervisor ended; its own message stands above")
+                    raise ServerStartFailed(event["reason"])
+        raise ServerStartFailed("the supervisor ended; its own message stands above")
 
     def _log_notes(self) -> None:
         """What the operator should know about this start; the log file takes lines by now."""
@@ -261,35 +261,35 @@ def _check_port(config: Settings) -> None:
         try:
             probe.bind((config.host, config.port))
         except (OSError, OverflowError) as error:
-            raise StartFailed(f"--host {config.host} --port {config.port}: {error}") from error
+            raise ServerStartFailed(f"--host {config.host} --port {config.port}: {error}") from error
 
 
 def _check_files(config: Settings) -> None:
-    """Of the flags that name files for the HTTP workers. Raises StartFailed."""
+    """Checks the flags that name files for the HTTP workers. Raises ServerStartFailed."""
     try:
         read_aliases(config.voice_aliases)
     except ValueError as error:
-        raise StartFailed(f"--voice_aliases {error}") from error
+        raise ServerStartFailed(f"--voice_aliases {error}") from error
     try:
         read_keys(config)
     except SettingsError as error:
-        raise StartFailed(str(error)) from error
+        raise ServerStartFailed(str(error)) from error
     if config.ssl_certfile:
         try:
             ssl.create_default_context().load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
         except OSError as error:
-            raise StartFailed(
+            raise ServerStartFailed(
                 f"--ssl_certfile {config.ssl_certfile} --ssl_keyfile {config.ssl_keyfile}: {error}"
             ) from error
 
 
 def _check_spk_dir(directory: str) -> list[str]:
-    """Notes on the directory of named voices, which is made where it is missing. Raises StartFailed."""
+    """Notes on the directory of named voices, which is made where it is missing. Raises ServerStartFailed."""
     try:
         os.makedirs(directory, exist_ok=True)
         os.listdir(directory)
     except OSError as error:
-        raise StartFailed(f"--spk_dir {directory}: {error.strerror}") from error
+        raise ServerStartFailed(f"--spk_dir {directory}: {error.strerror}") from error
     if not os.access(directory, os.W_OK):
         return [f"--spk_dir {directory} cannot be written: /add_spk will answer 507"]
     return []

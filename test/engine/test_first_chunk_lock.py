@@ -8,10 +8,10 @@ import torch
 from support.llm_requests import bistream, request
 
 from light_tts.engine.llm.delivery import Delivery
-from light_tts.engine.llm.llm_yield import LONGEST, ON_ITS_WAY, Courtesy
+from light_tts.engine.llm.llm_yield import LONGEST, ON_ITS_WAY, LLMYield
 from light_tts.engine.llm.sequence import Sequence
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
-from light_tts.server.core.first_chunk_lock import RightOfWay, choose_right_of_way
+from light_tts.server.core.first_chunk_lock import FirstChunkLock, choose_first_chunk_lock
 from light_tts.server.core.messages import Generate, PartProgress, Raw, SpeechOptions
 from light_tts.server.tts_llm.jobs import Speaking
 
@@ -23,13 +23,13 @@ FILL = 731
 
 
 def keep(path, kept) -> None:
-    RightOfWay(path).keep(True)
+    FirstChunkLock(path).keep(True)
     kept.set()
     time.sleep(60)
 
 
 def test_it_is_taken_while_any_process_has_it_and_free_when_that_is_killed(tmp_path):
-    ours, theirs = RightOfWay(tmp_path / "lock"), RightOfWay(tmp_path / "lock")
+    ours, theirs = FirstChunkLock(tmp_path / "lock"), FirstChunkLock(tmp_path / "lock")
     kept = FORK.Event()
     holder = FORK.Process(target=keep, args=(tmp_path / "lock", kept))
     holder.start()
@@ -46,7 +46,7 @@ def test_it_is_taken_while_any_process_has_it_and_free_when_that_is_killed(tmp_p
 
 
 def test_it_is_kept_once_however_often_that_is_said(tmp_path):
-    decode, llm = RightOfWay(tmp_path / "lock"), RightOfWay(tmp_path / "lock")
+    decode, llm = FirstChunkLock(tmp_path / "lock"), FirstChunkLock(tmp_path / "lock")
     for wanted in (False, True, True, False, False, True):
         decode.keep(wanted)
         assert llm.taken() is wanted
@@ -56,9 +56,9 @@ def test_it_is_kept_once_however_often_that_is_said(tmp_path):
 
 
 def test_each_gpu_has_its_own_and_a_cpu_has_none(tmp_path):
-    assert choose_right_of_way(tmp_path, torch.device("cpu")) is None
+    assert choose_first_chunk_lock(tmp_path, torch.device("cpu")) is None
     assert not list(tmp_path.iterdir())
-    ends = [choose_right_of_way(tmp_path, torch.device("cuda", index)) for index in (0, 1, 0)]
+    ends = [choose_first_chunk_lock(tmp_path, torch.device("cuda", index)) for index in (0, 1, 0)]
     ends[0].keep(True)
     assert [end.taken() for end in ends[1:]] == [False, True]
     for end in ends:
@@ -73,10 +73,10 @@ class World:
 
     def __init__(self) -> None:
         self.now, self.taken = 100.0, False
-        self.courtesy = Courtesy(lambda: self.taken, lambda: self.now)
+        self.llm_yield = LLMYield(lambda: self.taken, lambda: self.now)
 
     def holds(self, urgent: bool = False, coming: bool = False) -> bool:
-        return self.courtesy.holds(urgent, coming)
+        return self.llm_yield.holds(urgent, coming)
 
     def held(self, seconds: float, step: float = 0.01) -> float:
         """Share of this time in which nothing was begun; a step takes `step`."""
@@ -110,7 +110,7 @@ def test_steps_wait_for_a_first_chunk_in_work_unless_one_is_urgent(world):
 def test_steps_wait_from_the_last_draw_on_until_the_decode_process_has_begun(world):
     assert world.holds(coming=True)
     assert not world.holds(urgent=True, coming=True)
-    world.courtesy.expect()
+    world.llm_yield.expect()
     assert world.holds()
     world.now += 1.01 * ON_ITS_WAY
     assert not world.holds()

@@ -5,7 +5,7 @@ import torch
 from support.llm_requests import ARRAYS, GOLDEN, TEXT, Loop, alone, bistream, request, speak
 
 from light_tts.common.sampling import draw
-from light_tts.engine.llm.sequence import OneShot, RequestError
+from light_tts.engine.llm.sequence import OneShot, SequenceError
 from light_tts.tools.parity.llm import (
     SLOTS,
     bistream_sequence,
@@ -128,9 +128,9 @@ def test_any_stop_id_ends_a_part_and_is_no_output():
 
 
 def test_requests_that_can_never_fit_name_the_limit():
-    with pytest.raises(RequestError, match="max_req_total_len"):
+    with pytest.raises(SequenceError, match="max_req_total_len"):
         request(5, limit=90)
-    with pytest.raises(RequestError, match="max_req_total_len"):
+    with pytest.raises(SequenceError, match="max_req_total_len"):
         request(5, max_outputs=3)
     long = bistream(limit=60, max_outputs=None)
     long.append_text(TEXT)
@@ -159,14 +159,14 @@ def test_length_of_speech_follows_that_of_the_text_unless_given(given, limits):
 
 
 def test_bistream_without_text_is_refused():
-    with pytest.raises(RequestError, match="empty"):
+    with pytest.raises(SequenceError, match="empty"):
         bistream().finish_text()
 
 
 def test_ids_outside_the_vocabulary_are_refused():
-    with pytest.raises(RequestError):
+    with pytest.raises(SequenceError):
         request(2, forced=[GOLDEN.config.llm.speech_token_size])
-    with pytest.raises(RequestError):
+    with pytest.raises(SequenceError):
         bistream().append_text([10**6])
 
 

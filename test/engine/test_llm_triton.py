@@ -8,7 +8,7 @@ from support.interpreter import GPU
 from support.llm_requests import ARRAYS, GOLDEN, TEXT, Loop, bistream, request
 
 from light_tts.engine.llm.attention import Span
-from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.runner import TorchRunner
 from light_tts.tools.parity.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
 
@@ -30,7 +30,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(row_linear, "row_config", lambda *_: row_linear.RowConfig(64))
 
 
-def triton(**options) -> Engine:
+def triton(**options) -> LLMEngine:
     options = {"slots": 1024, **GRAPHS, **options}
     return load_engine(GOLDEN, device=DEVICE, runner=TritonRunner, **options)
 

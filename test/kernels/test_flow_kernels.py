@@ -13,13 +13,13 @@ from light_tts.kernels.flow.packed_attention import (
 )
 from light_tts.kernels.flow.packed_conv import Norm, Residual, packed_conv, packed_conv_reference
 from light_tts.kernels.flow.packed_linear import (
-    fold_norm,
+    fold_layer_norm,
+    layer_norm_linear,
+    layer_norm_linear_reference,
     linear,
-    linear_add_,
     linear_add_reference_,
     linear_reference,
-    norm_linear,
-    norm_linear_reference,
+    packed_linear_add_,
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -93,11 +93,11 @@ def test_norm_linear(dtype, gelu, widths):
     where = positions()
     x = draw(len(where), width, dtype=dtype) + 1
     gain, offset, weight, bias = draw(width), draw(width), draw(out_width, width), draw(out_width)
-    folded, folded_bias = fold_norm(gain, offset, weight * width**-0.5, bias)
+    folded, folded_bias = fold_layer_norm(gain, offset, weight * width**-0.5, bias)
     found, expected = (poisoned(len(where), out_width, dtype=dtype) for _ in range(2))
     arguments = folded.to(dtype), folded_bias, where
-    norm_linear(x, *arguments, found, 1e-5, gelu)
-    norm_linear_reference(x, *arguments, expected, 1e-5, gelu)
+    layer_norm_linear(x, *arguments, found, 1e-5, gelu)
+    layer_norm_linear_reference(x, *arguments, expected, 1e-5, gelu)
     assert_close(found, expected, dtype)
     linear(x, *arguments, found, gelu)
     linear_reference(x, *arguments, expected, gelu)
@@ -110,9 +110,11 @@ def test_folded_norm_is_the_norm():
     plain = torch.nn.functional.linear(
         torch.nn.functional.layer_norm(x, (32,), gain, offset, 1e-5), weight, bias
     )
-    folded, folded_bias = fold_norm(gain, offset, weight, bias)
+    folded, folded_bias = fold_layer_norm(gain, offset, weight, bias)
     where = torch.arange(9, dtype=torch.int32, device=DEVICE)
-    out = norm_linear_reference(x, folded, folded_bias, where, poisoned(9, 72, dtype=x.dtype), 1e-5, False)
+    out = layer_norm_linear_reference(
+        x, folded, folded_bias, where, poisoned(9, 72, dtype=x.dtype), 1e-5, False
+    )
     assert torch.allclose(out, plain, atol=2e-5)
 
 
@@ -129,7 +131,7 @@ def test_linear_add(dtype, widths, with_norm):
     weight, bias = draw(width, out_width, dtype=dtype, scale=width**-0.5), draw(out_width)
     other = wide.clone()
     normal, normal_expected = (poisoned(len(where), out_width, dtype=dtype) for _ in range(2))
-    linear_add_(wide[:, out_width:], y, weight, bias, where, normal if with_norm else None, 1e-5)
+    packed_linear_add_(wide[:, out_width:], y, weight, bias, where, normal if with_norm else None, 1e-5)
     linear_add_reference_(other[:, out_width:], y, weight, bias, where, normal_expected, 1e-5)
     assert torch.equal(wide[:, :out_width].isnan(), other[:, :out_width].isnan())
     assert_close(wide, other, dtype)

@@ -36,13 +36,13 @@ from light_tts.kernels.llm.row_state import RowState, advance, advance_reference
 from light_tts.kernels.llm.sampling import sample, sample_reference
 from light_tts.kernels.llm.small_linear import (
     LinearConfig,
-    fold_norm,
+    fold_rms_norm,
     linear_add_,
     linear_add_reference_,
     norm_gate_up_silu,
     norm_gate_up_silu_reference,
-    norm_linear,
-    norm_linear_reference,
+    rms_norm_linear,
+    rms_norm_linear_reference,
 )
 from light_tts.kernels.random import gumbel, gumbel_estimate
 
@@ -439,8 +439,8 @@ def test_norm_linear(dtype: torch.dtype, rows: int, inputs: int, outputs: int) -
     x, weight = linear_inputs(rows, inputs, outputs, dtype)
     bias = randn(outputs, dtype=dtype, seed=3)
     for b in (bias, None):
-        out = norm_linear(x, 1e-6, weight, b)
-        for row, expected in zip(out, norm_linear_reference(x, 1e-6, weight, b), strict=True):
+        out = rms_norm_linear(x, 1e-6, weight, b)
+        for row, expected in zip(out, rms_norm_linear_reference(x, 1e-6, weight, b), strict=True):
             close(row, expected, SUM_STEPS[dtype])
 
 
@@ -459,7 +459,7 @@ def test_folded_norm(dtype: torch.dtype) -> None:
     weight = randn(40, 200, dtype=dtype, seed=2) / 14
     normed = torch.nn.functional.rms_norm(x.double(), (200,), norm_weight.double(), 1e-6)
     expected = (normed @ weight.double().T).to(dtype)
-    close(norm_linear_reference(x, 1e-6, fold_norm(weight, norm_weight), None), expected, 8)
+    close(rms_norm_linear_reference(x, 1e-6, fold_rms_norm(weight, norm_weight), None), expected, 8)
 
 
 @pytest.mark.parametrize(
@@ -526,7 +526,7 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
 
     def layer() -> Tensor:
         x = start.clone()
-        qkv = norm_linear(x, eps, weights[0], bias)
+        qkv = rms_norm_linear(x, eps, weights[0], bias)
         attended = decode_attention(qkv, *tables, *pool.tensors, table, row, lengths, 1024)
         linear_add_(x, attended.flatten(1), weights[1])
         linear_add_(x, norm_gate_up_silu(x, eps, weights[2]), weights[3])
@@ -534,7 +534,7 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
 
     def layer_reference() -> Tensor:
         x = start.clone()
-        qkv = norm_linear_reference(x, eps, weights[0], bias)
+        qkv = rms_norm_linear_reference(x, eps, weights[0], bias)
         attended = decode_attention_reference(qkv, *tables, *pool.tensors, table, row, lengths, 1024)
         linear_add_reference_(x, attended.flatten(1), weights[1])
         linear_add_reference_(x, norm_gate_up_silu_reference(x, eps, weights[2]), weights[3])

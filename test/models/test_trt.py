@@ -75,7 +75,7 @@ def arguments(lengths: list[int], chunk: int | None, dtype: torch.dtype, seed: i
 
 
 def difference(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """Of the largest expected value."""
+    """Largest error as a share of the largest expected value."""
     return float((value.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.engine.llm.engine import Engine, Work
+from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import Bistream, OneShot, Sequence
 from light_tts.tools.parity import Golden
@@ -80,7 +80,7 @@ class Loop:
         limits = {"busy_ratio": 0.0, "assumed_output": 10, **limits}
         self.scheduler = Scheduler(Limits(slots=slots, round_steps=round_steps, **limits))
         options = {"slots": slots, "round_steps": round_steps, **(engine or {})}
-        self.engine: Engine = load_engine(GOLDEN, **options)
+        self.engine: LLMEngine = load_engine(GOLDEN, **options)
         self.ahead = ahead
         self.slots = slots
         self.launched: list[Work] = []

@@ -45,7 +45,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """Of the front process, the parent of all."""
+        """Process id of the front process, the parent of all."""
         return self.process.pid
 
     @property

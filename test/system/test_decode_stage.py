@@ -14,7 +14,7 @@ import torch
 
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
-from light_tts.engine.speech.lanes import Engine, Task
+from light_tts.engine.speech.lanes import SpeechEngine, Task
 from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.padded import PaddedFlow
@@ -300,7 +300,7 @@ def test_tokens_of_unknown_jobs_are_ignored(stage):
 
 
 class Kept:
-    """In place of the right of way: what was wanted, each change."""
+    """In place of the first-chunk lock: what was wanted, each change."""
 
     def __init__(self) -> None:
         self.changes = [False]
@@ -313,46 +313,46 @@ class Kept:
 @pytest.fixture
 def kept(monkeypatch) -> Kept:
     kept = Kept()
-    monkeypatch.setattr(manager, "choose_right_of_way", lambda directory, device: kept)
+    monkeypatch.setattr(manager, "choose_first_chunk_lock", lambda directory, device: kept)
     return kept
 
 
 @pytest.fixture
-def courteous(kept, socket_path) -> Iterator[Stage]:
+def yielding(kept, socket_path) -> Iterator[Stage]:
     stage = Stage(socket_path, decode_paral_num=2)
     yield stage
     stage.close()
 
 
-def test_the_right_of_way_is_kept_from_the_tokens_of_a_first_chunk_to_its_samples(courteous, kept):
-    courteous.open("a/0")
-    courteous.tokens("a/0", TOKENS[:20], final=False)  # not enough
-    courteous.speak("whole/0", TOKENS[:60], stream=False)
+def test_the_first_chunk_lock_is_kept_from_the_tokens_of_a_first_chunk_to_its_samples(yielding, kept):
+    yielding.open("a/0")
+    yielding.tokens("a/0", TOKENS[:20], final=False)  # not enough
+    yielding.speak("whole/0", TOKENS[:60], stream=False)
     assert kept.changes == [False]
-    courteous.tokens("a/0", TOKENS[20:90])
-    assert len(courteous.receive("a/0")["a/0"]) > 2
+    yielding.tokens("a/0", TOKENS[20:90])
+    assert len(yielding.receive("a/0")["a/0"]) > 2
     assert kept.changes == [False, True, False]
     heard = PartProgress(tokens=TOKENS[:27], samples=27 * 960 - 3840)
-    courteous.speak("resumed/1", TOKENS[:90], progress=heard)
+    yielding.speak("resumed/1", TOKENS[:90], progress=heard)
     assert kept.changes == [False, True, False]
 
 
-def test_the_right_of_way_is_given_back_when_a_first_chunk_fails_or_is_aborted(courteous, kept):
-    broken = courteous.add_prompt("bad", dataclasses.replace(FEATURES, embedding=np.zeros(3, np.float32)))
-    courteous.speak("broken/0", TOKENS[:40], prompt=broken)
-    courteous.open("gone/0")
-    courteous.tokens("gone/0", TOKENS[:40])
-    courteous.send(messages.Abort(job="gone/0"))
-    courteous.speak("whole/0", TOKENS[:9], stream=False)
+def test_the_first_chunk_lock_is_given_back_when_a_first_chunk_fails_or_is_aborted(yielding, kept):
+    broken = yielding.add_prompt("bad", dataclasses.replace(FEATURES, embedding=np.zeros(3, np.float32)))
+    yielding.speak("broken/0", TOKENS[:40], prompt=broken)
+    yielding.open("gone/0")
+    yielding.tokens("gone/0", TOKENS[:40])
+    yielding.send(messages.Abort(job="gone/0"))
+    yielding.speak("whole/0", TOKENS[:9], stream=False)
     assert kept.changes[-1] is False
 
 
-def test_what_waits_for_first_chunks_is_spoken_after_them(courteous):
+def test_what_waits_for_first_chunks_is_spoken_after_them(yielding):
     jobs = [f"{number}/0" for number in range(8)]
     for number, job in enumerate(jobs):
-        courteous.open(job, stream=number % 2 == 0)
-        courteous.tokens(job, TOKENS[: 40 + 9 * number])
-    got = courteous.receive(*jobs)
+        yielding.open(job, stream=number % 2 == 0)
+        yielding.tokens(job, TOKENS[: 40 + 9 * number])
+    got = yielding.receive(*jobs)
     for number, job in enumerate(jobs):
         assert len(pcm(got[job])) == (40 + 9 * number) * 960
 
@@ -369,7 +369,7 @@ def model():
 
 def run_batch(model, items: list[WorkItem]) -> list[np.ndarray | Exception]:
     done = queue.SimpleQueue()
-    engine = Engine([model], torch.device("cpu"), max_batch_size=8, wake=lambda: done.put(None))
+    engine = SpeechEngine([model], torch.device("cpu"), max_batch_size=8, wake=lambda: done.put(None))
     (lane,) = engine.free_lanes
     engine.start(lane, [Task(item, owner=None) for item in items])
     assert not engine.free_lanes

@@ -15,10 +15,9 @@ import pytest
 
 from light_tts.common import sampling
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.engine.llm import engine
-from light_tts.engine.llm import llm_yield as courtesy
-from light_tts.engine.llm.engine import Engine
-from light_tts.engine.llm.pace import Pace
+from light_tts.engine.llm import engine, llm_yield
+from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.pace import RoundPace
 from light_tts.engine.llm.runner import TorchRunner
 from light_tts.server.core import messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
@@ -141,7 +140,7 @@ def expected(seed: int = 42, **options) -> list[int]:
     return finish(load_engine(GOLDEN), sequence)
 
 
-PACES = {"step by step": Pace(1, 0), "rounds": Pace(8, 1)}
+PACES = {"step by step": RoundPace(1, 0), "rounds": RoundPace(8, 1)}
 
 
 @pytest.fixture(params=PACES)
@@ -317,7 +316,7 @@ def test_a_part_that_has_ended_when_its_next_steps_fail_is_spoken_to_its_end(mon
         return sampling.draw(scores, rules, history, seeds, parts, steps)
 
     monkeypatch.setattr(engine, "choose_runner", lambda device: partial(TorchRunner, draw=breaks))
-    monkeypatch.setattr(manager, "choose_pace", lambda device, round_steps: Pace(1, 1))
+    monkeypatch.setattr(manager, "choose_pace", lambda device, round_steps: RoundPace(1, 1))
     assert len(whole) < 90
     with World() as world:
         world.send(world.generate("a/0", options=SpeechOptions(seed=42, max_new_tokens=90)))
@@ -327,7 +326,7 @@ def test_a_part_that_has_ended_when_its_next_steps_fail_is_spoken_to_its_end(mon
 
 
 class FirstChunk:
-    """In place of the right of way: `there` says whether a decode process has a first chunk."""
+    """In place of the first-chunk lock: `there` says whether a decode process has a first chunk."""
 
     def __init__(self) -> None:
         self.there = False
@@ -341,8 +340,8 @@ def first_chunk(monkeypatch) -> FirstChunk:
     """The stage as on a GPU that decode processes share; steps are held back for as long as it takes."""
     first_chunk = FirstChunk()
     monkeypatch.setattr(manager, "choose_pace", lambda device, round_steps: PACES["rounds"])
-    monkeypatch.setattr(manager, "choose_right_of_way", lambda directory, device: first_chunk)
-    monkeypatch.setattr(courtesy, "LONGEST", 1000.0)
+    monkeypatch.setattr(manager, "choose_first_chunk_lock", lambda directory, device: first_chunk)
+    monkeypatch.setattr(llm_yield, "LONGEST", 1000.0)
     return first_chunk
 
 
@@ -368,7 +367,7 @@ def test_beside_a_first_chunk_only_streams_that_wait_for_their_own_go_on(first_c
 
 
 def test_a_first_chunk_that_never_ends_holds_up_nobody_for_long(first_chunk, monkeypatch):
-    monkeypatch.setattr(courtesy, "LONGEST", 0.05)
+    monkeypatch.setattr(llm_yield, "LONGEST", 0.05)
     first_chunk.there = True
     with World() as world:
         world.send(world.generate("a/0"), world.generate("whole/0", stream=False))
@@ -383,7 +382,7 @@ def test_a_round_ends_with_a_first_chunks_last_token_and_none_is_begun_before_it
 ):
     """But where another GPU computes it: then the next round is under way as always."""
     steps, begun_before = [], []
-    launch, send = Engine.launch, Peers.send
+    launch, send = LLMEngine.launch, Peers.send
 
     def launches(engine, work):
         if work[0][0].on_device:
@@ -395,7 +394,7 @@ def test_a_round_ends_with_a_first_chunks_last_token_and_none_is_begun_before_it
             begun_before.append(len(steps))
         send(peers, stage, index, message)
 
-    monkeypatch.setattr(Engine, "launch", launches)
+    monkeypatch.setattr(LLMEngine, "launch", launches)
     monkeypatch.setattr(Peers, "send", sends)
     with World() as world:
         info = world.context.peers.stages["decode", 0]

@@ -152,7 +152,7 @@ def test_the_stall_is_the_smallest_start_up_buffer_that_avoids_every_underrun():
 
 
 def test_arrivals_are_poisson():
-    """Of 20 000 exponential gaps the mean is within 3 % of 1 / rate (4 standard errors), the standard
+    """The mean of 20 000 exponential gaps is within 3 % of 1 / rate (4 standard errors), the standard
     deviation too, and their share above the mean is 1/e; the counts of disjoint seconds have a variance like
     their mean."""
     times = np.array(arrivals(8.0, 1, number=20_000))

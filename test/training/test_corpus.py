@@ -241,7 +241,7 @@ def linear_weights(name: str, inputs: int, outputs: int, seed: int) -> dict:
 
 
 def test_a_norm_whose_weight_a_linear_gives_and_a_snake_are_one_node_each(tmp_path):
-    """Of two samples with weights of their own; the deviation has another reader and stays for it."""
+    """A norm of two samples with weights of their own; the deviation has another reader and stays for it."""
     weights = {
         **linear_weights("style", 7, 6, seed=1),
         "middle": np.array([1], np.int64),

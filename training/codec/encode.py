@@ -104,7 +104,7 @@ def _lengths(sequences: Sequence[Tensor]) -> Tensor:
 
 
 def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -> tuple[int, int, float]:
-    """Of some utterances, with the exported models: tokens that are the same, all tokens, and the lowest
+    """Compares some utterances with the exported models: tokens that are the same, all tokens, and the lowest
     cosine of two embeddings."""
     tokenizer, encoder = ServedTokenizer(folder), ServedEncoder(folder)
     same, tokens, cosine = 0, 0, 1.0

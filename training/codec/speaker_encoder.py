@@ -130,7 +130,8 @@ def export(work: Path) -> Path:
 
 
 def equal_error_rate(same: Tensor, different: Tensor) -> float:
-    """Of similarities of pairs: where as many of the same are rejected as of different are accepted."""
+    """Equal error rate of similarities of pairs: where as many of the same are rejected as of different are
+    accepted."""
     limits = torch.cat([same, different]).sort().values
     rejected = torch.searchsorted(same.sort().values, limits) / len(same)
     accepted = 1 - torch.searchsorted(different.sort().values, limits) / len(different)

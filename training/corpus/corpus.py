@@ -63,7 +63,8 @@ class Corpus:
     def load(
         cls, work: Path, device: torch.device, split: str = "train", shards: int | None = None
     ) -> Corpus:
-        """Of the shards that are there, the first `shards` of them. Raises FileNotFoundError without any."""
+        """The corpus of the shards that are there, the first `shards` of them. Raises FileNotFoundError
+        without any."""
         known = {u["id"]: u for u in read_lines(work / "utterances.jsonl") if u["split"] == split}
         corpus = cls.read(speech_files(work)[:shards], known, phoneme_ids(work), device)
         if not len(corpus):
@@ -74,7 +75,8 @@ class Corpus:
     def read(
         cls, files: Sequence[Path], known: Mapping[str, dict], ids: Mapping[str, int], device: torch.device
     ) -> Corpus:
-        """Of these shards, what is among the utterances `known`, by their ids. ids: of the phonemes."""
+        """The corpus of these shards, as far as it is among the utterances `known`, by their ids. ids: of the
+        phonemes."""
 
         def read(file: Path) -> list[tuple[dict, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
             with np.load(file) as shard:

@@ -14,8 +14,8 @@ TILT = 0.4  # of the filter 1 - a / z; 4 dB louder or softer at the lowest frequ
 
 
 class Crops:
-    """Of `samples` samples; they begin up to `margin` samples before an utterance, and end as far behind it,
-    where it is long enough. `weight`: (utterances,), how often to draw each."""
+    """Crops of `samples` samples; they begin up to `margin` samples before an utterance, and end as far
+    behind it, where it is long enough. `weight`: (utterances,), how often to draw each."""
 
     def __init__(self, corpus: Corpus, weight: Tensor, samples: int, margin: int) -> None:
         self._corpus, self._samples, self._margin = corpus, samples, margin

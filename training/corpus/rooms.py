@@ -59,7 +59,7 @@ def _echoes(random: np.random.Generator) -> Tensor:
 
 
 def _response(frequency: Tensor, random: np.random.Generator) -> Tensor:
-    """Of the microphone and what is behind it, a factor for each frequency: (n,) -> (n,)"""
+    """Response of the microphone and what is behind it: a factor for each frequency: (n,) -> (n,)"""
     octaves = (frequency.clamp(min=100.0) / 1000.0).log2()
     response = 10 ** (random.uniform(-TILT, TILT) * octaves / 20)
     low_pass, high_pass = (np.exp(random.uniform(*np.log(band))) for band in (LOW_PASS, HIGH_PASS))

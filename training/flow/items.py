@@ -116,14 +116,14 @@ class PairedSpeech:
         split: str = "train",
         shards: int | None = None,
     ) -> PairedSpeech:
-        """Of the recordings that have codes. Raises FileNotFoundError without any."""
+        """Items of the recordings that have codes. Raises FileNotFoundError without any."""
         return cls.of(Corpus.load(work, device, split, shards), work, config, row_tokens)[0]
 
     @classmethod
     def of(
         cls, corpus: Corpus, work: Path, config: Config, row_tokens: int
     ) -> tuple[PairedSpeech, list[int]]:
-        """Of the corpus's utterances that have codes, and the number in it of each recording. Raises
+        """Items of the corpus's utterances that have codes, and the number in it of each recording. Raises
         FileNotFoundError without any."""
         known, in_rooms = read_codes(work), read_rooms(work)
         names = [utterance["id"] for utterance in corpus.utterances]

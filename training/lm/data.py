@@ -50,7 +50,7 @@ class Texts:
         return [line for line in read_lines(self._work / "sentences.jsonl") if line["split"] == split]
 
     def pronunciations(self, split: str, ids: SpeechIds) -> list[Layout]:
-        """Of all sentences, spoken or not."""
+        """Pronunciations of all sentences, spoken or not."""
         found = []
         for line in self.sentences(split):
             text, words = self.read(line)
@@ -133,7 +133,8 @@ def fits(parts: list[Spoken]) -> bool:
 
 
 def speech_layout(parts: list[Spoken], ids: SpeechIds, mix: tuple[int, int], streams: bool) -> Layout:
-    """Of utterances of one voice, the last after the others; bistream where it is wanted and possible."""
+    """Layout of utterances of one voice, the last after the others; bistream where it is wanted and
+    possible."""
     whole = joined(parts)
     if streams and can_bistream(whole, mix):
         return bistream(whole, ids, mix, prompt=len(whole.speech) - len(parts[-1].speech))

@@ -244,7 +244,7 @@ class Operators:
         return F.pad(x[0], sizes, mode=mode)
 
     def _Resize(self, x, attributes, *_):
-        """Of the last axis."""
+        """Normalises over the last axis."""
         given = len(x) > 2 and x[2] is not None and x[2].numel()
         factor = float(x[2][-1]) if given else int(x[3][-1]) / x[0].shape[-1]
         if attributes["mode"] == b"nearest":

@@ -91,7 +91,7 @@ def _whole(weight: Tensor, zero: Tensor | None) -> Tensor:
 
 
 def _whole_kernel(weight: Tensor, zero: Tensor | None) -> Tensor:
-    """Of a convolution: a zero of each output channel, or one of all."""
+    """Zeros of a convolution: one of each output channel, or one of all."""
     return _whole(weight, zero if zero is None else zero.reshape(-1, *[1] * (weight.dim() - 1)))
 
 

@@ -137,7 +137,7 @@ class Discriminators(nn.Module):
 
 
 def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
-    """Of the judges: least squares (Mao et al., 2017), 1 for the teacher's and 0 for the vocoder's."""
+    """Loss of the judges: least squares (Mao et al., 2017), 1 for the teacher's and 0 for the vocoder's."""
     return sum(
         (1 - ours[-1].float()).square().mean() + theirs[-1].float().square().mean()
         for ours, theirs in zip(real, made, strict=True)
@@ -145,12 +145,13 @@ def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
 
 
 def deceiving_loss(made: list[Features]) -> Tensor:
-    """Of the vocoder: what it made shall be taken for the teacher's."""
+    """Loss of the vocoder: what it made shall be taken for the teacher's."""
     return sum((1 - features[-1].float()).square().mean() for features in made)
 
 
 def matching_loss(real: list[Features], made: list[Features]) -> Tensor:
-    """Of the vocoder: mean difference of all that the judges see before they judge, summed over layers."""
+    """Loss of the vocoder: mean difference of all that the judges see before they judge, summed over
+    layers."""
     return sum(
         (x - y).abs().mean(dtype=torch.float32)
         for ours, theirs in zip(real, made, strict=True)

@@ -57,7 +57,7 @@ def load_flow(work: Path, config: Config, shapes: FlowShapes, device: torch.devi
 
 
 def flow_mels(flow: Flow, work: Path, corpus: Corpus, config: Config) -> FlowMels:
-    """Of all utterances of the corpus that have codes. Raises FileNotFoundError without any."""
+    """Mels of all utterances of the corpus that have codes. Raises FileNotFoundError without any."""
     speech, numbers = PairedSpeech.of(corpus, work, config, ROW_TOKENS)
     mel = torch.zeros(len(corpus.labels.f0), config.mel.num_mels, dtype=torch.float16, device=corpus.device)
     made = torch.zeros_like(corpus.frames)

@@ -75,7 +75,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Of one query, for which two small products are faster than the kernel for many."""
+    """Attention of one query, for which two small products are faster than the kernel for many."""
     heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
     q = q.view(kv_heads, heads // kv_heads, size) * size**-0.5
     weights = (q @ k.permute(1, 2, 0)).softmax(-1)

@@ -26,7 +26,7 @@ Work = list[tuple[Sequence, int]]
 
 
 @dataclass
-class Flight:
+class Launch:
     """What was launched: for each entry (a sequence, its epoch, how many tokens it draws) a column of
     `tokens`, (steps, entries)."""
 
@@ -34,7 +34,7 @@ class Flight:
     tokens: Download
 
 
-class Engine:
+class LLMEngine:
     """Everything it queues on a GPU is on one stream of its own, in order. So slots and rows may be given
     back and taken again while work that uses them is still queued."""
 
@@ -53,7 +53,7 @@ class Engine:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which loaded the model
         backbone = model.backbone
         self._window = options.window
-        self._flights: deque[Flight] = deque()
+        self._launches: deque[Launch] = deque()
         with self._on_stream(), torch.inference_mode():
             self._table = SlotTable(options.slots, options.rows, options.max_len, self.device)
             pool = KVPool(
@@ -72,7 +72,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """Launches that have not been collected."""
-        return len(self._flights)
+        return len(self._launches)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
@@ -85,7 +85,7 @@ class Engine:
         of the sequences is of no use: when all launches before have been collected, `restart` them."""
         try:
             with self._on_stream(), torch.inference_mode():
-                self._flights.append(self._launch(work))
+                self._launches.append(self._launch(work))
         except BaseException:
             for sequence, _ in work:
                 if sequence.row is not None:
@@ -108,11 +108,11 @@ class Engine:
         """Wait for the oldest launch and let the sequences accept their tokens -> (sequence, how many it took
         in) for those that got any, and the steps that it took. A sequence that has changed its course since
         gets none."""
-        flight = self._flights.popleft()
-        tokens = flight.tokens.wait()
+        launch = self._launches.popleft()
+        tokens = launch.tokens.wait()
         columns = tokens.T.tolist()
         taken = []
-        for (sequence, epoch, draws), column in zip(flight.entries, columns, strict=True):
+        for (sequence, epoch, draws), column in zip(launch.entries, columns, strict=True):
             if sequence.epoch == epoch:
                 taken.append((sequence, sequence.accept_all(column[:draws])))
                 if not sequence.on_device:
@@ -139,7 +139,7 @@ class Engine:
     def _on_stream(self) -> AbstractContextManager:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _launch(self, work: Work) -> Flight:
+    def _launch(self, work: Work) -> Launch:
         spans = [self._extend(sequence, tokens) for sequence, tokens in work]
         self._table.upload()
         if work[0][0].on_device:
@@ -157,7 +157,7 @@ class Engine:
         for sequence, draws in drawing:
             sequence.on_device = True
             sequence.ahead += draws
-        return Flight([(sequence, sequence.epoch, draws) for sequence, draws in drawing], download)
+        return Launch([(sequence, sequence.epoch, draws) for sequence, draws in drawing], download)
 
     def _extend(self, sequence: Sequence, tokens: int) -> Span:
         if sequence.row is None:

@@ -9,7 +9,7 @@ LONGEST = 0.15  # seconds without a step at a time
 ON_ITS_WAY = 0.005  # seconds in which a decode process surely has the tokens and has begun with them
 
 
-class Courtesy:
+class LLMYield:
     """While a client hears nothing yet and the tokens for it are there, all the GPU is for its first chunk:
     the flow is thousands of small kernels one after the other, and each step begun beside it holds these up.
 

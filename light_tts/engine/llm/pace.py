@@ -8,7 +8,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Pace:
+class RoundPace:
     """`round_steps`: most decode steps begun at once; `ahead`: launches begun before the results of one are
     looked at."""
 
@@ -16,9 +16,9 @@ class Pace:
     ahead: int
 
 
-def choose_pace(device: torch.device, round_steps: int) -> Pace:
+def choose_pace(device: torch.device, round_steps: int) -> RoundPace:
     """A GPU is never kept waiting for the host: rounds of `round_steps`, one of them ahead. On a CPU both are
     the same, and tokens are wanted at once."""
     if device.type == "cpu":
-        return Pace(round_steps=1, ahead=0)
-    return Pace(round_steps=round_steps, ahead=1)
+        return RoundPace(round_steps=1, ahead=0)
+    return RoundPace(round_steps=round_steps, ahead=1)

@@ -23,7 +23,7 @@ class PrefillShape:
     spans: int
 
     def sizes(self) -> dict[str, int]:
-        """Of each list, in the order of PrefillBatch."""
+        """Length of each list, in the order of PrefillBatch."""
         of_spans = ("rows", "starts", "lengths", "offsets", "last", "draws")
         blocks = 2 * (self.tokens // QUERY_BLOCK + self.spans)
         return {
@@ -33,7 +33,7 @@ class PrefillShape:
         }
 
     def places(self) -> dict[str, slice]:
-        """Of each list in the array."""
+        """Place of each list in the array."""
         places, start = {}, 0
         for name, size in self.sizes().items():
             places[name] = slice(start, start + size)

@@ -28,7 +28,7 @@ def _held(ids: SpeechIds) -> list[int]:
     return [HELD if i in special.held else ALLOWED for i in range(special.count)]
 
 
-class RequestError(ValueError):
+class SequenceError(ValueError):
     """The request cannot be served; the message, for the client, names the limit."""
 
 
@@ -75,11 +75,11 @@ class Sequence:
     @property
     def free_steps(self) -> int:
         """Most tokens that may be drawn before the host has to look at those drawn."""
-        return self._straight_on - self.ahead
+        return self.steps_until_host - self.ahead
 
     @property
-    def _straight_on(self) -> int:
-        """Draws from here to one after which, for certain, the host's word is needed."""
+    def steps_until_host(self) -> int:
+        """Upper bound on tokens that the device may draw before the host must intervene."""
         room = self._limit - len(self.inputs) + 1
         return room if self.max_outputs is None else min(room, max(1, self.max_outputs - len(self.outputs)))
 
@@ -137,9 +137,9 @@ class Sequence:
 
     def _check(self, text: list[int], speech: list[int]) -> None:
         if not all(0 <= i < self._ids.text_vocab for i in text):
-            raise RequestError("a text id is not in the vocabulary of the model")
+            raise SequenceError("a text id is not in the vocabulary of the model")
         if not all(0 <= i < self._ids.speech_tokens for i in speech):
-            raise RequestError("an id of the prompt is not a speech token of the model")
+            raise SequenceError("an id of the prompt is not a speech token of the model")
 
 
 class OneShot(Sequence):
@@ -161,12 +161,12 @@ class OneShot(Sequence):
         sampling: SamplingRule = GREEDY,
         longest: int | None = None,
     ) -> None:
-        """`longest`: most outputs, whatever `max_outputs` says. Raises RequestError when the request cannot
+        """`longest`: most outputs, whatever `max_outputs` says. Raises SequenceError when the request cannot
         fit."""
         super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text + text, prompt_speech + forced)
         if not text:
-            raise RequestError("the text is empty")
+            raise SequenceError("the text is empty")
         self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
         if max_outputs is None:
             max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
@@ -177,7 +177,7 @@ class OneShot(Sequence):
         self.min_outputs = min_outputs
         self.max_outputs = min(max_outputs, limit - len(self.inputs))
         if self.max_outputs < max(1, self.min_outputs):
-            raise RequestError(
+            raise SequenceError(
                 f"prompt and text take {len(self.inputs)} tokens, which leaves {max(0, self.max_outputs)} "
                 f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
                 f"(--max_req_total_len), and {max_outputs} for the speech alone"
@@ -227,7 +227,7 @@ class Bistream(Sequence):
         max_outputs: int | None = None,
         sampling: SamplingRule = GREEDY,
     ) -> None:
-        """Raises RequestError."""
+        """Raises SequenceError."""
         super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text, prompt_speech + [token for token in forced if token != ids.fill])
         self.min_outputs = min_outputs or 0
@@ -260,21 +260,21 @@ class Bistream(Sequence):
         return bans
 
     @property
-    def _straight_on(self) -> int:
-        straight_on = super()._straight_on
+    def steps_until_host(self) -> int:
+        straight_on = super().steps_until_host
         return straight_on if self._last else min(straight_on, self._next_fill - len(self.outputs) + 1)
 
     def append_text(self, text: list[int]) -> None:
-        """More text. Raises RequestError for ids the model does not know."""
+        """More text. Raises SequenceError for ids the model does not know."""
         self._check(text, [])
         self._arrived.extend(text)
         self._text_ids += len(text)
         self._advance()
 
     def finish_text(self) -> None:
-        """No more text. Raises RequestError when there was none at all."""
+        """No more text. Raises SequenceError when there was none at all."""
         if not self._text_ids:
-            raise RequestError("the text is empty")
+            raise SequenceError("the text is empty")
         self._text_ended = True
         if self.max_outputs is None:
             # The reference has no limit here: a model that never ends would speak for minutes.

@@ -58,7 +58,7 @@ class Lane:
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
-class Engine:
+class SpeechEngine:
     """`models`: one for each batch in flight; of several, the first has the urgent lane. `max_batch_size`:
     tasks in a batch on a GPU. `wake` is called from a worker thread when a batch has ended."""
 

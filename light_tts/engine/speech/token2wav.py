@@ -206,7 +206,7 @@ class Token2Wav:
         return found
 
     def _noise(self, item: WorkItem) -> SourceNoise | None:
-        """Of the source: a function of seed, part and place in the part."""
+        """Noise of the source: a function of seed, part and place in the part."""
         state = item.state
         if state.seed is None:
             return None

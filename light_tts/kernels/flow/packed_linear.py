@@ -2,8 +2,8 @@
 transformer blocks: a LayerNorm before, a GELU or a residual sum behind.
 
 There are two ways from the residual stream through a norm into a linear layer. Few rows: the linear layer
-normalises what it reads (`norm_linear`). Many rows: whoever wrote the residual stream has left its norm as
-well (`linear_add_` with `normal`), and `linear` only multiplies.
+normalises what it reads (`layer_norm_linear`). Many rows: whoever wrote the residual stream has left its norm
+as well (`packed_linear_add_` with `normal`), and `linear` only multiplies.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from light_tts.kernels import overlap
 from light_tts.kernels.launch import geometry
 
 
-def norm_linear(
+def layer_norm_linear(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
 ) -> Tensor:
-    """LayerNorm without gain and offset, which are part of `weight` and `bias` (see `fold_norm`), linear,
-    and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias: (out,) float32;
-    position: (rows,) int32, rows below 0 are left out; out: (rows, out)."""
+    """LayerNorm without gain and offset, which are part of `weight` and `bias` (see `fold_layer_norm`),
+    linear, and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias: (out,)
+    float32; position: (rows,) int32, rows below 0 are left out; out: (rows, out)."""
     rows, (width, out_width) = x.shape[0], weight.shape
     shape = geometry(f"norm_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 32 if rows <= 1024 else 64,
@@ -54,14 +54,14 @@ def norm_linear(
     return out
 
 
-def norm_linear_reference(
+def layer_norm_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
 ) -> Tensor:
     return linear_reference(F.layer_norm(x.float(), x.shape[1:], eps=eps), weight, bias, position, out, gelu)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool) -> Tensor:
-    """x @ weight + bias, and exact GELU if `gelu`. Shapes as for `norm_linear`; x is contiguous."""
+    """x @ weight + bias, and exact GELU if `gelu`. Shapes as for `layer_norm_linear`; x is contiguous."""
     rows, (width, out_width) = x.shape[0], weight.shape
     shape = geometry(f"linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 128,
@@ -96,14 +96,16 @@ def linear_reference(
     return out
 
 
-def fold_norm(gain: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def fold_layer_norm(
+    gain: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Weight (in, out) and bias (out,) such that linear(layer_norm(x)) = layer_norm_without_affine(x) @
     weight + bias. gain, offset: (in,); weight: (out, in); all float32."""
     folded = (weight * gain).T.contiguous()
     return folded, weight @ offset if bias is None else weight @ offset + bias
 
 
-def linear_add_(
+def packed_linear_add_(
     x: Tensor,
     y: Tensor,
     weight: Tensor,

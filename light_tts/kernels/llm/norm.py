@@ -1,5 +1,5 @@
-"""RMS norm without a weight (which is in the linear behind it, see `small_linear.fold_norm`), alone and fused
-with the residual addition before it."""
+"""RMS norm without a weight (which is in the linear behind it, see `small_linear.fold_rms_norm`), alone and
+fused with the residual addition before it."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ With few rows a linear layer takes as long as reading its weight does, so the we
 as many programs as keep all of the GPU's memory channels busy, and everything else of a transformer block's
 half (norm, bias, activation, residual) is done by the same kernel. All products are summed in float32.
 
-The weight of a norm is a factor of the columns of the linear behind it (see `fold_norm`), so the norm is but
-a factor of each row, which may follow the product.
+The weight of a norm is a factor of the columns of the linear behind it (see `fold_rms_norm`), so the norm is
+but a factor of each row, which may follow the product.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, 
     return LinearConfig(block_out, splits=splits)
 
 
-def fold_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
+def fold_rms_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
     """The weight (outputs, inputs) of a linear behind a norm, with the norm's weight, (inputs,), in it."""
     return (weight.float() * norm_weight.float()).to(weight.dtype)
 
 
-def norm_linear(
+def rms_norm_linear(
     x: Tensor, eps: float, weight: Tensor, bias: Tensor | None, config: LinearConfig | None = None
 ) -> Tensor:
     """rms_norm(x) @ weight.T + bias. x: (rows, inputs) of at most MAX_ROWS rows; weight: (outputs, inputs),
-    from `fold_norm`; bias: (outputs,) or None; config: None for the measured one -> (rows, outputs). Raises
-    ValueError for more rows."""
+    from `fold_rms_norm`; bias: (outputs,) or None; config: None for the measured one -> (rows, outputs).
+    Raises ValueError for more rows."""
     out = x.new_empty(len(x), weight.shape[0])
     if len(x) <= MAX_FEW and config is None:
         row_linear(x, weight, out, bias, eps)
@@ -72,7 +72,7 @@ def norm_linear(
     return out
 
 
-def norm_linear_reference(x: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
+def rms_norm_linear_reference(x: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(rms_norm_reference(x, eps), weight, bias)
 
 
@@ -80,7 +80,7 @@ def norm_gate_up_silu(
     x: Tensor, eps: float, gate_up_weight: Tensor, config: LinearConfig | None = None
 ) -> Tensor:
     """silu(gate) * up, where both come from rms_norm(x). gate_up_weight: (2 * outputs, inputs), gate first;
-    otherwise as `norm_linear` -> (rows, outputs)"""
+    otherwise as `rms_norm_linear` -> (rows, outputs)"""
     out = x.new_empty(len(x), gate_up_weight.shape[0] // 2)
     if len(x) <= MAX_FEW and config is None:
         row_linear(x, gate_up_weight, out, eps=eps, gated=True)
@@ -91,7 +91,7 @@ def norm_gate_up_silu(
 
 
 def norm_gate_up_silu_reference(x: Tensor, eps: float, gate_up_weight: Tensor) -> Tensor:
-    gate, up = norm_linear_reference(x, eps, gate_up_weight, None).float().chunk(2, dim=-1)
+    gate, up = rms_norm_linear_reference(x, eps, gate_up_weight, None).float().chunk(2, dim=-1)
     return (F.silu(gate) * up).to(x.dtype)
 
 

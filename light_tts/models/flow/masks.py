@@ -41,7 +41,7 @@ class AttentionMask:
         return AttentionMask(self._lengths.repeat(copies), self._size, chunk)
 
     def rows(self, start: int, end: int) -> Tensor:
-        """Of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
+        """The mask of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
         if (start, end) != (0, self._size):
             return self._build(start, end)
         if self._whole is None:  # the layers share it

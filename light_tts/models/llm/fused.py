@@ -14,7 +14,7 @@ from light_tts.common.kv_pool import KVPool
 from light_tts.kernels import configs
 from light_tts.kernels.llm.activation import silu_mul
 from light_tts.kernels.llm.norm import add_rms_norm_, rms_norm
-from light_tts.kernels.llm.small_linear import fold_norm, linear_add_, norm_gate_up_silu, norm_linear
+from light_tts.kernels.llm.small_linear import fold_rms_norm, linear_add_, norm_gate_up_silu, rms_norm_linear
 from light_tts.models.llm.speech_lm import Layer, SpeechLM, rotary_table
 
 LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -61,13 +61,13 @@ class FusedLM:
         layers = zip(self._layers, self._pool, strict=True)
         if len(residual) <= self._few:
             for layer, pool in layers:
-                qkv = norm_linear(residual, self._eps, layer.qkv, layer.qkv_bias)
+                qkv = rms_norm_linear(residual, self._eps, layer.qkv, layer.qkv_bias)
                 linear_add_(residual, attend(qkv, pool).flatten(1), layer.out)
                 gated = norm_gate_up_silu(residual, self._eps, layer.gate_up)
                 linear_add_(residual, gated, layer.down)
             if last is not None:
                 residual = residual.index_select(0, last)
-            return norm_linear(residual, self._eps, self._head, self._head_bias)
+            return rms_norm_linear(residual, self._eps, self._head, self._head_bias)
 
         x = rms_norm(residual, self._eps)
         for layer, pool in layers:
@@ -88,7 +88,7 @@ def _fuse(layer: Layer) -> FusedLayer:
 def _join(norm: nn.Module, *linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     """-> weight and bias of one linear that does what all do together with the norm in front of them; theirs
     become views of it"""
-    weight = fold_norm(torch.cat([linear.weight.data for linear in linears]), norm.weight.data)
+    weight = fold_rms_norm(torch.cat([linear.weight.data for linear in linears]), norm.weight.data)
     norm.weight.data = torch.ones_like(norm.weight)
     sizes = [len(linear.weight) for linear in linears]
     for linear, view in zip(linears, weight.split(sizes), strict=True):

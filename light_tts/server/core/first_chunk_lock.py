@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class RightOfWay:
+class FirstChunkLock:
     """A file lock that decode processes share and that the language model only looks at. The kernel frees the
     lock of a process that dies."""
 
@@ -40,8 +40,8 @@ class RightOfWay:
             self._file = -1
 
 
-def choose_right_of_way(directory: Path, device: torch.device) -> RightOfWay | None:
+def choose_first_chunk_lock(directory: Path, device: torch.device) -> FirstChunkLock | None:
     """The one of this GPU; None on a CPU, whose cores the system shares out."""
     if device.type != "cuda":
         return None
-    return RightOfWay(directory / f"first-chunks-{device.index}.lock")
+    return FirstChunkLock(directory / f"first-chunks-{device.index}.lock")

@@ -98,7 +98,7 @@ class PulseReader:
 
     @classmethod
     def create(cls, path: Path) -> PulseReader:
-        """Of a process that is about to start: all is well as yet."""
+        """The pulse of a process that is about to start: all is well so far."""
         reader = cls(path)
         reader._words[_WELL_UNTIL] = time.monotonic_ns()
         return reader

@@ -76,7 +76,7 @@ class HttpServerManager:
 
     @property
     def sample_rate(self) -> int:
-        """Of the audio that goes out, in Hz."""
+        """Output sample rate in Hz."""
         rates = [info.info.get("sample_rate") for info in self.peers.of("decode")]
         return next((rate for rate in rates if rate), DEFAULT_SAMPLE_RATE)
 

@@ -32,7 +32,7 @@ MISSED_BEATS = 0.25  # share of its patience after which a stage is avoided
 log = logging.getLogger("light_tts.supervisor")
 
 
-class StartFailed(Exception):
+class FleetStartFailed(Exception):
     """A stage cannot start; the message is for the operator."""
 
 
@@ -95,7 +95,7 @@ class Fleet:
         return [s.process.pid for s in stages if s.info.stage in names and s.process is not None]
 
     async def start(self) -> None:
-        """Start all stages at once and wait until each is ready. Raises StartFailed."""
+        """Start all stages at once and wait until each is ready. Raises FleetStartFailed."""
         for stage in self._stages.values():
             self._spawn(stage)
         while not self._all_up.done():
@@ -193,7 +193,7 @@ class Fleet:
             return
         name, reason = name_of(stage.info), process.reason()
         if not self._all_up.done():
-            self._all_up.set_exception(StartFailed(f"{name} cannot start: {reason}"))
+            self._all_up.set_exception(FleetStartFailed(f"{name} cannot start: {reason}"))
             return
         log.error("%s ended: %s", name, reason)
         in_work = stage.pulse.in_work()

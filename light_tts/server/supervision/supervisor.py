@@ -27,7 +27,7 @@ from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
 from light_tts.server.supervision import health, mps
 from light_tts.server.supervision.control import Control
-from light_tts.server.supervision.fleet import Fleet, StartFailed
+from light_tts.server.supervision.fleet import Fleet, FleetStartFailed
 from light_tts.server.supervision.workers import HttpWorkers
 
 DRAIN_NOTICE = 0.3  # seconds until every HTTP worker has surely heard that it shall refuse new requests
@@ -67,7 +67,7 @@ class Supervisor:
             if self.config.health_monitor:
                 self._spawn(health.monitor(self.config, self.fleet.restart))
             await self.stop.wait()
-        except (StartFailed, mps.MpsError) as error:
+        except (FleetStartFailed, mps.MpsError) as error:
             log.error("the server cannot start: %s", error)
             self.control.send("failed", reason=str(error))
             code = 1
@@ -83,7 +83,7 @@ class Supervisor:
             try:
                 self.writer = logs.LogWriter(self.run_dir.log, self.config.log_dir)
             except OSError as error:
-                raise StartFailed(f"--log_dir {self.config.log_dir}: {error}") from error
+                raise FleetStartFailed(f"--log_dir {self.config.log_dir}: {error}") from error
             self.loop.add_reader(self.writer, self.writer.take)
         logs.setup("supervisor", self.config.log_level, self.writer, self.config.log_format)
 

@@ -6,11 +6,11 @@ import time
 
 from light_tts.common.device import choose_device
 from light_tts.engine.speech.chunk_planner import largest_hop
-from light_tts.engine.speech.lanes import Engine
+from light_tts.engine.speech.lanes import SpeechEngine
 from light_tts.engine.speech.part_speech import ChunkRules
 from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, REPLAYED_CHUNKS, Token2Wav
 from light_tts.models.family import Family, load_family
-from light_tts.server.core.first_chunk_lock import choose_right_of_way
+from light_tts.server.core.first_chunk_lock import choose_first_chunk_lock
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.stage import DecodeStage
 from light_tts.server.tts_decode.voices import Voices
@@ -35,11 +35,11 @@ def run(ctx: StageContext) -> None:
         Token2Wav(new_flow(), new_vocoder(), family, full_last_chunk=grow, device=device)
         for _ in range(settings.decode_paral_num)
     ]
-    engine = Engine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
-    right_of_way = choose_right_of_way(ctx.run_dir.root, device)
+    engine = SpeechEngine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
+    first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
     rules = chunk_rules(family, engine.model, grow)
     try:
-        stage = DecodeStage(ctx, engine, Voices(device), rules, right_of_way)
+        stage = DecodeStage(ctx, engine, Voices(device), rules, first_chunk_lock)
         if engine.on_gpu:
             started = time.monotonic()
             ctx.log.info("preparing the GPU: kernels are compiled once on a machine, which can take minutes")

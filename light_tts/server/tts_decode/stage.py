@@ -8,13 +8,13 @@ import time
 import numpy as np
 import torch
 
-from light_tts.engine.speech.lanes import Engine, Lane, Task
+from light_tts.engine.speech.lanes import Lane, SpeechEngine, Task
 from light_tts.engine.speech.part_speech import ChunkRules, Delivered, PartSpeech, PartTooLong
 from light_tts.engine.speech.policy import DeadlinePolicy, Waiting
 from light_tts.engine.speech.token2wav import SpeechState
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
-from light_tts.server.core.first_chunk_lock import RightOfWay
+from light_tts.server.core.first_chunk_lock import FirstChunkLock
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
@@ -26,26 +26,26 @@ SLOW_CPU = 0.2  # seconds for a token, before it is known
 
 
 class DecodeStage:
-    """`right_of_way`: that of first chunks on this process's GPU; None: they have none."""
+    """`first_chunk_lock`: that of first chunks on this process's GPU; None: they have none."""
 
     def __init__(
         self,
         ctx: StageContext,
-        engine: Engine,
+        engine: SpeechEngine,
         voices: Voices,
         rules: ChunkRules,
-        right_of_way: RightOfWay | None,
+        first_chunk_lock: FirstChunkLock | None,
     ) -> None:
         self._ctx = ctx
         self._engine = engine
         self._voices = voices
         self._rules = rules
-        self._right_of_way = right_of_way
+        self._first_chunk_lock = first_chunk_lock
         self._policy = DeadlinePolicy(
             engine.model.sample_rate,
             time.monotonic,
             packed=engine.model.flow.packed,
-            firsts_alone=right_of_way is not None,
+            firsts_alone=first_chunk_lock is not None,
         )
         self._jobs: dict[str, DecodeJob] = {}
         self._ended = EndedJobs()  # before their end
@@ -124,8 +124,8 @@ class DecodeStage:
         chunks = [(job.busy, self._describe(job)) for job in self._jobs.values() if has_chunk(job)]
         waiting = [chunk for busy, chunk in chunks if not busy]
         in_work = [chunk for busy, chunk in chunks if busy]
-        if self._right_of_way is not None:
-            self._right_of_way.keep(self._policy.first_is_next(waiting, in_work))
+        if self._first_chunk_lock is not None:
+            self._first_chunk_lock.keep(self._policy.first_is_next(waiting, in_work))
         for lane in list(self._engine.free_lanes):
             batch = self._next_batch(lane, waiting, in_work)
             if not batch:

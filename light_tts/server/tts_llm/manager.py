@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from light_tts.common.device import choose_device
 from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE
-from light_tts.engine.llm.engine import Engine
-from light_tts.engine.llm.llm_yield import Courtesy
+from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.llm_yield import LLMYield
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.pace import choose_pace
 from light_tts.models.family import load_family
-from light_tts.server.core.first_chunk_lock import choose_right_of_way
+from light_tts.server.core.first_chunk_lock import choose_first_chunk_lock
 from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
@@ -33,7 +33,7 @@ def load(ctx: StageContext) -> LLMStage:
     model = family.load_llm(styles[ctx.index].llm_path, device, dtype)
     pace = choose_pace(device, settings.router_max_wait_tokens)
     limit = min(settings.max_req_total_len, model.backbone.max_position_embeddings)
-    engine = Engine(
+    engine = LLMEngine(
         model,
         EngineOptions(
             slots=settings.max_total_token_num,
@@ -48,9 +48,10 @@ def load(ctx: StageContext) -> LLMStage:
         ),
     )
     engine.warm_up()
-    shared = len(styles) > 1 and device.type == "cuda"
-    turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize) if shared else None
-    right_of_way = choose_right_of_way(ctx.run_dir.root, device)
-    courtesy = None if right_of_way is None else Courtesy(right_of_way.taken)
+    gpu_turn = None
+    if len(styles) > 1 and device.type == "cuda":
+        gpu_turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize)
+    first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
+    llm_yield = None if first_chunk_lock is None else LLMYield(first_chunk_lock.taken)
     parts = PartFactory(family, model.ids, settings, limit)
-    return LLMStage(ctx, engine, parts, turn, pace, courtesy)
+    return LLMStage(ctx, engine, parts, gpu_turn, pace, llm_yield)

@@ -9,7 +9,7 @@ import numpy as np
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.delivery import Delivery
-from light_tts.engine.llm.sequence import Bistream, OneShot, RequestError, Sequence
+from light_tts.engine.llm.sequence import Bistream, OneShot, Sequence, SequenceError
 from light_tts.engine.speech.chunk_planner import ChunkPlanner, largest_hop
 from light_tts.models.family import Family
 from light_tts.models.llm.speech_lm import SpeechIds
@@ -35,7 +35,7 @@ class PartFactory:
         self._max_hop = largest_hop(family.chunk_tokens, settings.stream_hop == "grow")
 
     def make(self, request: Generate) -> Speaking:
-        """Raises RequestError where the request cannot fit."""
+        """Raises SequenceError where the request cannot fit."""
         return Speaking(request, self._sequence(request), self._delivery(request), time.monotonic())
 
     def _sequence(self, request: Generate) -> Sequence:
@@ -57,7 +57,7 @@ class PartFactory:
         sequence = Bistream(mix=self._family.mix_ratio, **common)
         sequence.append_text(request.text_ids)
         if sequence.error:
-            raise RequestError(sequence.error)
+            raise SequenceError(sequence.error)
         return sequence
 
     def _delivery(self, request: Generate) -> Delivery:

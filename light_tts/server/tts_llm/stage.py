@@ -7,17 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from light_tts.engine.llm.engine import Engine, Work
-from light_tts.engine.llm.llm_yield import Courtesy
-from light_tts.engine.llm.pace import Pace
+from light_tts.engine.llm.engine import LLMEngine, Work
+from light_tts.engine.llm.llm_yield import LLMYield
+from light_tts.engine.llm.pace import RoundPace
 from light_tts.engine.llm.scheduler import Limits, Scheduler
-from light_tts.engine.llm.sequence import Bistream, RequestError, Sequence
+from light_tts.engine.llm.sequence import Bistream, Sequence, SequenceError
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.messages import Generate
-from light_tts.server.core.pulse import INTERVAL
-from light_tts.server.core.pulse import Pace as PulsePace
+from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.jobs import LLMJob, Speaking
@@ -33,29 +32,29 @@ LOOK_AGAIN = 0.001  # seconds, while steps are held back; an inbox sleeps no sho
 
 
 class LLMStage:
-    """Jobs, the scheduler over their sequences, and the engine. `turn`: of this process on a GPU that several
-    styles share; `courtesy`: when steps are held back for first chunks; None: never."""
+    """Jobs, the scheduler over their sequences, and the engine. `gpu_turn`: of this process on a GPU that
+    several styles share; `llm_yield`: when steps are held back for first chunks; None: never."""
 
     def __init__(
         self,
         ctx: StageContext,
-        engine: Engine,
+        engine: LLMEngine,
         parts: PartFactory,
-        turn: GpuTurn | None,
-        pace: Pace,
-        courtesy: Courtesy | None,
+        gpu_turn: GpuTurn | None,
+        pace: RoundPace,
+        llm_yield: LLMYield | None,
     ) -> None:
         settings = ctx.settings
         self._ctx = ctx
         self._engine = engine
         self._parts = parts
-        self._turn = turn
+        self._gpu_turn = gpu_turn
         self._ahead = pace.ahead
-        self._courtesy = courtesy
+        self._llm_yield = llm_yield
         self.device = str(engine.device)
         self._busy_since = 0.0  # while launches are under way: since when nothing has been counted
-        self._flights: deque[tuple[int, int, float]] = deque()  # of each launch: step, tokens, begin
-        self._step_pace = PulsePace(0.0 if self.device.startswith("cuda") else SLOW_CPU)
+        self._launches: deque[tuple[int, int, float]] = deque()  # step, tokens and begin of each
+        self._step_pace = Pace(0.0 if self.device.startswith("cuda") else SLOW_CPU)
         self._turn_number = 0  # counts steps while jobs must be worked on alone
         self._scheduler = Scheduler(
             Limits(
@@ -83,8 +82,8 @@ class LLMStage:
         held = self._gives_way()
         if self._scheduler.has_work and not held:
             return 0
-        if self._turn is not None:
-            self._turn.release()
+        if self._gpu_turn is not None:
+            self._gpu_turn.release()
         self._stats.update(self._scheduler)
         return LOOK_AGAIN if held else INTERVAL
 
@@ -143,7 +142,7 @@ class LLMStage:
         job = self._jobs.setdefault(request.job, LLMJob(request.reply_to, STAGE in request.alone_in))
         try:
             speaking = self._parts.make(request)
-        except RequestError as error:
+        except SequenceError as error:
             self._fail(request.job, 400, str(error))
             return
         job.parts[request.part] = speaking
@@ -158,7 +157,7 @@ class LLMStage:
         speaking = job.parts[0]
         try:
             feed(speaking.sequence)
-        except RequestError as error:
+        except SequenceError as error:
             self._fail(name, 400, str(error))
             return
         if speaking.opened:
@@ -171,12 +170,12 @@ class LLMStage:
 
     def _gives_way(self) -> bool:
         """Whether steps are held back now, for the sake of somebody's first chunk."""
-        if self._courtesy is None:
+        if self._llm_yield is None:
             return False
         parts = [self._speaking(sequence) for sequence in self._scheduler.present]
         urgent = not self._scheduler.has_work or any(part.urgent for part in parts)
         coming = any(part.sequence.ahead and part.breaks_silence and self._shares_gpu(part) for part in parts)
-        return self._courtesy.holds(urgent, coming)
+        return self._llm_yield.holds(urgent, coming)
 
     def _steps_to_first_chunk(self) -> int | None:
         """Steps until the last token that somebody's first chunk waits for is drawn: a round that went on
@@ -220,8 +219,8 @@ class LLMStage:
     def _launch(self, work: Work) -> None:
         """Where it fails each request is tried alone, so that only the one that is the cause fails; where the
         device itself has failed the process ends."""
-        if self._turn is not None:
-            self._turn.take(max(tokens for _, tokens in work) if work[0][0].on_device else 1)
+        if self._gpu_turn is not None:
+            self._gpu_turn.take(max(tokens for _, tokens in work) if work[0][0].on_device else 1)
         if not self._engine.in_flight:
             self._busy_since = time.monotonic()
         tokens = sum(tokens for _, tokens in work)
@@ -231,7 +230,7 @@ class LLMStage:
         begun = time.monotonic()
         try:
             self._engine.launch(work)
-            self._flights.append((step, tokens, begun))
+            self._launches.append((step, tokens, begun))
         except Exception:
             self._engine.check_device()
             self._ctx.pulse.end(step)
@@ -249,7 +248,7 @@ class LLMStage:
     def _collect(self) -> None:
         """Hand out the results of the oldest launch."""
         taken, steps = self._engine.collect()
-        step, tokens, begun = self._flights.popleft()
+        step, tokens, begun = self._launches.popleft()
         self._ctx.pulse.end(step)
         self._step_pace.observe(tokens, time.monotonic() - begun)
         for sequence, _ in taken:
@@ -274,8 +273,8 @@ class LLMStage:
             )
             self._ctx.peers.send("decode", job.decode, due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
-            if self._courtesy is not None and breaks_silence and self._shares_gpu(speaking):
-                self._courtesy.expect()
+            if self._llm_yield is not None and breaks_silence and self._shares_gpu(speaking):
+                self._llm_yield.expect()
         if sequence.finished:
             self._scheduler.end(sequence)
             self._engine.release(sequence)

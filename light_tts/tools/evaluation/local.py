@@ -12,7 +12,7 @@ import torch
 
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.sequence import OneShot
 from light_tts.engine.speech.chunk_planner import Chunk
@@ -65,7 +65,7 @@ class LocalSpeaker:
             window=max(rule.win_size for rule in rules),
             max_top_k=max(rule.top_k for rule in rules),
         )
-        engine = Engine(self._lm, options)
+        engine = LLMEngine(self._lm, options)
         while ready := [sequence for sequence in sequences if sequence.ready]:
             fed = ready[0].on_device  # prompts first, together; then single tokens
             batch = [sequence for sequence in ready if sequence.on_device == fed]

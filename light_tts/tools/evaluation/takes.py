@@ -24,7 +24,7 @@ class Take:
 
 
 def read_takes(lines: Sequence[Line]) -> Iterator[Take]:
-    """Of lines that have a `wav`."""
+    """Takes of lines that have a `wav`."""
     for line in lines:
         try:
             yield Take(line, read_sound(line.wav))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, greedy, nucleus, others, repeated
-from light_tts.engine.llm.engine import Engine
+from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.runner import Draw, Runner, TorchRunner
 from light_tts.engine.llm.sequence import Bistream, OneShot, Sequence
@@ -38,12 +38,12 @@ def load_engine(
     device: str = "cpu",
     runner: Callable[..., Runner] | None = None,
     **options,
-) -> Engine:
+) -> LLMEngine:
     """`draw`: the real one unless given; sequences say how (greedily where they do not)."""
     options = {"slots": SLOTS, "rows": 8, **options}
     options = EngineOptions(**{"max_len": options["slots"], **options})
     runner = runner if draw is None else partial(TorchRunner, draw=draw)
-    return Engine(load_model(golden, device), options, runner)
+    return LLMEngine(load_model(golden, device), options, runner)
 
 
 def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
@@ -52,13 +52,13 @@ def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
     return OneShot(job="j/0", part=0, seed=0, ids=ids, limit=SLOTS, text=text_ids, **options)
 
 
-def run(engine: Engine, sequence: Sequence) -> None:
+def run(engine: LLMEngine, sequence: Sequence) -> None:
     """One step of a sequence that is run alone."""
     engine.launch([(sequence, sequence.pending)])
     engine.collect()
 
 
-def finish(engine: Engine, sequence: Sequence) -> list[int]:
+def finish(engine: LLMEngine, sequence: Sequence) -> list[int]:
     """All outputs of a sequence that is run alone."""
     while sequence.ready:
         run(engine, sequence)

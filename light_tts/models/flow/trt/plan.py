@@ -82,7 +82,7 @@ def plan_name(version: str, module: Estimator, device: torch.device, sizes: Size
 
 
 def _digest(module: Estimator) -> str:
-    """Of the weights and of how the engine is made from them."""
+    """Digest of the weights and of how the engine is made from them."""
     digest = hashlib.sha256(f"{FORMAT} {estimator_onnx.OPSET} {WORKSPACE}".encode())
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())

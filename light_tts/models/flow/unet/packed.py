@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from light_tts.kernels.flow.euler_step import flow_step
 from light_tts.kernels.flow.packed_attention import packed_attention
 from light_tts.kernels.flow.packed_conv import Norm, Residual, packed_conv
-from light_tts.kernels.flow.packed_linear import fold_norm, linear, linear_add_, norm_linear
+from light_tts.kernels.flow.packed_linear import (
+    fold_layer_norm,
+    layer_norm_linear,
+    linear,
+    packed_linear_add_,
+)
 from light_tts.models.flow.unet.estimator import (
     CausalBlock,
     Estimator,
@@ -171,7 +176,7 @@ class Transformer:
 
         def folded(norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
             bias = bias if bias is None else bias.float()
-            weight, bias = fold_norm(norm.weight.float(), norm.bias.float(), weight.float(), bias)
+            weight, bias = fold_layer_norm(norm.weight.float(), norm.bias.float(), weight.float(), bias)
             return weight.to(dtype), bias.contiguous()
 
         def plain(linear: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -191,18 +196,18 @@ class Transformer:
         """x: (2 rows, width), in place"""
         position, normal = rows.position, rows.buffers.normal
         if normal is None:
-            norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps, gelu=False)
+            layer_norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps, gelu=False)
         else:
             linear(normal, *self.qkv, position, rows.buffers.qkv, gelu=False)
         packed_attention(
             rows.buffers.qkv, rows.blocks, rows.buffers.attended, self.heads, rows.block_rows, COPIES
         )
-        linear_add_(x, rows.buffers.attended, *self.out, position, normal, self.eps)
+        packed_linear_add_(x, rows.buffers.attended, *self.out, position, normal, self.eps)
         if normal is None:
-            norm_linear(x, *self.up, position, rows.buffers.feed, self.eps, gelu=True)
+            layer_norm_linear(x, *self.up, position, rows.buffers.feed, self.eps, gelu=True)
         else:
             linear(normal, *self.up, position, rows.buffers.feed, gelu=True)
-        linear_add_(x, rows.buffers.feed, *self.down, position, normal, self.eps)
+        packed_linear_add_(x, rows.buffers.feed, *self.down, position, normal, self.eps)
 
 
 @dataclass(frozen=True)

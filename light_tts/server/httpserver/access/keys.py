@@ -62,7 +62,7 @@ def presented_key(headers: Mapping[str, str]) -> str:
 
 
 def offered_protocols(headers: Mapping[str, str]) -> list[str]:
-    """Of a WebSocket."""
+    """As above, for a WebSocket."""
     return [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",") if name.strip()]
 
 
