@@ -1,7 +1,7 @@
-"""The README's table of flags, made from Settings so that it cannot go stale.
+"""The table of flags in docs/flags.md, made from Settings so that it cannot go stale.
 
 python scripts/flags_table.py            print the table
-python scripts/flags_table.py --write    put it into README.md between its two markers
+python scripts/flags_table.py --write    put it into docs/flags.md between its two markers
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 
 from light_tts.server.core.settings import Settings
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 BEGIN, END = "<!-- flags: written by scripts/flags_table.py -->\n", "<!-- end of flags -->"
 
 
@@ -42,9 +42,9 @@ def flags_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_in(readme: str) -> str:
-    """The table that a README holds between the markers. Raises ValueError where there is none."""
-    found = re.search(re.escape(BEGIN) + "(.*)" + re.escape(END), readme, re.DOTALL)
+def table_in(page: str) -> str:
+    """The table that a page holds between the markers. Raises ValueError where there is none."""
+    found = re.search(re.escape(BEGIN) + "(.*)" + re.escape(END), page, re.DOTALL)
     if found is None:
         raise ValueError("no table of flags between its markers")
     return found[1]
@@ -52,9 +52,9 @@ def table_in(readme: str) -> str:
 
 def main() -> None:
     if sys.argv[1:] == ["--write"]:
-        readme = README.read_text("utf-8")
-        README.write_text(
-            readme.replace(BEGIN + table_in(readme) + END, BEGIN + flags_table() + END), "utf-8"
+        page = PAGE.read_text("utf-8")
+        PAGE.write_text(
+            page.replace(BEGIN + table_in(page) + END, BEGIN + flags_table() + END), "utf-8"
         )
     else:
         print(flags_table(), end="")

@@ -20,14 +20,14 @@ def flags_and_defaults(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines()[2:]]
 
 
-def test_readme_has_the_flags_of_this_version():
-    assert table_in((ROOT / "README.md").read_text("utf-8")) == flags_table(), (
+def test_the_page_of_flags_has_those_of_this_version():
+    assert table_in((ROOT / "docs" / "flags.md").read_text("utf-8")) == flags_table(), (
         "run: python scripts/flags_table.py --write"
     )
 
 
-def test_chinese_readme_has_the_same_flags_and_defaults():
-    chinese = table_in((ROOT / "README_zh.md").read_text("utf-8"))
+def test_the_chinese_page_has_the_same_flags_and_defaults():
+    chinese = table_in((ROOT / "docs" / "zh" / "flags.md").read_text("utf-8"))
     assert flags_and_defaults(chinese) == flags_and_defaults(flags_table())
 
 
@@ -51,8 +51,8 @@ def examples(page: str, language: str) -> list[str]:
     return [code for found, code in blocks if found == language and "localhost:8080" in code]
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md", "docs/api.md"])
-def test_curl_examples_of_the_readme_give_audio(named, page: str, tmp_path: Path):
+@pytest.mark.parametrize("page", ["README.md", "docs/native.md", "docs/zh/native.md", "docs/api.md"])
+def test_curl_examples_give_audio(named, page: str, tmp_path: Path):
     shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
     for example in examples(page, ""):
         command = example.replace("localhost:8080", f"127.0.0.1:{named.port}").replace("aplay", "cat #")
@@ -64,8 +64,8 @@ def test_curl_examples_of_the_readme_give_audio(named, page: str, tmp_path: Path
         speech.unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
-def test_websocket_example_of_the_readme_gives_audio(server, page: str, tmp_path: Path):
+@pytest.mark.parametrize("page", ["docs/native.md", "docs/zh/native.md"])
+def test_websocket_example_gives_audio(server, page: str, tmp_path: Path):
     shutil.copy(PROMPT_WAV, tmp_path / "voice.wav")
     [example] = [code for code in examples(page, "python") if "websockets" in code]
     code = example.replace("localhost:8080", f"127.0.0.1:{server.port}")
@@ -82,13 +82,13 @@ def test_openai_example_gives_audio(server, tmp_path: Path):
     assert (tmp_path / "speech.mp3").stat().st_size > 1_000
 
 
-def test_readme_names_the_flags_without_effect():
-    text = (ROOT / "README.md").read_text("utf-8")
+def test_the_page_of_flags_names_those_without_effect():
+    text = (ROOT / "docs" / "flags.md").read_text("utf-8")
     assert [name for name in api_cli.WITHOUT_EFFECT if f"`--{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
-def test_presets_of_the_readme_start(page: str):
+@pytest.mark.parametrize("page", ["docs/tuning.md", "docs/zh/tuning.md"])
+def test_presets_start(page: str):
     presets = re.findall(r"^```\n(--.*)\n```$", (ROOT / page).read_text("utf-8"), re.MULTILINE)
     assert len(presets) == 4
     for preset in presets:
@@ -99,10 +99,10 @@ def test_presets_of_the_readme_start(page: str):
 @pytest.mark.parametrize(
     "page",
     [
+        "CONTRIBUTING.md",
         "README.md",
         "README_zh.md",
-        "docs/architecture.md",
-        "docs/performance.md",
+        *(str(page.relative_to(ROOT)) for page in sorted((ROOT / "docs").rglob("*.md"))),
         "pretrained_models/light-tts-mini/README.md",
         "training/README.md",
     ],
@@ -126,3 +126,8 @@ def test_files_named_in_the_architecture_page_exist():
         name for name in named if not any((base / name).exists() for base in (ROOT, ROOT / "light_tts"))
     ]
     assert named and not missing
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_the_readme_is_short(page: str):
+    assert len((ROOT / page).read_text("utf-8").splitlines()) <= 200
