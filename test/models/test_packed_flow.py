@@ -37,7 +37,7 @@ def kernels() -> Iterator[None]:
             patch.setattr(packed_estimator, "flow_step", flow_step.flow_step_reference)
             patch.setattr(packed_estimator, "linear", packed_linear.linear_reference)
             patch.setattr(packed_estimator, "packed_linear_add_", packed_linear.linear_add_reference_)
-            patch.setattr(packed_estimator, "norm_linear", packed_linear.layer_norm_linear_reference)
+            patch.setattr(packed_estimator, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
             patch.setattr(packed_estimator, "packed_attention", packed_attention.packed_attention_reference)
             patch.setattr(packed_estimator, "packed_conv", packed_conv.packed_conv_reference)
         yield
