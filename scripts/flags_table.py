@@ -53,9 +53,7 @@ def table_in(page: str) -> str:
 def main() -> None:
     if sys.argv[1:] == ["--write"]:
         page = PAGE.read_text("utf-8")
-        PAGE.write_text(
-            page.replace(BEGIN + table_in(page) + END, BEGIN + flags_table() + END), "utf-8"
-        )
+        PAGE.write_text(page.replace(BEGIN + table_in(page) + END, BEGIN + flags_table() + END), "utf-8")
     else:
         print(flags_table(), end="")
 

@@ -90,6 +90,12 @@ class Stage:
             queue += inbox.wait(left)
         return queue.pop(0)
 
+    def failure(self) -> m.Failed:
+        """The next failure that the HTTP worker is told; counts of texts may come before it."""
+        while not isinstance(message := self.next(self.worker), m.Failed):
+            assert isinstance(message, m.Encoded)
+        return message
+
     def is_silent(self, inbox: Inbox, seconds: float = 0.5) -> bool:
         with contextlib.suppress(AssertionError):
             self.next(inbox, seconds)
@@ -236,7 +242,7 @@ def test_a_speaker_of_the_checkpoint_needs_no_recording(make_stage):
 def test_a_request_that_cannot_be_served_fails_alone(make_stage, voice, text, reason):
     stage = make_stage()
     stage.send(synthesize(stage, "bad/1", voice, text), synthesize(stage, "good/1", prompt(noise(1, seed=9))))
-    failed = stage.next(stage.worker)
+    failed = stage.failure()
     assert (failed.job, failed.stage, failed.code, failed.retry) == ("bad/1", "encode", 400, False)
     assert reason in failed.message
     assert stage.next(stage.llm).job == "good/1"
@@ -309,7 +315,7 @@ def test_bistream_without_text_fails_and_never_reaches_the_llm(make_stage):
     stage = make_stage()
     stage.send(synthesize(stage, "a/1", prompt(noise(1)), "", bistream=True))
     stage.send(m.AppendText(job="a/1", text=""), m.FinishText(job="a/1"))
-    failed = stage.next(stage.worker)
+    failed = stage.failure()
     assert (failed.job, failed.code) == ("a/1", 400) and "no text" in failed.message
     assert stage.is_silent(stage.llm)
 
@@ -319,7 +325,7 @@ def test_text_after_the_end_fails(make_stage, late):
     stage = make_stage()
     stage.send(synthesize(stage, "a/1", prompt(noise(1)), "", bistream=True))
     stage.send(m.AppendText(job="a/1", text="some text"), m.FinishText(job="a/1"), late)
-    failed = stage.next(stage.worker)
+    failed = stage.failure()
     assert (failed.job, failed.code) == ("a/1", 400)
 
 
