@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import psutil
@@ -297,12 +298,12 @@ def test_a_worker_that_is_gone_gets_no_work_done(make_stage):
 
 def test_bistream_text_stays_in_order_while_features_are_computed(make_stage):
     stage = make_stage()
-    pieces = [f"piece {n} " for n in range(20)]
+    pieces = [f"piece {n} " for n in range(10)]
     stage.send(synthesize(stage, "a/1", prompt(noise(20)), "", bistream=True))
-    stage.send(*(m.AppendText(job="a/1", text=piece) for piece in pieces[:10]))
+    stage.send(*(m.AppendText(job="a/1", text=piece) for piece in pieces[:5]))
     generate = stage.next(stage.llm)
     assert isinstance(generate, m.Generate) and generate.bistream and generate.text_ids == []
-    stage.send(*(m.AppendText(job="a/1", text=piece) for piece in pieces[10:]), m.FinishText(job="a/1"))
+    stage.send(*(m.AppendText(job="a/1", text=piece) for piece in pieces[5:]), m.FinishText(job="a/1"))
     ids = []
     while isinstance(message := stage.next(stage.llm), m.AppendIds):
         ids += message.ids
@@ -341,6 +342,7 @@ def test_messages_of_unknown_jobs_are_ignored(make_stage):
     stage.send(m.AppendText(job=unknown, text="x"), m.FinishText(job=unknown), m.Release(job=unknown))
     stage.send(m.Abort(job=unknown), synthesize(stage, "a/1", prompt(noise(1))))
     assert stage.next(stage.llm).job == "a/1"
+    assert stage.next(stage.worker) == m.Encoded(job="a/1", text_tokens=ANY)
     assert stage.is_silent(stage.worker, 0.2)
 
 
