@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 PART = 400  # characters of a part, at most
+SUBTITLE = 90  # of one that is shown while it is spoken
 AFTER_SENTENCE, AFTER_PARAGRAPH, AFTER_HEADING = 0.2, 0.5, 1.0  # seconds of silence
 
 _NUMBER = r"(?:\d+|[ivxlc]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)"
@@ -41,15 +42,16 @@ class Chapter:
         return sum(len(part.text) for part in self.parts)
 
 
-def chapters(text: str) -> list[Chapter]:
-    """Those that have something to say. A heading is a line of its own: `# Title`, `Chapter 3`, `第三章`."""
+def chapters(text: str, longest: int = PART) -> list[Chapter]:
+    """Those that have something to say, in parts of at most `longest` characters. A heading is a line of its
+    own: `# Title`, `Chapter 3`, `第三章`."""
     found = [Chapter("")]
     for paragraph in _paragraphs(text):
         if _is_heading(paragraph):
             title = paragraph.lstrip("# ").strip()
             found.append(Chapter(title, [Part(title, AFTER_HEADING)]))
         else:
-            found[-1].parts += _parts(paragraph)
+            found[-1].parts += _parts(paragraph, longest)
     return [chapter for chapter in found if chapter.parts]
 
 
@@ -80,17 +82,17 @@ def _join(lines: list[str]) -> str:
     return joined
 
 
-def _parts(paragraph: str) -> list[Part]:
-    texts = [text for text in _gather(_pieces(paragraph)) if _SPOKEN.search(text)]
+def _parts(paragraph: str, longest: int) -> list[Part]:
+    texts = [text for text in _gather(_pieces(paragraph, longest), longest) if _SPOKEN.search(text)]
     pauses = [AFTER_SENTENCE] * (len(texts) - 1) + [AFTER_PARAGRAPH]
     return [Part(text, pause) for text, pause in zip(texts, pauses, strict=True)] if texts else []
 
 
-def _gather(pieces: Iterator[str]) -> Iterator[str]:
+def _gather(pieces: Iterator[str], longest: int) -> Iterator[str]:
     """As many pieces together as a part holds."""
     held = ""
     for piece in pieces:
-        if held and len(held) + len(piece) > PART:
+        if held and len(held) + len(piece) > longest:
             yield held.strip()
             held = ""
         held += piece
@@ -98,15 +100,15 @@ def _gather(pieces: Iterator[str]) -> Iterator[str]:
         yield held.strip()
 
 
-def _pieces(paragraph: str) -> Iterator[str]:
+def _pieces(paragraph: str, longest: int) -> Iterator[str]:
     """Sentences; clauses of one that is too long; words of a clause that is."""
     for sentence in _SENTENCE.findall(paragraph):
-        if len(sentence) <= PART:
+        if len(sentence) <= longest:
             yield sentence
             continue
         for clause in _CLAUSE.findall(sentence):
-            while len(clause) > PART:
-                cut = clause.rfind(" ", 0, PART) + 1 or PART
+            while len(clause) > longest:
+                cut = clause.rfind(" ", 0, longest) + 1 or longest
                 yield clause[:cut]
                 clause = clause[cut:]
             yield clause

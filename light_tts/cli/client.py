@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import os
 import signal
@@ -42,12 +43,11 @@ class Voice:
     text: str = ""
 
     @property
-    def fields(self) -> dict[str, str]:
-        return {"prompt_text": self.text} if self.recording is not None else {"spk_id": self.name}
-
-    @property
-    def files(self) -> dict[str, Any] | None:
-        return None if self.recording is None else {"prompt_wav": ("voice", self.recording)}
+    def fields(self) -> dict[str, Any]:
+        """Of /v1/audio/speech."""
+        if self.recording is None:
+            return {"voice": self.name}
+        return {"ref_audio": base64.b64encode(self.recording).decode(), "ref_text": self.text}
 
 
 @dataclass
@@ -80,13 +80,13 @@ class Client:
         return self.ask("GET", "/spk_list").json()
 
     def speech(self, text: str, voice: Voice, options: Mapping[str, Any]) -> Iterator[tuple[int, bytes]]:
-        """Sample rate and PCM as they come. Waits where the server is busy; a connection that breaks before
-        the first byte is tried again. Raises Problem."""
-        data = {"tts_text": text, "stream": "true", **voice.fields, **options}
+        """Sample rate and PCM as they come; `options`: further fields of /v1/audio/speech. Waits where the
+        server is busy; a connection that breaks before the first byte is tried again. Raises Problem."""
+        body = {"input": text, "response_format": "pcm", **voice.fields, **options}
         for attempt in range(TRIES):
             begun = False
             try:
-                with self.http.stream("POST", "/inference_zero_shot", data=data, files=voice.files) as answer:
+                with self.http.stream("POST", "/v1/audio/speech", json=body) as answer:
                     if answer.status_code in (429, 503) and attempt < TRIES - 1:
                         wait = float(answer.headers.get("Retry-After", 2**attempt))
                     elif answer.is_error:

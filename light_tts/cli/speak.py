@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from light_tts.cli import client as server
 from light_tts.cli import sink
-from light_tts.cli.book import Chapter, Part, chapters
+from light_tts.cli.book import PART, SUBTITLE, Chapter, Part, chapters
 from light_tts.cli.client import Client, Problem, Voice
 from light_tts.cli.parts_store import PartsStore
 
@@ -46,6 +46,10 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--recording_text", default="", metavar="TEXT", help="what is said in it")
     parser.add_argument("--style", help="a style of the checkpoint (tts_model_name)")
+    parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 (default: 1)")
+    parser.add_argument(
+        "--srt", action="store_true", help="write subtitles beside each file; cuts the text in short parts"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: 0)")
     parser.add_argument(
         "--at_once",
@@ -62,7 +66,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = chapters(read_text(args.text))
+    found = chapters(read_text(args.text), SUBTITLE if args.srt else PART)
     if not found:
         raise Problem("there is nothing to speak: a text needs letters or digits")
     player = sink.find_player() if args.output is None else ""
@@ -141,7 +145,9 @@ class Speaker:
     ) -> None:
         self._client = client
         self._voice = voice
-        self._options = {"seed": args.seed, **({"tts_model_name": args.style} if args.style else {})}
+        self._options = {"seed": args.seed, "speed": args.speed}
+        self._options |= {"model": args.style} if args.style else {}
+        self._srt = args.srt
         self._at_once = max(1, args.at_once)
         self._say = say
         hidden = True if args.quiet else None  # None: only where nobody looks
@@ -175,7 +181,7 @@ class Speaker:
         begun = time.monotonic()
         store = PartsStore(path, self._voice, self._options)
         parts = [part for chapter in found for part in chapter.parts]
-        if len(parts) == 1:
+        if len(parts) == 1 and not self._srt:
             seconds = self._one_part(parts[0], path)
         else:
             self._speak_all(parts, store)
@@ -225,12 +231,17 @@ class Speaker:
         """Seconds of audio in the file."""
         rate, _ = store.find(parts[0].text)
         written = 0
+        lines = []
         with sink.file_sink(path, rate) as output:
             for part in parts:
                 pcm = store.find(part.text)[1].read_bytes()
+                begun, ended = written / 2 / rate, (written + len(pcm)) / 2 / rate
+                lines.append(subtitle(len(lines) + 1, begun, ended, part.text))
                 pcm += silence(part.pause, rate) if part is not parts[-1] else b""
                 output.write(pcm)
                 written += len(pcm)
+        if self._srt:
+            path.with_suffix(".srt").write_text("\n".join(lines), "utf-8")
         return written / 2 / rate
 
     def _whole(self, part: Part) -> list[tuple[int, bytes]]:
@@ -245,6 +256,16 @@ class Speaker:
             half = piece[whole:]
             if whole:
                 yield rate, piece[:whole]
+
+
+def subtitle(number: int, begun: float, ended: float, text: str) -> str:
+    """One of an SRT file."""
+
+    def clock(seconds: float) -> str:
+        whole, milliseconds = divmod(round(seconds * 1000), 1000)
+        return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{milliseconds:03}"
+
+    return f"{number}\n{clock(begun)} --> {clock(ended)}\n{text}\n"
 
 
 def silence(seconds: float, rate: int) -> bytes:
