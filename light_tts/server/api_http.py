@@ -34,7 +34,7 @@ from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.openai import listing, speech, stream, voices
+from light_tts.server.httpserver.openai import captions, listing, speech, stream, voices
 from light_tts.server.httpserver.openai.names import Names
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.voices import VoiceStore
@@ -62,7 +62,8 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         await manager.close()
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
-    surfaces = (speech, listing, voices, stream, elevenlabs_speech, elevenlabs_stream, routes_cosyvoice, page)
+    openai = (speech, captions, listing, voices, stream)
+    surfaces = (*openai, elevenlabs_speech, elevenlabs_stream, routes_cosyvoice, page)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings

@@ -43,6 +43,7 @@ class LLMConfig:
     mix_ratio: tuple[int, int]  # text tokens : speech tokens of the two-way streaming mode
     sampling: SamplingRule
     special: SpecialIds = COSYVOICE2_IDS
+    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) that look at the words being spoken
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def load_config(model_dir: Path) -> Config:
         chunk_size=chunk_size,
         spk_embed_dim=flow.spk_embed_dim,
         instructions=root.bool("instructions", True),
-        llm=_llm(root.node("llm")),
+        llm=_llm(root.node("llm"), root),
         flow=flow,
         hift=_hift(root.node("hift")),
         mel=_mel(root.node("feat_extractor")),
@@ -171,7 +172,7 @@ def _encoder_chunk_size(root: Node) -> int:
     return root.node("flow").node("encoder").int("static_chunk_size", DEFAULT_CHUNK_SIZE)
 
 
-def _llm(llm: Node) -> LLMConfig:
+def _llm(llm: Node, root: Node) -> LLMConfig:
     mix_ratio = llm.ints("mix_ratio") if "mix_ratio" in llm else (5, 15)
     if len(mix_ratio) != 2 or min(mix_ratio) < 1:
         raise llm.error("mix_ratio", f"expected two positive numbers, found {list(mix_ratio)}")
@@ -181,7 +182,15 @@ def _llm(llm: Node) -> LLMConfig:
         speech_token_size=llm.int("speech_token_size"),
         mix_ratio=mix_ratio,
         sampling=_sampling(llm.node("sampling")),
+        alignment_heads=_alignment_heads(root),
     )
+
+
+def _alignment_heads(root: Node) -> tuple[tuple[int, int], ...]:
+    heads = root.int_lists("alignment_heads") if "alignment_heads" in root else ()
+    if not all(len(head) == 2 and min(head) >= 0 for head in heads):
+        raise root.error("alignment_heads", f"expected pairs of a layer and a head, found {list(heads)}")
+    return heads
 
 
 def _sampling(sampling: Node) -> SamplingRule:

@@ -59,6 +59,10 @@ class Frontend:
         pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text, wanted)]
         return [ids for ids in pieces if ids]
 
+    def words(self, ids: list[int]) -> list[tuple[str, int]]:
+        """The words of a piece of `split_text`, and how many ids each has."""
+        return self.tokenizer.words_of(ids)
+
     def text_stream(self) -> TextStream:
         """For a text that arrives while it is spoken. Not thread-safe."""
         return TextStream(self.normalizer, self.tokenizer)

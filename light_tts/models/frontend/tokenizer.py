@@ -37,6 +37,7 @@ SPECIAL_TOKENS = (
     "[lipsmack]",
     "[mn]",
 )
+FIRST_CJK = "\u2e80"
 _END_OF_TEXT = "<|endoftext|>"
 
 
@@ -76,6 +77,21 @@ class TextTokenizer:
     def words(self, text: str) -> list[int]:
         """Where each word begins that is encoded alone; `text` is composed (NFC), without special tokens."""
         return [begin for _, (begin, _) in self._encoding.pre_tokenizer.pre_tokenize_str(text)]
+
+    def words_of(self, ids: list[int]) -> list[tuple[str, int]]:
+        """The words that these ids spell, with what is written close to them, and how many ids each has; a
+        character of a script without blanks is a word."""
+        words: list[list[int]] = []
+        whole = True  # what came before ends with a whole character
+        for token in ids:
+            text = self._encoding.decode([token], skip_special_tokens=False)
+            begins = text.startswith(" ") or (text[:1] >= FIRST_CJK and text[:1].isalnum())
+            if not words or (whole and begins):
+                words.append([])
+            words[-1].append(token)
+            whole = "\ufffd" not in self._encoding.decode(words[-1], skip_special_tokens=False)
+        spelled = (self._encoding.decode(word, skip_special_tokens=False).strip() for word in words)
+        return [(text, len(word)) for text, word in zip(spelled, words, strict=True)]
 
     def settled(self, word: str) -> list[tuple[int, int]]:
         """(id, bytes of UTF-8) of the tokens that a word begins with whatever comes behind it.

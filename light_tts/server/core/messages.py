@@ -52,6 +52,7 @@ class SpeechOptions(Part):
     on it. None means the checkpoint's value, or for the lengths the one that follows from the text.
 
     Encode passes them on as they are; the LLM acts on seed, lengths and sampling, decode on seed and speed.
+    `word_times`: say when each word is spoken (encode and LLM).
     """
 
     seed: int
@@ -63,6 +64,7 @@ class SpeechOptions(Part):
     temperature: float | None = None
     win_size: int | None = None
     tau_r: float | None = None
+    word_times: bool = False
 
 
 class Prompt(Part):
@@ -150,10 +152,12 @@ class Abort(Message):
 
 
 class Encoded(Message):
-    """The text of this job has so many tokens. encode -> HTTP worker, for a text that was there at once."""
+    """The text of this job has so many tokens; `words`: of each part, as they are spoken, where their times
+    are wanted. encode -> HTTP worker, for a text that was there at once."""
 
     job: str
     text_tokens: int
+    words: list[list[str]] = []
 
 
 class Generate(Message):
@@ -161,7 +165,8 @@ class Generate(Message):
 
     `prompt_speech_token`: int32 frame, the LLM's speech prompt (empty where the mode has none).
     `flow_prompt_tokens`: length of the flow's prompt, which sets where streaming chunks end.
-    `stream`: hand tokens on chunk by chunk rather than at the end.
+    `stream`: hand tokens on chunk by chunk rather than at the end. `words`: how many of `text_ids` each word
+    has, where the words' times are wanted.
     """
 
     job: str
@@ -179,6 +184,7 @@ class Generate(Message):
     bistream: bool
     progress: PartProgress
     alone_in: list[str] = []
+    words: list[int] = []
 
 
 class AppendIds(Message):
@@ -222,12 +228,14 @@ class OpenSpeech(Message):
 
 class SpeechTokens(Message):
     """More tokens of a part, in order (bistream fill ids included, stop ids never); the first message of a
-    resumed part begins with all of `progress.tokens`. LLM -> decode"""
+    resumed part begins with all of `progress.tokens`. `times`, with the final ones, where they are wanted:
+    the token with which each word begins, and the one behind its last. LLM -> decode"""
 
     job: str
     part: int
     tokens: list[int]
     final: bool
+    times: list[int] = []
 
 
 # ---------------------------------------------------------------- any stage -> HTTP worker
@@ -238,7 +246,8 @@ class AudioChunk(Message):
 
     `tokens`: the LLM outputs these samples were made from (they follow those of the chunk before).
     `start`: index in the part of the first sample. `pcm`: int16 frame, mono.
-    `final`: last chunk of the part; the job is complete with the final chunk of part `parts - 1`.
+    `final`: last chunk of the part; the job is complete with the final chunk of part `parts - 1`. `times`:
+    those of the part's SpeechTokens, with the final chunk.
     """
 
     job: str
@@ -248,6 +257,7 @@ class AudioChunk(Message):
     tokens: list[int]
     pcm: Raw
     final: bool
+    times: list[int] = []
 
 
 class Failed(Message):

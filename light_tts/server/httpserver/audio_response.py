@@ -90,6 +90,10 @@ class CallResponse(Response):
                 answer = self._explain(error, {"X-Request-Id": self.call.id, **error.headers})
                 await answer(scope, receive, send)
 
+    def headers_before_start(self, headers: Mapping[str, str]) -> None:
+        """More headers, which are known only now."""
+        self._headers.update(headers)
+
     async def start(self, send: Send, length: int | None) -> None:
         """`length`: bytes of the body; None: not known yet."""
         self.started = True

@@ -52,6 +52,11 @@ class SpeechCall:
         """Seconds until the deadline."""
         return self._arrived + self._timeout - time.monotonic()
 
+    @property
+    def sample_rate(self) -> int:
+        """Of the PCM."""
+        return self._manager.sample_rate
+
     def admit(self, options: messages.SpeechOptions, text: str = "") -> None:
         """Raises RequestError (429, 503)."""
         self._place = self._manager.admit(text, options, self.remaining)

@@ -91,6 +91,11 @@ class HttpServerManager:
         """Whether the checkpoint was trained with instructions how to speak."""
         return any(info.info.get("instructions") for info in self.peers.of("encode"))
 
+    def knows_word_times(self, style: int) -> bool:
+        """Whether the checkpoint says which of its heads tell when a word is spoken."""
+        info = self.peers.stages.get(("llm", style))
+        return info is not None and bool(info.info.get("word_times"))
+
     def style_index(self, name: str) -> int:
         """Index of a `tts_model_name`; "default" is the first. Raises RequestError."""
         if name == "default":
@@ -215,8 +220,8 @@ class HttpServerManager:
     def _handle_answer(self, call: Call, message: messages.Message) -> None:
         request = call.request
         match message:
-            case messages.Encoded(text_tokens=count):
-                request.text_tokens = count
+            case messages.Encoded(text_tokens=count, words=words):
+                request.text_tokens, request.words = count, words
             case messages.Routed():
                 request.routed = message
                 if recovery.routed_to_dead(message, self.peers):

@@ -49,12 +49,13 @@ class Call(Protocol):
 
 @dataclass
 class PartReceived:
-    """`held`: audio that waits until the parts before have ended."""
+    """`held`: audio that waits until the parts before have ended; `times`: of its words, see AudioChunk."""
 
     tokens: list[int] = field(default_factory=list)
     samples: int = 0
     finished: bool = False
     held: list[bytes] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
 
 
 class SpeechRequest:
@@ -75,6 +76,7 @@ class SpeechRequest:
         self.text_finished = False
         self.drawn_again = False
         self.text_tokens = 0
+        self.words: list[list[str]] = []  # of each part, where their times are wanted
         self._speaking = 0
 
     @property
@@ -191,6 +193,7 @@ class SpeechRequest:
         part.tokens += chunk.tokens
         part.samples += len(pcm) // 2
         part.finished = chunk.final
+        part.times = chunk.times or part.times
         if pcm:
             part.held.append(pcm)
         return self._release()

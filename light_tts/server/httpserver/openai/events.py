@@ -10,6 +10,7 @@ from starlette.types import Send
 
 from light_tts.server.httpserver.audio_response import Explain
 from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.captions import as_dicts
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.openai.errors import error_body
 from light_tts.server.httpserver.sound import SoundOut
@@ -20,10 +21,12 @@ class EventResponse(SoundResponse):
     """`speech.audio.delta` with audio in base64, at the end `speech.audio.done`; an error after the first
     audio is `speech.audio.error`."""
 
-    def __init__(self, call: SpeechCall, sound: SoundOut, explain: Explain, **headers: str) -> None:
-        super().__init__(
-            call, sound, explain, **{**headers, "Content-Type": "text/event-stream; charset=utf-8"}
-        )
+    def __init__(
+        self, call: SpeechCall, sound: SoundOut, explain: Explain, word_times: bool = False, **headers: str
+    ) -> None:
+        """`word_times`: an event `speech.audio.words` comes before the last."""
+        headers = {**headers, "Content-Type": "text/event-stream; charset=utf-8"}
+        super().__init__(call, sound, explain, word_times, **headers)
 
     async def deliver(self, send: Send) -> None:
         try:
@@ -34,6 +37,8 @@ class EventResponse(SoundResponse):
             await self._event(send, "speech.audio.error", **error_body(error))
         else:
             usage = self.call.request.usage
+            if self._word_times:
+                await self._event(send, "speech.audio.words", words=as_dicts(self.words()))
             await self._event(send, "speech.audio.done", usage=usage)
 
     async def write(self, send: Send, data: bytes) -> None:

@@ -64,6 +64,9 @@ class CreateSpeech(SpokenSpeech):
 
     input: str = Field(description="what to say")
     response_format: Format = "mp3"
+    word_timestamps: bool = Field(
+        False, description="say when each word is spoken; needs stream_format sse, or stream false"
+    )
     stream_format: Literal["audio", "sse"] | None = None
     stream: bool | None = Field(
         None,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, random_seed, read_body, speech_options
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openai.errors import explain
@@ -40,7 +42,7 @@ async def create_speech(request: Request) -> Response:
         call.submit(speech)
     headers = {"X-Seed": str(speech.options.seed), **ignored(fields)}
     answer = EventResponse if fields.events else SoundResponse
-    return answer(call, sound, explain, **headers)
+    return answer(call, sound, explain, fields.word_timestamps, **headers)
 
 
 def wishes(fields: CreateSpeech) -> SoundWishes:
@@ -59,7 +61,10 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
     manager: HttpServerManager = state.manager
     style = state.names.style(fields.model)
     text = check_text("input", fields.input, manager.settings.max_text_length)
+    if fields.word_timestamps:
+        check_word_times(fields, manager, style)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
+    options = msgspec.structs.replace(options, word_times=fields.word_timestamps)
     call.admit(options, text)
     prompt = await wanted_voice(
         state,
@@ -69,6 +74,19 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
         instructions=fields.instructions,
     )
     return Speech(style=style, prompt=prompt, options=options, text=text, stream=not fields.whole)
+
+
+def check_word_times(fields: CreateSpeech, manager: HttpServerManager, style: int) -> None:
+    """Raises RequestError (400) where the times of words cannot be said."""
+    problem = None
+    if not manager.knows_word_times(style):
+        problem = "this checkpoint does not say which of its heads follow the text (alignment_heads)"
+    elif not (fields.events or fields.whole):
+        problem = "needs stream_format sse, or stream false: audio alone has no place for it"
+    elif fields.max_pause is not None:
+        problem = "cannot be had together with max_pause, which moves the words"
+    if problem is not None:
+        raise RequestError(400, f"word_timestamps: {problem}", field="word_timestamps")
 
 
 def ignored(fields: CreateSpeech) -> dict[str, str]:

@@ -51,6 +51,7 @@ class SoundOut:
             self._steps.append(Resampler(source_rate, rate))
         self._steps.append(Fade(rate))
         self.whole = wishes.whole
+        self.speed = wishes.speed
         self._encoder = encoders.encoder(wishes.format, rate, wishes.whole, wishes.bit_rate)
 
     def push(self, pcm: bytes) -> bytes:

@@ -1,0 +1,92 @@
+"""Which word is spoken when, from the language model itself: some of its heads look at the text that they are
+speaking. They stand in the checkpoint's configuration, `alignment_heads`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from light_tts.models.checkpoint.weights import CheckpointError
+from light_tts.models.llm.speech_lm import SpeechLM, rotary_table
+
+Heads = tuple[tuple[int, int], ...]  # (layer, head)
+_LEAST = 1e-4  # share of the attention that any word has
+
+
+class Aligner:
+    """Reads the attention of `heads` for a part that has been spoken, in one pass through the layers up to
+    theirs. It needs nothing of the run that spoke it, so that nothing is slower for those who do not ask."""
+
+    def __init__(self, model: SpeechLM, heads: Heads) -> None:
+        """Raises CheckpointError for heads that the model has not."""
+        backbone = model.backbone
+        layers, count = backbone.num_hidden_layers, backbone.num_attention_heads
+        if not all(layer < layers and head < count for layer, head in heads):
+            raise CheckpointError(
+                f"alignment_heads {list(heads)}: the model has {layers} layers of {count} heads"
+            )
+        self._model = model
+        self._heads = heads
+
+    @torch.inference_mode()
+    def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> list[int]:
+        """inputs: unified ids of a part; text, speech: where its words and its speech tokens are; words: how
+        many ids each has -> (2 * words,): of each word the speech token with which it begins, and the one
+        behind its last."""
+        if not words or not len(speech):
+            return [0] * 2 * len(words)
+        said_by = slice(speech.start - 1, speech.stop - 1)  # the positions whose outputs the tokens are
+        share = self._attention(inputs)[said_by, text.start : text.stop]  # (tokens, text)
+        borders = np.cumsum([0, *words])[:-1]
+        share = np.add.reduceat(share, borders, axis=1)  # (tokens, words)
+        return spans(np.log(share + _LEAST))
+
+    def _attention(self, inputs: list[int]) -> np.ndarray:
+        """(queries, keys) float32, the mean over the heads."""
+        model, found = self._model, []
+        device = model.embedding.weight.device
+        ids = torch.tensor(inputs, device=device)
+        positions = torch.arange(len(inputs), device=device)
+        future = torch.ones(len(inputs), len(inputs), dtype=torch.bool, device=device).triu(1)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            queries, keys, values = (x.transpose(0, 1)[None] for x in (q, k, v))
+            group = q.shape[1] // k.shape[1]
+            for head in (head for at, head in self._heads if at == layer):
+                scores = q[:, head].float() @ k[:, head // group].float().T / math.sqrt(q.shape[2])
+                found.append(scores.masked_fill(future, -math.inf).softmax(-1))
+            out = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=True)
+            return out[0].transpose(0, 1)
+
+        x = model.embed(ids)
+        backbone = model.backbone
+        rotary = rotary_table(positions, backbone.head_dim, backbone.rope_theta, x.dtype)
+        last = max(layer for layer, _ in self._heads)
+        for index, layer in enumerate(model.llm.model.model.layers[: last + 1]):
+            x = layer(x, rotary, index, attend)
+        return torch.stack(found).mean(0).cpu().numpy()
+
+
+def spans(scores: np.ndarray) -> list[int]:
+    """scores: (tokens, words), how well each word suits each token -> of each word its first token and the
+    one behind its last, on the way from the first word to the last that suits best. It never goes back and
+    leaves none out, unless there are fewer tokens than words."""
+    tokens, words = scores.shape
+    best = np.full(words, -np.inf)
+    best[0] = scores[0, 0]
+    moved = np.zeros((tokens, words), bool)
+    for token in range(1, tokens):
+        before = np.concatenate(([-np.inf], best[:-1]))
+        moved[token] = before > best
+        best = np.maximum(best, before) + scores[token]
+    path = np.empty(tokens, np.int64)
+    path[-1] = min(tokens, words) - 1
+    for token in range(tokens - 1, 0, -1):
+        path[token - 1] = path[token] - moved[token, path[token]]
+    first = np.searchsorted(path, np.arange(words), side="left")
+    behind = np.searchsorted(path, np.arange(words), side="right")
+    return np.stack([first, behind], 1).ravel().tolist()

@@ -1,0 +1,79 @@
+"""POST /dev/captioned_speech: audio with the times of its words, as Kokoro-FastAPI answers, and subtitles."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+from starlette.types import Send
+
+from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.captions import srt, vtt
+from light_tts.server.httpserver.fields import read_body
+from light_tts.server.httpserver.openai.errors import explain
+from light_tts.server.httpserver.openai.fields import CreateSpeech
+from light_tts.server.httpserver.openai.speech import admitted_speech, wishes
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.sound import SoundOut
+from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.surface import arriving, route_class
+
+router = APIRouter(route_class=route_class(explain))
+
+_WRITERS = {"srt": srt, "vtt": vtt}
+
+
+class CaptionedSpeech(CreateSpeech):
+    """The fields of POST /v1/audio/speech; the answer is always whole."""
+
+    stream: Literal[False] = False
+    stream_format: None = None
+    word_timestamps: Literal[True] = True
+    subtitles: Literal["srt", "vtt"] | None = Field(None, description="subtitles besides the times of words")
+
+
+@router.post("/dev/captioned_speech", openapi_extra=body_of(CaptionedSpeech), response_class=Response)
+async def captioned_speech(request: Request) -> Response:
+    """`audio` in base64; `timestamps`: `{"word", "start_time", "end_time"}` in seconds; `subtitles` where
+    they were asked for."""
+    manager = request.app.state.manager
+    call = SpeechCall(manager, "captioned_speech")
+    request.state.request_id = call.id
+    with arriving(call):
+        fields = await asyncio.wait_for(read_body(request, CaptionedSpeech), call.remaining)
+        sound = SoundOut(wishes(fields), manager.sample_rate)
+        speech = await admitted_speech(call, fields, request)
+        request.state.upload.release()
+        call.submit(speech)
+    return CaptionedResponse(call, sound, fields.subtitles)
+
+
+class CaptionedResponse(SoundResponse):
+    """`subtitles`: srt, vtt or None."""
+
+    def __init__(self, call: SpeechCall, sound: SoundOut, subtitles: str | None) -> None:
+        super().__init__(call, sound, explain, word_times=True, **{"Content-Type": "application/json"})
+        self._subtitles = subtitles
+
+    async def deliver(self, send: Send) -> None:
+        pcm = await self.all_pcm()
+        audio = await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
+        words = self.words()
+        answer = {
+            "audio": base64.b64encode(audio).decode(),
+            "audio_format": self.sound.content_type,
+            "timestamps": [
+                {"word": word.text, "start_time": round(word.start, 3), "end_time": round(word.end, 3)}
+                for word in words
+            ],
+        }
+        if self._subtitles is not None:
+            answer["subtitles"] = _WRITERS[self._subtitles](words)
+        body = json.dumps(answer).encode()
+        await self.start(send, len(body))
+        self.call.note_sent(pcm)
+        await self.write(send, body)
