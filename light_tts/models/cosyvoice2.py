@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from light_tts.models.flow.interface import FlowBackend
     from light_tts.models.frontend.frontend import Frontend
     from light_tts.models.frontend.spellers import Spell
+    from light_tts.models.llm.interface import Aligner
     from light_tts.models.llm.speech_lm import SpeechLM
     from light_tts.models.vocoder.interface import Vocoder
 
@@ -79,6 +80,12 @@ class CosyVoice2:
         from light_tts.models.llm.speech_lm import SpeechLM
 
         return SpeechLM.from_checkpoint(self._model_dir, weights, self._config, device, dtype)
+
+    def load_aligner(self, model: SpeechLM) -> Aligner | None:
+        from light_tts.models.llm.alignment import AttentionAligner
+
+        heads = self._config.llm.alignment_heads
+        return AttentionAligner(model, heads) if heads else None
 
     def load_flow(
         self,

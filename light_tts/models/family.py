@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from light_tts.models.flow.interface import FlowBackend
     from light_tts.models.frontend.frontend import Frontend
     from light_tts.models.frontend.spellers import Spell
+    from light_tts.models.llm.interface import Aligner
     from light_tts.models.llm.speech_lm import SpeechLM
     from light_tts.models.vocoder.interface import Vocoder
 
@@ -67,6 +68,9 @@ class Family(Protocol):
 
     def load_llm(self, weights: Path, device: torch.device, dtype: torch.dtype) -> SpeechLM:
         """`weights`: the file of one style."""
+
+    def load_aligner(self, model: SpeechLM) -> Aligner | None:
+        """None: the checkpoint does not say how it is known when its words are spoken."""
 
     def load_flow(
         self,

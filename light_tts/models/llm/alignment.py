@@ -17,7 +17,7 @@ Heads = tuple[tuple[int, int], ...]  # (layer, head)
 _LEAST = 1e-4  # share of the attention that any word has
 
 
-class Aligner:
+class AttentionAligner:
     """Reads the attention of `heads` for a part that has been spoken, in one pass through the layers up to
     theirs. It needs nothing of the run that spoke it, so that nothing is slower for those who do not ask."""
 
@@ -34,9 +34,7 @@ class Aligner:
 
     @torch.inference_mode()
     def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> list[int]:
-        """inputs: unified ids of a part; text, speech: where its words and its speech tokens are; words: how
-        many ids each has -> (2 * words,): of each word the speech token with which it begins, and the one
-        behind its last."""
+        """See `Aligner`."""
         if not words or not len(speech):
             return [0] * 2 * len(words)
         said_by = slice(speech.start - 1, speech.stop - 1)  # the positions whose outputs the tokens are

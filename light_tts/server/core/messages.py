@@ -52,7 +52,7 @@ class SpeechOptions(Part):
     on it. None means the checkpoint's value, or for the lengths the one that follows from the text.
 
     Encode passes them on as they are; the LLM acts on seed, lengths and sampling, decode on seed and speed.
-    `report`: say how many tokens the text has (encode); `word_times`: and when each word is spoken (LLM).
+    `word_times`: say when each word is spoken (encode and LLM).
     """
 
     seed: int
@@ -154,7 +154,7 @@ class Abort(Message):
 
 class Encoded(Message):
     """The text of this job has so many tokens; `words`: of each part, as they are spoken, where their times
-    are wanted. encode -> HTTP worker, where `report` asks for it, for a text that was there at once."""
+    are wanted. encode -> HTTP worker, for a text that was there at once."""
 
     job: str
     text_tokens: int

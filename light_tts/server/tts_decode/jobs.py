@@ -12,13 +12,15 @@ from light_tts.engine.speech.token2wav import SpeechState, WorkItem
 
 @dataclass
 class Part:
-    """One part of a job. `since`: when its present chunk could be spoken, the parts before it being over."""
+    """One part of a job. `since`: when its present chunk could be spoken, the parts before it being over;
+    `times`: of its words."""
 
     number: int
     parts: int
     speech: PartSpeech
     state: SpeechState
     since: float = 0.0
+    times: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -111,6 +111,7 @@ class DecodeStage:
         if part is None:
             return self._fail(job, 500, f"tokens of part {message.part}, which was not opened")
         waited = part.speech.step is None
+        part.times = message.times
         try:
             part.speech.add(message.tokens, message.final)
         except PartTooLong as error:
@@ -205,6 +206,7 @@ class DecodeStage:
                 tokens=step.tokens,
                 pcm=messages.Raw.of(pcm),
                 final=step.chunk.final,
+                times=part.times if step.chunk.final else [],
             )
             self._ctx.outbox.send(job.reply_to, chunk)
             self._ctx.log.debug("%s part %d: %d samples sent", job.name, part.number, len(pcm))

@@ -236,6 +236,7 @@ class EncodeStage:
     def _send_parts(self, job: EncodeJob) -> None:
         request, cached = job.request, job.prompt.result()
         parts, prompt_text = job.texts.result()
+        words = [self._frontend.words(ids) for ids in parts] if request.options.word_times else []
         speech_token = cached.features.speech_token
         reference = messages.PromptRef(key=cached.key, owner=self._ctx.index, segment=cached.segment)
         for index, text_ids in enumerate(parts):
@@ -260,14 +261,16 @@ class EncodeStage:
                 bistream=request.bistream,
                 progress=progress,
                 alone_in=request.alone_in,
+                words=[ids for _, ids in words[index]] if words else [],
             )
             self._ctx.peers.send("llm", request.style, generate)
             job.sent = True
         if not job.sent:
             raise RuntimeError("every part of the job is finished already")
         if not request.bistream:
-            count = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)))
-            self._ctx.outbox.send(request.reply_to, count)
+            texts = [[word for word, _ in part] for part in words]
+            encoded = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)), words=texts)
+            self._ctx.outbox.send(request.reply_to, encoded)
         # The recording is needed no more, but the job stays here until it is released.
         job.request = msgspec.structs.replace(request, prompt=messages.Prompt(), text="", progress=[])
         self._ctx.log.debug("%s encoded: %d parts", request.job, len(parts))

@@ -15,12 +15,13 @@ from light_tts.server.core.styles import load_styles
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.parts import PartFactory
 from light_tts.server.tts_llm.stage import LLMStage
+from light_tts.server.tts_llm.word_times import WordTimes
 
 
 def run(ctx: StageContext) -> None:
     """Entry of the stage: returns on Shutdown."""
     stage = load(ctx)
-    ctx.ready({"device": stage.device})
+    ctx.ready({"device": stage.device, "word_times": stage.knows_word_times})
     ctx.serve(stage)
 
 
@@ -54,4 +55,6 @@ def load(ctx: StageContext) -> LLMStage:
     first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
     llm_yield = None if first_chunk_lock is None else LLMYield(first_chunk_lock.taken)
     parts = PartFactory(family, model.ids, settings, limit)
-    return LLMStage(ctx, engine, parts, gpu_turn, pace, llm_yield)
+    aligner = family.load_aligner(model)
+    word_times = None if aligner is None else WordTimes(aligner, model.ids, ctx.log)
+    return LLMStage(ctx, engine, parts, gpu_turn, pace, llm_yield, word_times)

@@ -22,6 +22,7 @@ from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.jobs import LLMJob, Speaking
 from light_tts.server.tts_llm.parts import PartFactory
 from light_tts.server.tts_llm.stats import Stats
+from light_tts.server.tts_llm.word_times import WordTimes
 
 OPENING = (
     "job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress", "alone_in"
@@ -33,7 +34,8 @@ LOOK_AGAIN = 0.001  # seconds, while steps are held back; an inbox sleeps no sho
 
 class LLMStage:
     """Jobs, the scheduler over their sequences, and the engine. `gpu_turn`: of this process on a GPU that
-    several styles share; `llm_yield`: when steps are held back for first chunks; None: never."""
+    several styles share; `llm_yield`: when steps are held back for first chunks; None: never;
+    `word_times`: None where the model does not tell."""
 
     def __init__(
         self,
@@ -43,6 +45,7 @@ class LLMStage:
         gpu_turn: GpuTurn | None,
         pace: RoundPace,
         llm_yield: LLMYield | None,
+        word_times: WordTimes | None = None,
     ) -> None:
         settings = ctx.settings
         self._ctx = ctx
@@ -51,6 +54,7 @@ class LLMStage:
         self._gpu_turn = gpu_turn
         self._ahead = pace.ahead
         self._llm_yield = llm_yield
+        self._word_times = word_times
         self.device = str(engine.device)
         self._busy_since = 0.0  # while launches are under way: since when nothing has been counted
         self._launches: deque[tuple[int, int, float]] = deque()  # step, tokens and begin of each
@@ -73,6 +77,10 @@ class LLMStage:
         self._gone = GoneWorkers()
         self._next_decode = ctx.index  # so that styles begin at different decode processes
         self._stats = Stats(ctx.log, settings)
+
+    @property
+    def knows_word_times(self) -> bool:
+        return self._word_times is not None
 
     def patience(self) -> float:
         """How long to wait for messages: not at all while a step may be begun or is under way; else, with the
@@ -269,7 +277,11 @@ class LLMStage:
         tokens = speaking.delivery.take(sequence.outputs, sequence.finished)
         if tokens is not None:
             due = messages.SpeechTokens(
-                job=request.job, part=request.part, tokens=tokens, final=sequence.finished
+                job=request.job,
+                part=request.part,
+                tokens=tokens,
+                final=sequence.finished,
+                times=self._times_of_words(speaking) if sequence.finished else [],
             )
             self._ctx.peers.send("decode", job.decode, due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
@@ -281,6 +293,9 @@ class LLMStage:
             del job.parts[request.part]
             if request.part == request.parts - 1:
                 del self._jobs[request.job]
+
+    def _times_of_words(self, speaking: Speaking) -> list[int]:
+        return [] if self._word_times is None else self._word_times.of(speaking)
 
     # ---- ends
 

@@ -64,8 +64,7 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
     if fields.word_timestamps:
         check_word_times(fields, manager, style)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
-    report = fields.events or fields.word_timestamps
-    options = msgspec.structs.replace(options, report=report, word_times=fields.word_timestamps)
+    options = msgspec.structs.replace(options, word_times=fields.word_timestamps)
     call.admit(options, text)
     prompt = await wanted_voice(
         state,
