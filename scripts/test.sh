@@ -8,6 +8,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
+.venv/bin/mypy
 tests() {
     .venv/bin/python -m pytest "$@" || [ $? -eq 5 ] # 5: there is none of this kind among those asked for
 }

@@ -44,7 +44,7 @@ class Voice:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Of /v1/audio/speech."""
+        """Fields of /v1/audio/speech that choose the voice."""
         if self.recording is None:
             return {"voice": self.name}
         return {"ref_audio": base64.b64encode(self.recording).decode(), "ref_text": self.text}

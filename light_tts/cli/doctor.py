@@ -118,7 +118,8 @@ def _log(findings: Findings, path: Path) -> None:
 
 def _run_directories(findings: Findings) -> None:
     """The servers of this machine: those that run, and what dead ones have left."""
-    running, dead = [], []
+    running: list[str] = []
+    dead: list[str] = []
     for directory in sorted(SHARED_MEMORY.glob(f"{PREFIX}*")):
         run_dir = RunDir.of_shared_memory(directory, "")
         if run_dir is not None:

@@ -54,6 +54,12 @@ class ServerStartFailed(Exception):
     """The server cannot start; the message is for the operator."""
 
 
+def _this_front() -> Front:
+    """The front of this process, which `start` has made."""
+    assert _front is not None
+    return _front
+
+
 def start(parsed: Parsed) -> FastAPI:
     """Start everything but the HTTP workers; returns the app that they serve. Where that fails, the reason
     is printed and the process ends with code 1."""
@@ -243,8 +249,8 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
         "logger_class": GunicornLog,
         "loglevel": "warning" if config.log_level == "info" else config.log_level,
         "control_socket_disable": True,
-        "when_ready": lambda arbiter: _front.when_ready(arbiter),
-        "post_fork": lambda arbiter, worker: _front.post_fork(arbiter, worker),
+        "when_ready": lambda arbiter: _this_front().when_ready(arbiter),
+        "post_fork": lambda arbiter, worker: _this_front().post_fork(arbiter, worker),
     }
 
 

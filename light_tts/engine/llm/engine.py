@@ -152,8 +152,8 @@ class LLMEngine:
             ids = [i for s, tokens in work for i in s.inputs[s.cached : s.cached + tokens]]
             tokens = self._runner.prefill(ids, spans, complete)
         download = Download(tokens)
-        for sequence, tokens in work:
-            sequence.cached += tokens
+        for sequence, count in work:
+            sequence.cached += count
         for sequence, draws in drawing:
             sequence.on_device = True
             sequence.ahead += draws

@@ -103,8 +103,8 @@ class TorchRunner:
 
     def _forward(self, ids: Tensor, spans: list[Span]) -> Tensor:
         """-> (tokens, hidden)"""
-        positions = [position for span in spans for position in range(span.start, span.end)]
-        positions = torch.tensor(positions, device=self._device)
+        places = [position for span in spans for position in range(span.start, span.end)]
+        positions = torch.tensor(places, device=self._device)
         return self._model(ids, positions, self._attention(spans))
 
 

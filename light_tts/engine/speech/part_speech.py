@@ -132,6 +132,7 @@ class PartSpeech:
         planner, count = self._new_planner(), 0
         while True:
             chunk = planner.next_chunk(sys.maxsize, finished=False)
+            assert chunk is not None  # there is no end of tokens
             if chunk.end * self._rules.samples_per_token - self._rules.held_back > self._delivered.samples:
                 return count
             count += 1

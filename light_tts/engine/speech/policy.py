@@ -7,7 +7,7 @@ Pure: knows nothing of tensors, messages or time other than the clock it is give
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 PADDING_LIMIT = 1.5  # a batch may cost so many times the work of its items alone
@@ -36,7 +36,7 @@ class Waiting:
     `masked`: the flow's attention, which must agree in a batch; `frames`: its length for the flow;
     `part`: the number of its part."""
 
-    job: Hashable
+    job: str
     since: float
     stream: bool
     masked: bool
@@ -61,15 +61,15 @@ class DeadlinePolicy:
         self._firsts_alone = firsts_alone
         self._sample_rate = sample_rate
         self._clock = clock
-        self._dry_at: dict[Hashable, float] = {}
+        self._dry_at: dict[str, float] = {}
         self._batch_seconds = 0.0  # averages: of a batch, and for each of its chunks
         self._chunk_seconds = 0.0
 
-    def resumed(self, job: Hashable) -> None:
+    def resumed(self, job: str) -> None:
         """The client of this new job has heard its beginning already: it may be dry now."""
         self._dry_at[job] = self._clock()
 
-    def delivered(self, job: Hashable, samples: int) -> None:
+    def delivered(self, job: str, samples: int) -> None:
         """Audio was sent to the client; a client that was dry plays it from now on."""
         now = self._clock()
         self._dry_at[job] = max(self._dry_at.get(job, now), now) + samples / self._sample_rate
@@ -79,7 +79,7 @@ class DeadlinePolicy:
         self._batch_seconds += WEIGHT_OF_LATEST * (seconds - self._batch_seconds)
         self._chunk_seconds += WEIGHT_OF_LATEST * (seconds / chunks - self._chunk_seconds)
 
-    def forget(self, job: Hashable) -> None:
+    def forget(self, job: str) -> None:
         self._dry_at.pop(job, None)
 
     def order(self, waiting: Sequence[Waiting]) -> list[Waiting]:

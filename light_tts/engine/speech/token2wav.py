@@ -185,7 +185,7 @@ class Token2Wav:
         """wave: (batch, samples), in place: the beginning of each item that continues another."""
         rows = [row for row, tail in enumerate(tails) if tail is not None]
         if rows:
-            old = torch.stack([tails[row].speech for row in rows])
+            old = torch.stack([tail.speech for tail in tails if tail is not None])
             new = wave[rows, : self.overlap]
             wave[rows, : self.overlap] = (new * self._fade_in + old * self._fade_out).to(wave.dtype)
 

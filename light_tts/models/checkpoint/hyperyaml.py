@@ -9,6 +9,7 @@ parsed expression.
 from __future__ import annotations
 
 import ast
+import builtins
 import operator
 import re
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Node:
             raise self.error(key, f"expected a mapping, found {value!r}")
         return Node(self.file, self._root, value, self._name(key))
 
-    def int(self, key: str, default: Any = _REQUIRED) -> int:
+    def int(self, key: str, default: Any = _REQUIRED) -> builtins.int:
         value = self._value(key, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -96,7 +97,7 @@ class Node:
             raise self.error(key, f"expected True or False, found {value!r}")
         return value
 
-    def float(self, key: str, default: Any = _REQUIRED) -> float:
+    def float(self, key: str, default: Any = _REQUIRED) -> builtins.float:
         value = self._value(key, default)
         try:
             if isinstance(value, bool):
@@ -105,17 +106,17 @@ class Node:
         except (TypeError, ValueError):
             raise self.error(key, f"expected a number, found {value!r}") from None
 
-    def optional_float(self, key: str) -> float | None:
+    def optional_float(self, key: str) -> builtins.float | None:
         """None where the key is missing or null."""
         return self.float(key) if self._value(key, None) is not None else None
 
-    def ints(self, key: str) -> tuple[int, ...]:
+    def ints(self, key: str) -> tuple[builtins.int, ...]:
         value = self._value(key, _REQUIRED)
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise self.error(key, f"expected a list of whole numbers, found {value!r}")
         return tuple(value)
 
-    def int_lists(self, key: str) -> tuple[tuple[int, ...], ...]:
+    def int_lists(self, key: str) -> tuple[tuple[builtins.int, ...], ...]:
         value = self._value(key, _REQUIRED)
         if not isinstance(value, list) or not all(isinstance(item, list) for item in value):
             raise self.error(key, f"expected a list of lists, found {value!r}")
@@ -140,7 +141,7 @@ class Node:
             return default
         return value
 
-    def _resolve(self, value: Any, key: str, depth: int) -> Any:
+    def _resolve(self, value: Any, key: str, depth: builtins.int) -> Any:
         if depth > _MAX_REFERENCE_DEPTH:
             raise self.error(key, "references go round in a circle")
         if isinstance(value, str) and "!ref" in value:  # quoted: '[!ref <a>, !ref <b>]'
@@ -171,7 +172,7 @@ class Node:
         except yaml.YAMLError:
             raise self.error(key, f"cannot read the reference {text!r}") from None
 
-    def _lookup(self, name: str, key: str, depth: int) -> Any:
+    def _lookup(self, name: str, key: str, depth: builtins.int) -> Any:
         value: Any = self._root
         for part in re.split(r"[.\[\]]+", name.strip().rstrip("]")):
             value = self._resolve(value, key, depth + 1)
@@ -180,7 +181,7 @@ class Node:
             value = value[part]
         return self._resolve(value, key, depth + 1)
 
-    def _evaluate(self, tree: ast.AST, names: list[str], text: str, key: str, depth: int) -> Any:
+    def _evaluate(self, tree: ast.AST, names: list[str], text: str, key: str, depth: builtins.int) -> Any:
         match tree:
             case ast.Constant(value=int() | float() as number):
                 return number

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Sized(Protocol):
@@ -17,7 +17,7 @@ class Memo:
     whoever needs it holds it."""
 
     def __init__(self) -> None:
-        self.content: Sized | None = None
+        self.content: Any = None  # what `MemoLimit.put` was given
 
 
 class MemoLimit:

@@ -7,7 +7,7 @@ and Euler step are CUDA graphs by size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -201,7 +201,7 @@ class PackedFlow:
         return self._graphs.run(("encode", height, width), run)
 
 
-def _split(items: list, fits) -> list[list]:
+def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
     """Cut into runs of neighbours that fit (one alone always does)."""
     batches: list[list] = []
     for item in items:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -221,7 +221,7 @@ class SpeechLM(nn.Module):
         self.backbone = backbone
         self.ids = SpeechIds(backbone.vocab_size, config.speech_token_size, config.special)
         self.llm_embedding = nn.Embedding(2, config.input_size)  # start of sequence, task
-        self.llm = nn.ModuleDict({"model": CausalLM(backbone)})
+        self.llm: Any = nn.ModuleDict({"model": CausalLM(backbone)})
         self.llm_decoder = nn.Linear(config.output_size, self.ids.speech_vocab)
         self.speech_embedding = nn.Embedding(self.ids.speech_vocab, config.input_size)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +23,7 @@ class F0Predictor(nn.Module):
                 weight_norm(nn.Conv1d(channels if index else in_channels, channels, 3, padding=1)),
                 nn.ELU(),
             ]
-        self.condnet = nn.Sequential(*layers)
+        self.condnet: Any = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, mel: Tensor, mask: Tensor | None) -> Tensor:

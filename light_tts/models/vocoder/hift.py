@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,15 +92,15 @@ class Hift(nn.Module):
             config.nsf_voiced_threshold,
         )
         self.conv_pre = weight_norm(nn.Conv1d(config.in_channels, channels[0], 7, padding=3))
-        self.ups = nn.ModuleList(
+        self.ups: Any = nn.ModuleList(
             weight_norm(nn.ConvTranspose1d(wide, narrow, kernel, rate, padding=(kernel - rate) // 2))
             for wide, narrow, kernel, rate in zip(
                 channels, channels[1:], config.upsample_kernel_sizes, config.upsample_rates, strict=False
             )
         )
-        self.source_downs = nn.ModuleList()
-        self.source_resblocks = nn.ModuleList()
-        self.resblocks = nn.ModuleList()
+        self.source_downs: Any = nn.ModuleList()
+        self.source_resblocks: Any = nn.ModuleList()
+        self.resblocks: Any = nn.ModuleList()
         for level, width in enumerate(channels[1:]):
             # The source's spectrum has the last level's rate.
             rate = math.prod(config.upsample_rates[level + 1 :])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+from typing import Any
 
 import msgspec
 import zmq
@@ -21,7 +22,7 @@ class Inbox:
     """Blocking inbox of a stage. Only `wake` may be called from another thread."""
 
     def __init__(self, address: str) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.PULL)
+        self._socket: Any = zmq.Context.instance().socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.linger = 0
         self._socket.bind(address)
@@ -74,7 +75,7 @@ class AsyncInbox:
     """Inbox for asyncio processes (HTTP workers, encode, supervisor)."""
 
     def __init__(self, address: str) -> None:
-        self._socket = zmq.asyncio.Context.instance().socket(zmq.PULL)
+        self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.linger = 0
         self._socket.bind(address)
@@ -94,13 +95,13 @@ class Outbox:
     what the receiver has not taken yet waits in memory (admission bounds how much that can be)."""
 
     def __init__(self) -> None:
-        self._sockets: dict[str, zmq.Socket] = {}
+        self._sockets: dict[str, Any] = {}
         self._lock = threading.Lock()
 
     def send(self, address: str, message: messages.Message) -> None:
         frames = messages.encode(message)
         with self._lock:
-            socket = self._sockets.get(address)
+            socket: Any = self._sockets.get(address)
             if socket is None:
                 socket = zmq.Context.instance().socket(zmq.PUSH)
                 socket.set_hwm(0)

@@ -23,6 +23,7 @@ def config_file() -> Path:
 def load_config() -> ModuleType:
     """The module memory_config."""
     spec = importlib.util.spec_from_file_location("memory_config", config_file())
+    assert spec is not None and spec.loader is not None  # the file is there
     config = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(config)
     return config

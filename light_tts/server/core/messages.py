@@ -47,7 +47,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 # ---------------------------------------------------------------- what a request is made of
 
 
-class SpeechOptions(Part):
+class SpeechOptions(Part, frozen=True):
     """How to speak: what a client may choose, on its way from the field of that name to the stage that acts
     on it. None means the checkpoint's value, or for the lengths the one that follows from the text.
 
@@ -68,7 +68,7 @@ class SpeechOptions(Part):
     word_times: bool = False
 
 
-class Prompt(Part):
+class Prompt(Part, frozen=True):
     """The voice to speak with, as the HTTP worker hands it to an encode process.
 
     Either `audio` (float32 mono, -1..1, at `sample_rate` Hz; `key` is its hash) or `speaker`, a speaker
@@ -82,7 +82,7 @@ class Prompt(Part):
     speaker: str = ""
 
 
-class PromptRef(Part):
+class PromptRef(Part, frozen=True):
     """Where a decode process finds the features of a prompt: a shared-memory segment (see prompt_cache)."""
 
     key: str
@@ -90,7 +90,7 @@ class PromptRef(Part):
     segment: str
 
 
-class PartProgress(Part):
+class PartProgress(Part, frozen=True):
     """What the client has got of one part: the tokens its audio was made from, and the samples delivered.
 
     `tokens` are the LLM's outputs in order, bistream fill ids included, so that the LLM can be put back into
@@ -105,7 +105,7 @@ class PartProgress(Part):
 # ---------------------------------------------------------------- HTTP worker -> encode
 
 
-class Synthesize(Message):
+class Synthesize(Message, frozen=True):
     """Speak `text`. Sent by an HTTP worker to the encode process that owns the prompt.
 
     `alone_in`: stages that must work on it alone, because they died while they worked on it before.
@@ -124,26 +124,26 @@ class Synthesize(Message):
     alone_in: list[str] = []
 
 
-class AppendText(Message):
+class AppendText(Message, frozen=True):
     """The next piece of text of a bistream job, in order."""
 
     job: str
     text: str
 
 
-class FinishText(Message):
+class FinishText(Message, frozen=True):
     """No more text will come for this bistream job."""
 
     job: str
 
 
-class Release(Message):
+class Release(Message, frozen=True):
     """The job is over (audio delivered, failed or aborted): unpin its prompt. To the encode process."""
 
     job: str
 
 
-class Abort(Message):
+class Abort(Message, frozen=True):
     """Forget the job at once, and any message of it that is still under way. HTTP worker -> every stage."""
 
     job: str
@@ -152,7 +152,7 @@ class Abort(Message):
 # ---------------------------------------------------------------- encode -> HTTP worker, LLM
 
 
-class Encoded(Message):
+class Encoded(Message, frozen=True):
     """The text of this job has so many tokens; `words`: of each part, as they are spoken, where their times
     are wanted. encode -> HTTP worker, for a text that was there at once."""
 
@@ -161,7 +161,7 @@ class Encoded(Message):
     words: list[list[str]] = []
 
 
-class Generate(Message):
+class Generate(Message, frozen=True):
     """Generate the speech tokens of one part.
 
     `prompt_speech_token`: int32 frame, the LLM's speech prompt (empty where the mode has none).
@@ -188,14 +188,14 @@ class Generate(Message):
     words: list[int] = []
 
 
-class AppendIds(Message):
+class AppendIds(Message, frozen=True):
     """Text ids of the next piece of a bistream job, in order. encode -> LLM"""
 
     job: str
     ids: list[int]
 
 
-class FinishIds(Message):
+class FinishIds(Message, frozen=True):
     """No more text ids will come for this bistream job. encode -> LLM"""
 
     job: str
@@ -204,7 +204,7 @@ class FinishIds(Message):
 # ---------------------------------------------------------------- LLM -> HTTP worker, decode
 
 
-class Routed(Message):
+class Routed(Message, frozen=True):
     """Which decode process (and which incarnation of it) will speak this job. LLM -> HTTP worker"""
 
     job: str
@@ -212,7 +212,7 @@ class Routed(Message):
     incarnation: int
 
 
-class OpenSpeech(Message):
+class OpenSpeech(Message, frozen=True):
     """Tokens of this part will follow. LLM -> decode, once a part, before its first SpeechTokens."""
 
     job: str
@@ -227,7 +227,7 @@ class OpenSpeech(Message):
     alone_in: list[str] = []
 
 
-class SpeechTokens(Message):
+class SpeechTokens(Message, frozen=True):
     """More tokens of a part, in order (bistream fill ids included, stop ids never); the first message of a
     resumed part begins with all of `progress.tokens`. `times`, with the final ones, where they are wanted:
     the token with which each word begins, and the one behind its last. LLM -> decode"""
@@ -242,7 +242,7 @@ class SpeechTokens(Message):
 # ---------------------------------------------------------------- any stage -> HTTP worker
 
 
-class AudioChunk(Message):
+class AudioChunk(Message, frozen=True):
     """Samples of one part, in order. decode -> HTTP worker
 
     `tokens`: the LLM outputs these samples were made from (they follow those of the chunk before).
@@ -261,7 +261,7 @@ class AudioChunk(Message):
     times: list[int] = []
 
 
-class Failed(Message):
+class Failed(Message, frozen=True):
     """The job cannot go on. `code` is the HTTP status for the client; with `retry` the HTTP worker submits
     the request again instead (a resource another process owned has gone)."""
 
@@ -275,7 +275,7 @@ class Failed(Message):
 # ---------------------------------------------------------------- supervisor and everybody
 
 
-class StageInfo(Part):
+class StageInfo(Part, frozen=True):
     """One stage process. `state`: starting, up, silent (up, but it shows no progress), down (being restarted)
     or failed (given up)."""
 
@@ -288,14 +288,14 @@ class StageInfo(Part):
     info: dict[str, Any] = {}
 
 
-class WorkerHello(Message):
+class WorkerHello(Message, frozen=True):
     """An HTTP worker is up. HTTP worker -> supervisor, which answers with Topology."""
 
     address: str
     pid: int
 
 
-class StageReady(Message):
+class StageReady(Message, frozen=True):
     """Models are loaded; messages are being taken. `info` is what the stage learned from the checkpoint
     (encode: speakers; decode: sample_rate). stage -> supervisor"""
 
@@ -305,7 +305,7 @@ class StageReady(Message):
     info: dict[str, Any] = {}
 
 
-class StageStartFailed(Message):
+class StageStartFailed(Message, frozen=True):
     """The stage cannot start; `reason` is what the operator must read. stage -> supervisor"""
 
     stage: str
@@ -314,7 +314,7 @@ class StageStartFailed(Message):
     reason: str
 
 
-class Topology(Message):
+class Topology(Message, frozen=True):
     """All stages as they are now. supervisor -> a stage or HTTP worker that has just started.
 
     `worker_slot`: this HTTP worker's place in the shared counters (-1 for a stage).
@@ -325,7 +325,7 @@ class Topology(Message):
     draining: bool = False
 
 
-class StageDown(Message):
+class StageDown(Message, frozen=True):
     """A stage process died; messages for it go to `next.address` from now on, where they wait until the
     next incarnation is up. `in_work`: the jobs it worked on at that moment. supervisor -> everybody"""
 
@@ -336,20 +336,20 @@ class StageDown(Message):
     in_work: list[str] = []
 
 
-class StageUp(Message):
+class StageUp(Message, frozen=True):
     """A stage is up (again). supervisor -> everybody"""
 
     stage: StageInfo
 
 
-class StageSilent(Message):
+class StageSilent(Message, frozen=True):
     """A stage shows no progress: it is killed soon unless it does; StageUp follows if so. supervisor ->
     everybody"""
 
     stage: StageInfo
 
 
-class StageGivenUp(Message):
+class StageGivenUp(Message, frozen=True):
     """A stage kept dying and is not started again: requests that need it end in 503. supervisor -> all"""
 
     stage: str
@@ -357,23 +357,23 @@ class StageGivenUp(Message):
     reason: str
 
 
-class WorkerGone(Message):
+class WorkerGone(Message, frozen=True):
     """An HTTP worker died: abort and release every job with this reply address. supervisor -> stages"""
 
     address: str
 
 
-class Drain(Message):
+class Drain(Message, frozen=True):
     """Accept no more requests; finish those accepted. supervisor -> HTTP workers"""
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """End now. supervisor -> stages"""
 
 
 # ---------------------------------------------------------------- wire format
 
-_ANY = Union[tuple(Message.__subclasses__())]  # noqa: UP007 (built from a list)
+_ANY: Any = Union[tuple(Message.__subclasses__())]  # noqa: UP007 (built from a list)
 
 
 def encode(message: Message) -> list[Any]:

@@ -31,7 +31,7 @@ class SpeechCall:
 
     def __init__(self, manager: HttpServerManager, route: str) -> None:
         self.id = uuid.uuid4().hex[:16]
-        self.request: SpeechRequest | None = None
+        self._request: SpeechRequest | None = None
         self._manager = manager
         self._route = route
         self._arrived = time.monotonic()
@@ -46,6 +46,13 @@ class SpeechCall:
         self._closed = False
         self._seed: int | None = None  # as the client knows it
         self.failure: RequestError | None = None
+
+    @property
+    def request(self) -> SpeechRequest:
+        """What was submitted. Raises RuntimeError before that."""
+        if self._request is None:
+            raise RuntimeError("the call has not been submitted")
+        return self._request
 
     @property
     def remaining(self) -> float:
@@ -64,7 +71,7 @@ class SpeechCall:
     def submit(self, speech: Speech) -> None:
         """Raises RequestError (503). The deadline counts from the arrival of the request."""
         log.debug("%s read after %.1f ms", self.id, (time.monotonic() - self._arrived) * 1000)
-        self.request = SpeechRequest(self.id, speech)
+        self._request = SpeechRequest(self.id, speech)
         self._seed = speech.options.seed
         self._manager.submit(self)
         self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
@@ -140,7 +147,7 @@ class SpeechCall:
         self._closed = True
         if self._deadline is not None:
             self._deadline.cancel()
-        if self.request is not None:
+        if self._request is not None:
             self._manager.forget(self)
         if self._place is not None:
             self._manager.admission.leave(self._place)

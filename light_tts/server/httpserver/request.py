@@ -38,7 +38,8 @@ class Speech:
 class Call(Protocol):
     """Who waits for the audio of a request."""
 
-    request: SpeechRequest
+    @property
+    def request(self) -> SpeechRequest: ...
 
     def deliver(self, audio: list[bytes]) -> None:
         """More PCM, or the news that all has come."""

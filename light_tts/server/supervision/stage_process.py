@@ -40,7 +40,9 @@ class StageProcess:
             command, env=dict(environment), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self.pid = self._popen.pid
-        self._stderr = self._popen.stderr.fileno()
+        assert self._popen.stderr is not None  # a pipe
+        self._pipe = self._popen.stderr
+        self._stderr = self._pipe.fileno()
         os.set_blocking(self._stderr, False)
         self._loop.add_reader(self._stderr, self._take_stderr)
         self.pidfd = os.pidfd_open(self.pid)  # our child: exists until we wait for it
@@ -103,5 +105,5 @@ class StageProcess:
         self._loop.remove_reader(self._stderr)
         self._loop.remove_reader(self.pidfd)
         self._popen.wait()
-        self._popen.stderr.close()
+        self._pipe.close()
         os.close(self.pidfd)

@@ -41,5 +41,7 @@ def has_chunk(job: DecodeJob) -> bool:
 
 
 def work_item(part: Part) -> WorkItem:
+    """What the engine is given of the part's present chunk, which must be there (see `has_chunk`)."""
     speech = part.speech
+    assert speech.step is not None
     return WorkItem(part.state, speech.ids, speech.step.chunk, speech.stream)

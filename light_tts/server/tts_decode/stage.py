@@ -170,12 +170,13 @@ class DecodeStage:
 
     def _describe(self, job: DecodeJob) -> Waiting:
         part = job.parts[0]
+        item = work_item(part)
         return Waiting(
             job=job.name,
             since=part.since,
             stream=part.speech.stream,
-            masked=self._engine.model.streaming(work_item(part)),
-            frames=part.speech.prompt_tokens + part.speech.step.chunk.context_end,
+            masked=self._engine.model.streaming(item),
+            frames=part.speech.prompt_tokens + item.chunk.context_end,
             part=part.number,
         )
 
@@ -196,6 +197,7 @@ class DecodeStage:
             return self._fail_work(job, outcome)
         part = job.parts[0]
         step = part.speech.step
+        assert step is not None  # it is what has been spoken
         if step.skip is not None:
             pcm = outcome[step.skip :]
             chunk = messages.AudioChunk(

@@ -53,4 +53,4 @@ class EncodeJob:
     @property
     def encoded(self) -> bool:
         """Whether all is there that its Generate needs."""
-        return self.texts is not None and self.texts.done() and self.prompt.done()
+        return all(future is not None and future.done() for future in (self.texts, self.prompt))

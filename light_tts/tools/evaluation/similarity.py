@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ SHORTEST = 6_400  # samples; less than 0.4 s of voice says nothing of who it is
 
 
 @cache
-def _encoder():
+def _encoder() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # where scipy has its functions
         from resemblyzer import VoiceEncoder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +52,13 @@ class Estimator(nn.Module):
                 for _ in range(config.n_blocks)
             )
 
-        self.down_blocks = nn.ModuleList(
+        self.down_blocks: Any = nn.ModuleList(
             [nn.ModuleList([resnet(config.in_channels), transformers(), CausalConv1d(width, width, 3)])]
         )
-        self.mid_blocks = nn.ModuleList(
+        self.mid_blocks: Any = nn.ModuleList(
             nn.ModuleList([resnet(width), transformers()]) for _ in range(config.num_mid_blocks)
         )
-        self.up_blocks = nn.ModuleList(
+        self.up_blocks: Any = nn.ModuleList(
             [nn.ModuleList([resnet(2 * width), transformers(), CausalConv1d(width, width, 3)])]
         )
         self.final_block = CausalBlock(width, width)
@@ -126,7 +127,7 @@ class ChannelNorm(nn.LayerNorm):
 class CausalBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
+        self.block: Any = nn.Sequential(
             CausalConv1d(in_channels, out_channels, 3),
             nn.Identity(),  # checkpoints number the norm 2
             ChannelNorm(out_channels, eps=1e-5),
@@ -140,7 +141,7 @@ class CausalBlock(nn.Module):
 class ResnetBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, time_embed_dim: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_embed_dim, out_channels))
+        self.mlp: Any = nn.Sequential(nn.Mish(), nn.Linear(time_embed_dim, out_channels))
         self.block1 = CausalBlock(in_channels, out_channels)
         self.block2 = CausalBlock(out_channels, out_channels)
         self.res_conv = nn.Conv1d(in_channels, out_channels, kernel_size=1)
@@ -175,7 +176,7 @@ class SelfAttention(nn.Module):
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_k = nn.Linear(width, inner, bias=False)
         self.to_v = nn.Linear(width, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, width))
+        self.to_out: Any = nn.Sequential(nn.Linear(inner, width))
 
     def forward(self, x: Tensor, mask: AttentionMask | None) -> Tensor:
         q, k, v = (
@@ -196,7 +197,9 @@ class SelfAttention(nn.Module):
 class GeluFeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net = nn.Sequential(GeluProjection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+        self.net: Any = nn.Sequential(
+            GeluProjection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
