@@ -190,7 +190,7 @@ def _alignment_heads(root: Node) -> tuple[tuple[int, int], ...]:
     heads = root.int_lists("alignment_heads") if "alignment_heads" in root else ()
     if not all(len(head) == 2 and min(head) >= 0 for head in heads):
         raise root.error("alignment_heads", f"expected pairs of a layer and a head, found {list(heads)}")
-    return heads
+    return tuple((layer, head) for layer, head in heads)
 
 
 def _sampling(sampling: Node) -> SamplingRule:

@@ -40,8 +40,8 @@ def word_times(
     begin = 0.0
     for part, words in zip(request.parts, request.words, strict=False):
         length = part.samples / sample_rate
-        for word, start, end in zip(words, part.times[::2], part.times[1::2], strict=False):
-            start, end = (min(length, token / TOKENS_PER_SECOND) for token in (start, end))
+        for word, first, last in zip(words, part.times[::2], part.times[1::2], strict=False):
+            start, end = (min(length, token / TOKENS_PER_SECOND) for token in (first, last))
             start, end = _without_silence(begin + start, begin + end, loud)
             spoken.append(Word(word, start / speed, end / speed))
         begin += length
