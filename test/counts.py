@@ -26,12 +26,13 @@ import numpy as np
 import psutil
 import websockets
 from support.hostile import harmed, send_all
-from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, start_server
+from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, launch
 from support.streams import Client, run_clients, stage_pid
 
 PLACES = (("encode", 0), ("llm", 0), ("decode", 0), ("encode", 0), ("llm", 0), ("decode", 1))
 PAUSE = (0.5, 2.5)  # seconds from ready to the next signal
 HANG_TIMEOUT = 6.0
+START_SECONDS = 600.0  # of a server or stage, on a machine that is busy
 GAUGES = (
     "light_tts_stage_queue_depth",
     "light_tts_llm_running_requests",
@@ -98,7 +99,7 @@ async def signals(server: Server, expected: list[np.ndarray], sent: signal.Signa
             done[stage] += 1
             while await asyncio.to_thread(stage_pid, server, stage, index) == pid:
                 await asyncio.sleep(0.1)
-            await asyncio.to_thread(server.wait_until_ready)
+            await asyncio.to_thread(server.wait_until_ready, START_SECONDS)
             if turn % 3 == 2:
                 print(f"{dict(done)}: {dict(found)}", flush=True)
     alarms = server.output.count("shows no progress")
@@ -312,7 +313,8 @@ def main() -> None:
     parser.add_argument("number", type=int)
     args = parser.parse_args()
     hang_timeout = HANG_TIMEOUT if args.what == "hangs" else None
-    with start_server(decode_process_num=2, httpserver_workers=2, hang_timeout_cpu=hang_timeout) as server:
+    flags = {"decode_process_num": 2, "httpserver_workers": 2, "hang_timeout_cpu": hang_timeout}
+    with launch(timeout=START_SECONDS, **flags) as server:
         COUNTS[args.what](server, args.number)
 
 
