@@ -30,6 +30,7 @@ from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.access.usage import KeyUsage
 from light_tts.server.httpserver.elevenlabs import speech as elevenlabs_speech
 from light_tts.server.httpserver.elevenlabs import stream as elevenlabs_stream
+from light_tts.server.httpserver.elevenlabs import timestamps as elevenlabs_timestamps
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import describe
 from light_tts.server.httpserver.health import HealthCheck
@@ -63,7 +64,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
     openai = (speech, captions, listing, voices, stream)
-    surfaces = (*openai, elevenlabs_speech, elevenlabs_stream, routes_cosyvoice, page)
+    surfaces = (*openai, elevenlabs_speech, elevenlabs_timestamps, elevenlabs_stream, routes_cosyvoice, page)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings

@@ -64,6 +64,18 @@ def test_events_and_header(http):
     check([(w["word"], w["start_ms"] / 1000, w["end_ms"] / 1000) for w in words], whole.content)
 
 
+def test_characters_as_elevenlabs_has_them(http):
+    path = "/v1/text-to-speech/anna/with-timestamps?output_format=wav_24000"
+    answer = http.post(path, json={"text": TEXT, "seed": 1}).json()
+    times = answer["alignment"]
+    assert "".join(times["characters"]) == TEXT
+    starts, ends = times["character_start_times_seconds"], times["character_end_times_seconds"]
+    assert starts == sorted(starts) and ends == sorted(ends)
+    assert len(starts) == len(ends) == len(TEXT) and starts[1:] == ends[:-1]
+    samples, rate = decode(base64.b64decode(answer["audio_base64"]))
+    assert ends[-1] <= len(samples) / rate
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [({}, "stream_format sse"), ({"stream": False, "max_pause": 0.2}, "max_pause")],
@@ -84,7 +96,9 @@ def test_instructions_are_not_read_aloud(http):
 def test_a_checkpoint_that_does_not_know(server):
     with server.client() as client:
         refused = ask(client, voice="tiny_spk", stream=False, word_timestamps=True)
+        untimed = client.post("/v1/text-to-speech/tiny_spk/with-timestamps", json={"text": TEXT, "seed": 1})
     assert refused.status_code == 400 and "alignment_heads" in refused.json()["error"]["message"]
+    assert untimed.json()["alignment"] is None and untimed.json()["audio_base64"]
 
 
 # -- without a server

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
@@ -34,7 +35,7 @@ class TextToSpeech(Drawing):
 @router.post("/v1/text-to-speech/{voice_id}", openapi_extra=body_of(TextToSpeech), response_class=Response)
 async def convert(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
     """The whole speech in one piece."""
-    return await _answer(request, voice_id, output_format, whole=True)
+    return await spoken_answer(request, voice_id, output_format, whole=True)
 
 
 @router.post(
@@ -42,10 +43,17 @@ async def convert(request: Request, voice_id: str, output_format: str = DEFAULT_
 )
 async def stream(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
     """The speech as it is made."""
-    return await _answer(request, voice_id, output_format, whole=False)
+    return await spoken_answer(request, voice_id, output_format, whole=False)
 
 
-async def _answer(request: Request, voice_id: str, output_format: str, whole: bool) -> Response:
+async def spoken_answer(
+    request: Request,
+    voice_id: str,
+    output_format: str,
+    whole: bool,
+    kind: type[SoundResponse] = SoundResponse,
+) -> Response:
+    """Raises RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
     state = request.app.state
     manager = state.manager
     call = SpeechCall(manager, "elevenlabs_speech")
@@ -56,11 +64,12 @@ async def _answer(request: Request, voice_id: str, output_format: str, whole: bo
         text = check_text("text", fields.text, manager.settings.max_text_length)
         options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
         voice = await known_voice(state, voice_id)
+        options = msgspec.structs.replace(options, word_times=kind is not SoundResponse)
         call.admit(options, text)
         prompt = await wanted_voice(state, voice)
         request.state.upload.release()
         call.submit(Speech(style=0, prompt=prompt, options=options, text=text, stream=not whole))
-    return SoundResponse(call, sound, explain, **{"X-Seed": str(options.seed)})
+    return kind(call, sound, explain, **{"X-Seed": str(options.seed)})
 
 
 async def known_voice(state: Any, voice_id: str) -> str:

@@ -1,0 +1,76 @@
+"""POST /v1/text-to-speech/{voice_id}/with-timestamps: the speech, and when each character is spoken."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.types import Send
+
+from light_tts.server.httpserver.captions import Word
+from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, explain
+from light_tts.server.httpserver.elevenlabs.speech import TextToSpeech, spoken_answer
+from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.surface import route_class
+
+router = APIRouter(route_class=route_class(explain))
+
+
+@router.post(
+    "/v1/text-to-speech/{voice_id}/with-timestamps",
+    openapi_extra=body_of(TextToSpeech),
+    response_class=Response,
+)
+async def with_timestamps(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
+    """The whole speech in base64, and the times of its characters; null where the checkpoint does not tell
+    when its words are spoken."""
+    return await spoken_answer(request, voice_id, output_format, whole=True, kind=TimedResponse)
+
+
+class TimedResponse(SoundResponse):
+    def __init__(self, *arguments: Any, **headers: Any) -> None:
+        super().__init__(*arguments, word_times=True, **{**headers, "Content-Type": "application/json"})
+
+    async def deliver(self, send: Send) -> None:
+        pcm = await self.all_pcm()
+        audio = await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
+        times = alignment(self.words())
+        answer = {
+            "audio_base64": base64.b64encode(audio).decode(),
+            "alignment": times,
+            "normalized_alignment": times,
+        }
+        body = json.dumps(answer).encode()
+        await self.start(send, len(body))
+        self.call.note_sent(pcm)
+        await self.write(send, body)
+
+
+def alignment(words: list[Word]) -> dict[str, list[Any]] | None:
+    """The characters of a word are spread over its time, a blank over that between two words."""
+    characters: list[str] = []
+    starts: list[float] = []
+    ends: list[float] = []
+
+    def spread(text: str, start: float, end: float) -> None:
+        step = (end - start) / len(text)
+        for index, character in enumerate(text):
+            characters.append(character)
+            starts.append(round(start + index * step, 3))
+            ends.append(round(start + (index + 1) * step, 3))
+
+    for word in words:
+        if characters:
+            spread(" ", ends[-1], word.start)
+        spread(word.text, word.start, word.end)
+    if not characters:
+        return None
+    return {
+        "characters": characters,
+        "character_start_times_seconds": starts,
+        "character_end_times_seconds": ends,
+    }
