@@ -20,9 +20,11 @@ _COMPILED = tl.constexpr(isinstance(gumbel, triton.JITFunction))  # not by the i
 def gumbel_estimate(seed, stream, counters):
     """`gumbel` within 1e-4, without float64: much faster."""
     LN_2: tl.constexpr = 0.6931471805599453
-    bits = _bits(seed, stream, counters)
-    uniform = bits.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
-    rest = (bits ^ 0xFFFFFFFF).to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 1 - uniform
+    drawn = _bits(seed, stream, counters)
+    uniform = drawn.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+    rest = (drawn ^ 0xFFFFFFFF).to(
+        tl.float32
+    ) * 2.3283064365386963e-10 + 1.1641532182693481e-10  # 1 - uniform
     near_one = rest * (1 + rest * (0.5 + rest * 0.33333333))  # rest is exact near 0
     return -LN_2 * _log2(tl.where(rest < 0.01, near_one, -LN_2 * _log2(uniform)))
 
@@ -41,8 +43,21 @@ def _log2(x):
 @triton.jit
 def _bits(seed, stream, counters):
     """-> (n,) uint32"""
+    key0, key1 = keys_of(seed, stream)
+    return bits(key0, key1, counters)
+
+
+@triton.jit
+def keys_of(seed, stream):
+    """The two keys, uint32, of all numbers of this seed and stream, int64."""
     key0 = _absorb(_absorb(tl.full([], 0x243F6A88, tl.uint32), seed), stream)
     key1 = _absorb(_absorb(tl.full([], 0x13198A2E, tl.uint32), seed), stream)
+    return key0, key1
+
+
+@triton.jit
+def bits(key0, key1, counters):
+    """32 random bits, uint32, for each counter, int64."""
     low = _mix(counters.to(tl.uint32) ^ key0)
     return _mix(low + (counters >> 32).to(tl.uint32) + key1)
 

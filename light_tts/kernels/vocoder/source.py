@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.common import random
+from light_tts.kernels.random import bits, keys_of
 
 BLOCK = 256
 
@@ -183,34 +184,9 @@ def _phase(
 
 
 @triton.jit
-def _mix(x):
-    x = (x ^ (x >> 16)) * 0x21F0AAAD
-    x = (x ^ (x >> 15)) * 0x735A2D97
-    return x ^ (x >> 15)
-
-
-@triton.jit
-def _low(x):
-    return (x & 0xFFFFFFFF).to(tl.uint32)
-
-
-@triton.jit
-def _high(x):
-    return ((x >> 32) & 0xFFFFFFFF).to(tl.uint32)
-
-
-@triton.jit
-def _absorb(state, value):
-    golden = tl.full((), 0x9E3779B9, tl.uint32)
-    state = _mix(state + _low(value) + golden)
-    return _mix(state + _high(value) + golden)
-
-
-@triton.jit
 def _uniform(key0, key1, counter):
     """`random._uniform64`: float64 in (0, 1)."""
-    bits = _mix(_mix(_low(counter) ^ key0) + _high(counter) + key1)
-    return (bits.to(tl.float64) + 0.5) * 2.3283064365386963e-10
+    return (bits(key0, key1, counter).to(tl.float64) + 0.5) * 2.3283064365386963e-10
 
 
 @triton.jit
@@ -260,8 +236,7 @@ def _samples(
     draws = tl.load(noisy + item) != 0
     seed = tl.load(seeds + item)
     stream = tl.load(streams + item)
-    key0 = _absorb(_absorb(tl.full((), 0x243F6A88, tl.uint32), seed), stream)
-    key1 = _absorb(_absorb(tl.full((), 0x13198A2E, tl.uint32), seed), stream)
+    key0, key1 = keys_of(seed, stream)
     first = 2 * (tl.load(counters + item) + sample.to(tl.int64) * WAVES)
     total = tl.zeros((BLOCK,), dtype=tl.float32) + tl.load(bias)
     for wave in range(WAVES):
