@@ -249,7 +249,7 @@ def speakers(weights: RandomWeights, config: Config) -> dict[str, dict[str, obje
     mel = weights.normal(1, tokens * config.token_mel_ratio, mels, mean=-5.0, std=1.5)
     embedding = weights.normal(1, width)
     token_len = torch.tensor([tokens], dtype=torch.int32)
-    recorded = {
+    recorded: dict[str, object] = {
         "prompt_text": torch.arange(40, 50, dtype=torch.int32)[None],
         "prompt_text_len": torch.tensor([10], dtype=torch.int32),
         "llm_prompt_speech_token": token.int(),
@@ -261,7 +261,8 @@ def speakers(weights: RandomWeights, config: Config) -> dict[str, dict[str, obje
         "llm_embedding": embedding,
         "flow_embedding": embedding,
     }
-    return {"embedded_voice": {"embedding": weights.normal(1, width)}, "recorded_voice": recorded}
+    embedded: dict[str, object] = {"embedding": weights.normal(1, width)}
+    return {"embedded_voice": embedded, "recorded_voice": recorded}
 
 
 if __name__ == "__main__":

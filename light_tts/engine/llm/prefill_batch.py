@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -55,7 +56,7 @@ class PrefillShape:
         slots_of: the slots of all positions of a row"""
         lengths = [span.length for span in spans]
         ends = np.cumsum(lengths)
-        lists = {
+        lists: dict[str, Any] = {
             "ids": ids,
             "positions": np.concatenate([np.arange(span.start, span.end) for span in spans]),
             "slots": np.concatenate([slots_of(span.row)[span.start : span.end] for span in spans]),
@@ -75,7 +76,7 @@ class PrefillShape:
 
     def unpack(self, flat: Tensor) -> PrefillBatch:
         """Views of the array on the device."""
-        lists = {name: flat[place] for name, place in self.places().items()}
+        lists: dict[str, Any] = {name: flat[place] for name, place in self.places().items()}
         lists["blocks"] = lists["blocks"].view(-1, 2)
         return PrefillBatch(**lists)
 

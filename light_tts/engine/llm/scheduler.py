@@ -8,7 +8,7 @@ by a new prefill.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from light_tts.engine.llm.sequence import Sequence
@@ -149,7 +149,7 @@ class Scheduler:
             self._remove(sequence)
         return sequences
 
-    def _of_job(self, job: str) -> Iterable[Sequence]:
+    def _of_job(self, job: str) -> Iterator[Sequence]:
         return (s for s in self.present if s.job == job)
 
     def _remove(self, sequence: Sequence) -> None:

@@ -77,7 +77,9 @@ class TokenStream:
             return [], 0
         known = word if _COMPOSED.fullmatch(word[-1]) else word[:-1]
         tokens = self._tokenizer.settled(known) if known else []
-        ids, size, whole = [], 0, ([], 0)  # whole: up to a border between characters
+        ids: list[int] = []
+        size = 0
+        whole: tuple[list[int], int] = ([], 0)  # up to a border between characters
         ends = set(accumulate(len(character.encode()) for character in known))
         for token, length in tokens:
             ids.append(token)

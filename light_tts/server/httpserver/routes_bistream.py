@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import MutableMapping
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
@@ -166,7 +167,7 @@ class BistreamSession:
 
     # -- messages
 
-    async def _receive(self, may_be_silent: bool = False) -> dict[str, Any]:
+    async def _receive(self, may_be_silent: bool = False) -> MutableMapping[str, Any]:
         """One message. Raises WebSocketDisconnect; RequestError (408)."""
         timeout = None if may_be_silent else self._idle
         # Not wait_for: before Python 3.12 it forgets that it was cancelled if a message comes just then.
