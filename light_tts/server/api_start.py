@@ -30,11 +30,11 @@ from light_tts.server.core import open_files
 from light_tts.server.core import settings as settings_file
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings, SettingsError
-from light_tts.server.core.stop_signal import STOP_WORKER
+from light_tts.server.core.stop_signal import LEAVE_TO_OTHERS, STOP_WORKER
 from light_tts.server.core.styles import StyleError, load_styles
 from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.openai.aliases import read_aliases
-from light_tts.server.supervision import janitor, mps
+from light_tts.server.supervision import janitor, mps, takeover
 from light_tts.server.supervision.control import Control
 
 TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
@@ -94,7 +94,10 @@ class Front:
         self._draining = False
         self._open_files = open_files.raise_limit()
         self._ignore_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
-        _check_port(config)
+        try:
+            self._listener, running = takeover.listening_socket(config)
+        except takeover.ListenError as error:
+            raise ServerStartFailed(str(error)) from error
         swept = janitor.sweep(config.zmq_mode)
         self._notes = notes + ([f"removed what dead servers left: {', '.join(swept)}"] if swept else [])
         try:
@@ -117,11 +120,16 @@ class Front:
             "--run_dir",
             str(self.run_dir.root),
         ]
-        command += ["--front", str(self._pid), "--control", str(theirs.fileno())]
+        given = {"control": theirs, "listener": self._listener, "running": running}
+        descriptors = {name: end.fileno() for name, end in given.items() if end is not None}
+        command += ["--front", str(self._pid)]
+        command += [word for name, number in descriptors.items() for word in (f"--{name}", str(number))]
         self._supervisor = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL
+            command, pass_fds=descriptors.values(), start_new_session=True, stdin=subprocess.DEVNULL
         )
         theirs.close()
+        if running is not None:
+            running.close()
         self._pidfd = os.pidfd_open(self._supervisor.pid)
 
     @property
@@ -159,6 +167,18 @@ class Front:
         self.run_dir.remove()
 
     # -- gunicorn's hooks (gunicorn_options)
+
+    def on_starting(self, arbiter: Arbiter) -> None:
+        """gunicorn is about to listen: on the socket that this server has."""
+        try:
+            self._listener.listen(arbiter.cfg.backlog)
+        except OSError as error:  # another server has begun to listen since this one was started
+            print(
+                f"light-tts: error: --host {self.config.host} --port {self.config.port}: {error}",
+                file=sys.stderr,
+            )
+            sys.exit(1)
+        arbiter.cfg.set("bind", f"fd://{self._listener.detach()}")
 
     def when_ready(self, arbiter: Arbiter) -> None:
         """gunicorn listens now: take over its signals, which it handles in its main loop."""
@@ -202,12 +222,17 @@ class Front:
 
     def _quit(self, arbiter: Arbiter) -> None:
         """SIGQUIT: of the supervisor, which has said why before, or of the operator."""
-        for event in self._control.receive():
+        events = self._control.receive()
+        for event in events:
+            if event["event"] == "replaced":
+                arbiter.spawn_workers = lambda: None  # another one would accept connections again
+                arbiter.kill_workers(LEAVE_TO_OTHERS)
             if event["event"] == "exit":
                 if event["code"]:
                     raise HaltServer(event["reason"], event["code"])
                 raise StopIteration
-        self._end_at_once(arbiter, "SIGQUIT")
+        if not events:
+            self._end_at_once(arbiter, "SIGQUIT")
 
     def _end_at_once(self, arbiter: Arbiter, why: str) -> None:
         log.warning("%s: ending at once", why)
@@ -237,7 +262,7 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
     _configured = os.getpid()
     host = f"[{config.host}]" if ":" in config.host else config.host
     return {
-        "bind": f"{host}:{config.port}",
+        "bind": f"{host}:{config.port}",  # shown; on_starting says which socket
         "workers": config.httpserver_workers,
         "worker_class": "light_tts.server.httpserver.worker.HttpWorker",
         "timeout": TIMEOUT,
@@ -249,6 +274,7 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
         "logger_class": GunicornLog,
         "loglevel": "warning" if config.log_level == "info" else config.log_level,
         "control_socket_disable": True,
+        "on_starting": lambda arbiter: _this_front().on_starting(arbiter),
         "when_ready": lambda arbiter: _this_front().when_ready(arbiter),
         "post_fork": lambda arbiter, worker: _this_front().post_fork(arbiter, worker),
     }
@@ -258,16 +284,6 @@ def preloading() -> bool:
     """Whether this process is a gunicorn master that has been given `gunicorn_options`, before its workers
     are forked."""
     return _configured == os.getpid()
-
-
-def _check_port(config: Settings) -> None:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except (OSError, OverflowError) as error:
-            raise ServerStartFailed(f"--host {config.host} --port {config.port}: {error}") from error
 
 
 def _check_files(config: Settings) -> None:

@@ -47,6 +47,7 @@ class Gate:
         self.header_timeout = settings.header_timeout
         self.body_timeout = settings.body_timeout
         self.waiting = 0  # bytes of all shares
+        self.leaving = False  # new connections go to another server: each here ends with its next answer
         self._open: set[Closable] = set()
         self._idle: dict[Closable, None] = {}  # in the order in which they became idle
         self._next_warning = 0.0

@@ -160,6 +160,8 @@ class LimitedHttp(HttpToolsProtocol):
             self._stop(refusal)
         super().on_headers_complete()
         if not self._upgrading():
+            if self._gate.leaving:
+                self.cycle.keep_alive = False
             self._wait(self._gate.body_timeout, self._check_body)
 
     def on_chunk_header(self) -> None:

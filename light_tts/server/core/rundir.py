@@ -86,6 +86,11 @@ class RunDir:
         return self.root / "log"
 
     @property
+    def takeover(self) -> Path:
+        """Socket at which a new server asks for the one that this server listens on."""
+        return self.root / "takeover"
+
+    @property
     def supervisor(self) -> str:
         """Address of the supervisor's inbox (always ipc: it is on this machine and private)."""
         return f"ipc://{self.root}/supervisor"

@@ -21,6 +21,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # -- HTTP
     host: Annotated[str, Meta(description="address to listen on")] = "localhost"
     port: Annotated[int, Meta(ge=1, le=65535, description="HTTP port")] = 8080
+    replace: Annotated[
+        bool,
+        Meta(
+            description="take the port over from the server that runs on it, once this one serves; that one "
+            "finishes its requests and ends"
+        ),
+    ] = False
     httpserver_workers: Annotated[Count, Meta(description="HTTP worker processes")] = 1
     max_text_length: Annotated[Count, Meta(description="characters of tts_text in one request")] = 5000
     min_prompt_seconds: Annotated[Seconds, Meta(description="shortest prompt recording")] = 0.5

@@ -13,7 +13,7 @@ from gunicorn.arbiter import Arbiter
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
-from light_tts.server.core.stop_signal import STOP_WORKER
+from light_tts.server.core.stop_signal import LEAVE_TO_OTHERS, STOP_WORKER
 
 LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
 
@@ -59,11 +59,17 @@ class HttpWorker(UvicornWorker):
         def stop() -> None:
             server.should_exit = True
 
+        def leave_to_others() -> None:
+            gate.leaving = True
+            for listening in server.servers:
+                listening.close()
+
         def quit_now() -> None:
             server.should_exit = server.force_exit = True
 
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(STOP_WORKER, stop)
+        loop.add_signal_handler(LEAVE_TO_OTHERS, leave_to_others)
         loop.add_signal_handler(signal.SIGQUIT, quit_now)
         await server.serve(sockets=self.sockets)
         if not server.started:

@@ -1,6 +1,7 @@
 """The line between the front process (gunicorn's master) and the supervisor: a socket pair, JSON lines.
 
-supervisor -> front: {"event": "ready"} | {"event": "failed", "reason"} | {"event": "exit", "code", "reason"}
+supervisor -> front: {"event": "ready"} | {"event": "failed", "reason"} | {"event": "replaced"}
+                  | {"event": "exit", "code", "reason"}
 front -> supervisor: {"event": "drain"} | {"event": "stop"}
 """
 

@@ -1,6 +1,7 @@
 """The supervisor: starts the stages and watches everything that runs. One asyncio loop, no torch.
 
-python -m light_tts.server.supervision.supervisor --run_dir ROOT --front PID --control FD
+python -m light_tts.server.supervision.supervisor --run_dir ROOT --front PID --control FD --listener FD
+    [--running FD]
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from light_tts.server.core.styles import load_styles
 from light_tts.server.supervision import health, mps
 from light_tts.server.supervision.control import Control
 from light_tts.server.supervision.fleet import Fleet, FleetStartFailed
+from light_tts.server.supervision.takeover import Takeover
 from light_tts.server.supervision.workers import HttpWorkers
 
 DRAIN_NOTICE = 0.3  # seconds until every HTTP worker has surely heard that it shall refuse new requests
@@ -37,7 +39,16 @@ log = logging.getLogger("light_tts.supervisor")
 
 
 class Supervisor:
-    def __init__(self, config: Settings, run_dir: RunDir, front: int, control: Control) -> None:
+    def __init__(
+        self,
+        config: Settings,
+        run_dir: RunDir,
+        front: int,
+        control: Control,
+        listener: socket.socket,
+        running: socket.socket | None,
+    ) -> None:
+        """`listener`, `running`: see takeover.Takeover."""
         self.config = config
         self.run_dir = run_dir
         self.front = front
@@ -50,6 +61,7 @@ class Supervisor:
         self.outbox = Outbox()
         self.active = ActiveRequests(run_dir.shm)
         self.workers = HttpWorkers(run_dir, self.active, self._worker_gone)
+        self.takeover = Takeover(run_dir.takeover, listener, running, self._replaced)
         self.fleet: Fleet | None = None
         self.janitor: subprocess.Popen[bytes] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
@@ -162,14 +174,15 @@ class Supervisor:
                             stages=self.fleet.topology(), worker_slot=slot, draining=self.draining
                         )
                         self.outbox.send(address, topology)
+                    if len(self.workers) == self.config.httpserver_workers and not self.draining:
+                        await self.takeover.serving()
 
     def _read_control(self) -> None:
         for event in self.control.receive():
             if event["event"] == "stop":
                 self.stop.set()
-            elif event["event"] == "drain" and not self.draining:
-                self.draining = True
-                self._spawn(self._drain())
+            elif event["event"] == "drain":
+                self._begin_drain()
         if self.control.closed:
             self.loop.remove_reader(self.control)
 
@@ -197,6 +210,21 @@ class Supervisor:
 
     # -- long-running duties
 
+    def _replaced(self) -> None:
+        """Another server serves in place of this one: accept no connection, serve those that are there."""
+        log.info("another server has taken the port over: this one finishes its requests and ends")
+        self.control.send("replaced")
+        self._wake_front()
+        # Until then whoever has connected here has sent a request, or been idle for too long.
+        seconds = max(self.config.header_timeout, self.config.idle_timeout) + 1.0
+        self.loop.call_later(seconds, self._begin_drain)
+
+    def _begin_drain(self) -> None:
+        if not self.draining:
+            self.draining = True
+            self.takeover.close()
+            self._spawn(self._drain())
+
     async def _drain(self) -> None:
         log.info("draining: %d active requests", self.active.total())
         for address in self.workers.addresses():
@@ -215,9 +243,13 @@ class Supervisor:
     def _end_front(self, code: int, reason: str) -> None:
         """Have the front stop the HTTP workers and then us; if it cannot, end it."""
         self.control.send("exit", code=code, reason=reason)
+        self._wake_front()
+        self.loop.call_later(FRONT_STOP, self._kill_front)
+
+    def _wake_front(self) -> None:
+        """Have the front read what it was sent."""
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.front_pidfd, signal.SIGQUIT)
-        self.loop.call_later(FRONT_STOP, self._kill_front)
 
     def _kill_front(self) -> None:
         log.error("the HTTP front does not stop: it is killed")
@@ -278,7 +310,9 @@ async def _serve(args: argparse.Namespace) -> int:
     run_dir = RunDir.open(args.run_dir, config.zmq_mode)
     run_dir.register_process()
     control = Control(socket.socket(fileno=args.control))
-    return await Supervisor(config, run_dir, args.front, control).run()
+    listener = socket.socket(fileno=args.listener)
+    running = None if args.running is None else socket.socket(fileno=args.running)
+    return await Supervisor(config, run_dir, args.front, control, listener, running).run()
 
 
 def main() -> None:
@@ -286,6 +320,8 @@ def main() -> None:
     parser.add_argument("--run_dir", type=Path, required=True)
     parser.add_argument("--front", type=int, required=True)
     parser.add_argument("--control", type=int, required=True)
+    parser.add_argument("--listener", type=int, required=True)
+    parser.add_argument("--running", type=int)
     args = parser.parse_args()
     # The front drains us; a signal to a whole group or control group must not end us before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -34,6 +34,9 @@ class HttpWorkers:
         self._on_gone = on_gone
         self._workers: dict[int, _Worker] = {}  # by pidfd
 
+    def __len__(self) -> int:
+        return len(self._workers)
+
     def addresses(self) -> list[str]:
         return [worker.address for worker in self._workers.values()]
 
