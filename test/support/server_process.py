@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -129,9 +129,10 @@ def launch(
     python: Path | str = sys.executable,
     cwd: Path = ROOT,
     preexec: Callable[[], None] | None = None,
+    program: Sequence[str] = ("-m", "light_tts.server.api_server"),
     **flags: object,
 ) -> Iterator[Server]:
-    """Start `python -m light_tts.server.api_server` in the directory `cwd` with these flags over small
+    """Start Python with `program` in the directory `cwd` with these flags over small
     defaults (None: without that flag); `wait`: until it is ready, at most `timeout` seconds. `preexec` is
     called in its process before it begins. It is stopped at the end, if it still runs."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
@@ -147,7 +148,7 @@ def launch(
             **SMALL,
             **flags,
         }
-        command = [str(python), "-m", "light_tts.server.api_server"]
+        command = [str(python), *program]
         for flag, value in flags.items():
             command += [] if value is None else [f"--{flag}", str(value)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,143 @@
+"""Replicas of the whole server behind the proxy of Ray Serve.
+
+`light-tts serve --ray 2 --port 8080 ...` starts them on this machine, or on the cluster that RAY_ADDRESS
+names; `serve deploy config/ray_serve.yaml` on a cluster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import serve
+
+from light_tts.common import gpu
+from light_tts.scale.forward import Forward, NotBegun, Piece, Request
+from light_tts.scale.replica import ReplicaServer
+from light_tts.server import api_cli
+from light_tts.server.core.settings import Settings, SettingsError
+
+NAME = "light-tts"
+STATUS_REQUESTS = 64  # beside the speech in work in a replica: its own limit shall refuse, with a reason
+TRIES = 20  # of a request whose replica has gone, while Serve has not noticed yet
+PAUSE = 0.25  # seconds between two
+STOP_SECONDS = 15.0  # beyond --drain_timeout
+
+
+@serve.deployment(health_check_period_s=2, health_check_timeout_s=10)
+@serve.ingress()
+class Replica:
+    """A server of its own in a process beside this one, and the way to it."""
+
+    def __init__(self, flags: Sequence[str], directory: str) -> None:
+        context = serve.get_replica_context()
+        settings = api_cli.parse(_within(flags, directory)).settings
+        flags = [*flags, "--ssl_certfile", "", "--ssl_keyfile", ""]  # the proxy's
+        if settings.log_dir:
+            flags = [*flags, "--log_dir", os.path.join(settings.log_dir, context.replica_id.unique_id)]
+        self._stop_seconds = settings.drain_timeout + STOP_SECONDS
+        self._server = ReplicaServer(flags, directory)
+        self._others = serve.get_deployment_handle(context.deployment, app_name=context.app_name)
+        self._forward = Forward(self._server.url, int(settings.max_upload_mb * 2**20), self._elsewhere)
+
+    def __serve_build_asgi_app__(self) -> Forward:
+        return self._forward
+
+    async def check_health(self) -> None:
+        await self._server.check()
+
+    async def pids(self) -> tuple[int, int]:
+        """Of this process and of the server's front."""
+        return os.getpid(), self._server.pid
+
+    async def answer(self, request: Request) -> AsyncIterator[Piece]:
+        """For another replica whose server has gone. Raises NotBegun."""
+        async for piece in self._forward.answer(request):
+            yield piece
+
+    async def _elsewhere(self, request: Request) -> AsyncIterator[Piece]:
+        """The answer of whichever replica Serve chooses, again where that has gone as well."""
+        for _ in range(TRIES):
+            begun = False
+            try:
+                async for piece in self._others.options(stream=True).answer.remote(request):
+                    begun = True
+                    yield piece
+                return
+            except (NotBegun, ray.exceptions.RayActorError):
+                if begun:
+                    raise
+            await asyncio.sleep(PAUSE)
+        raise NotBegun("no replica serves")
+
+    def __del__(self) -> None:
+        if hasattr(self, "_server"):
+            self._server.stop(self._stop_seconds)
+
+
+def build(args: Mapping[str, Any]) -> serve.Application:
+    """The application of a `serve deploy` file. `args`: `flags`, the server's, as one string or a list;
+    `replicas` (1); `gpus` and `cpus` of each (0, 1); `directory` that relative paths begin at (the present
+    one). Raises SettingsError."""
+    unknown = set(args) - {"flags", "replicas", "gpus", "cpus", "directory"}
+    if unknown:
+        raise SettingsError(f"args of {NAME}: there is no {', '.join(sorted(unknown))}")
+    given = args.get("flags", [])
+    flags = given.split() if isinstance(given, str) else [str(word) for word in given]
+    directory = str(args.get("directory", os.getcwd()))
+    settings = api_cli.parse(_within(flags, directory)).settings
+    _check(settings)
+    return Replica.options(
+        name=NAME,
+        num_replicas=int(args.get("replicas", 1)),
+        ray_actor_options={"num_gpus": float(args.get("gpus", 0)), "num_cpus": float(args.get("cpus", 1))},
+        max_ongoing_requests=settings.max_pending_requests + STATUS_REQUESTS,
+        max_queued_requests=settings.max_pending_requests,
+        graceful_shutdown_timeout_s=settings.drain_timeout + STOP_SECONDS,
+    ).bind(flags, directory)
+
+
+def _within(flags: Sequence[str], directory: str) -> list[str]:
+    """The same flags; relative paths in them are meant from `directory`."""
+    os.chdir(directory)
+    return list(flags)
+
+
+def _check(settings: Settings) -> None:
+    if settings.replace:
+        raise SettingsError("--replace: Ray Serve replaces replicas itself (serve deploy)")
+
+
+def run(argv: Sequence[str]) -> int:
+    """`light-tts serve --ray N`: until SIGTERM or Ctrl-C. Returns the exit code."""
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--ray", type=int, required=True)
+    parser.add_argument("--ray_gpus", type=float, default=1 if gpu.visible_gpus() else 0)
+    known, flags = parser.parse_known_args(argv)
+    try:
+        settings = api_cli.parse(flags).settings
+        application = build({"flags": flags, "replicas": known.ray, "gpus": known.ray_gpus})
+    except SettingsError as error:
+        api_cli.refuse(error)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop.set())
+    tls = {}
+    if settings.ssl_certfile:  # of the proxy
+        tls = {"ssl_certfile": settings.ssl_certfile, "ssl_keyfile": settings.ssl_keyfile}
+    ray.init(include_dashboard=False, log_to_driver=True, ignore_reinit_error=True)
+    serve.start(http_options={"host": settings.host, "port": settings.port, **tls})
+    serve.run(application, name=NAME, route_prefix="/")
+    print(f"light-tts: {known.ray} replicas serve on {settings.host}:{settings.port}", flush=True)
+    stop.wait()
+    print("light-tts: the replicas finish their requests", file=sys.stderr, flush=True)
+    serve.shutdown()
+    ray.shutdown()
+    return 0
