@@ -62,6 +62,12 @@ class LimitedHttp(HttpToolsProtocol):
         self._deaf = True
         self.transport.close()
 
+    def end_with_answer(self) -> None:
+        """Closes after the last answer that is under way; where none is, after the next (see `gate.leaving`) or
+        when idle for too long."""
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+
     def data_received(self, data: bytes) -> None:
         if self._deaf:
             return

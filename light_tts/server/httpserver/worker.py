@@ -63,6 +63,9 @@ class HttpWorker(UvicornWorker):
             gate.leaving = True
             for listening in server.servers:
                 listening.close()
+            for connection in server.server_state.connections:
+                if isinstance(connection, LimitedHttp):
+                    connection.end_with_answer()
 
         def quit_now() -> None:
             server.should_exit = server.force_exit = True
