@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ from light_tts.server.core.settings import Settings, SettingsError
 
 NAME = "light-tts"
 STATUS_REQUESTS = 64  # beside the speech in work in a replica: its own limit shall refuse, with a reason
-TRIES = 20  # of a request whose replica has gone, while Serve has not noticed yet
-PAUSE = 0.25  # seconds between two
+PATIENCE = 60.0  # seconds that a request is tried whose server has gone: Serve may choose the same replica
+PAUSE = 0.5  # seconds between two tries
 STOP_SECONDS = 15.0  # beyond --drain_timeout
 
 
@@ -53,18 +54,16 @@ class Replica:
     async def check_health(self) -> None:
         await self._server.check()
 
-    async def pids(self) -> tuple[int, int]:
-        """Of this process and of the server's front."""
-        return os.getpid(), self._server.pid
-
     async def answer(self, request: Request) -> AsyncIterator[Piece]:
         """For another replica whose server has gone. Raises NotBegun."""
         async for piece in self._forward.answer(request):
             yield piece
 
     async def _elsewhere(self, request: Request) -> AsyncIterator[Piece]:
-        """The answer of whichever replica Serve chooses, again where that has gone as well."""
-        for _ in range(TRIES):
+        """The answer of whichever replica Serve chooses, again where the server of that one has gone; it may be
+        this one, whose server has been started again by then. Raises NotBegun."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             begun = False
             try:
                 async for piece in self._others.options(stream=True).answer.remote(request):

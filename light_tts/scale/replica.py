@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -18,50 +19,63 @@ from light_tts.common import process
 ASK_SECONDS = 5.0
 PAUSE = 0.2  # seconds between two questions whether it is ready
 
+log = logging.getLogger("light_tts.scale")
+
 
 class ServerGone(Exception):
     """The server has ended, or cannot serve any more."""
 
 
 class ReplicaServer:
-    """A server with these flags, started in `directory`. It ends with the process that has made this."""
+    """A server with these flags, started in `directory`, and started again when it has ended. It ends with
+    the process that has made this."""
 
     def __init__(self, flags: Sequence[str], directory: str) -> None:
         """Returns when it is ready. Raises ServerGone where it cannot start."""
         port = _free_port()
         self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "light_tts.server.api_server", *flags]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
+        self._command = [sys.executable, "-m", "light_tts.server.api_server", *flags]
+        self._command += ["--host", "127.0.0.1", "--port", str(port)]
+        self._directory = directory
+        self._start()
+        while not self._ready:
+            self._check_process()
+            try:
+                answer = httpx.get(f"{self.url}/readiness", timeout=ASK_SECONDS, trust_env=False)
+                self._ready = answer.is_success
+            except httpx.TransportError:
+                time.sleep(PAUSE)
+
+    def _start(self) -> None:
+        self._ready = False  # it has been, since it was started
         self._process = subprocess.Popen(
-            command,
-            cwd=directory,
+            self._command,
+            cwd=self._directory,
             stdin=subprocess.DEVNULL,
             preexec_fn=partial(process.die_with_parent, os.getpid()),
         )
-        while not self._ready():
-            time.sleep(PAUSE)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def _ready(self) -> bool:
-        self._check_process()
-        try:
-            return httpx.get(f"{self.url}/readiness", timeout=ASK_SECONDS, trust_env=False).is_success
-        except httpx.TransportError:
-            return False
 
     def _check_process(self) -> None:
         if self._process.poll() is not None:
             raise ServerGone(f"the server has ended with code {self._process.returncode}; see its log")
 
     async def check(self) -> None:
-        """Raises ServerGone where it has ended or a stage of it is given up, httpx.TransportError where it
-        does not answer. A stage that is started again is no reason: its requests go on."""
+        """Starts a server that has ended once more. Raises ServerGone where that one ends before it is ready
+        or a stage is given up, httpx.TransportError where it does not answer. A stage that is being restarted
+        is no reason: its requests go on."""
+        if self._process.poll() is not None and self._ready:
+            log.error("the server has ended with code %s: it is started again", self._process.returncode)
+            self._start()
         self._check_process()
         async with httpx.AsyncClient(timeout=ASK_SECONDS, trust_env=False) as client:
-            stages = (await client.get(f"{self.url}/readiness")).json().get("stages", [])
+            try:
+                answer = await client.get(f"{self.url}/readiness")
+            except httpx.TransportError:
+                if self._ready:
+                    raise
+                return  # it is loading
+        self._ready = self._ready or answer.is_success
+        stages = answer.json().get("stages", [])
         failed = [f"{stage['stage']}-{stage['index']}" for stage in stages if stage["state"] == "failed"]
         if failed:
             raise ServerGone(f"given up: {', '.join(failed)}")

@@ -63,7 +63,7 @@ class LimitedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def end_with_answer(self) -> None:
-        """Closes after the last answer that is under way; where none is, after the next (see `gate.leaving`) or
+        """Closes after the last answer that is under way; where none is, after the next (`gate.leaving`) or
         when idle for too long."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
