@@ -60,8 +60,8 @@ class Replica:
             yield piece
 
     async def _elsewhere(self, request: Request) -> AsyncIterator[Piece]:
-        """The answer of whichever replica Serve chooses, again where the server of that one has gone; it may be
-        this one, whose server has been started again by then. Raises NotBegun."""
+        """The answer of whichever replica Serve chooses, again where the server of that one has gone. It may
+        be this one, whose server has been started again by then. Raises NotBegun."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             begun = False
