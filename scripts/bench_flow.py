@@ -1,10 +1,13 @@
 """The flow alone on a GPU, at the sizes of CosyVoice2-0.5B with random weights.
 
-    python scripts/bench_flow.py [--json FILE] [--profile] [--overlap on|off]
+    python scripts/bench_flow.py [--json FILE] [--profile] [--overlap on|off] [--memory MIB]
 
 Each line: so many requests at once, each with a prompt of 87 tokens (3.5 s): a first streamed chunk (38 new
 tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are medians, with
 everything from ids on the host to mel frames on the device; error is relative to the plain float32 flow.
+
+With `--memory` each request is a stream in a voice of its own that is spoken twice: its chunks with the
+memory of earlier frames (--flow_memory_gpu_mb) and without it, side by side.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import statistics
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,8 @@ from light_tts.kernels import overlap
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.memos import Memo
+from light_tts.models.flow.packed import PackedFlow, pack, remember
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
 
@@ -76,6 +80,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--batches", default="1,4,8,16,32")
     parser.add_argument("--profile", action="store_true", help="kernels of one step, by time")
+    parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="of earlier frames, compared")
     parser.add_argument("--overlap", choices=("on", "off"), help="of kernels; default: as measured")
     args = parser.parse_args()
     if args.overlap:
@@ -119,6 +124,12 @@ def main() -> None:
             )
             shown = "-" if error is None else f"{error:.1e}"
             print(f"{name}  {count:8}  {frames:6}  {ms:9.2f}  {gflop / ms:7.1f}  {shown}", flush=True)
+    if args.memory:
+        half_flow = copy.deepcopy(flow32).to(dtype)
+        memory = remember(half_flow, estimator, args.memory << 20)
+        remembering = PackedFlow(half_flow, estimator, 32, memory)
+        for count in map(int, args.batches.split(",")):
+            compare(packed, remembering, count)
     half = PaddedFlow(copy.deepcopy(flow32).to(dtype))
     for name, tokens, streaming, finalize in (("first", 41, True, False), ("whole", 125, False, True)):
         items = [item(0, tokens, streaming, finalize)]
@@ -130,6 +141,30 @@ def main() -> None:
             profile(flow32, estimator, [item(seed, tokens, streaming, finalize) for seed in range(count)])
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
+
+
+def compare(plain: PackedFlow, remembering: PackedFlow, count: int, rounds: int = 5) -> None:
+    """Chunks of `count` streams in known voices, without and with a memory: medians of `rounds` streams, and
+    the largest relative difference."""
+    voices = [item(seed, 125, True, True) for seed in range(count)]
+    times: dict[str, list[list[float]]] = {}
+    difference = 0.0
+    for _ in range(rounds + 1):  # the first one makes the voices known
+        streams = [replace(voice, stream_memo=Memo()) for voice in voices]
+        for name, end in (("first", 41), ("second", 66), ("third", 91), ("last", 125)):
+            chunk = [replace(one, tokens=one.tokens[:end], finalize=end == 125) for one in streams]
+            found = []
+            for model in (plain, remembering):
+                start = time.perf_counter()
+                found.append(torch.cat(model(chunk)))
+                torch.cuda.synchronize()
+                times.setdefault(name, [[], []])[len(found) - 1].append(1e3 * (time.perf_counter() - start))
+            without, with_memory = found
+            difference = max(difference, ((with_memory - without).norm() / without.norm()).item())
+    for name, pair in times.items():
+        before, after = (statistics.median(each[1:]) for each in pair)
+        print(f"{name} chunk, known voice, {count} requests: {before:.2f} ms, with a memory {after:.2f} ms")
+    print(f"largest relative difference: {difference:.1e}", flush=True)
 
 
 def profile(flow: Flow, estimator, items: list[FlowItem]) -> None:

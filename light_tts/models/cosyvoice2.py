@@ -95,6 +95,7 @@ class CosyVoice2:
         load_trt: bool,
         max_batch_size: int,
         memory: int,
+        gpu_memory: int,
         n_timesteps: int | None,
     ) -> Callable[[], FlowBackend]:
         from light_tts.models.flow.backend import choose_flow
@@ -102,7 +103,9 @@ class CosyVoice2:
         config = self._config
         if n_timesteps is not None:
             config = replace(config, flow=replace(config.flow, n_timesteps=n_timesteps))
-        return choose_flow(self._model_dir, config, device, dtype, load_trt, max_batch_size, memory)
+        return choose_flow(
+            self._model_dir, config, device, dtype, load_trt, max_batch_size, memory, gpu_memory
+        )
 
     def load_vocoder(self, device: torch.device, cached_frames: int) -> Callable[[], Vocoder]:
         from light_tts.models.vocoder.backend import choose_vocoder

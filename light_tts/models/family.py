@@ -80,6 +80,7 @@ class Family(Protocol):
         load_trt: bool,
         max_batch_size: int,
         memory: int,
+        gpu_memory: int,
         n_timesteps: int | None,
     ) -> Callable[[], FlowBackend]:
         """See `choose_flow`. `n_timesteps`: Euler steps in place of the checkpoint's."""

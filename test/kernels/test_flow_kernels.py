@@ -7,11 +7,19 @@ from support.interpreter import grid
 
 from light_tts.kernels.flow.euler_step import flow_step, flow_step_reference
 from light_tts.kernels.flow.packed_attention import (
+    KeptKeys,
+    Prefix,
     attention_blocks,
     packed_attention,
     packed_attention_reference,
 )
-from light_tts.kernels.flow.packed_conv import Norm, Residual, packed_conv, packed_conv_reference
+from light_tts.kernels.flow.packed_conv import (
+    KeptEdges,
+    Norm,
+    Residual,
+    packed_conv,
+    packed_conv_reference,
+)
 from light_tts.kernels.flow.packed_linear import (
     fold_layer_norm,
     layer_norm_linear,
@@ -152,6 +160,93 @@ def test_attention_of_sequences_with_and_without_chunks(dtype, head_dim, block_r
     packed_attention(qkv, blocks, found, heads, block_rows, copies=2)
     packed_attention_reference(qkv, blocks, expected, heads, block_rows, copies=2)
     assert_close(found, expected, dtype)
+
+
+PAGE, PAGES, STEPS = 20, 9, 3
+# The first sequence goes on after two pages and keeps its first 20 of 37 frames, the second goes on after
+# one, the third begins and keeps three pages, the fourth has none.
+PREFIXES = [Prefix(40, 0, 60), Prefix(20, 3, 20), Prefix(0, 4, 60), Prefix()]
+PAGE_TABLE = [5, 2, 7, 2, 0, 8, 3]
+
+
+def with_new_pages(store: torch.Tensor) -> torch.Tensor:
+    """`store` with NaN where nothing has been kept."""
+    store[[7, 0, 8, 3, 1]] = torch.nan
+    return store
+
+
+@pytest.mark.parametrize(("dtype", "block_rows", "head_dim"), grid(DTYPES, [16, 32, 64], [12, 64]))
+def test_attention_goes_on_after_pages_and_keeps_pages(dtype, head_dim, block_rows):
+    torch.manual_seed(6)
+    heads, copies, step = 2, 2, 1
+    where = positions(copies=copies)
+    qkv = draw(len(where), 3 * heads * head_dim, dtype=dtype)
+    qkv[where < 0] = torch.nan
+    table = attention_blocks(LENGTHS, (PAGE, PAGE, PAGE, 0), block_rows, 24, PREFIXES)
+    blocks = torch.from_numpy(table).to(DEVICE)
+    layers = with_new_pages(draw(PAGES, STEPS, 2, copies, PAGE, 2 * heads * head_dim, dtype=dtype))
+    pages = torch.tensor(PAGE_TABLE, dtype=torch.int32, device=DEVICE)
+    now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
+    other_layers = layers.clone()
+    found, expected = (poisoned(len(where), heads * head_dim, dtype=dtype) for _ in range(2))
+    packed_attention(qkv, blocks, found, heads, block_rows, copies, KeptKeys(layers[:, :, 1], pages, now))
+    kept = KeptKeys(other_layers[:, :, 1], pages, now)
+    packed_attention_reference(qkv, blocks, expected, heads, block_rows, copies, kept)
+    assert_close(found, expected, dtype)
+    assert torch.equal(layers.nan_to_num(9), other_layers.nan_to_num(9))
+    assert layers[[7, 0, 8, 3]][:, step, 1].isfinite().all()
+    assert layers[[7, 0, 8, 3]][:, 0].isnan().all() and layers[1].isnan().all()
+
+
+@pytest.mark.parametrize("block_rows", [16, 32])
+def test_attention_of_a_sequence_does_not_depend_on_the_batch(block_rows):
+    """Bit for bit: the past in pages, alone and behind another sequence in other pages."""
+    torch.manual_seed(7)
+    heads, head_dim, length = 2, 16, 30
+    store = draw(PAGES, 1, 1, PAGE, 2 * heads * head_dim)
+    own, step = draw(length, 3 * heads * head_dim), torch.zeros(1, dtype=torch.int32, device=DEVICE)
+
+    def attend(lengths: list[int], prefixes: list[Prefix], pages: list[int]) -> torch.Tensor:
+        qkv = torch.cat([draw(sum(lengths) - length, own.shape[1]), own])
+        table = attention_blocks(lengths, [PAGE] * len(lengths), block_rows, 8, prefixes)
+        kept = KeptKeys(store, torch.tensor(pages, dtype=torch.int32, device=DEVICE), step)
+        out = poisoned(len(qkv), heads * head_dim, dtype=torch.float32)
+        packed_attention(qkv, torch.from_numpy(table).to(DEVICE), out, heads, block_rows, 1, kept)
+        return out[-length:]
+
+    alone = attend([length], [Prefix(40, 0, 40)], [5, 2])
+    store[[3, 8]] = store[[5, 2]]
+    assert torch.equal(attend([50, length], [Prefix(20, 0, 20), Prefix(40, 1, 40)], [1, 3, 8]), alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("channels_in", "channels_out", "shifted"), [(64, 32, False), (40, 48, True)])
+def test_conv_goes_on_after_kept_frames_and_keeps_frames(dtype, channels_in, channels_out, shifted):
+    torch.manual_seed(8)
+    copies, step = 2, 2
+    where = positions(copies=copies)
+    rows = len(where) // copies
+    wide = draw(len(where), channels_in + 8, dtype=dtype)
+    x = wide[:, :channels_in]
+    weight = draw(3, channels_in, channels_out, dtype=dtype, scale=(3 * channels_in) ** -0.5)
+    bias = draw(channels_out)
+    before, keep = (torch.full((rows,), -1, dtype=torch.int32, device=DEVICE) for _ in range(2))
+    before[:37], before[37:38] = 2, 6  # the second sequence is one frame
+    keep[18:20] = torch.tensor([14, 15], device=DEVICE)
+    keep[57:59] = torch.tensor([0, 1], device=DEVICE)
+    store = with_new_pages(draw(PAGES, STEPS, copies, 2, channels_in, dtype=dtype))
+    other_store = store.clone()
+    now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
+    shift = draw(STEPS, channels_out) if shifted else None
+    found, expected = (poisoned(len(where), channels_out, dtype=dtype) for _ in range(2))
+    for conv, out, edges in ((packed_conv, found, store), (packed_conv_reference, expected, other_store)):
+        kept = KeptEdges(edges, before.repeat(copies), keep.repeat(copies), now)
+        conv(x, weight, bias, where, out, shift=shift, step=now if shifted else None, kept=kept)
+    assert_close(found, expected, dtype)
+    assert torch.equal(store.nan_to_num(9), other_store.nan_to_num(9))
+    assert store[[7, 0]][:, step].isfinite().all() and store[[8, 3]].isnan().all()
+    for copy in range(copies):
+        assert torch.equal(store[7, step, copy], x[copy * rows :][18:20])
 
 
 def test_more_blocks_than_fit_are_refused():

@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.packed_on_cpu import references_for_kernels
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow import euler_step as flow_step
-from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
+from light_tts.kernels.flow import packed_attention
 from light_tts.models.checkpoint.config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.packed import PackedFlow, _bucket, pack
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.unet import packed as packed_estimator
 from light_tts.models.flow.unet.estimator import Estimator
-from light_tts.models.flow.unet.packed import COPIES, PackedEstimator, Rows
+from light_tts.models.flow.unet.kept import COPIES
+from light_tts.models.flow.unet.packed import PackedEstimator
+from light_tts.models.flow.unet.rows import Rows
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
@@ -34,12 +35,7 @@ TOLERANCE = 1e-3  # of the goldens, for a whole flow in float32
 def kernels() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE.type == "cpu":
-            patch.setattr(packed_estimator, "flow_step", flow_step.flow_step_reference)
-            patch.setattr(packed_estimator, "linear", packed_linear.linear_reference)
-            patch.setattr(packed_estimator, "packed_linear_add_", packed_linear.linear_add_reference_)
-            patch.setattr(packed_estimator, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
-            patch.setattr(packed_estimator, "packed_attention", packed_attention.packed_attention_reference)
-            patch.setattr(packed_estimator, "packed_conv", packed_conv.packed_conv_reference)
+            references_for_kernels(patch)
         yield
 
 
@@ -185,9 +181,8 @@ def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatc
     total, size, block_rows = sum(lengths), _bucket(sum(lengths)), 32
     buffers = estimator.allocate(size).first(size, few)
     rows = Rows(buffers, size // block_rows + 8, block_rows)
-    table = np.zeros(len(rows.table), np.int32)
-    _, position, blocks = rows.parts(table)
-    position.fill(-1)
+    table = rows.empty()
+    _, position, blocks, *_ = rows.parts(table)
     position.reshape(COPIES, size)[:, :total] = np.concatenate([np.arange(n) for n in lengths])
     chunks = [config.static_chunk_size * (index % 2) for index in range(len(lengths))]
     blocks[:] = packed_attention.attention_blocks(lengths, chunks, block_rows, len(blocks))

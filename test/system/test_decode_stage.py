@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.packed_on_cpu import packed_stage
 
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
@@ -42,6 +43,7 @@ class Stage:
 
     def __init__(self, folder: Path, **settings) -> None:
         self.run_dir = RunDir.create(f"ipc://{folder}/", 1)
+        self.run_dir.register_process()  # or a server that starts meanwhile takes it for a dead one's
         self.outbox, self.worker = Outbox(), Inbox(self.run_dir.worker_address())
         self.supervisor = Inbox(self.run_dir.supervisor)
         outbox = Outbox()
@@ -149,6 +151,27 @@ def test_steps_change_the_sound_and_memory_does_not(stage, changes, socket_path)
     assert len(got) == len(usual)
     difference = np.abs(got.astype(int) - usual).mean()
     assert difference > 100 if "n_timesteps" in changes else difference < 1
+
+
+def test_the_memory_of_the_packed_flow_changes_nothing_not_even_after_a_death(socket_path, monkeypatch):
+    """Nor what another process, which knows nothing of the beginning, goes on with, but for rounding."""
+    packed_stage(monkeypatch)
+    stages = []
+    for name, memory in (("plain", 0), ("first", 64), ("second", 64)):
+        (socket_path / name).mkdir()
+        stages.append(Stage(socket_path / name, n_timesteps=2, flow_memory_gpu_mb=memory))
+    plain, first, second = stages
+    try:
+        usual = plain.speak("packed/0", TOKENS[:70])
+        whole, again = (first.speak(f"packed/{number}", TOKENS[:70]) for number in range(2))
+        heard, samples = whole[0].tokens, len(pcm(whole[:1]))
+        rest = second.speak("packed/2", TOKENS[:70], progress=PartProgress(tokens=heard, samples=samples))
+    finally:
+        for each in stages:
+            each.close()
+    for found, expected in ((whole, usual), (again, usual), (rest, usual[1:])):
+        assert [len(pcm([chunk])) for chunk in found] == [len(pcm([chunk])) for chunk in expected]
+        assert np.abs(pcm(found).astype(int) - pcm(expected)).mean() < 1
 
 
 def test_interleaved_jobs_sound_as_alone(stage):

@@ -32,12 +32,20 @@ DEVICE = torch.device("cuda")
 VOICES = 16
 
 
+@pytest.mark.parametrize("memory", [0, 1 << 28])
 @pytest.mark.parametrize(("name", "grow"), [("fixed_hop", False), ("grow_hop", True)])
-def test_streams_are_the_golden_ones(name, grow):
+def test_streams_are_the_golden_ones(name, grow, memory):
     """Flow in float32; the vocoder multiplies in float16 in places. The goldens' own limit is 1e-2."""
     config, checkpoint = GOLDEN.config, GOLDEN.checkpoint
     new_flow = choose_flow(
-        checkpoint, config, DEVICE, torch.float32, load_trt=False, max_batch_size=2, memory=0
+        checkpoint,
+        config,
+        DEVICE,
+        torch.float32,
+        load_trt=False,
+        max_batch_size=2,
+        memory=0,
+        gpu_memory=memory,
     )
     hift = Hift.from_checkpoint(checkpoint, config, DEVICE)
     vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)()
@@ -80,7 +88,8 @@ async def speak(http: httpx.AsyncClient, number: int) -> np.ndarray:
     return np.frombuffer(response.content, np.int16)
 
 
-def test_sixteen_voices_at_once_sound_as_each_does_alone():
+@pytest.mark.parametrize("memory", [0, 1024])
+def test_sixteen_voices_at_once_sound_as_each_does_alone(memory):
     """Whole and streamed answers mixed, float32: the same tokens, so the same length, and the same samples
     within 400 of 32768, the goldens' limit (the phase of the vocoder sums up what rounding does to pitch)."""
 
@@ -91,6 +100,7 @@ def test_sixteen_voices_at_once_sound_as_each_does_alone():
         return list(zip(alone, together, strict=True))
 
     flags = {"device": "cuda", "data_type": "float32", "decode_max_batch_size": 4, "decode_paral_num": 2}
+    flags["flow_memory_gpu_mb"] = memory
     flags["mps"] = "off"  # a daemon of its own would make others on this GPU take turns
     with start_server(timeout=500, **flags) as server:
         for number, (alone, together) in enumerate(asyncio.run(run(server))):

@@ -1,12 +1,15 @@
 """Self-attention inside each sequence of a packed batch (see packed_conv.py), full or in chunks.
 
 The batch stands in the buffer several times (with and without guidance), each copy with the same layout.
-What a program does is looked up in `blocks`, so that one grid serves every mixture of lengths.
+What a program does is looked up in `blocks`, so that one grid serves every mixture of lengths. A sequence may
+go on after frames that are not in the batch: their keys and values lie in pages, and those of its own frames
+can be left in pages for later batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,31 +20,68 @@ from torch import Tensor
 from light_tts.kernels import overlap
 from light_tts.kernels.launch import geometry
 
+BLOCK_ENTRIES = 7
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What a sequence has in pages. past: its frames before those of the batch; pages: index of its first
+    page in `KeptKeys.pages`; kept: its frames that are in pages afterwards, `past` of them before. Both are
+    whole pages."""
+
+    past: int = 0
+    pages: int = 0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class KeptKeys:
+    """Keys and values of one layer. store: (pages, steps, copies, frames of a page, 2 * heads * head_dim),
+    may be strided in the first three, keys first; pages: int32, the pages of each sequence one after the
+    other; step: one int32 on the device."""
+
+    store: Tensor
+    pages: Tensor
+    step: Tensor
+
 
 def attention_blocks(
-    lengths: Sequence[int], chunks: Sequence[int], block_rows: int, count: int
+    lengths: Sequence[int],
+    chunks: Sequence[int],
+    block_rows: int,
+    count: int,
+    prefixes: Sequence[Prefix] | None = None,
 ) -> np.ndarray:
-    """(count, 4) int32: for each block of queries its first position in the sequence, the sequence's first
-    row, length and chunk (0: full attention); length 0 where there is nothing left to do.
-    Raises ValueError when `count` is too small."""
+    """(count, BLOCK_ENTRIES) int32: for each block of queries its first position among the rows of the
+    sequence, the sequence's first row, length and chunk (0: full attention), and its prefix; length 0 where
+    there is nothing left to do. Raises ValueError when `count` is too small."""
     found, first_row = [], 0
-    for length, chunk in zip(lengths, chunks, strict=True):
-        found += [(start, first_row, length, chunk) for start in range(0, length, block_rows)]
+    prefixes = prefixes or [Prefix()] * len(lengths)
+    for length, chunk, prefix in zip(lengths, chunks, prefixes, strict=True):
+        rest = first_row, length, chunk, prefix.past, prefix.pages, prefix.kept
+        found += [(start, *rest) for start in range(0, length, block_rows)]
         first_row += length
     if len(found) > count:
         raise ValueError(f"{len(found)} blocks of queries do not fit into {count}")
-    blocks = np.zeros((count, 4), np.int32)
+    blocks = np.zeros((count, BLOCK_ENTRIES), np.int32)
     # long sequences first: what starts last should end soon
-    blocks[: len(found)] = sorted(found, key=lambda block: -block[2])
+    blocks[: len(found)] = sorted(found, key=lambda block: -(block[2] + block[4]))
     return blocks
 
 
 def packed_attention(
-    qkv: Tensor, blocks: Tensor, out: Tensor, heads: int, block_rows: int, copies: int
+    qkv: Tensor,
+    blocks: Tensor,
+    out: Tensor,
+    heads: int,
+    block_rows: int,
+    copies: int,
+    kept: KeptKeys | None = None,
 ) -> Tensor:
-    """qkv: (copies * rows, 3 * heads * head_dim); blocks: (n, 4) int32 from `attention_blocks`;
+    """qkv: (copies * rows, 3 * heads * head_dim); blocks: (n, BLOCK_ENTRIES) int32 from `attention_blocks`;
     out: (copies * rows, heads * head_dim). With chunk c, position i sees the positions before the end of its
-    chunk, j < (i // c + 1) * c."""
+    chunk, j < (i // c + 1) * c, and all of the past; `past` is a multiple of c. kept: None where no sequence
+    has a prefix."""
     width = out.shape[1]
     head_dim = width // heads
     shape = geometry(f"packed_attention_{block_rows}", qkv, len(qkv)) or {
@@ -49,16 +89,24 @@ def packed_attention(
         "num_warps": 4 if block_rows <= 64 else 8,
         "num_stages": 3,
     }
+    # what is absent is never read; any tensor serves in its place
+    store, pages, step = (qkv, blocks, blocks) if kept is None else (kept.store, kept.pages, kept.step)
     _attention[(blocks.shape[0], heads, copies)](
         qkv,
         blocks,
         out,
         out.shape[0] // copies,
         head_dim**-0.5 * 1.4426950408889634,  # softmax in powers of two
+        store,
+        pages,
+        step,
+        *((0, 0, 0) if kept is None else store.stride()[:3]),
         WIDTH=width,
         HEAD=head_dim,
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_ROWS=block_rows,
+        KEPT=kept is not None,
+        PAGE=1 if kept is None else store.shape[3],
         **shape,
         **overlap.options(qkv.device, "packed_attention", len(qkv)),
     )
@@ -66,24 +114,46 @@ def packed_attention(
 
 
 def packed_attention_reference(
-    qkv: Tensor, blocks: Tensor, out: Tensor, heads: int, block_rows: int, copies: int
+    qkv: Tensor,
+    blocks: Tensor,
+    out: Tensor,
+    heads: int,
+    block_rows: int,
+    copies: int,
+    kept: KeptKeys | None = None,
 ) -> Tensor:
     rows, width = out.shape[0] // copies, out.shape[1]
-    for first, first_row, length, chunk in blocks.tolist():
+    for first, first_row, length, chunk, past, pages, end in blocks.tolist():
         if length == 0:
             continue
         query = torch.arange(first, min(first + block_rows, length), device=qkv.device)
         for copy in range(copies):
             span = slice(copy * rows + first_row, copy * rows + first_row + length)
-            q, k, v = qkv[span].float().view(length, 3, heads, width // heads).permute(1, 2, 0, 3)
+            own = qkv[span, width:]
+            if kept is not None and past:
+                own = torch.cat([_of_pages(kept, torch.arange(past), pages, copy), own])
+            q = qkv[span, :width].float().view(length, heads, -1).transpose(0, 1)
+            k, v = own.float().view(past + length, 2, heads, width // heads).permute(1, 2, 0, 3)
             scores = q[:, query] @ k.transpose(1, 2) * (width // heads) ** -0.5
             if chunk:
-                keys = torch.arange(length, device=qkv.device)
-                seen = keys < ((query // chunk + 1) * chunk)[:, None]
+                keys = torch.arange(past + length, device=qkv.device)
+                seen = keys < past + ((query // chunk + 1) * chunk)[:, None]
                 scores = scores.masked_fill(~seen, -torch.inf)
             y = scores.softmax(-1) @ v
             out[copy * rows + first_row + query] = y.transpose(0, 1).flatten(1).to(out.dtype)
+            frame = past + query
+            frame = frame[frame < end]
+            if kept is not None and len(frame):
+                page, place = kept.pages[pages + frame // kept.store.shape[3]], frame % kept.store.shape[3]
+                kept.store[page.long(), int(kept.step), copy, place] = own[frame]
     return out
+
+
+def _of_pages(kept: KeptKeys, frames: Tensor, pages: int, copy: int) -> Tensor:
+    """(frames, 2 * heads * head_dim)"""
+    frames = frames.to(kept.pages.device)
+    size = kept.store.shape[3]
+    return kept.store[kept.pages[pages + frames // size].long(), int(kept.step), copy, frames % size]
 
 
 @triton.jit
@@ -93,60 +163,105 @@ def _attention(
     out,
     copy_rows,
     scale,
+    store,
+    pages,
+    step,
+    page_stride,
+    step_stride,
+    copy_stride,
     WIDTH: tl.constexpr,
     HEAD: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
+    KEPT: tl.constexpr,
+    PAGE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    entry = blocks + tl.program_id(0) * 4
+    entry = blocks + tl.program_id(0) * 7
     first = tl.load(entry)
     first_row = tl.load(entry + 1)
     length = tl.load(entry + 2)
     chunk = tl.load(entry + 3)
     if length == 0:
         return
+    if KEPT:
+        past = tl.load(entry + 4)
+        pages += tl.load(entry + 5)
+        kept_end = tl.load(entry + 6)
     if OVERLAP:
         overlap.begin()
     base = tl.program_id(2) * copy_rows + first_row
     feature = tl.arange(0, BLOCK_HEAD)
     column = tl.program_id(1) * HEAD + feature
+    known = feature < HEAD
     query = first + tl.arange(0, BLOCK_ROWS)
-    q = tl.load(
-        qkv + (base + query)[:, None] * (3 * WIDTH) + column[None, :],
-        mask=(query < length)[:, None] & (feature < HEAD)[None, :],
-        other=0.0,
-    )
+    inside = (query < length)[:, None] & known[None, :]
+    own = (base + query)[:, None] * (3 * WIDTH) + column[None, :]
+    q = tl.load(qkv + own, mask=inside, other=0.0)
     chunk_size = tl.where(chunk > 0, chunk, length)
     query_end = tl.minimum((query // chunk_size + 1) * chunk_size, length)
     end = tl.minimum(((first + BLOCK_ROWS - 1) // chunk_size + 1) * chunk_size, length)
     highest = tl.full((BLOCK_ROWS,), -1.0e30, dtype=tl.float32)
     mass = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     total = tl.zeros((BLOCK_ROWS, BLOCK_HEAD), dtype=tl.float32)
+    if KEPT:
+        # `step` is read after the wait: without a graph the kernel in front may have written it
+        store += tl.load(step).to(tl.int64) * step_stride + tl.program_id(2).to(tl.int64) * copy_stride
+        for start in range(0, past, BLOCK_KEYS):
+            key = start + tl.arange(0, BLOCK_KEYS)
+            page = tl.load(pages + key // PAGE, mask=key < past, other=0).to(tl.int64)
+            at = page * page_stride + key % PAGE * (2 * WIDTH)
+            k = tl.load(
+                store + at[None, :] + column[:, None],
+                mask=(key < past)[None, :] & known[:, None],
+                other=0.0,
+            )
+            v = tl.load(
+                store + WIDTH + at[:, None] + column[None, :],
+                mask=(key < past)[:, None] & known[None, :],
+                other=0.0,
+            )
+            seen = (key < past)[None, :] & (query >= 0)[:, None]
+            highest, mass, total = _attend(q, k, v, seen, scale, highest, mass, total)
     for start in range(0, end, BLOCK_KEYS):
         key = start + tl.arange(0, BLOCK_KEYS)
         at = (base + key) * (3 * WIDTH)
         k = tl.load(
             qkv + WIDTH + at[None, :] + column[:, None],
-            mask=(key < length)[None, :] & (feature < HEAD)[:, None],
+            mask=(key < length)[None, :] & known[:, None],
             other=0.0,
         )
-        scores = tl.dot(q, k, input_precision="ieee") * scale
-        scores = tl.where(key[None, :] < query_end[:, None], scores, -1.0e30)
-        new_highest = tl.maximum(highest, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - new_highest[:, None])
-        fade = tl.exp2(highest - new_highest)
-        mass = mass * fade + tl.sum(weights, axis=1)
         v = tl.load(
             qkv + 2 * WIDTH + at[:, None] + column[None, :],
-            mask=(key < length)[:, None] & (feature < HEAD)[None, :],
+            mask=(key < length)[:, None] & known[None, :],
             other=0.0,
         )
-        total = tl.dot(weights.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
-        highest = new_highest
+        seen = key[None, :] < query_end[:, None]
+        highest, mass, total = _attend(q, k, v, seen, scale, highest, mass, total)
     tl.store(
         out + (base + query)[:, None] * WIDTH + column[None, :],
         (total / mass[:, None]).to(out.dtype.element_ty),
-        mask=(query < length)[:, None] & (feature < HEAD)[None, :],
+        mask=inside,
     )
+    if KEPT:
+        frame = past + query
+        if past + first < kept_end:
+            stays = inside & (frame < kept_end)[:, None]
+            page = tl.load(pages + frame // PAGE, mask=frame < kept_end, other=0).to(tl.int64)
+            at = (page * page_stride + frame % PAGE * (2 * WIDTH))[:, None] + column[None, :]
+            tl.store(store + at, tl.load(qkv + WIDTH + own, mask=stays, other=0.0), mask=stays)
+            tl.store(store + WIDTH + at, tl.load(qkv + 2 * WIDTH + own, mask=stays, other=0.0), mask=stays)
+
+
+@triton.jit
+def _attend(q, k, v, seen, scale, highest, mass, total):
+    """Highest score, mass and weighted sum with a tile of keys, where `seen`."""
+    scores = tl.dot(q, k, input_precision="ieee") * scale
+    scores = tl.where(seen, scores, -1.0e30)
+    new_highest = tl.maximum(highest, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - new_highest[:, None])
+    fade = tl.exp2(highest - new_highest)
+    mass = mass * fade + tl.sum(weights, axis=1)
+    total = tl.dot(weights.to(v.dtype), v, total * fade[:, None], input_precision="ieee")
+    return new_highest, mass, total

@@ -2,7 +2,8 @@
 
 A packed batch is the frames of several sequences one after the other, without padding between them: rows
 (rows, channels). `position` says for each row its frame in its sequence, -1 for rows without meaning at the
-end of the buffer; those are neither computed nor written.
+end of the buffer; those are neither computed nor written. A sequence may go on after frames that are not in
+the batch, whose last ones have been kept.
 """
 
 from __future__ import annotations
@@ -38,6 +39,19 @@ class Residual:
     bias: Tensor
 
 
+@dataclass(frozen=True)
+class KeptEdges:
+    """The inputs at the last frames of each page (see packed_attention.py). store: (pages, steps, copies,
+    taps - 1, in); before: (rows,) int32, the page in front of the row's sequence, -1: zeros are; keep:
+    (rows,) int32, page * (taps - 1) + place where the row is to be kept, -1: nowhere. step: one int32 on the
+    device."""
+
+    store: Tensor
+    before: Tensor
+    keep: Tensor
+    step: Tensor
+
+
 def packed_conv(
     x: Tensor,
     weight: Tensor,
@@ -50,11 +64,13 @@ def packed_conv(
     residual: Residual | None = None,
     normal: Tensor | None = None,
     eps: float = 0.0,
+    kept: KeptEdges | None = None,
 ) -> Tensor:
     """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the present frame;
     position: (rows,) int32; out: (rows, out), no part of x. After convolution, norm and Mish, row `step` of
     `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device. normal: (rows,
-    out), is given the LayerNorm (without gain and offset) of the result."""
+    out), is given the LayerNorm (without gain and offset) of the result. kept: None where every sequence
+    begins in the batch and nothing is kept of it."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
     shape = geometry(f"conv_{channels_in}x{channels_out}", x, rows) or {
@@ -67,6 +83,9 @@ def packed_conv(
     # what is absent is never read; any tensor serves in its place
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
+    edges = KeptEdges(x, position, position, position) if kept is None else kept
+    if kept is not None:
+        step = kept.step
     _conv[(triton.cdiv(rows, shape["BLOCK_ROWS"]),)](
         x,
         x.stride(0),
@@ -84,6 +103,9 @@ def packed_conv(
         out,
         out.stride(0),
         out if normal is None else normal,
+        edges.store,
+        edges.before,
+        edges.keep,
         rows,
         0.0 if norm is None else norm.eps,
         eps,
@@ -95,6 +117,9 @@ def packed_conv(
         SHIFT=shift is not None,
         SIDE=residual is not None,
         NORMAL=normal is not None,
+        KEPT=kept is not None,
+        STEPS=1 if kept is None else kept.store.shape[1],
+        COPIES=1 if kept is None else kept.store.shape[2],
         BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
         **shape,
         **overlap.options(x.device, "packed_conv", rows),
@@ -114,13 +139,24 @@ def packed_conv_reference(
     residual: Residual | None = None,
     normal: Tensor | None = None,
     eps: float = 0.0,
+    kept: KeptEdges | None = None,
 ) -> Tensor:
     taps = weight.shape[0]
     total = bias.float().expand(x.shape[0], -1)
     for tap in range(taps):
         back = taps - 1 - tap
         earlier = torch.roll(x.float(), back, dims=0) * (position >= back)[:, None]
+        if kept is not None:
+            row = ((position >= 0) & (position < back) & (kept.before >= 0)).nonzero()[:, 0]
+            place = taps - 1 + position[row] - back
+            earlier[row] = kept.store[
+                kept.before[row].long(), int(kept.step), _copy(row, x, kept), place.long()
+            ].float()
         total = total + earlier @ weight[tap].float()
+    if kept is not None:
+        row = (kept.keep >= 0).nonzero()[:, 0]
+        page, place = kept.keep[row].long() // (taps - 1), kept.keep[row].long() % (taps - 1)
+        kept.store[page, int(kept.step), _copy(row, x, kept), place] = x[row]
     if norm is not None:
         total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
         total = F.mish(total)
@@ -133,6 +169,11 @@ def packed_conv_reference(
     if normal is not None:
         normal[inside] = F.layer_norm(total, total.shape[1:], eps=eps)[inside].to(normal.dtype)
     return out
+
+
+def _copy(row: Tensor, x: Tensor, kept: KeptEdges) -> Tensor:
+    """Which copy of the batch each row belongs to."""
+    return row // (len(x) // kept.store.shape[2])
 
 
 @triton.jit
@@ -153,6 +194,9 @@ def _conv(
     out,
     out_stride,
     normal,
+    edges,
+    before,
+    keep,
     rows,
     norm_eps,
     eps,
@@ -164,6 +208,9 @@ def _conv(
     SHIFT: tl.constexpr,
     SIDE: tl.constexpr,
     NORMAL: tl.constexpr,
+    KEPT: tl.constexpr,
+    STEPS: tl.constexpr,
+    COPIES: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -187,13 +234,34 @@ def _conv(
         if SIDE:
             side_added = vector(side_bias, column, OUT)
         overlap.begin()
-        if SHIFT:
+        if SHIFT or KEPT:
             now = tl.load(step)  # after the wait: without a graph the kernel in front has written it
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
         back = TAPS - 1 - tap
         taken = weight + tap * IN * OUT
         total = multiply_add(total, x, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN)
+    if KEPT:
+        if not OVERLAP:
+            now = tl.load(step)
+        EDGE: tl.constexpr = TAPS - 1
+        copy = row // (rows // COPIES)
+        page = tl.load(before + row, mask=row < rows, other=-1)
+        first = (here >= 0) & (here < EDGE) & (page >= 0)
+        if tl.max(first.to(tl.int32), axis=0) > 0:
+            for tap in tl.static_range(TAPS - 1):
+                edge = ((page * STEPS + now) * COPIES + copy) * EDGE + here + tap
+                taken = weight + tap * IN * OUT
+                inside = first & (here + tap < EDGE)
+                total = multiply_add(total, edges, IN, taken, edge, column, inside, IN, OUT, BLOCK_IN)
+        place = tl.load(keep + row, mask=row < rows, other=-1)
+        if tl.max(place, axis=0) >= 0:
+            at = ((place // EDGE * STEPS + now) * COPIES + copy) * EDGE + place % EDGE
+            for start in range(0, IN, BLOCK_IN):
+                channel = start + tl.arange(0, BLOCK_IN)
+                stays = (place >= 0)[:, None] & (channel < IN)[None, :]
+                value = tl.load(x + row[:, None] * x_stride + channel[None, :], mask=stays, other=0.0)
+                tl.store(edges + at[:, None] * IN + channel[None, :], value, mask=stays)
     if not OVERLAP:
         added = vector(bias, column, OUT)
     total += added.to(tl.float32)[None, :]

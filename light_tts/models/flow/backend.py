@@ -29,20 +29,19 @@ def choose_flow(
     load_trt: bool,
     max_batch_size: int,
     memory: int,
+    gpu_memory: int = 0,
 ) -> Callable[[], FlowBackend]:
     """Loads the flow of a checkpoint. -> makes a backend for each CUDA stream that computes; they share their
-    weights. `load_trt`: the estimator as a TensorRT engine, where that is possible; `memory`: bytes that may
-    be kept of voices and streams on a CPU. Raises CheckpointError."""
+    weights. `load_trt`: the estimator as a TensorRT engine, where that is possible; `memory`, `gpu_memory`:
+    bytes that may be kept of voices and streams on a CPU and on a GPU (0: nothing is). Raises
+    CheckpointError, and TooLittleMemory where `gpu_memory` is too little or too much."""
     flow = Flow.from_checkpoint(model_dir, config, device)
     estimator = choose_estimator(flow.decoder.estimator, load_trt, device, model_dir, max_batch_size)
     if device.type == "cuda" and isinstance(estimator, TorchEstimator):
         if importlib.util.find_spec("triton") is not None:
-            from light_tts.models.flow.packed import PackedFlow, pack
+            from light_tts.models.flow.packed import share
 
-            packed = pack(flow, dtype)
-            del flow.decoder.estimator
-            flow.to(dtype)
-            return lambda: PackedFlow(flow, packed, max_batch_size)
+            return share(flow, dtype, max_batch_size, gpu_memory)
         log.warning("the package triton is not installed: the flow runs in plain PyTorch, slowly")
     if device.type == "cpu":
         limit = MemoLimit(memory)

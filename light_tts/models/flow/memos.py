@@ -17,7 +17,7 @@ class Memo:
     whoever needs it holds it."""
 
     def __init__(self) -> None:
-        self.content: Any = None  # what `MemoLimit.put` was given
+        self.content: Any = None  # the backend's own
 
 
 class MemoLimit:

@@ -3,6 +3,10 @@
 Long and short, first chunks and later ones, with and without the chunk mask: all share the rows of one batch
 (see unet/packed.py), so nothing is spent on padding but for the encoder, a fiftieth of the work. Encoder
 and Euler step are CUDA graphs by size.
+
+With a memory a stream goes on where its last chunk ended, and requests with the same voice share what its
+recording costs: with the chunk mask nothing before a chunk depends on what follows it. Only the encoder sees
+everything anew. Where no page is left, a chunk is computed again with the next one.
 """
 
 from __future__ import annotations
@@ -20,7 +24,10 @@ from light_tts.kernels.flow.packed_attention import attention_blocks
 from light_tts.models.flow.cfm import MAX_FRAMES, fixed_noise
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.unet.packed import COPIES, PackedEstimator, Rows
+from light_tts.models.flow.packed_memory import FlowMemory, Span
+from light_tts.models.flow.unet.kept import COPIES
+from light_tts.models.flow.unet.packed import PackedEstimator
+from light_tts.models.flow.unet.rows import Rows
 
 ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.
 WIDTH_STEP = 32  # tokens; sizes of the encoder
@@ -34,15 +41,42 @@ def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
     return PackedEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance, dtype)
 
 
+def share(flow: Flow, dtype: torch.dtype, items: int, room: int) -> Callable[[], PackedFlow]:
+    """Makes instances that share weights in `dtype` and a memory of `room` bytes (0: none) of a flow that is
+    in float32, and whose weights this takes. Raises TooLittleMemory."""
+    estimator = pack(flow, dtype)
+    memory = remember(flow, estimator, room) if room else None
+    del flow.decoder.estimator
+    flow.to(dtype)
+    return lambda: PackedFlow(flow, estimator, items, memory)
+
+
+def remember(flow: Flow, estimator: PackedEstimator, room: int) -> FlowMemory:
+    """A memory of `room` bytes for all instances. Raises TooLittleMemory, and ValueError where the attention
+    chunks of the flow's encoder and estimator differ."""
+    frames = flow.decoder.chunk_size
+    if frames != flow.ratio * flow.encoder.chunk_size:
+        raise ValueError("the attention chunks of the flow's encoder and estimator differ")
+    return FlowMemory(estimator.keep(room, frames), flow.ratio, flow.lookahead)
+
+
 class PackedFlow:
-    """`estimator`: `pack(flow)`, shared by all instances; `items`: most that come at once. The results of one
-    call do not depend on which items share it but for rounding. Not thread-safe; all work is done in the
-    current CUDA stream, which must not change."""
+    """`estimator`: `pack(flow)`, shared by all instances; `items`: most that come at once; `memory`: None:
+    every chunk is computed from the beginning. The results of one call do not depend on which items share it
+    but for rounding. Not thread-safe; all work is done in the current CUDA stream, which must not change."""
 
     packed = True
 
-    def __init__(self, flow: Flow, estimator: PackedEstimator, items: int, graphs: bool = True) -> None:
+    def __init__(
+        self,
+        flow: Flow,
+        estimator: PackedEstimator,
+        items: int,
+        memory: FlowMemory | None = None,
+        graphs: bool = True,
+    ) -> None:
         self._flow = flow
+        self._memory = memory
         self._items = items
         self._device = flow.spk_embed_affine_layer.weight.device
         self._chunk = flow.decoder.chunk_size
@@ -67,11 +101,12 @@ class PackedFlow:
     @torch.inference_mode()
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
         """The mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
-        frames = [self.frames(item) for item in items]
-        order = sorted(range(len(items)), key=lambda index: frames[index])
+        spans = [self._span(item) for item in items]
+        order = sorted(range(len(items)), key=lambda index: spans[index].frames)
         mels: dict[int, Tensor] = {}
-        for batch in _split(order, lambda batch: sum(frames[i] for i in batch) <= ROW_LIMIT):
-            mels.update(self._solve(batch, items, frames))
+        for batch in _split(order, lambda batch: sum(spans[i].frames for i in batch) <= ROW_LIMIT):
+            found = self._solve([spans[index] for index in batch])
+            mels.update(zip(batch, found, strict=True))
         return [mels[index] for index in range(len(items))]
 
     @torch.inference_mode()
@@ -91,20 +126,38 @@ class PackedFlow:
             for width in range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP):
                 self._features(np.ones((height, 3 + width), np.int32))
 
-    def _solve(self, batch: list[int], items: Sequence[FlowItem], frames: list[int]) -> dict[int, Tensor]:
-        total = sum(frames[index] for index in batch)
+    def _span(self, item: FlowItem) -> Span:
+        end, prompt = self.frames(item), self._flow.ratio * len(item.prompt)
+        if self._memory is None or not item.streaming:
+            return Span(item, prompt, 0, end)
+        return self._memory.span(item, prompt, end)
+
+    def _solve(self, spans: list[Span]) -> list[Tensor]:
+        if self._memory is not None:
+            self._memory.wait(spans)
+        try:
+            mels = self._integrate(spans)
+        finally:
+            ready = None if self._memory is None else self._memory.hold(spans)
+        found, start = [], 0
+        for span in spans:
+            new = mels[start : start + span.frames][max(0, span.prompt - span.start) :]
+            found.append(new if span.mel is None else torch.cat([span.mel, new]))
+            start += span.frames
+            if self._memory is not None:
+                self._memory.remember(span, found[-1], ready)
+        return found
+
+    def _integrate(self, spans: list[Span]) -> Tensor:
+        """-> (frames of all spans, mels)"""
+        total = sum(span.frames for span in spans)
         rows = self._rows(_bucket(total))
         self._prepare(rows)
-        self._place(rows, [frames[i] for i in batch], [items[i].streaming for i in batch])
-        self._fill(rows, [items[index] for index in batch], [frames[index] for index in batch])
+        self._place(rows, spans)
+        self._fill(rows, spans)
         for _ in range(self._estimator.steps):
             self._graphs.run(("step", rows.size), lambda: self._estimator.step(rows))
-        mel, start, found = rows.buffers.x[:total].clone(), 0, {}
-        for index in batch:
-            prompt = self._flow.ratio * len(items[index].prompt)
-            found[index] = mel[start + prompt : start + frames[index]]
-            start += frames[index]
-        return found
+        return rows.buffers.x[:total].clone()
 
     # ---- rows
 
@@ -119,7 +172,10 @@ class PackedFlow:
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
         block_rows = 32 if size <= 512 else 64
         buffers = self._largest.first(size, few=size <= FEW_ROWS)
-        rows = self._sizes[size] = Rows(buffers, size // block_rows + self._items, block_rows)
+        kept = None if self._memory is None else self._memory.kept
+        pages = 0 if kept is None else self._items * (MAX_FRAMES // kept.frames)
+        rows = Rows(buffers, size // block_rows + self._items, block_rows, kept, pages)
+        self._sizes[size] = rows
         return rows
 
     def _prepare(self, rows: Rows) -> None:
@@ -128,58 +184,63 @@ class PackedFlow:
             rows.clear()
             self._graphs.record(("step", rows.size), lambda: self._estimator.step(rows))
 
-    def _place(self, rows: Rows, frames: list[int], streaming: list[bool]) -> None:
+    def _place(self, rows: Rows, spans: list[Span]) -> None:
         """Say on the device where each item's rows are, and begin at step 0."""
-        table = np.zeros(len(rows.table), np.int32)
-        _, position, blocks = rows.parts(table)
-        position.fill(-1)
-        position.reshape(COPIES, -1)[:, : sum(frames)] = np.concatenate([np.arange(n) for n in frames])
-        chunks = [self._chunk if masked else 0 for masked in streaming]
-        blocks[:] = attention_blocks(frames, chunks, rows.block_rows, len(blocks))
+        table = rows.empty()
+        parts = rows.parts(table)
+        lengths = [span.frames for span in spans]
+        position = np.concatenate([np.arange(length) for length in lengths])
+        parts.position.reshape(COPIES, -1)[:, : len(position)] = position
+        chunks = [self._chunk if span.item.streaming else 0 for span in spans]
+        prefixes = None if self._memory is None else self._memory.place(parts, spans)
+        parts.blocks[:] = attention_blocks(lengths, chunks, rows.block_rows, len(parts.blocks), prefixes)
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
 
-    def _fill(self, rows: Rows, items: list[FlowItem], frames: list[int]) -> None:
+    def _fill(self, rows: Rows, spans: list[Span]) -> None:
         """What the estimator is given: noise, encoded tokens, speaker and the prompt's mel, side by side; of
         these the unconditioned copy has the noise only."""
-        mels, size, total = self._mels, rows.size, sum(frames)
+        mels, size, total = self._mels, rows.size, sum(span.frames for span in spans)
         x = rows.buffers.x[:total]
-        torch.index_select(self._noise, 0, rows.position[:total], out=x)
+        frame = np.concatenate([np.arange(span.start, span.end, dtype=np.int32) for span in spans])
+        torch.index_select(self._noise, 0, upload(frame, self._device), out=x)
         conditioned, unconditioned = rows.buffers.inputs[:total], rows.buffers.inputs[size:][:total]
         conditioned[:, :mels] = x
         unconditioned[:, :mels] = x
         unconditioned[:, mels:].zero_()
         conditioned[:, 3 * mels :].zero_()
-        speakers = self._flow.speaker(torch.stack([item.embedding for item in items]))
+        speakers = self._flow.speaker(torch.stack([span.item.embedding for span in spans]))
         start = 0
-        for item, speaker, count in zip(items, speakers, frames, strict=True):
-            span = conditioned[start : start + count]
-            span[:, 2 * mels : 3 * mels] = speaker
-            prompt = self._flow.ratio * len(item.prompt)
-            if prompt:
-                span[:prompt, 3 * mels :] = item.prompt_mel[:prompt]
+        for span, speaker in zip(spans, speakers, strict=True):
+            own = conditioned[start : start + span.frames]
+            own[:, 2 * mels : 3 * mels] = speaker
+            known = span.item.prompt_mel[span.start : span.prompt]
+            own[: len(known), 3 * mels :] = known
+            start += span.frames
+        start = 0
+        for batch in _split(spans, _encoder_has_room):
+            count = sum(span.frames for span in batch)
+            conditioned[start : start + count, mels : 2 * mels] = self._encode(batch)
             start += count
-        start = 0
-        for batch in _split(items, _encoder_has_room):
-            count = sum(frames[: len(batch)])
-            conditioned[start : start + count, mels : 2 * mels] = self._encode(batch, frames[: len(batch)])
-            start, frames = start + count, frames[len(batch) :]
 
     # ---- encoder
 
-    def _encode(self, items: list[FlowItem], frames: list[int]) -> Tensor:
-        """-> (sum of frames, mels), the encoder's features of all items one after the other."""
-        ids = [np.concatenate([item.prompt, item.tokens]) for item in items]
+    def _encode(self, spans: list[Span]) -> Tensor:
+        """-> (frames of all spans, mels), the encoder's features one after the other."""
+        ids = [np.concatenate([span.item.prompt, span.item.tokens]) for span in spans]
         width = _round_up(max(map(len, ids)), WIDTH_STEP)
-        height = _batch_bucket(len(items))
+        height = _batch_bucket(len(spans))
         table = np.zeros((height, 3 + width), np.int32)
         table[:, 0], table[:, 2] = 1, 1  # items that are not there: one token, finalize
-        for row, (item, own) in enumerate(zip(items, ids, strict=True)):
-            table[row, :3] = len(own), item.streaming, item.finalize
+        for row, (span, own) in enumerate(zip(spans, ids, strict=True)):
+            table[row, :3] = len(own), span.item.streaming, span.item.finalize
             table[row, 3 : 3 + len(own)] = own
         features = self._features(table)
         row_length = self._flow.ratio * width
         index = np.concatenate(
-            [np.arange(count, dtype=np.int32) + row * row_length for row, count in enumerate(frames)]
+            [
+                np.arange(span.start, span.end, dtype=np.int32) + row * row_length
+                for row, span in enumerate(spans)
+            ]
         )
         return features.index_select(0, upload(index, self._device))
 
@@ -212,9 +273,9 @@ def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
     return batches
 
 
-def _encoder_has_room(items: list[FlowItem]) -> bool:
-    longest = max(len(item.prompt) + len(item.tokens) for item in items)
-    return len(items) * longest**2 <= ENCODER_LIMIT
+def _encoder_has_room(spans: list[Span]) -> bool:
+    longest = max(len(span.item.prompt) + len(span.item.tokens) for span in spans)
+    return len(spans) * longest**2 <= ENCODER_LIMIT
 
 
 def _bucket(frames: int) -> int:

@@ -27,6 +27,7 @@ def run(ctx: StageContext) -> None:
         load_trt=settings.load_trt,
         max_batch_size=settings.decode_max_batch_size,
         memory=settings.flow_memory_mb << 20,
+        gpu_memory=settings.flow_memory_gpu_mb << 20,
         n_timesteps=settings.n_timesteps,
     )
     new_vocoder = family.load_vocoder(device, OVERLAP_FRAMES)

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,72 +30,8 @@ from light_tts.models.flow.unet.estimator import (
     TransformerBlock,
     sinusoids,
 )
-
-COPIES = 2  # with and without guidance
-ALIGNMENT = 4  # int32 values: 16 bytes
-
-Table = TypeVar("Table", Tensor, np.ndarray)
-
-
-@dataclass(frozen=True)
-class Buffers:
-    """What a step computes with, for some number of frames (rows), COPIES times.
-
-    x: (rows, mels) float32, the state of the integration; inputs: (2 rows, estimator input).
-    """
-
-    x: Tensor
-    inputs: Tensor
-    hidden: tuple[Tensor, Tensor, Tensor]  # (2 rows, width)
-    joined: Tensor  # (2 rows, 2 width): what the up block reads, its skip in the second half
-    qkv: Tensor  # (2 rows, 3 inner)
-    attended: Tensor  # (2 rows, inner)
-    feed: Tensor  # (2 rows, 4 width)
-    normal: Tensor | None  # (2 rows, width); None: see packed_linear, few rows
-
-    def first(self, rows: int, few: bool) -> Buffers:
-        """The beginning of these, for fewer frames. `few`: without `normal`."""
-        both = COPIES * rows
-        return Buffers(
-            x=self.x[:rows],
-            inputs=self.inputs[:both],
-            hidden=tuple(tensor[:both] for tensor in self.hidden),
-            joined=self.joined[:both],
-            qkv=self.qkv[:both],
-            attended=self.attended[:both],
-            feed=self.feed[:both],
-            normal=None if few else self.normal[:both],
-        )
-
-
-class Rows:
-    """Buffers, and a table on the device that says what lies in their rows: `step`, (1,) int32; `position`,
-    (2 rows,) int32, -1 without meaning; `blocks`, see packed_attention. All three are parts of `table`, so
-    that one copy brings them up to date."""
-
-    def __init__(self, buffers: Buffers, blocks: int, block_rows: int) -> None:
-        """`blocks`: most of them, of `block_rows` queries each. No row has a meaning yet."""
-        self.buffers = buffers
-        self.block_rows = block_rows
-        self._positions = COPIES * self.size
-        entries = ALIGNMENT + self._positions + 4 * blocks
-        self.table = torch.zeros(entries, dtype=torch.int32, device=buffers.x.device)
-        self.step, self.position, self.blocks = self.parts(self.table)
-        self.clear()
-
-    @property
-    def size(self) -> int:
-        return len(self.buffers.x)
-
-    def parts(self, table: Table) -> tuple[Table, Table, Table]:
-        """Step, position and blocks of a table of this layout: views."""
-        blocks = table[ALIGNMENT + self._positions :]
-        return table[:1], table[ALIGNMENT : ALIGNMENT + self._positions], blocks.reshape(-1, 4)
-
-    def clear(self) -> None:
-        """No row has a meaning; step 0."""
-        self.table.zero_()
-        self.position.fill_(-1)
+from light_tts.models.flow.unet.kept import COPIES, Kept
+from light_tts.models.flow.unet.rows import Buffers, Rows, Run
 
 
 @dataclass(frozen=True)
@@ -140,12 +74,20 @@ class Resnet:
             Conv.of(block.res_conv, dtype),
         )
 
-    def __call__(self, rows: Rows, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
+    def __call__(self, run: Run, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
         """x: (2 rows, in) -> out: (2 rows, width); `eps`: of the norm that follows"""
-        position = rows.position
+        rows, position = run.rows, run.rows.position
         first, second = self.first, self.second
         packed_conv(
-            x, first.conv.weight, first.conv.bias, position, between, first.norm, self.shift, rows.step
+            x,
+            first.conv.weight,
+            first.conv.bias,
+            position,
+            between,
+            first.norm,
+            self.shift,
+            rows.step,
+            kept=run.edges(),
         )
         side = Residual(x, self.side.weight[0], self.side.bias)
         return packed_conv(
@@ -158,6 +100,7 @@ class Resnet:
             residual=side,
             normal=rows.buffers.normal,
             eps=eps,
+            kept=run.edges(),
         )
 
 
@@ -192,15 +135,21 @@ class Transformer:
             plain(feed[2]),
         )
 
-    def __call__(self, rows: Rows, x: Tensor) -> None:
+    def __call__(self, run: Run, x: Tensor) -> None:
         """x: (2 rows, width), in place"""
-        position, normal = rows.position, rows.buffers.normal
+        rows, position, normal = run.rows, run.rows.position, run.rows.buffers.normal
         if normal is None:
             layer_norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps, gelu=False)
         else:
             linear(normal, *self.qkv, position, rows.buffers.qkv, gelu=False)
         packed_attention(
-            rows.buffers.qkv, rows.blocks, rows.buffers.attended, self.heads, rows.block_rows, COPIES
+            rows.buffers.qkv,
+            rows.blocks,
+            rows.buffers.attended,
+            self.heads,
+            rows.block_rows,
+            COPIES,
+            run.keys(),
         )
         packed_linear_add_(x, rows.buffers.attended, *self.out, position, normal, self.eps)
         if normal is None:
@@ -217,10 +166,10 @@ class Stage:
     resnet: Resnet
     blocks: list[Transformer]
 
-    def __call__(self, rows: Rows, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
-        x = self.resnet(rows, x, between, out, self.blocks[0].eps)
+    def __call__(self, run: Run, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
+        x = self.resnet(run, x, between, out, self.blocks[0].eps)
         for block in self.blocks:
-            block(rows, x)
+            block(run, x)
         return x
 
 
@@ -262,18 +211,21 @@ class PackedEstimator:
 
     def step(self, rows: Rows) -> None:
         """One Euler step: moves x on, also in the inputs, and adds 1 to `rows.step`."""
-        width, position = self._width, rows.position
+        width, run = self._width, Run(rows)
         joined, skip = rows.buffers.joined[:, :width], rows.buffers.joined[:, width:]
         a, b, between = rows.buffers.hidden
 
-        x = self._down(rows, rows.buffers.inputs, between, skip)
-        x, other = packed_conv(x, self._down_conv.weight, self._down_conv.bias, position, a), b
+        def conv(x: Tensor, conv: Conv, out: Tensor, norm: Norm | None = None) -> Tensor:
+            return packed_conv(x, conv.weight, conv.bias, rows.position, out, norm, kept=run.edges())
+
+        x = self._down(run, rows.buffers.inputs, between, skip)
+        x, other = conv(x, self._down_conv, a), b
         for index, stage in enumerate(self._mid):
             target = joined if index == len(self._mid) - 1 else other
-            x, other = stage(rows, x, between, target), x
-        x = self._up(rows, rows.buffers.joined, between, a)
-        x = packed_conv(x, self._up_conv.weight, self._up_conv.bias, position, b)
-        x = packed_conv(x, self._final.conv.weight, self._final.conv.bias, position, a, self._final.norm)
+            x, other = stage(run, x, between, target), x
+        x = self._up(run, rows.buffers.joined, between, a)
+        x = conv(x, self._up_conv, b)
+        x = conv(x, self._final.conv, a, self._final.norm)
         weight, bias = self._projection
         flow_step(
             x,
@@ -282,11 +234,20 @@ class PackedEstimator:
             self._guidance,
             self._dt,
             rows.step,
-            position,
+            rows.position,
             rows.buffers.x,
             rows.buffers.inputs,
         )
         rows.step.add_(1)
+
+    def keep(self, room: int, frames: int) -> Kept:
+        """Memory of `room` bytes for pages of `frames` frames. Raises TooLittleMemory."""
+        stages = [self._down, *self._mid, self._up]
+        convs = [conv for stage in stages for conv in (stage.resnet.first.conv, stage.resnet.second.conv)]
+        convs = [*convs[:2], self._down_conv, *convs[2:], self._up_conv, self._final.conv]
+        inputs = [conv.weight.shape[1] for conv in convs]
+        layers = sum(len(stage.blocks) for stage in stages)
+        return Kept(room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device)
 
     def allocate(self, rows: int) -> Buffers:
         """For `rows` frames."""

@@ -1,0 +1,232 @@
+"""What the packed flow keeps of streams and voices saves frames and changes the mel within rounding. On a
+machine without a GPU the references stand in for the kernels, as in test_packed_flow.py."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.packed_on_cpu import references_for_kernels
+
+from light_tts.engine.speech.chunk_planner import ChunkPlanner
+from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.interface import FlowItem
+from light_tts.models.flow.memos import Memo
+from light_tts.models.flow.packed import FlowMemory, PackedFlow, pack, remember
+from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow.pages import PagePool, Past
+from light_tts.models.flow.unet.kept import TooLittleMemory
+from light_tts.tools.parity import Golden
+
+GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+HOP, LOOKAHEAD, RATIO = 25, 3, 2
+ERROR = 2e-4  # of mel values up to about 10, in float32
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE.type == "cpu":
+            references_for_kernels(patch)
+        yield
+
+
+@pytest.fixture(scope="module")
+def flow() -> Flow:
+    """With few Euler steps, which takes less time."""
+    config = replace(GOLDEN.config, flow=replace(GOLDEN.config.flow, n_timesteps=2))
+    return Flow.from_checkpoint(GOLDEN.checkpoint, config, DEVICE)
+
+
+class Counting(PackedFlow):
+    """Counts the frames that are computed."""
+
+    computed = 0
+
+    def _integrate(self, spans):
+        self.computed += sum(span.frames for span in spans)
+        return super()._integrate(spans)
+
+
+def model(flow: Flow, pages: int) -> tuple[Counting, FlowMemory]:
+    if DEVICE.type == "cuda":
+        torch.cuda.set_stream(torch.cuda.Stream())
+    estimator = pack(flow, torch.float32)
+    page_bytes = remember(flow, estimator, 1 << 28).kept.page_bytes
+    memory = remember(flow, estimator, pages * page_bytes)
+    assert memory.kept.pages == pages
+    return Counting(flow, estimator, 16, memory), memory
+
+
+class Voice:
+    """A random one."""
+
+    def __init__(self, flow: Flow, seed: int, tokens: int) -> None:
+        random = np.random.default_rng(seed)
+        self.prompt = random.integers(0, flow.input_embedding.num_embeddings, tokens).astype(np.int32)
+        self.mel = torch.from_numpy(random.normal(size=(RATIO * tokens, 80))).float().to(DEVICE)
+        size = flow.spk_embed_affine_layer.in_features
+        self.embedding = torch.from_numpy(random.normal(size=size)).float().to(DEVICE)
+        self.memo = Memo()
+
+
+class Stream:
+    """Random tokens, spoken in chunks. `growth`: of the hop; with growing chunks the last one sees all."""
+
+    def __init__(self, flow: Flow, voice: Voice, seed: int, tokens: int, growth: int = 1) -> None:
+        random = np.random.default_rng(seed)
+        self.tokens = random.integers(0, flow.input_embedding.num_embeddings, tokens).tolist()
+        self.voice, self.memo, self._growth = voice, Memo(), growth
+
+    def chunks(self) -> list[FlowItem]:
+        planner = ChunkPlanner(len(self.voice.prompt), HOP, LOOKAHEAD, self._growth * HOP)
+        items = []
+        while chunk := planner.next_chunk(len(self.tokens), finished=True):
+            streaming = self._growth == 1 or not chunk.final
+            items.append(self.item(chunk.context_end, streaming, chunk.final))
+        return items
+
+    def item(self, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
+        voice = self.voice
+        return FlowItem(
+            voice.prompt,
+            voice.mel,
+            voice.embedding,
+            self.tokens[:tokens],
+            streaming,
+            finalize,
+            voice.memo,
+            self.memo,
+        )
+
+
+def assert_close(mel: torch.Tensor, expected: torch.Tensor) -> None:
+    assert mel.shape == expected.shape
+    assert (mel - expected).abs().max() < ERROR
+
+
+@pytest.mark.parametrize("growth", [1, 4])
+@pytest.mark.parametrize(("prompt", "tokens"), [(0, 60), (25, 28), (87, 100), (53, 4)])
+def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt, tokens, growth):
+    remembering, memory = model(flow, 16)
+    stream = Stream(flow, Voice(flow, prompt, prompt), tokens, tokens, growth)
+    for item in stream.chunks():
+        assert_close(remembering([item])[0], PaddedFlow(flow)([item])[0])
+    del stream, item
+    gc.collect()
+    assert memory.pool.free == 16
+
+
+def test_a_chunk_costs_its_own_frames_and_a_known_voice_nothing(flow):
+    remembering, memory = model(flow, 16)
+    voice, costs = Voice(flow, 3, 60), []
+    for seed in (1, 2):
+        for item in Stream(flow, voice, seed, 100).chunks():
+            remembering.computed = 0
+            remembering([item])
+            costs.append(remembering.computed // RATIO)
+    # 60 tokens of the prompt are two chunks and ten tokens of a third, to which the first 15 spoken belong.
+    assert costs == [100, HOP, HOP, 10, 2 * HOP, HOP, HOP, 10]
+    assert memory.pool.free == 16 - 2  # the voice's
+
+
+def test_sixteen_streams_at_once_are_each_as_alone(flow):
+    """Of four voices and different lengths, with last chunks that see all, and too few pages for all."""
+    remembering, memory = model(flow, 20)
+    voices = [Voice(flow, number, 20 + 15 * number) for number in range(4)]
+    streams = [Stream(flow, voices[n % 4], n, 30 + 4 * n, 4 if n % 5 == 0 else 1) for n in range(16)]
+    alone = []
+    for stream in streams:
+        alone.append([PaddedFlow(flow)([item])[0] for item in stream.chunks()])
+    plans = [stream.chunks() for stream in streams]
+    for turn in range(max(map(len, plans))):
+        present = [n for n, plan in enumerate(plans) if turn < len(plan)]
+        for n, mel in zip(present, remembering([plans[n][turn] for n in present]), strict=True):
+            assert_close(mel, alone[n][turn])
+    plans.clear()
+    assert memory.pool.free >= 20 - 4  # what is left are the voices'
+
+
+def test_without_pages_chunks_are_computed_again_and_voices_make_room(flow):
+    remembering, memory = model(flow, 4)
+    first, second = (Stream(flow, Voice(flow, seed, 60), seed, 100) for seed in (5, 6))
+    for item in first.chunks():
+        assert_close(remembering([item])[0], PaddedFlow(flow)([item])[0])
+    assert memory.pool.free == 2 and first.voice.memo.content is not None
+    costs = []
+    for item in second.chunks():
+        remembering.computed = 0
+        assert_close(remembering([item])[0], PaddedFlow(flow)([item])[0])
+        costs.append(remembering.computed // RATIO)
+    assert first.voice.memo.content is None  # nobody spoke in it
+    assert costs == [100, 25, 50, 60]  # four pages: the third chunk is not kept
+
+
+def test_a_stream_goes_on_without_a_memory_of_its_beginning(flow):
+    """As after the death of a process: the last two chunks are spoken again by another one."""
+    remembering, _ = model(flow, 16)
+    chunks = Stream(flow, Voice(flow, 8, 61), 8, 110).chunks()
+    kept = [remembering([item])[0] for item in chunks]
+    again, _ = model(flow, 16)
+    for item, known in zip(Stream(flow, Voice(flow, 8, 61), 8, 110).chunks()[2:], kept[2:], strict=True):
+        assert_close(again([item])[0], known)
+
+
+def test_a_chunk_that_is_tried_again_is_the_same(flow):
+    """As after an error of the vocoder."""
+    remembering, _ = model(flow, 16)
+    for item in Stream(flow, Voice(flow, 9, 61), 9, 60).chunks():
+        first, second = remembering([item])[0], remembering([item])[0]
+        assert_close(first, second)
+
+
+def test_a_failed_batch_keeps_nothing(flow, monkeypatch):
+    remembering, memory = model(flow, 16)
+    stream = Stream(flow, Voice(flow, 10, 61), 10, 60)
+    monkeypatch.setattr(remembering, "_fill", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        remembering(stream.chunks()[:1])
+    gc.collect()
+    assert memory.pool.free == 16 and stream.memo.content is None and stream.voice.memo.content is None
+
+
+def test_too_little_room_is_refused(flow):
+    with pytest.raises(TooLittleMemory, match=r"a page of 50 frames needs [\d.]+ MiB"):
+        remember(flow, pack(flow, torch.float32), 1000)
+
+
+def test_pages_are_shared_and_given_back_with_their_last_lease():
+    pool = PagePool(5)
+    voice = pool.lease((), 2)
+    stream = pool.lease(voice.pages, 2)
+    assert stream.pages[:2] == voice.pages and len(set(stream.pages)) == 4 and pool.free == 1
+    short = pool.lease((), 3)
+    assert len(short.pages) == 1 and pool.free == 0
+    del voice
+    assert pool.free == 0
+    del stream
+    assert pool.free == 4
+
+
+def test_of_voices_that_nobody_speaks_in_the_one_used_longest_ago_makes_room():
+    pool, mel = PagePool(6), torch.zeros(0, 80)
+    memos = [Memo() for _ in range(3)]
+    for memo in memos:
+        pool.use_voice(memo, Past(pool.lease((), 2), mel, None))
+    speaking = pool.lease(memos[0].content.lease.pages)
+    pool.use_voice(memos[1], memos[1].content)
+    assert len(pool.lease((), 1).pages) == 1
+    assert [memo.content is None for memo in memos] == [False, False, True]
+    assert len(pool.lease((), 4).pages) == 4
+    assert [memo.content is None for memo in memos] == [False, True, True]
+    assert speaking.pages == memos[0].content.lease.pages
+    memos.clear()
+    del speaking
+    gc.collect()
+    assert pool.free == 6

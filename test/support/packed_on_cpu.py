@@ -1,0 +1,38 @@
+"""The packed flow on a machine without a GPU: the references stand in for the kernels, which the interpreter
+runs too slowly for a whole flow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from light_tts.kernels.flow import euler_step, packed_attention, packed_conv, packed_linear
+from light_tts.models.checkpoint.config import Config
+from light_tts.models.flow import backend
+from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.packed import share
+from light_tts.models.flow.unet import packed
+
+
+def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(packed, "flow_step", euler_step.flow_step_reference)
+    patch.setattr(packed, "linear", packed_linear.linear_reference)
+    patch.setattr(packed, "packed_linear_add_", packed_linear.linear_add_reference_)
+    patch.setattr(packed, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
+    patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
+    patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
+
+
+def packed_stage(patch: pytest.MonkeyPatch) -> None:
+    """Decode stages in threads of this process use the packed flow."""
+
+    def choose(
+        model_dir: Path, config: Config, device: torch.device, dtype: torch.dtype, *rest: int
+    ) -> object:
+        _, items, _, gpu_memory = rest
+        return share(Flow.from_checkpoint(model_dir, config, device), dtype, items, gpu_memory)
+
+    references_for_kernels(patch)
+    patch.setattr(backend, "choose_flow", choose)
