@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The second command: installs what the tests need into .venv and runs all of them.
+# The second command: installs what the tests need into .venv and runs them. NIGHTLY=1: also those that take
+# minutes, see the marker `nightly` in pyproject.toml.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh test
@@ -14,5 +15,6 @@ tests() {
 }
 # Two workers, one for each core of a small machine (TEST_WORKERS=0: none). A file stays on one of them, with
 # the servers that it has started.
-tests -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not alone" "$@"
-tests -m alone "$@"
+often=${NIGHTLY:+nightly or }not nightly
+tests -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not alone and ($often)" "$@"
+tests -m "alone and ($often)" "$@"
