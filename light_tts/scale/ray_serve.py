@@ -93,7 +93,8 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     directory = str(args.get("directory", os.getcwd()))
     settings = api_cli.parse(_within(flags, directory)).settings
     _check(settings)
-    return Replica.options(
+    deployment: Any = Replica  # what the decorator makes of it has no type where Ray is missing
+    return deployment.options(
         name=NAME,
         num_replicas=int(args.get("replicas", 1)),
         ray_actor_options={"num_gpus": float(args.get("gpus", 0)), "num_cpus": float(args.get("cpus", 1))},

@@ -37,6 +37,7 @@ class ReplicaServer:
         self._command = [sys.executable, "-m", "light_tts.server.api_server", *flags]
         self._command += ["--host", "127.0.0.1", "--port", str(port)]
         self._directory = directory
+        self._ready = False  # it has been, since it was started
         self._start()
         while not self._ready:
             self._check_process()
@@ -47,7 +48,7 @@ class ReplicaServer:
                 time.sleep(PAUSE)
 
     def _start(self) -> None:
-        self._ready = False  # it has been, since it was started
+        self._ready = False
         self._process = subprocess.Popen(
             self._command,
             cwd=self._directory,
