@@ -15,6 +15,6 @@ tests() {
 }
 # Two workers, one for each core of a small machine (TEST_WORKERS=0: none). A file stays on one of them, with
 # the servers that it has started.
-often=${NIGHTLY:+nightly or }not nightly
+often="${NIGHTLY:+nightly or }not nightly"
 tests -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder -m "not alone and ($often)" "$@"
 tests -m "alone and ($often)" "$@"
