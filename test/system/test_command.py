@@ -88,11 +88,22 @@ def test_a_text_is_heard(server, tmp_path):
     assert len(samples) > 24_000 and np.abs(samples).max() > 1000
 
 
+def heed_interrupts() -> None:
+    """A shell lets its background jobs ignore SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_a_book_becomes_files_and_goes_on_where_it_was_broken_off(server, tmp_path):
     book = tmp_path / "book.txt"
     book.write_text(BOOK)
     arguments = ["speak", str(book), "-o", str(tmp_path / "book.wav"), "--url", server.url, "--at_once", "1"]
-    process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=heed_interrupts,
+    )
     kept = tmp_path / "book.wav.parts"
     end = time.monotonic() + 100
     while len(list(kept.glob("*.pcm"))) < 2:

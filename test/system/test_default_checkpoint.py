@@ -52,6 +52,7 @@ def test_run_sh(repository, tmp_path):
         assert speakers(f"http://127.0.0.1:{script.port}") == SPEAKERS
 
 
+@pytest.mark.nightly
 def test_deploy_sh(repository, tmp_path):
     port = free_port()
     variables = environment(PORT=port, HOST="127.0.0.1", LOG_DIR=tmp_path / "logs")

@@ -54,7 +54,11 @@ def stop_main_thread(pid: int) -> None:
     [
         pytest.param("encode", 0, 0, stop_process, id="encode is stopped before any audio"),
         pytest.param("llm", 0, 1, stop_process, id="llm is stopped at the first audio"),
-        pytest.param("decode", 0, 1, stop_process, id="decode 0 is stopped at the first audio"),
+        pytest.param(
+            *("decode", 0, 1, stop_process),
+            id="decode 0 is stopped at the first audio",
+            marks=pytest.mark.nightly,
+        ),
         pytest.param("decode", 1, 90_000, stop_main_thread, id="decode 1's loop no longer comes round"),
     ],
 )

@@ -123,6 +123,7 @@ def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
     assert_same_audio(got, undisturbed)
 
 
+@pytest.mark.nightly
 def test_poison_for_the_llm_does_not_use_up_its_restarts(server, undisturbed):
     """Two requests end it four times within a minute; the others, in the same steps, are not to blame."""
     server.wait_until_ready()
@@ -163,6 +164,7 @@ def test_poison_for_encode(server, undisturbed):
     assert_same_audio(got, undisturbed)
 
 
+@pytest.mark.nightly
 def test_a_request_that_brings_audio_before_each_death_is_tried_no_more_than_five_times(server, undisturbed):
     server.wait_until_ready()
     poisonous = Client(server, CLIENTS)
@@ -196,6 +198,7 @@ def test_a_request_that_brings_audio_before_each_death_is_tried_no_more_than_fiv
     server.wait_until_ready()
 
 
+@pytest.mark.nightly
 def test_a_limit_of_the_address_space_is_met_twice(server, undisturbed):
     """RLIMIT_AS, which every decode process inherits: an allocation fails."""
     server.wait_until_ready()

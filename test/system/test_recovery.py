@@ -101,6 +101,7 @@ def serves_somebody(server, worker: psutil.Process) -> bool:
     return any(c.status == psutil.CONN_ESTABLISHED and c.laddr.port == server.port for c in connections)
 
 
+@pytest.mark.nightly
 def test_a_stage_that_works_between_its_deaths_is_never_given_up(server):
     with server.client() as client:
         for _ in range(3):

@@ -243,8 +243,8 @@ def test_a_server_is_evaluated_and_a_failing_request_counted(server, tmp_path, c
 
 
 def test_speech_that_lasts_as_long_as_it_may_is_counted(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("evaluation.client.LONGEST", 0.0)
-    monkeypatch.setattr("evaluation.client.SHORTEST_LIMIT", 0.4)
+    monkeypatch.setattr("light_tts.tools.evaluation.client.LONGEST", 0.0)
+    monkeypatch.setattr("light_tts.tools.evaluation.client.SHORTEST_LIMIT", 0.4)
     set_file = write(tmp_path / "set.jsonl", [golden_line("No.")])
     code, found = run(tmp_path, set_file, "--url", server.url, "--measures", "none")
     assert code == 0 and found["summary"]["at_limit"] == 1 and found["takes"][0]["seconds"] == 0.4

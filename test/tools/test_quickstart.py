@@ -35,7 +35,10 @@ def assert_stopped(output: str) -> None:
     assert not list(Path("/dev/shm").glob(f"light_tts-{port}-*"))
 
 
-@pytest.mark.parametrize(("model_dir", "speaker"), [(str(CHECKPOINT), "tiny_spk"), ("", "anna")])
+@pytest.mark.parametrize(
+    ("model_dir", "speaker"),
+    [pytest.param(str(CHECKPOINT), "tiny_spk", marks=pytest.mark.nightly), ("", "anna")],
+)
 def test_quickstart_says_the_sentence_that_it_is_given(model_dir, speaker):
     out = ROOT / "out.wav"
     out.unlink(missing_ok=True)

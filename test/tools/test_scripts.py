@@ -63,7 +63,13 @@ def test_the_wrapper_refuses_to_be_imported_outside_gunicorn():
     assert done.returncode != 0 and "run.sh" in done.stderr
 
 
-@pytest.mark.parametrize(("name", "decode", "workers"), [("start-2workers", 2, 3), ("start-3workers", 3, 4)])
+@pytest.mark.parametrize(
+    ("name", "decode", "workers"),
+    [
+        ("start-2workers", 2, 3),
+        pytest.param("start-3workers", 3, 4, marks=pytest.mark.nightly),
+    ],
+)
 def test_start_scripts_start_as_they_stand(tmp_path, name, decode, workers):
     with running(tmp_path, ["bash", str(ROOT / "scripts" / f"{name}.sh")]) as script:
         stages = [" ".join(stage.cmdline()) for stage in script.stages()]

@@ -274,6 +274,7 @@ class Supervisor:
             self.fleet.stop()
         process.kill_all(pid for pid in self.run_dir.processes() if pid != self.front)
         if self.janitor is not None:
+            self.janitor.kill()  # also where its registration was removed with the run directory
             self.janitor.wait()
         mps.stop(self.run_dir)
         log.info("stopped")
