@@ -97,8 +97,8 @@ def test_streams_at_once(locked, http):
     address = f"{locked.url.replace('https', 'wss')}/inference_bistream"
     headers = {"xi-api-key": OTHER}
     with (
-        connect(address, ssl=trust(locked), additional_headers=headers),
-        connect(address, ssl=trust(locked), additional_headers=headers),
+        connect(address, ssl=trust(locked), additional_headers=headers, open_timeout=60),
+        connect(address, ssl=trust(locked), additional_headers=headers, open_timeout=60),
     ):
         refused = http.get("/v1/models", headers=headers)
         assert refused.status_code == 429 and refused.headers["retry-after"]
