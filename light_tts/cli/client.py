@@ -7,7 +7,6 @@ import base64
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from light_tts.common.process import die_with_parent
+from light_tts.common.process import die_with_parent, free_port
 
 DEFAULT_URL = "http://localhost:8080"
 KEY_VARIABLE = "LIGHT_TTS_API_KEY"
@@ -155,9 +154,7 @@ def _alive(url: str) -> bool:
 @contextlib.contextmanager
 def _started(args: argparse.Namespace) -> Iterator[str]:
     """The address of a server on a free port. It ends with this process, whatever ends it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""What `check` and `doctor` find, one line each."""
+"""Prints and counts the findings of `check` and `doctor`, a line each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine has for a server: processors, memory, GPUs, TensorRT, files."""
+"""Findings about this machine: processors, memory, GPUs, TensorRT, open files, disk space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has been spoken of a long text, kept beside the file that it is for, so that a run that was broken off
+"""The spoken parts of a long text, kept beside the file that they are for, so that a run that was broken off
 goes on where it was."""
 
 from __future__ import annotations

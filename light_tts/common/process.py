@@ -7,10 +7,18 @@ import ctypes
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Iterable
 
 _PR_SET_PDEATHSIG = 1
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listened to a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def die_with_parent(parent: int) -> None:

@@ -1,5 +1,5 @@
-"""What the stages ask of a checkpoint. Which model it holds is decided here and nowhere else: another model
-is another class with the members of `Family`, and a line in `load_family`."""
+"""Family: the interface of a checkpoint for the stages. Which model it holds is decided here and nowhere
+else: another model is another class with the members of `Family`, and a line in `load_family`."""
 
 from __future__ import annotations
 

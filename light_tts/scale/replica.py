@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ class ReplicaServer:
 
     def __init__(self, flags: Sequence[str], directory: str) -> None:
         """Returns when it is ready. Raises ServerGone where it cannot start."""
-        port = _free_port()
+        port = process.free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "light_tts.server.api_server", *flags]
         self._command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -89,9 +88,3 @@ class ReplicaServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -90,13 +90,8 @@ def finished(flow: Flow, items: Items, left_out: int, streaming: bool) -> Tensor
     mu, speaker = flow.encoder_proj(features).transpose(1, 2), flow.speaker(items.embedding)
     chunk = torch.where(rows_streamed, decoder.chunk_size, frames)  # a row alone is padded, too
     masks = EstimatorMasks.build(length, frames, chunk, mu.dtype, copies=2)
-    mu, speaker, known = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, speaker, items.known))
     steps = decoder.steps[left_out:]
     begin = steps[0][0]
     noise = fixed_noise(mu.shape[1], mu.device)[:, :, :frames]
     x = (1 - begin) * noise + begin * items.mel
-    for t, dt in steps:
-        time = torch.full((len(mu),), t, device=mu.device)
-        conditioned, free = decoder.estimator(torch.cat([x, x]), masks, mu, time, speaker, known).chunk(2)
-        x = x + dt * ((1 + decoder.guidance) * conditioned - decoder.guidance * free)
-    return x
+    return decoder.integrate(x, steps, masks, mu, speaker, items.known)

@@ -25,9 +25,9 @@ BLOCK_ENTRIES = 7
 
 @dataclass(frozen=True)
 class Prefix:
-    """What a sequence has in pages. past: its frames before those of the batch; pages: index of its first
-    page in `KeptKeys.pages`; kept: its frames that are in pages afterwards, `past` of them before. Both are
-    whole pages."""
+    """The frames of a sequence that are in pages. past: its frames before those of the batch; pages: index of
+    its first page in `KeptKeys.pages`; kept: its frames that are in pages afterwards, `past` of them before.
+    Both are whole pages."""
 
     past: int = 0
     pages: int = 0

@@ -4,6 +4,7 @@ guidance."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -53,9 +54,22 @@ class ConditionalFlowMatching(nn.Module):
         masks = EstimatorMasks.build(
             lengths, frames, self.chunk_size if streaming else None, mu.dtype, copies=2
         )
+        return self.integrate(x, self.steps, masks, mu, spks, cond)
+
+    def integrate(
+        self,
+        x: Tensor,
+        steps: Sequence[tuple[float, float]],
+        masks: EstimatorMasks,
+        mu: Tensor,
+        spks: Tensor,
+        cond: Tensor,
+    ) -> Tensor:
+        """Goes `steps` (t, dt) along the path from x. masks: two copies of the batch; the rest as in
+        `forward`. Returns (B, 80, T)."""
         # The first half of the batch is conditioned, the second is not.
         mu, spks, cond = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond))
-        for t, dt in self.steps:
+        for t, dt in steps:
             time = torch.full((len(mu),), t, device=mu.device)  # float32: it becomes angles of up to 1000 t
             velocity = self.backend(torch.cat([x, x]), masks, mu, time, spks, cond)
             conditioned, unconditioned = velocity.chunk(2)

@@ -10,7 +10,6 @@ import contextlib
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +97,7 @@ class RunDir:
     def stage_address(self, stage: str, index: int, incarnation: int) -> str:
         """A fresh inbox address for one incarnation of a stage."""
         if self.zmq_mode.startswith("tcp://"):
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+            return f"tcp://127.0.0.1:{process.free_port()}"
         return f"ipc://{self.root}/{stage}-{index}.{incarnation}"
 
     def pulse(self, stage: str, index: int, incarnation: int) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import MutableMapping
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
@@ -19,12 +20,12 @@ class JsonSocket:
         self.websocket = websocket
         self._idle = idle
 
-    async def receive(self) -> dict[str, Any]:
-        """Raises WebSocketDisconnect; Silence; RequestError (400): not a JSON object."""
+    async def receive_message(self, may_be_silent: bool = False) -> MutableMapping[str, Any]:
+        """`may_be_silent`: the client may, for as long as it likes. Raises WebSocketDisconnect; Silence."""
         # Not wait_for: before Python 3.12 it forgets that it was cancelled if a message comes just then.
         receiving = asyncio.ensure_future(self.websocket.receive())
         try:
-            await asyncio.wait({receiving}, timeout=self._idle)
+            await asyncio.wait({receiving}, timeout=None if may_be_silent else self._idle)
             if not receiving.done():
                 raise Silence(self._idle)
             message = receiving.result()
@@ -32,6 +33,11 @@ class JsonSocket:
             receiving.cancel()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1006))
+        return message
+
+    async def receive(self) -> dict[str, Any]:
+        """Raises WebSocketDisconnect; Silence; RequestError (400): not a JSON object."""
+        message = await self.receive_message()
         if message.get("text") is None:
             raise RequestError(400, "a JSON text message was expected, not binary data")
         fields = parse_json(message["text"])

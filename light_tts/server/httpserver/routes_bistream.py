@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import MutableMapping
-from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
@@ -29,11 +27,11 @@ from light_tts.server.httpserver.fields import (
     check_text,
     describe,
     parse,
-    parse_json,
     random_seed,
     speech_options,
     wrong_field,
 )
+from light_tts.server.httpserver.json_socket import JsonSocket
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech
 
@@ -63,7 +61,7 @@ class BistreamSession:
         self._prompts: prompts.PromptReader = websocket.app.state.prompts
         self._settings = self._manager.settings
         self._call = SpeechCall(self._manager, route)
-        self._idle = min(IDLE_SECONDS, self._settings.request_timeout)
+        self._socket = JsonSocket(websocket, min(IDLE_SECONDS, self._settings.request_timeout))
         self._characters = 0
         self._spoken_text = False  # any text that is not blank
         self._seed = random_seed()  # unless the client chooses one
@@ -81,7 +79,7 @@ class BistreamSession:
             speech = await self._opening(prompt_follows)
             call.submit(speech)
             await self._converse()
-            await self._close(1000, "")
+            await self._socket.close()
             call.close()
         except WebSocketDisconnect:
             call.close("disconnected")
@@ -148,7 +146,7 @@ class BistreamSession:
             elif message.tts_text is None:
                 raise RequestError(400, "a message must have tts_text or finish")
         while True:
-            await self._receive(may_be_silent=True)
+            await self._socket.receive_message(may_be_silent=True)
             raise RequestError(400, "a message came after finish")
 
     def _take_text(self, text: str) -> None:
@@ -167,33 +165,11 @@ class BistreamSession:
 
     # -- messages
 
-    async def _receive(self, may_be_silent: bool = False) -> MutableMapping[str, Any]:
-        """One message. Raises WebSocketDisconnect; RequestError (408)."""
-        timeout = None if may_be_silent else self._idle
-        # Not wait_for: before Python 3.12 it forgets that it was cancelled if a message comes just then.
-        receiving = asyncio.ensure_future(self._websocket.receive())
-        try:
-            await asyncio.wait({receiving}, timeout=timeout)
-            if not receiving.done():
-                raise RequestError(408, f"nothing came from the client for {timeout:g} s")
-            message = receiving.result()
-        finally:
-            receiving.cancel()
-        if message["type"] == "websocket.disconnect":
-            raise WebSocketDisconnect(message.get("code", 1006))
-        return message
-
     async def _receive_fields(self, model: type[Fields]) -> Fields:
-        text = (await self._receive()).get("text")
-        if text is None:
-            raise RequestError(400, "a JSON text message was expected, not binary data")
-        fields = parse_json(text)
-        if not isinstance(fields, dict):
-            raise RequestError(400, "a JSON object was expected")
-        return parse(model, fields)
+        return parse(model, await self._socket.receive())
 
     async def _receive_recording(self) -> bytes:
-        data = (await self._receive()).get("bytes")
+        data = (await self._socket.receive_message()).get("bytes")
         if data is None:
             raise RequestError(400, "the recording was expected as a binary message")
         return data
@@ -207,9 +183,4 @@ class BistreamSession:
             code = _UNSUPPORTED_DATA
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
             await self._websocket.send_json({"error": error.message, "status": error.status})
-        await self._close(code, error.message)
-
-    async def _close(self, code: int, reason: str) -> None:
-        """The reason of a close frame holds at most 123 bytes."""
-        with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
-            await self._websocket.close(code, reason.encode()[:120].decode(errors="ignore"))
+        await self._socket.close(code, error.message)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from starlette.types import Send
 
 from light_tts.server.httpserver.captions import Word
 from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, explain
 from light_tts.server.httpserver.elevenlabs.speech import TextToSpeech, spoken_answer
 from light_tts.server.httpserver.openapi import body_of
-from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.sound.response import JsonResponse
 from light_tts.server.httpserver.surface import route_class
 
 router = APIRouter(route_class=route_class(explain))
@@ -31,23 +28,14 @@ async def with_timestamps(request: Request, voice_id: str, output_format: str = 
     return await spoken_answer(request, voice_id, output_format, whole=True, kind=TimedResponse)
 
 
-class TimedResponse(SoundResponse):
-    def __init__(self, *arguments: Any, **headers: Any) -> None:
-        super().__init__(*arguments, word_times=True, **{**headers, "Content-Type": "application/json"})
-
-    async def deliver(self, send: Send) -> None:
-        pcm = await self.all_pcm()
-        audio = await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
+class TimedResponse(JsonResponse):
+    def answer(self, audio: bytes) -> dict[str, Any]:
         times = alignment(self.words())
-        answer = {
+        return {
             "audio_base64": base64.b64encode(audio).decode(),
             "alignment": times,
             "normalized_alignment": times,
         }
-        body = json.dumps(answer).encode()
-        await self.start(send, len(body))
-        self.call.note_sent(pcm)
-        await self.write(send, body)
 
 
 def alignment(words: list[Word]) -> dict[str, list[Any]] | None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
-from starlette.types import Send
 
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.captions import srt, vtt
@@ -19,7 +17,7 @@ from light_tts.server.httpserver.openai.fields import CreateSpeech
 from light_tts.server.httpserver.openai.speech import admitted_speech, wishes
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.sound import SoundOut
-from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.sound.response import JsonResponse
 from light_tts.server.httpserver.surface import arriving, route_class
 
 router = APIRouter(route_class=route_class(explain))
@@ -52,18 +50,16 @@ async def captioned_speech(request: Request) -> Response:
     return CaptionedResponse(call, sound, fields.subtitles)
 
 
-class CaptionedResponse(SoundResponse):
+class CaptionedResponse(JsonResponse):
     """`subtitles`: srt, vtt or None."""
 
     def __init__(self, call: SpeechCall, sound: SoundOut, subtitles: str | None) -> None:
-        super().__init__(call, sound, explain, word_times=True, **{"Content-Type": "application/json"})
+        super().__init__(call, sound, explain)
         self._subtitles = subtitles
 
-    async def deliver(self, send: Send) -> None:
-        pcm = await self.all_pcm()
-        audio = await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
+    def answer(self, audio: bytes) -> dict[str, Any]:
         words = self.words()
-        answer = {
+        answer: dict[str, Any] = {
             "audio": base64.b64encode(audio).decode(),
             "audio_format": self.sound.content_type,
             "timestamps": [
@@ -73,7 +69,4 @@ class CaptionedResponse(SoundResponse):
         }
         if self._subtitles is not None:
             answer["subtitles"] = _WRITERS[self._subtitles](words)
-        body = json.dumps(answer).encode()
-        await self.start(send, len(body))
-        self.call.note_sent(pcm)
-        await self.write(send, body)
+        return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 from starlette.types import Send
 
@@ -38,8 +39,7 @@ class SoundResponse(CallResponse):
 
     async def deliver(self, send: Send) -> None:
         if self.sound.whole:
-            pcm = await self.all_pcm()
-            data = await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
+            pcm, data = await self.all_audio()
             if self._word_times:
                 self.headers_before_start(times_header(self.words()))
             await self.start(send, len(data))
@@ -51,10 +51,11 @@ class SoundResponse(CallResponse):
     def words(self) -> list[Word]:
         return word_times(self.call.request, self._spoken, self.call.sample_rate, self.sound.speed)
 
-    async def all_pcm(self) -> bytes:
+    async def all_audio(self) -> tuple[bytes, bytes]:
+        """The PCM of the stages, and the bytes of the answer."""
         pcm = b"".join([pcm async for pcm in self.call])
         self._keep(pcm)
-        return pcm
+        return pcm, await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
 
     def _keep(self, pcm: bytes) -> None:
         if self._word_times:
@@ -74,3 +75,22 @@ class SoundResponse(CallResponse):
         if not self.started:
             await self.start(send, None)
         await self.write(send, data)
+
+
+class JsonResponse(SoundResponse):
+    """The whole audio in a JSON object, with the times of its words."""
+
+    def __init__(self, call: SpeechCall, sound: SoundOut, explain: Explain, **headers: str) -> None:
+        headers = {**headers, "Content-Type": "application/json"}
+        super().__init__(call, sound, explain, word_times=True, **headers)
+
+    def answer(self, audio: bytes) -> dict[str, Any]:
+        """The object."""
+        raise NotImplementedError
+
+    async def deliver(self, send: Send) -> None:
+        pcm, audio = await self.all_audio()
+        body = json.dumps(self.answer(audio)).encode()
+        await self.start(send, len(body))
+        self.call.note_sent(pcm)
+        await self.write(send, body)
