@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "measured; beyond, and where --request_timeout could not be kept: 429. Up to 16 requests are "
             "accepted however long they wait"
         ),
-    ] = 5.0
+    ] = 2.5
     drain_timeout: Annotated[
         Annotated[float, Meta(ge=0)], Meta(description="seconds that accepted requests have after SIGTERM")
     ] = 60.0
