@@ -38,6 +38,7 @@ from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openai import captions, listing, speech, stream, voices
 from light_tts.server.httpserver.openai.names import Names
 from light_tts.server.httpserver.prompts import PromptReader
+from light_tts.server.httpserver.remote_recordings import RemoteRecordings
 from light_tts.server.httpserver.voices import VoiceStore
 
 # What pages of other origins may read of an answer.
@@ -58,6 +59,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         store = VoiceStore(settings.spk_dir)
         app.state.prompts = PromptReader(manager, store)
         app.state.names = Names(manager, store)
+        app.state.remote_recordings = RemoteRecordings(settings)
         app.state.health = HealthCheck(manager)
         yield
         await manager.close()

@@ -11,7 +11,8 @@ import httpx
 import openai
 import pytest
 import websockets.exceptions
-from support.server_process import Server, speak, start_server
+from support.recording_server import recording_server
+from support.server_process import PROMPT_TEXT, Server, speak, start_server
 from websockets.sync.client import connect
 
 from light_tts.server.core.settings import Settings, SettingsError
@@ -22,8 +23,14 @@ KEY, OTHER, THIRD = "k-0123456789abcdef", "other-0123456789abcdef", "third-01234
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory) -> Server:
-    """A server with three keys, encrypted, for the pages of one origin."""
+def files():
+    with recording_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory, files) -> Server:
+    """A server with three keys, encrypted, for the pages of one origin, that opens one host's addresses."""
     folder = tmp_path_factory.mktemp("tls")
     (folder / "keys").write_text(f"# ours\n{KEY}\n{OTHER} # theirs\n\n{THIRD}")
     make = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=us -keyout key.pem -out cert.pem"
@@ -33,6 +40,7 @@ def locked(tmp_path_factory) -> Server:
         key_requests_per_minute=20,
         key_streams=2,
         cors_origins="https://page.example",
+        ref_audio_hosts=f"127.0.0.1:{files.server_port}",
         ssl_certfile=folder / "cert.pem",
         ssl_keyfile=folder / "key.pem",
     ) as running:
@@ -132,6 +140,21 @@ def test_speech_over_tls(locked, http):
     big = http.post("/v1/audio/speech", content=b" " * (21 << 20))
     assert big.status_code == 413
     del http.headers["Authorization"]
+
+
+def test_a_recording_by_its_address(http, files):
+    place = f"http://127.0.0.1:{files.server_port}"
+    request = {"input": "Hello.", "ref_text": PROMPT_TEXT, "max_new_tokens": 20, "response_format": "pcm"}
+    spoken, refused = (
+        http.post(
+            "/v1/audio/speech",
+            json={**request, "ref_audio": f"{place}{path}"},
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
+        for path in ("/voice.wav?a=b", "/none")
+    )
+    assert spoken.status_code == 200 and len(spoken.content) > 1000
+    assert refused.status_code == 400 and refused.json()["error"]["param"] == "ref_audio"
 
 
 def test_without_keys_everything_is_open_and_no_page_is_let_in(server):

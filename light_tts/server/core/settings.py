@@ -104,6 +104,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         Meta(description="origins whose pages may use the server, separated by commas; *: all pages"),
     ] = ""
+    ref_audio_hosts: Annotated[
+        str,
+        Meta(
+            description="hosts from which ref_audio may name a recording by its address, separated by "
+            "commas (NAME, NAME:PORT); empty: none"
+        ),
+    ] = ""
     ssl_certfile: Annotated[str, Meta(description="PEM file of the certificate: serve HTTPS and WSS")] = ""
     ssl_keyfile: Annotated[str, Meta(description="PEM file of its private key")] = ""
 

@@ -30,7 +30,8 @@ MAX_TOKENS = 2**20  # of numbers in a request; what a request may use is max_req
 Fields = TypeVar("Fields", bound="BodyFields")
 
 
-def _decode_base64(value: Any) -> Any:
+def decode_base64(value: Any) -> Any:
+    """The bytes of base64 text or of a data: URL; what is no text is left alone. Raises ValueError."""
     if not isinstance(value, str):
         return value
     text = value.partition(",")[2] if value.startswith("data:") else value
@@ -43,7 +44,7 @@ def _decode_base64(value: Any) -> Any:
 # A file part of a form arrives as bytes, JSON as base64 text.
 Recording = Annotated[
     bytes,
-    BeforeValidator(_decode_base64),
+    BeforeValidator(decode_base64),
     Field(description="recording of the voice: file in a form, base64 in JSON"),
 ]
 

@@ -13,15 +13,17 @@ from light_tts.server.httpserver.fields import VoiceChoice
 async def wanted_voice(
     state: State,
     voice: str | None,
-    recording: bytes | None = None,
+    recording: bytes | str | None = None,
     recording_text: str | None = None,
     instructions: str | None = None,
 ) -> Prompt:
-    """`recording` goes before `voice`; without its text only the voice is taken from it. `state`: of the
-    app. Raises RequestError."""
+    """`recording`, or its address, goes before `voice`; without its text only the voice is taken from it.
+    `state`: of the app. Raises RequestError."""
     text = recording_text
     if instructions is not None:
         text = instruction_text(instructions)
+    if isinstance(recording, str):
+        recording = await state.remote_recordings.read(recording)
     if recording is not None:
         choice = VoiceChoice(prompt_wav=recording, prompt_text=text or "")
     elif recording_text is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AliasChoices, BeforeValidator, ConfigDict, Field
 
-from light_tts.server.httpserver.fields import Drawing, Recording
+from light_tts.server.httpserver.fields import Drawing, decode_base64
+from light_tts.server.httpserver.remote_recordings import is_address
 from light_tts.server.httpserver.sound import Format
 
 MAX_INSTRUCTIONS = 4096
@@ -22,14 +23,13 @@ def _only(recording: Any) -> Any:
     return recording[0] if isinstance(recording, list) and len(recording) == 1 else recording
 
 
-def _no_address(recording: Any, info: ValidationInfo) -> Any:
-    if isinstance(recording, str) and "://" in recording[:16]:
-        raise ValueError("send the recording itself, as base64 or a data: URL; addresses are not opened here")
-    return recording
+def _sound_or_address(recording: Any) -> Any:
+    """An address stays text, for RemoteRecordings."""
+    return recording if isinstance(recording, str) and is_address(recording) else decode_base64(recording)
 
 
 Voice = Annotated[str, BeforeValidator(_name_of)]
-Reference = Annotated[Recording, BeforeValidator(_no_address), BeforeValidator(_only)]
+Reference = Annotated[bytes | str, BeforeValidator(_sound_or_address), BeforeValidator(_only)]
 
 
 class SpokenSpeech(Drawing):
@@ -50,7 +50,9 @@ class SpokenSpeech(Drawing):
         None, max_length=MAX_INSTRUCTIONS, description="how to speak; needs a checkpoint that was trained so"
     )
     ref_audio: Reference | None = Field(
-        None, description="recording of the voice to speak with, as base64 or data: URL"
+        None,
+        description="recording of the voice to speak with, as base64 or data: URL; with --ref_audio_hosts "
+        "also its address",
     )
     ref_text: str | None = Field(None, description="what is said in ref_audio")
     sample_rate: int | None = Field(None, description="Hz of the audio; default: the checkpoint's")
