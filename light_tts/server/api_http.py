@@ -37,6 +37,7 @@ from light_tts.server.httpserver.health import HealthCheck
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openai import captions, listing, speech, stream, voices
 from light_tts.server.httpserver.openai.names import Names
+from light_tts.server.httpserver.openai.realtime import session as realtime
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.remote_recordings import RemoteRecordings
 from light_tts.server.httpserver.voices import VoiceStore
@@ -65,7 +66,7 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         await manager.close()
 
     app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
-    openai = (speech, captions, listing, voices, stream)
+    openai = (speech, captions, listing, voices, stream, realtime)
     surfaces = (*openai, elevenlabs_speech, elevenlabs_timestamps, elevenlabs_stream, routes_cosyvoice, page)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_OUTCOMES = {413: "rejected", 429: "busy", 503: "unavailable", 504: "timeout"}
+_OUTCOMES = {413: "rejected", 499: "disconnected", 429: "busy", 503: "unavailable", 504: "timeout"}
 
 
 class RequestError(Exception):

@@ -1,4 +1,5 @@
-"""Text that comes piece by piece, spoken while it comes: the utterances of one conversation, in order."""
+"""The utterances of one conversation, spoken in order: whole texts, or text that comes piece by piece and is
+spoken while it comes."""
 
 from __future__ import annotations
 
@@ -29,8 +30,15 @@ class Manner:
     wishes: SoundWishes
 
 
+class Cancelled(RequestError):
+    """The client does not want to hear the rest."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "cancelled by the client")
+
+
 class Utterance:
-    """Text up to a flush. `call` and `sound` None: nothing was said."""
+    """A whole text, or text up to a flush. `call` and `sound` None: nothing was said."""
 
     def __init__(self, index: int, call: SpeechCall | None = None, sound: SoundOut | None = None) -> None:
         self.index = index
@@ -52,8 +60,8 @@ class Audience(Protocol):
 
 
 class Live:
-    """`append` and `flush` take text in, `run` speaks it. `close` lets `run` return after what there is;
-    `abandon` frees everything at once."""
+    """`append` and `flush`, or `say`, take text in, `run` speaks it. `close` lets `run` return after what
+    there is; `abandon` frees everything at once."""
 
     def __init__(self, manager: HttpServerManager, route: str, manner: Manner, audience: Audience) -> None:
         self.manner = manner  # of the next utterance
@@ -83,7 +91,7 @@ class Live:
         if self._current is None:
             if not text.strip():
                 return
-            self._current = self._begin()
+            self._current = self._begin(self.manner)
         self._current.text += text
         if text:
             self._current.call.append_text(text)
@@ -96,6 +104,19 @@ class Live:
             self._current.call.finish_text()
             self._current = None
         self._count += 1
+
+    def say(self, text: str, manner: Manner) -> Utterance:
+        """An utterance whose text is there at once. Raises RequestError; nothing has changed then."""
+        check_text("text", text, self._manager.settings.max_text_length)
+        utterance = self._begin(manner, text)
+        self._count += 1
+        return utterance
+
+    def cancel(self, utterance: Utterance) -> None:
+        """It ends with Cancelled, unless it has ended."""
+        call = utterance.call
+        if call is not None and call in self._calls:
+            call.fail(Cancelled())
 
     def close(self) -> None:
         """No more text comes."""
@@ -114,23 +135,24 @@ class Live:
         while (utterance := await self._queue.get()) is not None:
             await self._speak(utterance)
 
-    def _begin(self) -> Utterance:
-        manner = self.manner
+    def _begin(self, manner: Manner, text: str = "") -> Utterance:
+        """`text` empty: it comes piece by piece."""
         options = manner.options
         if not manner.seeded:
             options = msgspec.structs.replace(options, seed=random_seed())
         call = SpeechCall(self._manager, self._route)
         try:
             sound = SoundOut(manner.wishes, self._manager.sample_rate)
-            call.admit(options)
+            call.admit(options, text)
             call.submit(
-                Speech(style=manner.style, prompt=manner.prompt, options=options, stream=True, bistream=True)
+                Speech(manner.style, manner.prompt, options, text=text, stream=True, bistream=not text)
             )
         except RequestError as error:
             call.refuse(error)
             raise
         self._calls.add(call)
         utterance = Utterance(self._count, call, sound)
+        utterance.text = text
         self._put(utterance)
         return utterance
 

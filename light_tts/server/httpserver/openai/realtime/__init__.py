@@ -1,0 +1,1 @@
+"""WS /v1/realtime: the events of OpenAI's Realtime API, with text in and speech out."""
