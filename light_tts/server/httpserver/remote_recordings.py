@@ -64,8 +64,8 @@ class RemoteRecordings:
         default = port == PORTS[parts.scheme]
         if f"{shown}:{port}" not in self._hosts and not (default and self._hosts & {shown, host}):
             raise _refused(
-                f"the host {f'{shown}:{port}'[:80]!r} is not in --ref_audio_hosts: send the recording itself, "
-                "as base64 or a data: URL, or have the operator list it"
+                f"the host {f'{shown}:{port}'[:80]!r} is not in --ref_audio_hosts: send the recording "
+                "itself, as base64 or a data: URL, or have the operator list it"
             )
         return parts, port
 
