@@ -15,7 +15,6 @@ from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from light_tts.server.httpserver.access.keys import offered_protocols
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
@@ -54,7 +53,7 @@ class RealtimeSession:
         self._state = websocket.app.state
         self._manager = self._state.manager
         self._socket = JsonSocket(websocket, IDLE_SECONDS)
-        self._protocols = offered_protocols(websocket.headers)
+        self._protocols: list[str] = websocket.scope["subprotocols"]
         self._beta = beta.wanted(websocket.headers, self._protocols)
         self._model = websocket.query_params.get("model", "gpt-realtime")
         self._id = new_id("sess")
