@@ -1,7 +1,7 @@
-"""Typed queues over ZeroMQ: the rest of the code never sees a socket.
+"""Typed queues over ZeroMQ; the rest of the code never touches a socket.
 
-Every process has one inbox (PULL, bound) where everything for it arrives, and one outbox with a PUSH
-connection to each address it talks to. Nothing polls: a process with nothing to do sleeps in `recv`.
+Every process has one inbox (a bound PULL socket) that receives all its messages, and one outbox with a PUSH
+connection to each address it sends to. Nothing polls: an idle process sleeps in `recv`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from light_tts.server.core import messages
 
 
 class Inbox:
-    """Blocking inbox of a stage. Only `wake` may be called from another thread."""
+    """Blocking inbox of a stage process. Only `wake` may be called from another thread."""
 
     def __init__(self, address: str) -> None:
         self._socket: Any = zmq.Context.instance().socket(zmq.PULL)
@@ -28,15 +28,16 @@ class Inbox:
         self._socket.bind(address)
         self.address = self._socket.last_endpoint.decode()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._closing = threading.Lock()  # a thread must not wake a descriptor that is another file by now
+        # keeps `wake` from writing to a descriptor that was closed and reused
+        self._closing = threading.Lock()
         self._held: list[messages.Message] = []
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._wake_fd, select.POLLIN)
 
     def wait(self, timeout: float | None = None) -> list[messages.Message]:
-        """All messages that have arrived; sleeps until there is one, `wake` is called, or `timeout` seconds
-        have passed (0 returns at once)."""
+        """Return all messages that have arrived. Blocks until there is one, `wake` is called, or `timeout`
+        seconds have passed (0: do not block)."""
         arrived = self._take_all()
         if arrived or timeout == 0:
             return arrived
@@ -46,13 +47,13 @@ class Inbox:
         return self._take_all()
 
     def wake(self) -> None:
-        """Make the present or next `wait` return (thread-safe; does nothing after `close`)."""
+        """Make the current or next `wait` return. Thread-safe; does nothing after `close`."""
         with self._closing:
             if not self._socket.closed:
                 os.eventfd_write(self._wake_fd, 1)
 
     def put_back(self, held: list[messages.Message]) -> None:
-        """Have the next `wait` return these first."""
+        """Put messages back so that the next `wait` returns them first."""
         self._held = held
 
     def _take_all(self) -> list[messages.Message]:
@@ -91,8 +92,9 @@ class AsyncInbox:
 
 
 class Outbox:
-    """Sends messages to addresses; connections are made on first use and kept. Thread-safe, never blocks:
-    what the receiver has not taken yet waits in memory (admission bounds how much that can be)."""
+    """Sends messages to addresses, connecting on first use and keeping the connection. Thread-safe and
+    non-blocking: messages the receiver has not read yet are queued in memory, which admission control bounds.
+    """
 
     def __init__(self) -> None:
         self._sockets: dict[str, Any] = {}
@@ -112,7 +114,7 @@ class Outbox:
             socket.send_multipart(frames, zmq.NOBLOCK)
 
     def forget(self, address: str, linger: float = 0.0) -> None:
-        """Close the connection to `address`; unsent messages are dropped after `linger` seconds."""
+        """Close the connection to `address`, dropping unsent messages after `linger` seconds."""
         with self._lock:
             socket = self._sockets.pop(address, None)
             if socket is not None:
@@ -124,8 +126,8 @@ class Outbox:
 
 
 class Peers:
-    """The other stages as this process knows them: kept up to date from the supervisor's messages, and the
-    one place that turns (stage, index) into an address."""
+    """The other stage processes as this process knows them. Updated by the supervisor's messages; the only
+    place that maps (stage, index) to an address."""
 
     def __init__(self, outbox: Outbox) -> None:
         self.outbox = outbox
@@ -133,8 +135,8 @@ class Peers:
         self.draining = False
 
     def apply(self, message: messages.Message) -> None:
-        """Take in Topology, StageDown, StageUp, StageSilent, StageGivenUp, WorkerGone or Drain; ignore any
-        other."""
+        """Handle Topology, StageDown, StageUp, StageSilent, StageGivenUp, WorkerGone or Drain; ignore other
+        messages."""
         match message:
             case messages.Topology(stages=stages, draining=draining):
                 self.stages = {(info.stage, info.index): info for info in stages}
@@ -155,11 +157,11 @@ class Peers:
                 self.draining = True
 
     def of(self, stage: str) -> list[messages.StageInfo]:
-        """All processes of one stage, by index."""
+        """Return all processes of a stage, ordered by index."""
         return [self.stages[key] for key in sorted(self.stages) if key[0] == stage]
 
     def send(self, stage: str, index: int, message: messages.Message) -> None:
-        """Send to a stage; where it is being restarted the message waits for the next incarnation."""
+        """Send to a stage process. If it is being restarted, the message waits for the next incarnation."""
         self.outbox.send(self.stages[stage, index].address, message)
 
     def broadcast(self, message: messages.Message) -> None:

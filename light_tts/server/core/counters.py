@@ -1,11 +1,11 @@
-"""What all HTTP workers and the supervisor know together, in small files that each of them maps.
+"""Counters shared by all HTTP workers and the supervisor through small memory-mapped files.
 
-`ActiveRequests`: requests in work, and how much there is to speak. Each worker writes its own slot only, so
-there is no lock. Used for admission over all workers and by the supervisor, which drains until the sum is 0
-and clears the slot of a dead worker.
+`ActiveRequests` counts the active requests and the audio they still have to produce. Each worker writes only
+its own slot, so no lock is needed. It is used for admission across all workers, and by the supervisor, which
+drains until the sum is 0 and clears the slot of a dead worker.
 
-`ServiceRate`: how long requests took, as measured by all workers. Two that write at the same time may lose a
-measurement, which does no harm.
+`ServiceRate` holds service times measured by all workers. Two concurrent writers may lose a measurement,
+which is harmless.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ SLOTS = 1024
 
 
 class SharedNumbers:
-    """`length` numbers of 8 bytes, all 0 at first, in a file of `directory` (RunDir.shm) that is made by
-    whoever comes first. `format`: "q" (integers) or "d" (floats)."""
+    """Array of `length` 8-byte numbers in a file in `directory` (RunDir.shm), created and zeroed by the first
+    process that opens it. `format`: "q" (integers) or "d" (floats)."""
 
     def __init__(self, directory: Path, name: str, format: str, length: int) -> None:
         file = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -37,7 +37,7 @@ class SharedNumbers:
 
 
 class ActiveRequests:
-    """`directory`: RunDir.shm."""
+    """Number of active requests and outstanding audio of each HTTP worker. `directory`: RunDir.shm."""
 
     FILE_NAME = "active_requests"
 
@@ -47,8 +47,9 @@ class ActiveRequests:
         self._work = self._numbers.values[SLOTS:]
 
     def try_add(self, slot: int, limit: int) -> bool:
-        """Count one more request of this worker unless `limit` are active already. Workers that compete for
-        the last place may both be refused, but never both be let in: each counts itself before it looks."""
+        """Count one more request for this worker unless `limit` are already active; return whether it was
+        counted. Workers that compete for the last slot may both be refused but never both admitted, because
+        each increments its count before checking the sum."""
         self._slots[slot] += 1
         if self.total() <= limit:
             return True
@@ -56,22 +57,22 @@ class ActiveRequests:
         return False
 
     def remove(self, slot: int) -> None:
-        """One request of this worker has ended."""
+        """Count one request fewer for this worker."""
         self._slots[slot] -= 1
 
     def add_work(self, slot: int, milliseconds: int) -> None:
-        """So much more audio is to be spoken for this worker; below 0: so much less."""
+        """Add to the milliseconds of audio this worker has outstanding; negative values subtract."""
         self._work[slot] += milliseconds
 
     def clear(self, slot: int) -> None:
-        """The worker of this slot is gone, or has just started."""
+        """Reset the slot of a worker that has died or just started."""
         self._slots[slot] = self._work[slot] = 0
 
     def total(self) -> int:
         return sum(self._slots)
 
     def work(self) -> int:
-        """Milliseconds of audio to be spoken, over all workers."""
+        """Return the outstanding audio of all workers in milliseconds."""
         return sum(self._work)
 
     def close(self) -> None:
@@ -81,24 +82,26 @@ class ActiveRequests:
 
 
 class ServiceRate:
-    """Seconds that a request takes for each second of audio that was in work when it was accepted, its own
-    included. Measured apart for 1 request in work, 2 to 3, 4 to 7 and so on, because a GPU does more at a
-    time the more there is to do."""
+    """Estimated service time: seconds per second of audio that was outstanding when a request was accepted,
+    its own included. Measured separately for 1 active request, 2 to 3, 4 to 7 and so on, because a GPU has
+    higher throughput at higher load."""
 
     FILE_NAME = "service_rate"
     BANDS = 16
-    MEMORY = 0.95  # weight of all earlier measurements when one is added
-    NO_GAIN = 0.7  # where twice the requests bring less than 1 / NO_GAIN of the work, more bring no more
+    MEMORY = 0.95  # weight of the earlier measurements when one is added
+    # if doubling the load raises throughput by less than 1 / NO_GAIN, more load is assumed to raise it no
+    # further
+    NO_GAIN = 0.7
 
     def __init__(self, directory: Path) -> None:
         self._numbers = SharedNumbers(directory, self.FILE_NAME, "d", 2 * self.BANDS)
-        self._seconds = self._numbers.values[: self.BANDS]  # decaying sums
+        self._seconds = self._numbers.values[: self.BANDS]  # exponentially decaying sums
         self._audio = self._numbers.values[self.BANDS :]
 
     def observe(self, count: int, audio: float, seconds: float) -> None:
-        """A request took `seconds`; when it was accepted, `count` requests were in work with `audio` seconds
-        to speak, itself included. More requests are never served more slowly than fewer: that keeps no
-        memory of a bad moment that only few would be let in to refute."""
+        """Record that a request took `seconds`, and that `count` requests with `audio` seconds outstanding
+        were active when it was accepted, itself included. Higher load never has a lower rate than lower load,
+        so one slow measurement is corrected even if few requests are admitted afterwards."""
         band = self._band(count)
         self._seconds[band] = self._seconds[band] * self.MEMORY + seconds
         self._audio[band] = self._audio[band] * self.MEMORY + audio
@@ -107,9 +110,9 @@ class ServiceRate:
                 self._seconds[higher], self._audio[higher] = self._seconds[band], self._audio[band]
 
     def predict(self, count: int, audio: float) -> float:
-        """Seconds until `audio` has been spoken while `count` requests are in work; 0 where nothing is
-        known. More requests at a time than ever before are hoped to be served as fast as those, unless it
-        was seen that more bring no more."""
+        """Return the estimated seconds to produce `audio` seconds with `count` active requests; 0 if nothing
+        has been measured. For a load never seen before, the rate is extrapolated from the highest load seen,
+        unless more load was seen not to help."""
         band = self._band(count)
         known = [index for index in range(self.BANDS) if self._audio[index]]
         if not known:

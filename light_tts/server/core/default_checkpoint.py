@@ -1,6 +1,6 @@
-"""The checkpoint that comes with Light-TTS: what a server uses unless --model_dir names another.
+"""The checkpoint bundled with Light-TTS, used unless --model_dir names another.
 
-`python -m light_tts.server.core.default_checkpoint` prints its directory for scripts.
+`python -m light_tts.server.core.default_checkpoint` prints its directory, for scripts.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ NAME = "light-tts-mini"
 PACKAGE = Path(__file__).parents[2]
 PLACES = tuple(
     base / "pretrained_models" / NAME for base in (PACKAGE, PACKAGE.parent)
-)  # of a wheel, of the repository
+)  # in an installed wheel, in the repository
 
 
 def default_checkpoint() -> Path:
-    """Its directory. Raises SettingsError where it is missing."""
+    """Return the directory of the bundled checkpoint. Raises SettingsError if it is missing."""
     for place in PLACES:
         if (place / "cosyvoice2.yaml").exists():
             return place

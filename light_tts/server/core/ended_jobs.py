@@ -1,4 +1,6 @@
-"""Jobs that have ended: messages of theirs may still be under way, and an Abort may even overtake its job."""
+"""Jobs that have ended. Messages for them may still be in flight, and an Abort may even overtake its
+own job.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ REMEMBERED = 4096
 
 
 class EndedJobs:
-    """The names of the jobs that ended last, `REMEMBERED` at most."""
+    """The names of the most recently ended jobs, at most `REMEMBERED`."""
 
     def __init__(self) -> None:
         self._names: OrderedDict[str, None] = OrderedDict()  # oldest first

@@ -1,4 +1,4 @@
-"""First chunks go first on a GPU: how a decode process tells the others that it has such a chunk."""
+"""Priority for first chunks on a shared GPU: a decode process signals the others that it has one."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ if TYPE_CHECKING:
 
 
 class FirstChunkLock:
-    """A file lock that decode processes share and that the language model only looks at. The kernel frees the
-    lock of a process that dies."""
+    """File lock taken by decode processes and only tested by the LLM process. The kernel releases the lock of
+    a process that dies."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._kept = False
 
     def keep(self, wanted: bool) -> None:
-        """Take it, unless this process has it; or leave it to others."""
+        """Take the lock if `wanted`, else release it. Does nothing if that is the state already."""
         if wanted != self._kept:
             fcntl.flock(self._file, fcntl.LOCK_SH if wanted else fcntl.LOCK_UN)
             self._kept = wanted
 
     def taken(self) -> bool:
-        """Whether another process has it."""
+        """Return whether another process holds the lock."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        fcntl.flock(self._file, fcntl.LOCK_UN)  # at once: it was for the answer only
+        fcntl.flock(self._file, fcntl.LOCK_UN)  # release at once: this was only a test
         return False
 
     def close(self) -> None:
@@ -41,7 +41,7 @@ class FirstChunkLock:
 
 
 def choose_first_chunk_lock(directory: Path, device: torch.device) -> FirstChunkLock | None:
-    """The one of this GPU; None on a CPU, whose cores the system shares out."""
+    """Return the lock for this GPU, or None on a CPU, where the operating system schedules the cores."""
     if device.type != "cuda":
         return None
     return FirstChunkLock(directory / f"first-chunks-{device.index}.lock")

@@ -1,20 +1,20 @@
-"""HTTP workers that have died lately: what is still under way of their jobs must not be begun."""
+"""HTTP workers that died recently; jobs of theirs that arrive late must not be started."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-REMEMBERED_SECONDS = 30.0  # how long their messages may still arrive; later the address may be another's
+REMEMBERED_SECONDS = 30.0  # how long late messages are expected; after that the address may have been reused
 
 
 class GoneWorkers:
-    """Messages of different senders may overtake each other, so a job can arrive after the news that its
-    worker is gone."""
+    """Reply addresses of dead HTTP workers. Messages from different senders may be reordered, so a job can
+    arrive after the notice that its worker is gone."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._died: dict[str, float] = {}  # by reply address
+        self._died: dict[str, float] = {}  # time of death by reply address
 
     def add(self, address: str) -> None:
         self._died[address] = self._clock()

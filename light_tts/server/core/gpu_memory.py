@@ -15,23 +15,23 @@ FILE = Path("config", "memory_config.py")
 
 
 def config_file() -> Path:
-    """Where memory_config.py lies: in the repository, or in the package that a wheel installed."""
+    """Return the path of memory_config.py, in the repository or in the installed package."""
     package = Path(__file__).resolve().parents[2]
     return next(folder / FILE for folder in (package.parent, package) if (folder / FILE).exists())
 
 
 def load_config() -> ModuleType:
-    """The module memory_config."""
+    """Import and return the memory_config module."""
     spec = importlib.util.spec_from_file_location("memory_config", config_file())
-    assert spec is not None and spec.loader is not None  # the file is there
+    assert spec is not None and spec.loader is not None  # the file exists
     config = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(config)
     return config
 
 
 def share(settings: Settings, stage: str, index: int) -> None:
-    """Limit this process to its share of its GPU; nothing where it computes on the CPU. To be called before
-    the stage imports torch."""
+    """Limit this process to its share of its GPU; does nothing on the CPU. Must be called before the stage
+    imports torch."""
     if stage not in ("llm", "decode") or settings.device == "cpu" or not gpu.visible_gpus():
         return
     config = load_config()

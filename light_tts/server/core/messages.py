@@ -1,12 +1,12 @@
-"""Every message between processes. Reading this module is reading the protocol.
+"""All messages between processes, that is, the protocol.
 
-A message is an immutable struct. On the wire it is one ZeroMQ multipart message: a msgpack header followed
-by one raw frame for each `Raw` field (audio, arrays), which is never copied into the header nor pickled.
+A message is an immutable struct. On the wire it is one ZeroMQ multipart message: a msgpack header followed by
+one raw frame for each `Raw` field (audio, arrays), which is neither copied into the header nor pickled.
 
-A *job* is one attempt at one client request: `<request id>/<attempt>`. When a stage dies, the HTTP worker
-aborts the job and submits the request again as the next attempt, with what has been delivered so far
-(`PartProgress`); stages never need to know more. A *part* is one piece of a long text; parts are numbered
-from 0 and spoken in order.
+A *job* is one attempt at one client request, named `<request id>/<attempt>`. When a stage dies, the HTTP
+worker aborts the job and resubmits the request as the next attempt, together with what has already been
+delivered (`PartProgress`); stages need no other recovery state. A *part* is one piece of a long text; parts
+are numbered from 0 and spoken in order.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PROTOCOL_VERSION = 1
 
 
 class Raw:
-    """Bulk data that travels as a frame of its own. `data` supports the buffer protocol."""
+    """Bulk data sent as a separate frame. `data` supports the buffer protocol."""
 
     __slots__ = ("data",)
 
@@ -32,27 +32,27 @@ class Raw:
         return cls(np.ascontiguousarray(array))
 
     def array(self, dtype: Any) -> np.ndarray:
-        """One-dimensional read-only view of the frame as `dtype`."""
+        """Return the frame as a one-dimensional read-only array of `dtype`."""
         return np.frombuffer(self.data, dtype=dtype)
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Base of all messages; the tag on the wire is the class name."""
+    """Base class of all messages; the tag on the wire is the class name."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """Not a message: the parts of one."""
+    """Base class of structs embedded in messages."""
 
 
-# ---------------------------------------------------------------- what a request is made of
+# ---------------------------------------------------------------- contents of a request
 
 
 class SpeechOptions(Part, frozen=True):
-    """How to speak: what a client may choose, on its way from the field of that name to the stage that acts
-    on it. None means the checkpoint's value, or for the lengths the one that follows from the text.
+    """Per-request speech options, carried unchanged from the HTTP field to the stage that uses them. None
+    means the checkpoint's default or, for the lengths, a value derived from the text.
 
-    Encode passes them on as they are; the LLM acts on seed, lengths and sampling, decode on seed and speed.
-    `word_times`: say when each word is spoken (encode and LLM).
+    Encode passes them on; the LLM uses the seed, lengths and sampling options, decode the seed and speed.
+    `word_times`: report when each word is spoken (encode and LLM).
     """
 
     seed: int
@@ -69,10 +69,10 @@ class SpeechOptions(Part, frozen=True):
 
 
 class Prompt(Part, frozen=True):
-    """The voice to speak with, as the HTTP worker hands it to an encode process.
+    """The voice to use, as the HTTP worker passes it to an encode process.
 
-    Either `audio` (float32 mono, -1..1, at `sample_rate` Hz; `key` is its hash) or `speaker`, a speaker
-    stored in the checkpoint (spk2info.pt).
+    Either `audio` (float32 mono, -1..1, at `sample_rate` Hz; `key` is its hash) or `speaker`, the name of a
+    speaker in the checkpoint (spk2info.pt).
     """
 
     text: str = ""
@@ -83,7 +83,7 @@ class Prompt(Part, frozen=True):
 
 
 class PromptRef(Part, frozen=True):
-    """Where a decode process finds the features of a prompt: a shared-memory segment (see prompt_cache)."""
+    """Reference to the shared-memory segment that holds the features of a prompt (see prompt_cache)."""
 
     key: str
     owner: int
@@ -91,10 +91,11 @@ class PromptRef(Part, frozen=True):
 
 
 class PartProgress(Part, frozen=True):
-    """What the client has got of one part: the tokens its audio was made from, and the samples delivered.
+    """What has already been delivered to the client of one part: the tokens its audio was made from, and the
+    number of samples.
 
-    `tokens` are the LLM's outputs in order, bistream fill ids included, so that the LLM can be put back into
-    exactly this state.
+    `tokens` are the LLM's outputs in order, bistream fill ids included, so that the LLM's state can be
+    restored exactly.
     """
 
     tokens: list[int] = []
@@ -106,10 +107,11 @@ class PartProgress(Part, frozen=True):
 
 
 class Synthesize(Message, frozen=True):
-    """Speak `text`. Sent by an HTTP worker to the encode process that owns the prompt.
+    """Request to speak `text`. Sent by an HTTP worker to the encode process that owns the prompt.
 
-    `alone_in`: stages that must work on it alone, because they died while they worked on it before.
-    `bistream`: text is empty here and arrives by AppendText until FinishText; there is exactly one part then.
+    `alone_in`: stages that must process the job without others, because they died while processing it before.
+    `bistream`: `text` is empty and arrives in AppendText messages until FinishText; the job has exactly one
+    part.
     """
 
     job: str
@@ -125,26 +127,26 @@ class Synthesize(Message, frozen=True):
 
 
 class AppendText(Message, frozen=True):
-    """The next piece of text of a bistream job, in order."""
+    """The next piece of text of a bistream job, in order. HTTP worker -> encode"""
 
     job: str
     text: str
 
 
 class FinishText(Message, frozen=True):
-    """No more text will come for this bistream job."""
+    """The text of a bistream job is complete. HTTP worker -> encode"""
 
     job: str
 
 
 class Release(Message, frozen=True):
-    """The job is over (audio delivered, failed or aborted): unpin its prompt. To the encode process."""
+    """The job is over (delivered, failed or aborted): unpin its prompt. HTTP worker -> encode"""
 
     job: str
 
 
 class Abort(Message, frozen=True):
-    """Forget the job at once, and any message of it that is still under way. HTTP worker -> every stage."""
+    """Drop the job at once, including any message of it still in flight. HTTP worker -> every stage"""
 
     job: str
 
@@ -153,8 +155,8 @@ class Abort(Message, frozen=True):
 
 
 class Encoded(Message, frozen=True):
-    """The text of this job has so many tokens; `words`: of each part, as they are spoken, where their times
-    are wanted. encode -> HTTP worker, for a text that was there at once."""
+    """The number of text tokens of a job. `words`: the words of each part as they are spoken, if word times
+    were requested. Sent only if the text arrived complete. encode -> HTTP worker"""
 
     job: str
     text_tokens: int
@@ -162,12 +164,12 @@ class Encoded(Message, frozen=True):
 
 
 class Generate(Message, frozen=True):
-    """Generate the speech tokens of one part.
+    """Request to generate the speech tokens of one part. encode -> LLM
 
-    `prompt_speech_token`: int32 frame, the LLM's speech prompt (empty where the mode has none).
-    `flow_prompt_tokens`: length of the flow's prompt, which sets where streaming chunks end.
-    `stream`: hand tokens on chunk by chunk rather than at the end. `words`: how many of `text_ids` each word
-    has, where the words' times are wanted.
+    `prompt_speech_token`: int32 frame, the LLM's speech prompt (empty if the mode has none).
+    `flow_prompt_tokens`: length of the flow's prompt, which determines where streaming chunks end. `stream`:
+    send tokens chunk by chunk rather than at the end. `words`: the number of `text_ids` in each word, if word
+    times were requested.
     """
 
     job: str
@@ -189,14 +191,14 @@ class Generate(Message, frozen=True):
 
 
 class AppendIds(Message, frozen=True):
-    """Text ids of the next piece of a bistream job, in order. encode -> LLM"""
+    """The next text ids of a bistream job, in order. encode -> LLM"""
 
     job: str
     ids: list[int]
 
 
 class FinishIds(Message, frozen=True):
-    """No more text ids will come for this bistream job. encode -> LLM"""
+    """The text ids of a bistream job are complete. encode -> LLM"""
 
     job: str
 
@@ -205,7 +207,7 @@ class FinishIds(Message, frozen=True):
 
 
 class Routed(Message, frozen=True):
-    """Which decode process (and which incarnation of it) will speak this job. LLM -> HTTP worker"""
+    """Which decode process, and which incarnation of it, handles this job. LLM -> HTTP worker"""
 
     job: str
     decode: int
@@ -213,7 +215,7 @@ class Routed(Message, frozen=True):
 
 
 class OpenSpeech(Message, frozen=True):
-    """Tokens of this part will follow. LLM -> decode, once a part, before its first SpeechTokens."""
+    """Announces the tokens of a part. Sent once per part, before its first SpeechTokens. LLM -> decode"""
 
     job: str
     reply_to: str
@@ -228,9 +230,9 @@ class OpenSpeech(Message, frozen=True):
 
 
 class SpeechTokens(Message, frozen=True):
-    """More tokens of a part, in order (bistream fill ids included, stop ids never); the first message of a
-    resumed part begins with all of `progress.tokens`. `times`, with the final ones, where they are wanted:
-    the token with which each word begins, and the one behind its last. LLM -> decode"""
+    """More tokens of a part, in order (bistream fill ids included, stop ids excluded). The first message of a
+    resumed part starts with all of `progress.tokens`. `times`, in the last message if requested: the index of
+    the token where each word begins, followed by the end of the last word. LLM -> decode"""
 
     job: str
     part: int
@@ -245,10 +247,10 @@ class SpeechTokens(Message, frozen=True):
 class AudioChunk(Message, frozen=True):
     """Samples of one part, in order. decode -> HTTP worker
 
-    `tokens`: the LLM outputs these samples were made from (they follow those of the chunk before).
-    `start`: index in the part of the first sample. `pcm`: int16 frame, mono.
-    `final`: last chunk of the part; the job is complete with the final chunk of part `parts - 1`. `times`:
-    those of the part's SpeechTokens, with the final chunk.
+    `tokens`: the LLM outputs these samples were made from (following those of the previous chunk). `start`:
+    index of the first sample within the part. `pcm`: int16 frame, mono. `final`: last chunk of the part; the
+    job is complete with the final chunk of part `parts - 1`. `times`: copied from the part's SpeechTokens
+    into the final chunk.
     """
 
     job: str
@@ -262,8 +264,8 @@ class AudioChunk(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The job cannot go on. `code` is the HTTP status for the client; with `retry` the HTTP worker submits
-    the request again instead (a resource another process owned has gone)."""
+    """The job has failed. `code` is the HTTP status for the client. With `retry` the HTTP worker resubmits
+    the request instead, because a resource owned by another process is gone."""
 
     job: str
     stage: str
@@ -272,12 +274,12 @@ class Failed(Message, frozen=True):
     retry: bool = False
 
 
-# ---------------------------------------------------------------- supervisor and everybody
+# ---------------------------------------------------------------- supervisor and all processes
 
 
 class StageInfo(Part, frozen=True):
-    """One stage process. `state`: starting, up, silent (up, but it shows no progress), down (being restarted)
-    or failed (given up)."""
+    """One stage process. `state`: starting, up, silent (up but making no progress), down (being restarted) or
+    failed (given up)."""
 
     stage: str
     index: int
@@ -289,15 +291,15 @@ class StageInfo(Part, frozen=True):
 
 
 class WorkerHello(Message, frozen=True):
-    """An HTTP worker is up. HTTP worker -> supervisor, which answers with Topology."""
+    """An HTTP worker is up. The supervisor answers with Topology. HTTP worker -> supervisor"""
 
     address: str
     pid: int
 
 
 class StageReady(Message, frozen=True):
-    """Models are loaded; messages are being taken. `info` is what the stage learned from the checkpoint
-    (encode: speakers; decode: sample_rate). stage -> supervisor"""
+    """The stage has loaded its models and accepts messages. `info` is read from the checkpoint (encode:
+    speakers; decode: sample_rate). stage -> supervisor"""
 
     stage: str
     index: int
@@ -306,7 +308,7 @@ class StageReady(Message, frozen=True):
 
 
 class StageStartFailed(Message, frozen=True):
-    """The stage cannot start; `reason` is what the operator must read. stage -> supervisor"""
+    """The stage cannot start; `reason` is shown to the operator. stage -> supervisor"""
 
     stage: str
     index: int
@@ -315,10 +317,8 @@ class StageStartFailed(Message, frozen=True):
 
 
 class Topology(Message, frozen=True):
-    """All stages as they are now. supervisor -> a stage or HTTP worker that has just started.
-
-    `worker_slot`: this HTTP worker's place in the shared counters (-1 for a stage).
-    """
+    """The current state of all stages, for a stage or HTTP worker that has just started. `worker_slot`: this
+    HTTP worker's slot in the shared counters (-1 for a stage). supervisor -> stage or HTTP worker"""
 
     stages: list[StageInfo]
     worker_slot: int = -1
@@ -326,8 +326,8 @@ class Topology(Message, frozen=True):
 
 
 class StageDown(Message, frozen=True):
-    """A stage process died; messages for it go to `next.address` from now on, where they wait until the
-    next incarnation is up. `in_work`: the jobs it worked on at that moment. supervisor -> everybody"""
+    """A stage process died. From now on messages for it go to `next.address`, where they wait until the next
+    incarnation is up. `in_work`: the jobs it was processing. supervisor -> all"""
 
     stage: str
     index: int
@@ -337,20 +337,20 @@ class StageDown(Message, frozen=True):
 
 
 class StageUp(Message, frozen=True):
-    """A stage is up (again). supervisor -> everybody"""
+    """A stage is up, or up again. supervisor -> all"""
 
     stage: StageInfo
 
 
 class StageSilent(Message, frozen=True):
-    """A stage shows no progress: it is killed soon unless it does; StageUp follows if so. supervisor ->
-    everybody"""
+    """A stage makes no progress and will be killed soon. StageUp follows if it recovers first. supervisor ->
+    all"""
 
     stage: StageInfo
 
 
 class StageGivenUp(Message, frozen=True):
-    """A stage kept dying and is not started again: requests that need it end in 503. supervisor -> all"""
+    """A stage kept dying and will not be restarted; requests that need it get 503. supervisor -> all"""
 
     stage: str
     index: int
@@ -364,11 +364,11 @@ class WorkerGone(Message, frozen=True):
 
 
 class Drain(Message, frozen=True):
-    """Accept no more requests; finish those accepted. supervisor -> HTTP workers"""
+    """Accept no new requests; finish those accepted. supervisor -> HTTP workers"""
 
 
 class Shutdown(Message, frozen=True):
-    """End now. supervisor -> stages"""
+    """Exit now. supervisor -> stages"""
 
 
 # ---------------------------------------------------------------- wire format
@@ -377,7 +377,7 @@ _ANY: Any = Union[tuple(Message.__subclasses__())]  # noqa: UP007 (built from a 
 
 
 def encode(message: Message) -> list[Any]:
-    """Frames to send: version byte + msgpack header, then the raw frames."""
+    """Return the frames to send: version byte and msgpack header, then the raw frames."""
     frames: list[Any] = []
 
     def take_raw(obj: Any) -> int:
@@ -391,7 +391,8 @@ def encode(message: Message) -> list[Any]:
 
 
 def decode(frames: list[Any]) -> Message:
-    """The message in these frames. Raises ValueError for another version or a malformed message."""
+    """Return the message in these frames. Raises ValueError for another protocol version or a malformed
+    message."""
 
     def give_raw(kind: type, obj: Any) -> Any:
         if kind is Raw and isinstance(obj, int) and 0 < obj < len(frames):

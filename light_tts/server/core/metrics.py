@@ -1,8 +1,8 @@
-"""Every metric of the server; what each means is described in docs/metrics.md.
+"""All metrics of the server. docs/metrics.md describes each of them.
 
-Prometheus's multiprocess mode: each process writes its values to files in PROMETHEUS_MULTIPROC_DIR, which is
-set in its environment before this module is imported, and any HTTP worker adds them up for GET /metrics.
-Gauges are sums over the processes alive; the supervisor marks the dead ones.
+Uses Prometheus's multiprocess mode: each process writes its values to files in PROMETHEUS_MULTIPROC_DIR,
+which must be set in its environment before this module is imported, and any HTTP worker aggregates them for
+GET /metrics. Gauges are summed over live processes; the supervisor marks the dead ones.
 """
 
 from __future__ import annotations
@@ -24,59 +24,59 @@ _FACTORS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2
 _BATCH_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
 # -- HTTP workers
-requests_total = Counter("light_tts_requests", "Requests that have ended", ["route", "outcome"])
+requests_total = Counter("light_tts_requests", "Requests finished", ["route", "outcome"])
 request_duration_seconds = Histogram(
     "light_tts_request_duration_seconds",
-    "From the arrival of a request to its last sample, of requests that ended well",
+    "Time from the arrival of a request to its last sample; successful requests only",
     ["route"],
     buckets=_REQUEST_SECONDS,
 )
 time_to_first_audio_seconds = Histogram(
     "light_tts_time_to_first_audio_seconds",
-    "From the arrival of a request to the first sample sent",
+    "Time from the arrival of a request to the first sample sent",
     ["route"],
     buckets=_REQUEST_SECONDS,
 )
 real_time_factor = Histogram(
     "light_tts_real_time_factor",
-    "Duration of a request divided by that of its audio, where it ended well and its text came whole",
+    "Duration of a request divided by that of its audio; successful requests, bistream excluded",
     ["route"],
     buckets=_FACTORS,
 )
 stream_underruns = Histogram(
     "light_tts_stream_underruns",
-    "How often a player that starts with the first piece runs dry, of streams whose text came whole",
+    "Underruns of a player that starts with the first chunk; streams, bistream excluded",
     ["route"],
     buckets=_UNDERRUNS,
 )
 stream_buffer_seconds = Histogram(
     "light_tts_stream_buffer_seconds",
-    "What a player had to wait after the first piece so as never to run dry, of the same streams",
+    "Buffering after the first chunk that would have avoided all underruns; same streams",
     ["route"],
     buckets=_STAGE_SECONDS,
 )
 audio_seconds_total = Counter("light_tts_audio_seconds", "Seconds of audio sent to clients")
 refused_total = Counter(
     "light_tts_refused",
-    "Requests that were not accepted though nothing is wrong with what they ask for",
+    "Valid requests that were not accepted",
     ["reason"],
 )
 request_recoveries_total = Counter(
-    "light_tts_request_recoveries", "Requests submitted again because a stage died or lost something"
+    "light_tts_request_recoveries", "Requests resubmitted because a stage died or lost data"
 )
 http_connections = Gauge(
-    "light_tts_http_connections", "Connections to the HTTP workers", multiprocess_mode="livesum"
+    "light_tts_http_connections", "Open connections to the HTTP workers", multiprocess_mode="livesum"
 )
 refused_connections_total = Counter(
     "light_tts_refused_connections",
-    "Connections ended because of what came, did not come or was too much; status: that of the answer",
+    "Connections closed for bad, late or excessive input; status: HTTP status of the response",
     ["status"],
 )
 
 # -- every stage
 stage_queue_depth = Gauge(
     "light_tts_stage_queue_depth",
-    "Work items that wait in a stage",
+    "Work items waiting in a stage",
     ["stage"],
     multiprocess_mode="livesum",
 )
@@ -92,18 +92,18 @@ stage_work_seconds = Histogram(
     ["stage"],
     buckets=_STAGE_SECONDS,
 )
-stage_restarts_total = Counter("light_tts_stage_restarts", "Stages started again after they died", ["stage"])
+stage_restarts_total = Counter("light_tts_stage_restarts", "Stages restarted after they died", ["stage"])
 
 # -- encode
-prompt_cache_hits_total = Counter("light_tts_prompt_cache_hits", "Prompts whose features were kept")
+prompt_cache_hits_total = Counter("light_tts_prompt_cache_hits", "Prompts whose features were cached")
 prompt_cache_misses_total = Counter("light_tts_prompt_cache_misses", "Prompts whose features were computed")
 
 # -- LLM
 llm_running_requests = Gauge(
-    "light_tts_llm_running_requests", "Requests that generate tokens", multiprocess_mode="livesum"
+    "light_tts_llm_running_requests", "Requests generating tokens", multiprocess_mode="livesum"
 )
 llm_paused_requests = Gauge(
-    "light_tts_llm_paused_requests", "Requests paused for want of KV slots", multiprocess_mode="livesum"
+    "light_tts_llm_paused_requests", "Requests paused for lack of KV cache slots", multiprocess_mode="livesum"
 )
 llm_waiting_requests = Gauge(
     "light_tts_llm_waiting_requests", "Requests not yet admitted", multiprocess_mode="livesum"
@@ -114,12 +114,12 @@ llm_tokens_total = Counter("light_tts_llm_tokens", "Speech tokens generated")
 
 # -- decode
 decode_batch_size = Histogram(
-    "light_tts_decode_batch_size", "Requests spoken together in one batch", buckets=_BATCH_SIZES
+    "light_tts_decode_batch_size", "Requests in one decode batch", buckets=_BATCH_SIZES
 )
 
 
 def render() -> tuple[bytes, str]:
-    """Prometheus text of the whole server, and its content type."""
+    """Return the metrics of the whole server in Prometheus text format, and the content type."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     return generate_latest(registry), CONTENT_TYPE_LATEST

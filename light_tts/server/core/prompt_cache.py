@@ -1,8 +1,8 @@
-"""Features of prompts, computed once per distinct recording and shared between processes.
+"""Prompt features, computed once per distinct recording and shared between processes.
 
-Each entry is one file in shared memory, written under a temporary name and then renamed, never changed
-after. One encode process owns an entry: only it adds, pins and removes (unlinks). A reader that has attached
-keeps its mapping after an unlink, so processes share no lock, and nothing in use is ever overwritten.
+Each entry is one file in shared memory, written under a temporary name, then renamed and never modified. One
+encode process owns an entry: only it adds, pins and unlinks it. A reader that has attached keeps its mapping
+after an unlink, so processes share no lock and memory in use is never overwritten.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import numpy as np
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.shared_file import map_file
 
-# magic, tokens, mel frames, mel bins, embedding size; the arrays follow in this order, 4 bytes a value
+# magic, tokens, mel frames, mel bins, embedding size; then the arrays in this order, 4 bytes per value
 _HEADER = struct.Struct("<8s4i")
 _MAGIC = b"LTTSPF01"
 
 
 def attach(segment: str | os.PathLike[str]) -> PromptFeatures:
-    """The features in `segment` as read-only views of the shared memory; valid as long as they are kept.
+    """Return the features in `segment` as read-only views of shared memory, valid as long as they are
+    referenced.
 
     Raises FileNotFoundError if the owner has removed the entry, ValueError if the file is not an entry.
     """
@@ -50,7 +51,7 @@ def attach(segment: str | os.PathLike[str]) -> PromptFeatures:
 
 
 def write_segment(path: Path, features: PromptFeatures) -> None:
-    """Write `features` so that a reader sees the whole entry or none."""
+    """Write `features` atomically: a reader sees the whole entry or none."""
     partial = path.with_suffix(".partial")
     header = _HEADER.pack(_MAGIC, len(features.speech_token), *features.mel.shape, len(features.embedding))
     try:
@@ -67,7 +68,7 @@ def write_segment(path: Path, features: PromptFeatures) -> None:
 
 @dataclass(frozen=True)
 class CachedPrompt:
-    """An entry as its owner hands it out."""
+    """A cache entry as returned by its owner."""
 
     key: str
     segment: str
@@ -77,7 +78,7 @@ class CachedPrompt:
 @dataclass
 class _Entry:
     future: Future[CachedPrompt]
-    jobs: set[str] = field(default_factory=set)  # pins
+    jobs: set[str] = field(default_factory=set)  # jobs that pin the entry
 
     @property
     def evictable(self) -> bool:
@@ -85,10 +86,10 @@ class _Entry:
 
 
 class SharedSpeechCache:
-    """The owner's side: at most `capacity` entries, least recently used out first. Thread-safe.
+    """The owner's side of the cache: at most `capacity` entries with LRU eviction. Thread-safe.
 
-    A pinned entry is never removed: while all are pinned there can be more than `capacity`. Complete files
-    that an earlier process with the same `owner` index left are adopted, half-written ones removed.
+    Pinned entries are never removed, so there can be more than `capacity` while all are pinned. Complete
+    files left by an earlier process with the same `owner` index are adopted, partial ones removed.
     """
 
     def __init__(self, directory: Path, owner: int, capacity: int, executor: Executor) -> None:
@@ -104,10 +105,11 @@ class SharedSpeechCache:
     def get_or_compute(
         self, key: str, job: str, compute: Callable[[], PromptFeatures]
     ) -> tuple[Future[CachedPrompt], bool]:
-        """Pin `key` for `job` and return the entry to come, and whether it was there or under way already.
+        """Pin `key` for `job`; return a future of the entry, and whether it was cached or already being
+        computed.
 
-        `compute` runs in the executor, once however many jobs ask; its exception reaches all that wait, is
-        not cached, and ends their pins. `key` (hex digits) names the file.
+        `compute` runs in the executor, once even if several jobs ask. Its exception is passed to all waiting
+        jobs, is not cached, and releases their pins. `key` (hex digits) names the file.
         """
         if not key or not set(key) <= set("0123456789abcdef"):
             raise ValueError(f"prompt key {key!r} is not a hash in hexadecimal digits")
@@ -124,12 +126,12 @@ class SharedSpeechCache:
         if not known:
             try:
                 self._executor.submit(self._fill, key, entry, compute)
-            except RuntimeError as error:  # the executor is shut down
+            except RuntimeError as error:  # the executor has been shut down
                 self._forget(key, entry, error)
         return entry.future, known
 
     def release(self, job: str) -> None:
-        """End the pin of `job`, if it has one."""
+        """Release the pin of `job`, if any."""
         with self._lock:
             key = self._pins.pop(job, None)
             if key is not None:
@@ -140,12 +142,12 @@ class SharedSpeechCache:
         return len(self._entries)
 
     def pinned(self) -> int:
-        """How many jobs hold a pin."""
+        """Number of jobs that hold a pin."""
         return len(self._pins)
 
     def _fill(self, key: str, entry: _Entry, compute: Callable[[], PromptFeatures]) -> None:
         with self._lock:
-            if not entry.jobs:  # all that wanted it were aborted before its turn came
+            if not entry.jobs:  # all jobs that wanted it were aborted before it was started
                 del self._entries[key]
                 entry.future.cancel()
                 return
@@ -155,7 +157,7 @@ class SharedSpeechCache:
             self._forget(key, entry, error)
         else:
             entry.future.set_result(cached)
-            with self._lock:  # every job that wanted it may have gone meanwhile
+            with self._lock:  # every job that wanted it may have been aborted in the meantime
                 self._evict()
 
     def _store(self, key: str, features: PromptFeatures) -> CachedPrompt:
@@ -180,7 +182,7 @@ class SharedSpeechCache:
             pass
 
     def _evict_one(self) -> bool:
-        """Remove the least recently used entry that nobody needs; False if there is none."""
+        """Remove the least recently used unpinned entry; return False if there is none."""
         with self._lock:
             key = next((key for key, entry in self._entries.items() if entry.evictable), None)
             if key is None:

@@ -1,7 +1,8 @@
-"""What a stage process says of itself in shared memory: up to when all is well, and on whose jobs it works.
+"""Heartbeat of a stage process in shared memory: the time until which it is known to be healthy, and its
+jobs.
 
-The supervisor reads it. A process whose time is up hangs and is killed; the jobs that were in work when a
-process ended may be the cause.
+The supervisor reads it. A process whose deadline has passed is considered hung and killed. The jobs it was
+processing when it ended may be the cause.
 """
 
 from __future__ import annotations
@@ -14,19 +15,20 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-INTERVAL = 0.5  # seconds between two beats
-ROUND_SECONDS = 2.0  # of the main loop between two rounds, its steps not counted
-LOADING_SECONDS = 1800.0  # of a start, compilation of kernels included
+INTERVAL = 0.5  # seconds between two heartbeats
+ROUND_SECONDS = 2.0  # longest iteration of the main loop, not counting steps
+LOADING_SECONDS = 1800.0  # longest start, including kernel compilation
 
-_NAMES = 1 << 15  # bytes for the names of jobs; there is room for them twice
-_WELL_UNTIL, _PLACE, _WORKED, _HEADER = 0, 1, 2, 24  # words of 64 bits: see PulseReader
+_NAMES = 1 << 15  # bytes per buffer of job names; there are two buffers
+# indices of 64-bit words (see PulseReader); header size in bytes
+_WELL_UNTIL, _PLACE, _WORKED, _HEADER = 0, 1, 2, 24
 
 
 class Pulse:
-    """A stage's own. A thread writes twice a second the time up to which all is well: now, unless a step
-    takes longer than was said before it, or the main loop does not come round. Thread-safe.
+    """The stage's side. A thread writes a heartbeat twice a second: the current time, or the earliest
+    deadline that has passed, be it of a running step or of the main loop. Thread-safe.
 
-    `path`: None where nobody listens.
+    `path`: None if nobody reads it.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -40,11 +42,12 @@ class Pulse:
             threading.Thread(target=self._run, name="pulse", daemon=True).start()
 
     def tick(self, step_seconds: float = 0.0) -> None:
-        """The main loop comes round; its next round may take so much longer than one without a step."""
+        """Record an iteration of the main loop; the next one may take `step_seconds` longer than one without
+        a step."""
         self._main = time.monotonic() + ROUND_SECONDS + step_seconds
 
     def begin(self, jobs: Iterable[str], seconds: float) -> int:
-        """A step on these jobs begins, which may take so long -> its number, for `end`."""
+        """Record the start of a step on these jobs that may take `seconds`; return its number for `end`."""
         with self._lock:
             self._count += 1
             self._steps[self._count] = (tuple(jobs), time.monotonic() + seconds)
@@ -59,7 +62,7 @@ class Pulse:
 
     @contextlib.contextmanager
     def step(self, job: str, pace: Pace, work: float) -> Iterator[None]:
-        """A step on one job that takes as long as `work` does at this pace."""
+        """Context manager for a step on one job that takes as long as `work` does at this pace."""
         number, begun = self.begin([job], pace.allowance(work)), time.monotonic()
         try:
             yield
@@ -76,7 +79,8 @@ class Pulse:
             time.sleep(INTERVAL)
 
     def _write_names(self) -> None:
-        """To the place that is not valid: whoever reads after our death finds nothing half written."""
+        """Write the job names to the inactive buffer, then activate it: if this process dies while writing,
+        readers see the previous names."""
         jobs = dict.fromkeys(job for names, _ in self._steps.values() for job in names)
         text = "\n".join(jobs).encode()
         if len(text) > _NAMES - 8:
@@ -88,8 +92,8 @@ class Pulse:
 
 
 class PulseReader:
-    """The view of those who watch a stage process. The words: up to when all is well (nanoseconds of the
-    monotonic clock), which of the two places for names is valid, whether a step has ended."""
+    """The reader's side. Header words: time until which the process was healthy (nanoseconds of the monotonic
+    clock), index of the active name buffer, whether any step has finished."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,36 +102,36 @@ class PulseReader:
 
     @classmethod
     def create(cls, path: Path) -> PulseReader:
-        """The pulse of a process that is about to start: all is well so far."""
+        """Create the heartbeat of a process that is about to start, healthy as of now."""
         reader = cls(path)
         reader._words[_WELL_UNTIL] = time.monotonic_ns()
         return reader
 
     def silence(self) -> float:
-        """Seconds since all was well."""
+        """Return the seconds since the process was last known to be healthy."""
         return (time.monotonic_ns() - self._words[_WELL_UNTIL]) / 1e9
 
     @property
     def worked(self) -> bool:
-        """Whether the process has done any work."""
+        """Whether the process has finished any step."""
         return bool(self._words[_WORKED])
 
     def in_work(self) -> list[str]:
-        """The jobs that the process works on, or worked on when it ended."""
+        """Return the jobs that the process is working on, or was when it ended."""
         start = _HEADER + self._words[_PLACE] * _NAMES
         length = int.from_bytes(self._map[start : start + 8], "little")
         return self._map[start + 8 : start + 8 + length].decode().split("\n") if length else []
 
     def remove(self) -> None:
-        """The process is gone."""
+        """Delete the file of a process that is gone."""
         self._words.release()
         self._map.close()
         self._path.unlink(missing_ok=True)
 
 
 class Pace:
-    """How long work of a kind takes at most, learned from how long it took. Work has any unit; `base`: units
-    that stand for what every step costs; `first`: seconds a unit before anything is known."""
+    """Upper bound on the duration of one kind of work, learned from measured durations. Work may have any
+    unit; `base`: fixed cost of every step in that unit; `first`: initial estimate in seconds per unit."""
 
     SAFETY = 4.0
     LEAST = 1.0  # seconds
@@ -138,11 +142,12 @@ class Pace:
         self._known = False
 
     def allowance(self, work: float) -> float:
-        """Seconds in which the work is done for certain, unless something is wrong."""
+        """Return the seconds after which the work is overdue."""
         return max(self.LEAST, self.SAFETY * self._seconds_per_unit * (work + self._base))
 
     def observe(self, work: float, seconds: float) -> None:
-        """The slowest of late counts."""
+        """Update the estimate with a measured duration. The maximum decays slowly, so recent slow steps
+        dominate."""
         found = seconds / (work + self._base)
         self._seconds_per_unit = max(found, 0.9 * self._seconds_per_unit) if self._known else found
         self._known = True

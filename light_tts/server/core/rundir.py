@@ -1,7 +1,7 @@
-"""Where one running server keeps its sockets, settings, metrics and shared memory.
+"""Directories in which a running server keeps its sockets, settings, metrics and shared memory.
 
-Two private directories (mode 0700) with one unguessable name: `root` for sockets and small files, `shm` on
-the shared-memory file system for prompt features and counters. Removing both removes every trace.
+Two private directories (mode 0700) share one random name: `root` for sockets and small files, `shm` on the
+shared-memory file system for prompt features and counters. Removing both removes all traces.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from light_tts.common import process
 
 SHARED_MEMORY = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 PREFIX = "light_tts-"
-ROOT_LINK = ".root"  # in `shm`: leads to `root`, wherever that is, so that a dead server's remains are found
-PIDS_LINK = ".pid_namespace"  # in `shm`: the world in which the pids of `root` mean something
+ROOT_LINK = ".root"  # link in `shm` to `root`, so that a dead server's files can be found
+PIDS_LINK = ".pid_namespace"  # link in `shm` that identifies the PID namespace of the pids in `root`
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class RunDir:
             Path(zmq_mode.removeprefix("ipc://")) if zmq_mode.startswith("ipc://") else tempfile.gettempdir()
         )
         run = cls(Path(parent) / name, SHARED_MEMORY / name, zmq_mode)
-        # A failure half way must leave nothing.
+        # Leave nothing behind if this fails half way.
         try:
-            # Parents first: a directory made on the way to another one would be open to everybody.
+            # Parents first: an intermediate directory made by `makedirs` would not be private.
             for path in (run.root, run.shm, run.metrics, run.pids):
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             (run.shm / ROOT_LINK).symlink_to(run.root)
@@ -51,12 +51,14 @@ class RunDir:
 
     @classmethod
     def open(cls, root: Path, zmq_mode: str) -> RunDir:
-        """The directories of a server that runs already."""
+        """Return the directories of a running server."""
         return cls(root, SHARED_MEMORY / root.name, zmq_mode)
 
     @classmethod
     def of_shared_memory(cls, shm: Path, zmq_mode: str) -> RunDir | None:
-        """The server whose shared memory this is; None where it belongs to another container."""
+        """Return the server that this shared memory belongs to, or None if it belongs to another
+        container.
+        """
         try:
             if os.readlink(shm / PIDS_LINK) != os.readlink("/proc/self/ns/pid"):
                 return None
@@ -66,7 +68,7 @@ class RunDir:
 
     @property
     def settings(self) -> Path:
-        """The frozen settings as JSON, read once by each process at its start."""
+        """The settings as JSON, read once by each process at startup."""
         return self.root / "settings.json"
 
     @property
@@ -76,7 +78,8 @@ class RunDir:
 
     @property
     def pids(self) -> Path:
-        """One file for each process of this server, named by its pid: what the janitor must end."""
+        """Directory with one file per process of this server, named by pid: the processes the janitor must
+        kill."""
         return self.root / "pids"
 
     @property
@@ -86,33 +89,33 @@ class RunDir:
 
     @property
     def takeover(self) -> Path:
-        """Socket at which a new server asks for the one that this server listens on."""
+        """Socket on which a new server requests this server's listening socket."""
         return self.root / "takeover"
 
     @property
     def supervisor(self) -> str:
-        """Address of the supervisor's inbox (always ipc: it is on this machine and private)."""
+        """Address of the supervisor's inbox (always ipc, since it is local and private)."""
         return f"ipc://{self.root}/supervisor"
 
     def stage_address(self, stage: str, index: int, incarnation: int) -> str:
-        """A fresh inbox address for one incarnation of a stage."""
+        """Return a new inbox address for one incarnation of a stage."""
         if self.zmq_mode.startswith("tcp://"):
             return f"tcp://127.0.0.1:{process.free_port()}"
         return f"ipc://{self.root}/{stage}-{index}.{incarnation}"
 
     def pulse(self, stage: str, index: int, incarnation: int) -> Path:
-        """Shared memory in which one incarnation of a stage shows that it is well (see core/pulse.py)."""
+        """Return the path of the heartbeat of one incarnation of a stage (see core/pulse.py)."""
         return self.shm / f"pulse-{stage}-{index}.{incarnation}"
 
     def worker_address(self) -> str:
-        """Where this HTTP worker process should bind its inbox (tcp: any free port)."""
+        """Return the address where this HTTP worker should bind its inbox (tcp: any free port)."""
         if self.zmq_mode.startswith("tcp://"):
             return "tcp://127.0.0.1:*"
         return f"ipc://{self.root}/http-{os.getpid()}-{secrets.token_hex(3)}"
 
     def register_process(self, pid: int | None = None) -> None:
-        """Note a process together with its start time, so that another one which gets the same pid later is
-        never taken for it."""
+        """Record a process together with its start time, so that a later process with the same pid is not
+        mistaken for it."""
         pid = pid or os.getpid()
         (self.pids / str(pid)).write_text(process.start_time(pid) or "")
 
@@ -120,7 +123,7 @@ class RunDir:
         (self.pids / str(pid)).unlink(missing_ok=True)
 
     def processes(self) -> list[int]:
-        """The registered processes that are alive."""
+        """Return the registered processes that are alive."""
         alive = []
         with contextlib.suppress(OSError):
             for entry in self.pids.iterdir():

@@ -1,4 +1,4 @@
-"""What a stage process is given: its settings, its queues, and how to say that it is ready."""
+"""The environment of a stage process: its settings, its queues, and how it reports that it is ready."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from light_tts.server.core.settings import Settings
 
 
 class Stage(Protocol):
-    """Everything that a stage does between two messages."""
+    """The part of a stage's main loop that runs between two receives."""
 
     def patience(self) -> float:
-        """Seconds to wait for messages before the next step."""
+        """Return the seconds to wait for messages before the next step."""
 
     def receive(self, message: messages.Message) -> None: ...
 
     def step(self) -> None:
-        """Work and hand out for a moment, after the messages that have come."""
+        """Process the messages that have arrived, work for a moment and send results."""
 
 
 @dataclass
 class StageContext:
-    """Handed to `run(ctx)` of `light_tts.server.tts_<stage>.manager`.
+    """Passed to `run(ctx)` of `light_tts.server.tts_<stage>.manager`.
 
-    `peers` knows the topology already; control messages that arrive later go through `peers.apply`.
-    Between two rounds of its loop, at least every `pulse.ROUND_SECONDS`, `run` calls `pulse.tick`, and says
-    of each step before it begins how long it may take; else the supervisor takes it for hung.
-    `run` calls `ready` once its models are loaded, then handles messages until `Shutdown` arrives. What it
-    raises before `ready` becomes the reason why the server did not start; later, why the stage is restarted.
+    `peers` already knows the topology; later control messages must be passed to `peers.apply`. `run` must
+    call `pulse.tick` in each iteration of its loop, at least every `pulse.ROUND_SECONDS`, and announce before
+    each step how long it may take; otherwise the supervisor treats it as hung. `run` calls `ready` once its
+    models are loaded, then handles messages until `Shutdown` arrives. An exception raised before `ready`
+    becomes the reason why the server did not start; after it, the reason for a restart.
     """
 
     settings: Settings
@@ -53,8 +53,8 @@ class StageContext:
         return f"{self.stage}-{self.index}"
 
     def ready(self, info: dict[str, Any]) -> None:
-        """Tell the supervisor that messages are being taken; `info` reaches the HTTP workers. In it `device`
-        says where the stage computes."""
+        """Tell the supervisor that this stage accepts messages. `info` is passed on to the HTTP workers; its
+        `device` entry says where the stage computes."""
         self.pulse.tick()
         self.is_ready = True
         self.outbox.send(
@@ -63,7 +63,7 @@ class StageContext:
         )
 
     def serve(self, stage: Stage) -> None:
-        """Receive and work until `Shutdown` arrives."""
+        """Receive and process messages until `Shutdown` arrives."""
         while True:
             self.pulse.tick()
             for message in self.inbox.wait(stage.patience()):
@@ -73,7 +73,7 @@ class StageContext:
             stage.step()
 
     def fail(self, job: str, reply_to: str, code: int, reason: str, retry: bool = False) -> None:
-        """Tell the HTTP worker at `reply_to` that its job has failed here. `code`: an HTTP status; `retry`:
-        another attempt may succeed."""
+        """Tell the HTTP worker at `reply_to` that its job has failed. `code`: HTTP status; `retry`: another
+        attempt may succeed."""
         failed = messages.Failed(job=job, stage=self.stage, code=code, message=reason, retry=retry)
         self.outbox.send(reply_to, failed)

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--supervisor", type=int, required=True)
     args = parser.parse_args()
 
-    # The supervisor ends a stage by Shutdown or SIGKILL; a signal to the whole group must not.
+    # The supervisor ends a stage with Shutdown or SIGKILL; a signal to the process group must not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     process.die_with_parent(args.supervisor)
@@ -63,15 +63,15 @@ def main() -> None:
     code = _run(ctx)
     inbox.close()
     outbox.close(linger=2.0)
-    zmq.Context.instance().term()  # waits until what was sent last has left
+    zmq.Context.instance().term()  # waits until the last messages have been sent
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # nothing is left to save; the teardown of a GPU library can hang
+    os._exit(code)  # skip the teardown: nothing is left to save, and GPU libraries can hang in it
 
 
 def _await_topology(ctx: StageContext) -> None:
-    """Apply the supervisor's first message; keep jobs of other senders that overtook it."""
+    """Apply the supervisor's first message, and keep jobs from other senders that arrived before it."""
     waiting: list[messages.Message] = []
     while not ctx.peers.stages:
         for message in ctx.inbox.wait():
@@ -83,14 +83,14 @@ def _await_topology(ctx: StageContext) -> None:
 
 
 def _run(ctx: StageContext) -> int:
-    """Run the stage until it ends; its exit code."""
+    """Run the stage until it ends; return its exit code."""
     try:
         gpu_memory.share(ctx.settings, ctx.stage, ctx.index)
         importlib.import_module(f"light_tts.server.tts_{ctx.stage}.manager").run(ctx)
         return 0
-    except BaseException as error:  # a stage must say why it ended, whatever the cause
+    except BaseException as error:  # a stage must report every cause of its end
         if ctx.is_ready:
-            ctx.log.exception("%s ended by an error", ctx.name)
+            ctx.log.exception("%s ended with an error", ctx.name)
         else:
             ctx.log.debug("%s cannot start", ctx.name, exc_info=True)
             _report_start_failure(ctx, error)
@@ -98,7 +98,7 @@ def _run(ctx: StageContext) -> int:
 
 
 def _report_start_failure(ctx: StageContext, error: BaseException) -> None:
-    """One line for the operator; the traceback too where the error is not one of ours."""
+    """Report one line to the operator, and log the traceback if the error is not one of ours."""
     ours = type(error).__module__.startswith("light_tts")
     if not ours:
         traceback.print_exception(error, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""The signals that the front process sends to an HTTP worker."""
+"""Signals that the front process sends to an HTTP worker."""
 
 import signal
 
-# Terminals, container runtimes and `timeout` send SIGINT or SIGTERM to the
-# whole process group: workers ignore both, so that accepted requests finish before the front stops them.
+# Terminals, container runtimes and `timeout` send SIGINT or SIGTERM to the whole process group. Workers
+# ignore both, so that accepted requests finish before the front process stops them.
 STOP_WORKER = signal.SIGUSR2
-LEAVE_TO_OTHERS = signal.SIGRTMIN  # accept no more connections, and serve those that are there
+LEAVE_TO_OTHERS = signal.SIGRTMIN  # stop accepting connections, but serve the existing ones

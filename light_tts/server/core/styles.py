@@ -1,4 +1,4 @@
-"""The styles of a checkpoint: each is a complete LLM weight file with a name (`tts_model_name`)."""
+"""The styles of a checkpoint. Each is a complete set of LLM weights with a name (`tts_model_name`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_LLM = "llm.pt"
 
 
 class StyleError(ValueError):
-    """style_config.json is wrong; the message names the file and the entry."""
+    """Invalid style_config.json; the message names the file and the entry."""
 
 
 class Style(NamedTuple):
@@ -32,8 +32,8 @@ class _StyleFile(msgspec.Struct):
 
 
 def load_styles(model_dir: str | Path) -> tuple[Style, ...]:
-    """Styles in the order of `model_dir`/style_config.json, the first being the default one; without that
-    file, one style whose weights are llm.pt. Raises StyleError."""
+    """Return the styles in the order of `model_dir`/style_config.json; the first is the default. Without that
+    file there is one style, whose weights are llm.pt. Raises StyleError."""
     model_dir = Path(model_dir)
     path = model_dir / STYLE_FILE
     try:
