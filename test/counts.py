@@ -102,7 +102,7 @@ async def signals(server: Server, expected: list[np.ndarray], sent: signal.Signa
             await asyncio.to_thread(server.wait_until_ready, START_SECONDS)
             if turn % 3 == 2:
                 print(f"{dict(done)}: {dict(found)}", flush=True)
-    alarms = server.output.count("shows no progress")
+    alarms = server.output.count("has made no progress")
     print(f"{sent.name} {dict(done)}: answers {dict(found)}; taken for hung: {alarms}")
 
 

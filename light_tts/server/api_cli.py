@@ -1,5 +1,5 @@
-"""Flags and --config -> one frozen Settings object. The flags are the fields of `Settings`, nothing else
-needs to be written down twice."""
+"""Parses flags and --config into one frozen Settings object. The flags are derived from the fields of
+`Settings`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from light_tts.common import gpu
 from light_tts.server.core.default_checkpoint import default_checkpoint
 from light_tts.server.core.settings import Settings, SettingsError
 
-# Flags of LightTTS that never did anything there: accepted, so that its command lines start.
+# Flags of LightTTS that had no effect there either; accepted so that its command lines still work.
 WITHOUT_EFFECT = (
     "tokenizer_mode",
     "trust_remote_code",
@@ -32,7 +32,7 @@ WITHOUT_EFFECT = (
 NEEDS_CUDA = (
     "load_trt",
     "data_type",
-    "mode",  # but for int8 KV, which the CPU has too
+    "mode",  # except for the int8 KV cache, which the CPU supports too
     "gpt_paral_step_num",
     "disable_cudagraph",
     "graph_max_batch_size",
@@ -41,7 +41,7 @@ NEEDS_CUDA = (
 ALIASES = {
     "data_type": {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"},
     "mode": {"ppl_int8kv": "triton_int8kv"},
-    "mps": {True: "on", False: "off"},  # what YAML makes of on and off
+    "mps": {True: "on", False: "off"},  # YAML parses on and off as booleans
 }
 BOOLEANS = {
     "true": True,
@@ -53,7 +53,7 @@ BOOLEANS = {
     "no": False,
     "off": False,
 }
-GUNICORN_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # run.sh
+GUNICORN_DEFAULTS = {"host": "0.0.0.0", "httpserver_workers": 4}  # the defaults of run.sh
 PRODUCTION_CONFIG = Path(__file__).resolve().parents[2] / "config" / "production.yaml"
 
 _HINTS = typing.get_type_hints(Settings, include_extras=True)
@@ -62,7 +62,7 @@ _FIELDS = {field.name: field for field in msgspec.structs.fields(Settings)}
 
 class Parsed(NamedTuple):
     settings: Settings
-    notes: list[str]  # lines for the operator: flags that do nothing
+    notes: list[str]  # messages for the operator about flags without effect
 
 
 def parse(
@@ -71,7 +71,7 @@ def parse(
     config: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Parsed:
-    """Settings from `argv`, over --config (else `config`, where given), over `defaults`.
+    """Return the settings from `argv`, falling back to --config (or `config` if given), then to `defaults`.
 
     Raises SettingsError, which names the flag.
     """
@@ -98,13 +98,13 @@ def parse(
     settings = Settings(**values)
     settings.check()
     if not Path(settings.model_dir).is_dir():
-        raise SettingsError(f"--model_dir {settings.model_dir}: there is no such directory")
+        raise SettingsError(f"--model_dir {settings.model_dir}: no such directory")
     return Parsed(settings, _notes(settings, set(given), ignored))
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Parsed:
-    """Settings of `gunicorn wsgi_wrapper:app`: LIGHT_TTS_FLAGS (a command line), over LIGHT_TTS_CONFIG or
-    config/production.yaml, over run.sh's defaults."""
+    """Return the settings of `gunicorn wsgi_wrapper:app`: LIGHT_TTS_FLAGS (a command line), then
+    LIGHT_TTS_CONFIG or config/production.yaml, then the defaults of run.sh."""
     config = Path(environ["LIGHT_TTS_CONFIG"]) if environ.get("LIGHT_TTS_CONFIG") else PRODUCTION_CONFIG
     default = config == PRODUCTION_CONFIG and not config.exists()
     argv = shlex.split(environ.get("LIGHT_TTS_FLAGS", ""))
@@ -118,7 +118,7 @@ def refuse(error: SettingsError) -> NoReturn:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Without the usage of all flags, in which the message is hard to find."""
+        """Report the error without the usage of all flags, which would hide the message."""
         raise SettingsError(message)
 
 
@@ -126,7 +126,7 @@ def _unknown_flag(argument: str, parser: argparse.ArgumentParser) -> str:
     name = argument.partition("=")[0]
     flags = [action.option_strings[-1] for action in parser._actions]
     near = difflib.get_close_matches(name, flags, 1)
-    return f"{name}: there is no such flag; {f'did you mean {near[0]}?' if near else '--help lists all'}"
+    return f"{name}: unknown flag; {f'did you mean {near[0]}?' if near else '--help lists all'}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="settings by the same names; flags win")
+    parser.add_argument(
+        "--config",
+        metavar="FILE.yaml",
+        help="YAML file of settings with the same names; flags take precedence",
+    )
     for name, hint in _HINTS.items():
         default = _FIELDS[name].default
         text = _description(hint)
@@ -162,7 +166,7 @@ def _description(hint: Any) -> str:
 
 
 def _plain(hint: Any) -> Any:
-    """The type without its Annotated wrappings."""
+    """Return the type without its Annotated wrappers."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 
@@ -180,7 +184,7 @@ def _metavar(hint: Any) -> str:
 
 
 def _convert(name: str, value: Any, shown_as: str = "") -> Any:
-    """The value as the setting's type. Raises SettingsError."""
+    """Return the value converted to the setting's type. Raises SettingsError."""
     shown_as = shown_as or f"--{name}"
     aliases = ALIASES.get(name, {})
     if _is_bool(_HINTS[name]) and isinstance(value, str):
@@ -192,9 +196,7 @@ def _convert(name: str, value: Any, shown_as: str = "") -> Any:
         names = typing.get_args(typing.get_args(_plain(_HINTS[name]))[0])
         for word in words:
             if word not in names and word not in aliases:
-                raise SettingsError(
-                    f"{shown_as} {word}: unknown; the names are {', '.join((*names, *aliases))}"
-                )
+                raise SettingsError(f"{shown_as} {word}: unknown; available: {', '.join((*names, *aliases))}")
         return tuple(dict.fromkeys(aliases.get(word, word) for word in words))
     if isinstance(value, str | bool):
         value = aliases.get(value, value)
@@ -211,7 +213,7 @@ def _convert(name: str, value: Any, shown_as: str = "") -> Any:
 
 
 def _read_yaml(path: Path, ignored: list[str]) -> dict[str, Any]:
-    """The settings in a file; adds to `ignored` what has no effect."""
+    """Return the settings in a file; append settings without effect to `ignored`."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -219,7 +221,7 @@ def _read_yaml(path: Path, ignored: list[str]) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise SettingsError(f"--config {path}: lines of the form `name: value` are expected")
+        raise SettingsError(f"--config {path}: expected lines of the form `name: value`")
     values = {}
     for name, value in content.items():
         if name in WITHOUT_EFFECT:
@@ -235,7 +237,7 @@ def _notes(settings: Settings, given: set[str], ignored: list[str]) -> list[str]
     notes = []
     if ignored:
         notes.append(f"without effect: {', '.join(f'--{name}' for name in ignored)}")
-    off = (False, "float32")  # what holds without CUDA anyway
+    off = (False, "float32")  # values that hold without CUDA anyway
     idle = [
         f"--{name}"
         for name in NEEDS_CUDA
@@ -245,5 +247,5 @@ def _notes(settings: Settings, given: set[str], ignored: list[str]) -> list[str]
         idle.append("--mode triton_flashdecoding")
     if idle and (settings.device == "cpu" or (settings.device == "auto" and not gpu.visible_gpus())):
         where = "--device cpu" if settings.device == "cpu" else "this machine has no CUDA device"
-        notes.append(f"{where}: {', '.join(idle)} cannot act here")
+        notes.append(f"{where}: ignoring {', '.join(idle)}")
     return notes

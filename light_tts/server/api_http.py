@@ -1,4 +1,4 @@
-"""The FastAPI application: one in each HTTP worker. No torch is imported here or below."""
+"""The FastAPI application, one per HTTP worker. Neither it nor its imports load torch."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.remote_recordings import RemoteRecordings
 from light_tts.server.httpserver.voices import VoiceStore
 
-# What pages of other origins may read of an answer.
+# Response headers that pages of other origins may read.
 EXPOSED_HEADERS = ["X-Request-Id", "X-Sample-Rate", "X-Seed", "X-Ignored-Fields", "Retry-After"]
 
 
 def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
-    """May be called before the worker is forked: sockets and tasks come with the lifespan's start."""
+    """Return the app. May be called before the worker is forked: sockets and tasks are created at the start
+    of the lifespan."""
     styles = load_styles(settings.model_dir)
     keys = read_keys(settings)
 
@@ -98,7 +99,7 @@ async def _answer_request_error(request: Request, error: RequestError) -> JSONRe
 
 
 async def _answer_invalid_fields(request: Request, error: RequestValidationError) -> JSONResponse:
-    """FastAPI's `detail`, and the same in one line."""
+    """Return FastAPI's `detail` and a one-line version of it."""
     detail = [{"type": e["type"], "loc": list(e["loc"]), "msg": e["msg"]} for e in error.errors()]
     return JSONResponse({"message": describe(error), "detail": detail}, 422, _headers(request))
 

@@ -1,4 +1,5 @@
-"""`python -m light_tts.server.api_server`: flags, then the supervisor, then gunicorn in this process."""
+"""`python -m light_tts.server.api_server`: parses the flags, starts the supervisor, then runs gunicorn in
+this process."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ class _Application(BaseApplication):
 
     def load_config(self) -> None:
         for name, value in api_start.gunicorn_options(self._settings).items():
-            if name in self.cfg.settings:  # older versions of gunicorn lack some
+            if name in self.cfg.settings:  # older versions of gunicorn lack some options
                 self.cfg.set(name, value)
 
     def load(self) -> Any:

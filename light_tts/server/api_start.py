@@ -1,8 +1,8 @@
-"""Starting and stopping: what both doors (api_server.py and wsgi_wrapper.py) have in common.
+"""Startup and shutdown, shared by both entry points (api_server.py and wsgi_wrapper.py).
 
 The front process is gunicorn's master. It starts the supervisor, waits until the stages are up, and only then
-lets gunicorn listen. Afterwards gunicorn's signals are answered here: SIGTERM and Ctrl-C drain, a second
-Ctrl-C ends at once.
+lets gunicorn listen. From then on it handles gunicorn's signals: SIGTERM and Ctrl-C drain, a second Ctrl-C
+stops at once.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from light_tts.server.httpserver.openai.aliases import read_aliases
 from light_tts.server.supervision import janitor, mps, takeover
 from light_tts.server.supervision.control import Control
 
-TIMEOUT = 300  # seconds without a sign of life after which gunicorn ends an HTTP worker
-STOP_SECONDS = 5.0  # what HTTP workers, then the supervisor, have to end
-LONGEST_SOCKET_PATH = 107  # bytes, of Linux
+TIMEOUT = 300  # seconds without a heartbeat after which gunicorn kills an HTTP worker
+STOP_SECONDS = 5.0  # time for the HTTP workers to exit, then for the supervisor
+LONGEST_SOCKET_PATH = 107  # bytes, a limit of Linux
 LONGEST_NAME = len("/http-4194304-abcdef")
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 log = logging.getLogger("light_tts.front")
-_front: Front | None = None  # of this process, which can be one server only
-_configured = 0  # the process that gunicorn_options was made for
+_front: Front | None = None  # this process's front; there can be only one server per process
+_configured = 0  # pid for which gunicorn_options was called
 
 
 class ServerStartFailed(Exception):
@@ -55,28 +55,28 @@ class ServerStartFailed(Exception):
 
 
 def _this_front() -> Front:
-    """The front of this process, which `start` has made."""
+    """Return the front of this process, created by `start`."""
     assert _front is not None
     return _front
 
 
 def start(parsed: Parsed) -> FastAPI:
-    """Start everything but the HTTP workers; returns the app that they serve. Where that fails, the reason
-    is printed and the process ends with code 1."""
+    """Start everything except the HTTP workers and return the app they serve. On failure, print the reason
+    and exit with code 1."""
     global _front
     try:
         with _interruptible():
-            load_styles(parsed.settings.model_dir)  # raises where a file is missing, before anything starts
+            load_styles(parsed.settings.model_dir)  # raises if a file is missing, before anything is started
             _check_files(parsed.settings)
             _front = Front(parsed.settings, parsed.notes + _check_spk_dir(parsed.settings.spk_dir))
-            from light_tts.server.api_http import create_app  # takes a second, in which the stages load
+            from light_tts.server.api_http import create_app  # takes a second, while the stages load
 
             app = create_app(parsed.settings, _front.run_dir)
             _front.wait_ready()
             return app
     except (ServerStartFailed, StyleError) as error:
         if _front is not None:
-            _front.stop()  # so that the reason is the last line
+            _front.stop()  # before printing, so that the reason is the last line
         elif parsed.settings.log_dir:
             line = f"the server cannot start: {error}"
             logs.append(parsed.settings.log_dir, "front", "ERROR", line, parsed.settings.log_format)
@@ -85,7 +85,7 @@ def start(parsed: Parsed) -> FastAPI:
 
 
 class Front:
-    """The supervisor as the front process sees it."""
+    """The front process's handle on the supervisor."""
 
     def __init__(self, config: Settings, notes: list[str]) -> None:
         """Start the supervisor, which starts the stages. Raises ServerStartFailed."""
@@ -93,13 +93,13 @@ class Front:
         self._pid = os.getpid()
         self._draining = False
         self._open_files = open_files.raise_limit()
-        self._ignore_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # nohup
+        self._ignore_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # started with nohup
         try:
             self._listener, running = takeover.listening_socket(config)
         except takeover.ListenError as error:
             raise ServerStartFailed(str(error)) from error
         swept = janitor.sweep(config.zmq_mode)
-        self._notes = notes + ([f"removed what dead servers left: {', '.join(swept)}"] if swept else [])
+        self._notes = notes + ([f"removed files of dead servers: {', '.join(swept)}"] if swept else [])
         try:
             self.run_dir = RunDir.create(config.zmq_mode, config.port)
         except OSError as error:
@@ -146,15 +146,15 @@ class Front:
                     return
                 if event["event"] == "failed":
                     raise ServerStartFailed(event["reason"])
-        raise ServerStartFailed("the supervisor ended; its own message stands above")
+        raise ServerStartFailed("the supervisor exited; see its message above")
 
     def _log_notes(self) -> None:
-        """What the operator should know about this start; the log file takes lines by now."""
+        """Log what the operator should know about this start; the log file is available by now."""
         for note in self._notes:
             log.warning("%s", note)
 
     def stop(self) -> None:
-        """Have the supervisor end everything, and wait for that. Called at exit; may be called twice."""
+        """Have the supervisor stop everything, and wait for it. Called at exit; may be called twice."""
         if os.getpid() != self._pid:  # in an HTTP worker, which inherits the exit handler
             return
         if hasattr(self, "_pidfd"):
@@ -166,13 +166,13 @@ class Front:
         mps.stop(self.run_dir)
         self.run_dir.remove()
 
-    # -- gunicorn's hooks (gunicorn_options)
+    # -- gunicorn hooks (see gunicorn_options)
 
     def on_starting(self, arbiter: Arbiter) -> None:
-        """gunicorn is about to listen: on the socket that this server has."""
+        """gunicorn is about to listen: give it this server's socket."""
         try:
             self._listener.listen(arbiter.cfg.backlog)
-        except OSError as error:  # another server has begun to listen since this one was started
+        except OSError as error:  # another server started listening after this one was started
             print(
                 f"light-tts: error: --host {self.config.host} --port {self.config.port}: {error}",
                 file=sys.stderr,
@@ -181,12 +181,14 @@ class Front:
         arbiter.cfg.set("bind", f"fd://{self._listener.detach()}")
 
     def when_ready(self, arbiter: Arbiter) -> None:
-        """gunicorn listens now: take over its signals, which it handles in its main loop."""
+        """gunicorn listens now: replace the signal handlers that its main loop calls."""
         arbiter.handle_term = lambda: self._drain("SIGTERM")
         arbiter.handle_int = lambda: self._interrupt(arbiter)
         arbiter.handle_quit = lambda: self._quit(arbiter)
         arbiter.handle_hup = lambda: None if self._ignore_hangup else self._drain("SIGHUP")
-        arbiter.handle_usr2 = lambda: log.warning("SIGUSR2 is ignored: start a second server instead")
+        arbiter.handle_usr2 = lambda: log.warning(
+            "SIGUSR2 is ignored: start a second server with --replace instead"
+        )
         reap, kill_workers = arbiter.handle_chld, arbiter.kill_workers
         arbiter.handle_chld = arbiter.handle_cld = lambda: self._child_ended(arbiter, reap)
         arbiter.kill_workers = lambda sig: kill_workers(STOP_WORKER if sig == signal.SIGTERM else sig)
@@ -204,7 +206,7 @@ class Front:
             log.info("connections are encrypted (TLS)")
 
     def post_fork(self, _arbiter: Arbiter, worker: Any) -> None:
-        """In a fresh HTTP worker, before anything else."""
+        """Runs first in a new HTTP worker."""
         process.die_with_parent(self._pid)
         self.run_dir.register_process()
         logs.setup("http", self.config.log_level, self._log_socket, self.config.log_format)
@@ -212,7 +214,7 @@ class Front:
     def _interrupt(self, arbiter: Arbiter) -> None:
         if self._draining:
             self._end_at_once(arbiter, "second Ctrl-C")
-        self._drain("Ctrl-C (once more to end at once)")
+        self._drain("Ctrl-C (press again to stop at once)")
 
     def _drain(self, why: str) -> None:
         if not self._draining:
@@ -221,11 +223,11 @@ class Front:
             self._control.send("drain")
 
     def _quit(self, arbiter: Arbiter) -> None:
-        """SIGQUIT: of the supervisor, which has said why before, or of the operator."""
+        """Handle SIGQUIT, sent by the supervisor, which has already logged the reason, or by the operator."""
         events = self._control.receive()
         for event in events:
             if event["event"] == "replaced":
-                arbiter.spawn_workers = lambda: None  # another one would accept connections again
+                arbiter.spawn_workers = lambda: None  # a new worker would accept connections again
                 arbiter.kill_workers(LEAVE_TO_OTHERS)
             if event["event"] == "exit":
                 if event["code"]:
@@ -235,20 +237,20 @@ class Front:
             self._end_at_once(arbiter, "SIGQUIT")
 
     def _end_at_once(self, arbiter: Arbiter, why: str) -> None:
-        log.warning("%s: ending at once", why)
+        log.warning("%s: stopping at once", why)
         arbiter.kill_workers(signal.SIGKILL)
         raise HaltServer(why, 1)
 
     def _child_ended(self, arbiter: Arbiter, reap: Any) -> None:
         if process.wait_ended(self._pidfd, 0):
-            log.critical("the supervisor has died: the server ends")
+            log.critical("the supervisor has died: stopping the server")
             arbiter.kill_workers(signal.SIGKILL)
             raise HaltServer("the supervisor has died", 1)
         reap()
 
 
 class GunicornLog(glogging.Logger):
-    """gunicorn's lines go where all others go."""
+    """Sends gunicorn's log lines to the server's log."""
 
     def setup(self, cfg: Any) -> None:
         super().setup(cfg)
@@ -257,12 +259,13 @@ class GunicornLog(glogging.Logger):
 
 
 def gunicorn_options(config: Settings) -> dict[str, Any]:
-    """gunicorn's settings for this server; the hooks find the front that `start` has made by then."""
+    """Return gunicorn's settings for this server; its hooks look up the front that `start` has created by
+    then."""
     global _configured
     _configured = os.getpid()
     host = f"[{config.host}]" if ":" in config.host else config.host
     return {
-        "bind": f"{host}:{config.port}",  # shown; on_starting says which socket
+        "bind": f"{host}:{config.port}",  # for display only; on_starting provides the socket
         "workers": config.httpserver_workers,
         "worker_class": "light_tts.server.httpserver.worker.HttpWorker",
         "timeout": TIMEOUT,
@@ -281,13 +284,13 @@ def gunicorn_options(config: Settings) -> dict[str, Any]:
 
 
 def preloading() -> bool:
-    """Whether this process is a gunicorn master that has been given `gunicorn_options`, before its workers
-    are forked."""
+    """Return whether this process is a gunicorn master that was configured with `gunicorn_options` and has
+    not forked its workers yet."""
     return _configured == os.getpid()
 
 
 def _check_files(config: Settings) -> None:
-    """Checks the flags that name files for the HTTP workers. Raises ServerStartFailed."""
+    """Check the flags that name files for the HTTP workers. Raises ServerStartFailed."""
     try:
         read_aliases(config.voice_aliases)
     except ValueError as error:
@@ -306,7 +309,8 @@ def _check_files(config: Settings) -> None:
 
 
 def _check_spk_dir(directory: str) -> list[str]:
-    """Notes on the directory of named voices, which is made where it is missing. Raises ServerStartFailed."""
+    """Create the directory of named voices if it is missing, and return notes about it. Raises
+    ServerStartFailed."""
     try:
         os.makedirs(directory, exist_ok=True)
         os.listdir(directory)
@@ -319,7 +323,7 @@ def _check_spk_dir(directory: str) -> list[str]:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Signals that would end the process end it by SystemExit here, so that it is tidied up."""
+    """Context manager that turns terminating signals into SystemExit, so that cleanup runs."""
 
     def leave(number: int, _frame: object) -> None:
         sys.exit(128 + number)

@@ -182,10 +182,10 @@ def test_too_many_contexts_and_texts_that_cannot_be_spoken(server):
         for context in range(6):
             say(socket, text=" ", context_id=str(context))
         refused = json.loads(socket.recv(timeout=10))
-        assert "contexts are open" in refused["message"] and refused["contextId"] == "5"
+        assert "contexts are already open" in refused["message"] and refused["contextId"] == "5"
         say(socket, text="?! ", context_id="0", flush=True)
         failed = json.loads(socket.recv(timeout=60))
-        assert failed["contextId"] == "0" and "no text to speak" in failed["message"]
+        assert failed["contextId"] == "0" and "the text is empty" in failed["message"]
 
 
 @pytest.mark.parametrize(

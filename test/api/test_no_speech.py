@@ -14,7 +14,7 @@ from test_websocket import say, texts
 VOICE = {"spk_id": "tiny_spk"}
 FREE = {"min_new_tokens": 0, "max_new_tokens": 10}
 TEXT = "Hello there, how are you today?"
-REASON = "the model ended twice before it said anything"
+REASON = "the model produced no speech in two attempts"
 SHY = 13.0  # bias of the id that ends a part
 SOCKET = "/inference_bistream"
 

@@ -47,7 +47,7 @@ def test_a_listed_address(files):
     [
         ("/moved", 400, "leads to another"),
         ("/large", 413, "larger than 2 MiB"),
-        ("/slow", 408, "did not come within 0.5 s"),
+        ("/slow", 408, "did not arrive within 0.5 s"),
         ("/none", 400, "answered 404"),
     ],
 )
@@ -62,7 +62,7 @@ def test_answers_that_are_not_taken(files, path, status, reason):
 @pytest.mark.parametrize(
     ("url", "hosts", "reason"),
     [
-        ("http://files.example/a.wav", "", "addresses are not opened here"),
+        ("http://files.example/a.wav", "", "URLs are not fetched here"),
         ("http://files.example/a.wav", "example", "not in --ref_audio_hosts"),
         ("http://files.example:81/a.wav", "files.example", "not in --ref_audio_hosts"),
         ("http://files.example/a.wav", "files.example:81", "not in --ref_audio_hosts"),

@@ -70,7 +70,7 @@ def test_speakers_of_the_checkpoint_are_listed_and_cannot_be_changed(client):
 
 @pytest.mark.parametrize(
     ("field", "reason"),
-    [("speaker", "unknown field; known are spk_id"), ("seed", "cannot be stored with a voice")],
+    [("speaker", "unknown field; known are spk_id"), ("seed", "is not stored with a voice")],
 )
 def test_a_field_that_no_voice_has_is_refused_by_name(client, field, reason):
     body = {"spk_id": "odd", "prompt_text": PROMPT_TEXT, field: 1}

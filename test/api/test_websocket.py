@@ -137,7 +137,7 @@ def test_numbers_are_read_as_in_whole_answers(server):
 @pytest.mark.parametrize("text", ["...", "“ ” !", "\u200b"])
 def test_text_with_nothing_to_say_is_refused(server, text):
     result = say(server, OURS, [BY_NAME, *texts(text), FINISH])
-    assert ["no text to speak" in error["error"] for error in result.errors] == [True]
+    assert ["the text is empty" in error["error"] for error in result.errors] == [True]
     assert result.code == 1008
 
 
@@ -160,10 +160,10 @@ def test_audio_leaves_while_text_still_arrives(server):
     [
         (UPSTREAM, [{}], 1008, "prompt_text"),
         (UPSTREAM, [FINISH], 1008, "finish: comes in the messages after the first"),
-        (UPSTREAM, [{**BY_TEXT, "stream": True}], 1008, "stream: cannot be chosen here"),
+        (UPSTREAM, [{**BY_TEXT, "stream": True}], 1008, "stream: is not available here"),
         (UPSTREAM, [{**BY_TEXT, "prompt_wav": "AAAA"}], 1008, "prompt_wav: belongs to /inference_bistream"),
-        (OURS, [{**BY_NAME, "speed": 1.0}], 1008, "speed: cannot be chosen here"),
-        (OURS, [{**BY_NAME, "format": "wav"}], 1008, "format: cannot be chosen here"),
+        (OURS, [{**BY_NAME, "speed": 1.0}], 1008, "speed: is not available here"),
+        (OURS, [{**BY_NAME, "format": "wav"}], 1008, "format: is not available here"),
         (OURS, [{**BY_NAME, "topk": 5}], 1008, "topk: unknown field; did you mean top_k?"),
         (OURS, [BY_NAME, {"text": "Hi."}], 1008, "text: unknown field; did you mean tts_text?"),
         (OURS, [BY_NAME, {"tts_text": "Hi.", "seed": 1}], 1008, "seed: belongs in the first message"),
@@ -231,9 +231,12 @@ def test_a_client_that_goes_away_frees_its_work(server):
 def test_a_conversation_that_never_finishes_ends_at_its_deadline():
     with start_server(request_timeout=4) as impatient:
         result = say(impatient, OURS, [BY_NAME, *texts("Hello.")])
-        assert "longer than 4 s" in result.errors[0]["error"] or "nothing came" in result.errors[0]["error"]
+        assert (
+            "longer than 4 s" in result.errors[0]["error"]
+            or "the client sent nothing" in result.errors[0]["error"]
+        )
         silent = say(impatient, OURS, [])  # no first message at all
-        assert "nothing came" in silent.errors[0]["error"]
+        assert "the client sent nothing" in silent.errors[0]["error"]
         assert silent.code == 1008
 
 

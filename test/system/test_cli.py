@@ -30,7 +30,7 @@ def refusal(*argv: str, **options) -> str:
 
 def test_a_mistyped_flag_is_answered_with_the_nearest_one():
     assert refusal("--decode_procces_num", "2") == (
-        "--decode_procces_num: there is no such flag; did you mean --decode_process_num?"
+        "--decode_procces_num: unknown flag; did you mean --decode_process_num?"
     )
     assert "--help" in refusal("--qqq")
     assert "--port" in refusal("--port")  # without a value

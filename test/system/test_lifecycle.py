@@ -313,7 +313,7 @@ def test_what_a_flag_cannot_do_here_is_said_once_in_the_log_file_too():
         log = (server.directory / "logs" / "light-tts.log").read_text()
         for note in (
             "without effect: --tokenizer_mode",
-            "--device cpu: --mode triton_flashdecoding cannot act",
+            "--device cpu: ignoring --mode triton_flashdecoding",
         ):
             assert server.output.count(note) == log.count(note) == 1
 

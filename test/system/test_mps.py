@@ -146,7 +146,7 @@ def test_without_a_gpu_auto_does_nothing_and_on_fails(fake, run_dir, monkeypatch
         if config["device"] == "auto":
             monkeypatch.setattr(gpu, "visible_gpus", lambda: 0)
         assert mps.prepare(settings(mps="auto", **config), run_dir) == mps.Mps({})
-        with pytest.raises(mps.MpsError, match="--mps on: this server uses no CUDA GPU"):
+        with pytest.raises(mps.MpsError, match="--mps on: this server does not use a CUDA GPU"):
             mps.prepare(settings(mps="on", **config), run_dir)
     assert fake.calls == []
 
@@ -209,7 +209,7 @@ def test_where_no_daemon_can_start_auto_goes_on_and_on_fails(fake, run_dir, monk
 
         def probe(environment: dict[str, str]) -> None:
             (run_dir.root / "mps-log" / "control.log").write_text("first\nwhat the daemon says\n")
-            raise mps.MpsError("a trial process cannot use the GPU: cuInit")
+            raise mps.MpsError("a test process cannot use the GPU: cuInit")
 
         monkeypatch.setattr(mps, "_probe", probe)
     else:
@@ -230,7 +230,7 @@ def test_a_running_daemon_that_does_not_serve_us_is_passed_over(fake, run_dir, m
 
     def refuse(environment: dict[str, str]) -> None:
         if not environment:
-            raise mps.MpsError("a trial process cannot use the GPU: it waits")
+            raise mps.MpsError("a test process cannot use the GPU: it waits")
 
     if fault == "owner":
         monkeypatch.setattr(os, "getuid", lambda: 12345)
@@ -247,7 +247,7 @@ def test_stages_are_led_away_from_a_broken_daemon(fake: Fake, run_dir: RunDir, m
     start_default_daemon(fake)
 
     def refuse(environment: dict[str, str]) -> None:
-        raise mps.MpsError("a trial process cannot use the GPU: it waits")
+        raise mps.MpsError("a test process cannot use the GPU: it waits")
 
     monkeypatch.setattr(mps, "_probe", refuse)
     found = mps.prepare(settings(), run_dir)

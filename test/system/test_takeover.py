@@ -59,7 +59,7 @@ def test_a_server_takes_the_port_over_and_no_request_fails():
             assert old.process.wait(120) == 0, old.output
             stream.join(60)
             assert result.get("status") == 200 and "error" not in result, result
-            assert "taken the port over" in old.output
+            assert "taken over the port" in old.output
             served_by_new = len(clients.answers) + 8
             assert eventually(lambda: len(clients.answers) >= served_by_new, 60)
             assert not list((old.directory / "ipc").glob("light_tts-*"))

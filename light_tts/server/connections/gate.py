@@ -1,5 +1,5 @@
-"""What the connections of one HTTP worker share: how many there may be, and how many bytes of requests that
-are not yet in work may wait in its memory."""
+"""Limits shared by the connections of one HTTP worker: the number of connections, and the bytes of received
+requests that are not being processed yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from light_tts.server.core import metrics
 from light_tts.server.core.open_files import most_connections
 from light_tts.server.core.settings import Settings
 
-# Kept free above --max_connections, for those who ask how the server is.
+# Reserved above --max_connections for status requests.
 RESERVED_CONNECTIONS = 32
 STATUS_PATHS = frozenset(("/liveness", "/readiness", "/health", "/healthz", "/metrics"))
 SECONDS_BETWEEN_WARNINGS = 10.0
@@ -20,7 +20,7 @@ log = logging.getLogger("light_tts.http")
 
 
 class Refusal(Exception):
-    """A connection gets this answer and is closed. `status` is that of HTTP."""
+    """The connection gets this response and is closed. `status`: HTTP status."""
 
     def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
@@ -31,14 +31,14 @@ class Refusal(Exception):
 
 
 class Closable(Protocol):
-    """A connection, as the gate sees it."""
+    """A connection as seen by the gate."""
 
     def make_room(self) -> None:
-        """Close: the connection has nothing under way and another one needs its place."""
+        """Close: the connection is idle and its slot is needed for another one."""
 
 
 class Gate:
-    """One in each HTTP worker."""
+    """Connection and memory limits of one HTTP worker."""
 
     def __init__(self, settings: Settings) -> None:
         self.max_connections = most_connections(settings.max_connections)
@@ -46,8 +46,9 @@ class Gate:
         self.max_waiting = int(settings.max_inflight_upload_mb * 2**20)
         self.header_timeout = settings.header_timeout
         self.body_timeout = settings.body_timeout
-        self.waiting = 0  # bytes of all shares
-        self.leaving = False  # new connections go to another server: each here ends with its next answer
+        self.waiting = 0  # bytes held by all uploads
+        # new connections go to another server; each existing one ends after its next response
+        self.leaving = False
         self._open: set[Closable] = set()
         self._idle: dict[Closable, None] = {}  # in the order in which they became idle
         self._next_warning = 0.0
@@ -56,12 +57,12 @@ class Gate:
 
     @property
     def full(self) -> bool:
-        """Whether only the paths in STATUS_PATHS are answered."""
+        """Whether only the paths in STATUS_PATHS are served."""
         return len(self._open) > self.max_connections
 
     def enter(self, connection: Closable) -> None:
-        """Count a new connection, idle until it says `busy`; where there are too many, the one that has been
-        idle longest has to go."""
+        """Register a new connection, idle until it calls `busy`. If there are too many, the one idle longest
+        is closed."""
         self._open.add(connection)
         self._idle[connection] = None
         metrics.http_connections.inc()
@@ -74,21 +75,21 @@ class Gate:
         if time.monotonic() >= self._next_warning:
             self._next_warning = time.monotonic() + SECONDS_BETWEEN_WARNINGS
             log.warning(
-                "--max_connections: all %d are open (%d idle): those idle longest are closed for new ones; "
-                "with none idle, new ones get 503",
+                "--max_connections: all %d are open (%d idle); the one idle longest is closed for each "
+                "new one, or new ones get 503 if none is idle",
                 self.max_connections,
                 len(self._idle),
             )
 
     def leave(self, connection: Closable) -> None:
-        """It has ended. May be called twice."""
+        """Unregister a connection. May be called twice."""
         if connection in self._open:
             self._open.remove(connection)
             self._idle.pop(connection, None)
             metrics.http_connections.dec()
 
     def idle(self, connection: Closable) -> None:
-        """It waits for its next request."""
+        """The connection waits for its next request."""
         if connection in self._open:
             self._idle[connection] = None
 
@@ -101,10 +102,10 @@ class Gate:
         self._open.add(successor)
         metrics.http_connections.inc()
 
-    # -- bytes that wait
+    # -- buffered bytes
 
     def check_announced(self, size: int) -> None:
-        """Raises Refusal (413, 429) where a body of this many bytes cannot be taken."""
+        """Raise Refusal (413, 429) if a body of this many bytes cannot be accepted."""
         if size > self.max_body:
             raise Refusal(413, f"the request's body is above {self.max_body / 2**20:g} MiB")
         if self.waiting + size > self.max_waiting:
@@ -113,14 +114,14 @@ class Gate:
     def too_much_waits(self) -> Refusal:
         return Refusal(
             429,
-            f"the bodies of other requests take {self.waiting / 2**20:.0f} of the "
+            f"the bodies of other requests use {self.waiting / 2**20:.0f} of the "
             f"{self.max_waiting / 2**20:g} MiB of --max_inflight_upload_mb; try again later",
             retry_after=1,
         )
 
 
 class Upload:
-    """The share of one request, or one WebSocket, in the bytes that wait."""
+    """The buffered bytes of one request or WebSocket."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -128,7 +129,7 @@ class Upload:
         self._released = False
 
     def set(self, size: int) -> None:
-        """It holds so many bytes now. Raises Refusal (429) where all together are too many."""
+        """Set the number of bytes held. Raises Refusal (429) if the total is too large."""
         if self._released:
             return
         grown = size > self._bytes
@@ -138,6 +139,6 @@ class Upload:
             raise self._gate.too_much_waits()
 
     def release(self) -> None:
-        """What the request brought has been read; nothing of it counts from now on. May be called twice."""
+        """The request's data has been processed and no longer counts. May be called twice."""
         self.set(0)
         self._released = True

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits that act while bytes arrive, before anything is kept of them."""
+"""uvicorn's HTTP protocol with limits that are enforced while bytes arrive, before any are stored."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from light_tts.server.connections.gate import STATUS_PATHS, Gate, Refusal, Upload
 
-MAX_URL = 8 * 2**10  # bytes; the WebSocket library takes no longer one either
-MAX_FIELD = 8 * 2**10  # bytes of one header field
-MAX_HEAD = 32 * 2**10  # bytes of all
+MAX_URL = 8 * 2**10  # bytes; the WebSocket library has the same limit
+MAX_FIELD = 8 * 2**10  # bytes per header field
+MAX_HEAD = 32 * 2**10  # bytes of the whole header
 MAX_FIELDS = 100
-MAX_PIPELINED = 8  # requests that wait for the answer of the one before
-LINGER_SECONDS = 2.0  # what a client has to read the answer before its connection is closed
-PROBE_SECONDS = 0.5  # until a client that has stopped sending is asked whether it is still there
-_TCP_CLOSE = 7  # state of a connection that the other side has reset
+MAX_PIPELINED = 8  # requests waiting for the response to an earlier one
+LINGER_SECONDS = 2.0  # time for a client to read the response before its connection is closed
+PROBE_SECONDS = 0.5  # delay before probing whether a client that has stopped sending is still there
+_TCP_CLOSE = 7  # state of a connection reset by the peer
 
 
 class LimitedHttp(HttpToolsProtocol):
     """A connection that speaks HTTP until it ends or becomes a WebSocket.
 
-    Too long a URL gets 414, too large a header 431, too large a body 413; a body that would take more memory
-    than is left for all of them, 429; a header or body that does not come, 408. Each ends the connection.
+    Responds 414 to a URL that is too long, 431 to a header that is too large, 413 to a body that is too
+    large, 429 to a body that would exceed the memory left for all bodies, and 408 to a header or body that
+    does not arrive in time. Each of these closes the connection.
     """
 
     def __init__(self, *args: Any, gate: Gate, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gate = gate
-        self._deaf = False  # what still comes is not looked at
-        self._timer: TimerHandle | None = None  # for what is waited for: a header, more of a body, the end
-        self._begun = False  # some of a header has come, but not all
+        self._deaf = False  # further input is ignored
+        self._timer: TimerHandle | None = None  # for whichever is awaited: a header, more of a body, the end
+        self._begun = False  # part of a header has arrived
         self._refusal: Refusal | None = None
-        self._progress = False  # the parser has handed something on
-        self._unseen = 0  # bytes that it has taken since it last did
-        self._head = self._fields = self._body = 0  # of the message that arrives
+        self._progress = False  # the parser has reported something since the last check
+        self._unseen = 0  # bytes fed to the parser since its last report
+        self._head = self._fields = self._body = 0  # sizes of the message being received
         self._last_byte = 0.0
 
     # -- the connection
@@ -63,8 +64,8 @@ class LimitedHttp(HttpToolsProtocol):
         self.transport.close()
 
     def end_with_answer(self) -> None:
-        """Closes after the last answer that is under way; where none is, after the next (`gate.leaving`) or
-        when idle for too long."""
+        """Close after the last response in progress. If there is none, close after the next one
+        (`gate.leaving`) or after the idle timeout."""
         if self.cycle is not None:
             self.cycle.keep_alive = False
 
@@ -89,8 +90,8 @@ class LimitedHttp(HttpToolsProtocol):
         self._watch_head()
 
     def eof_received(self) -> bool:
-        """The client sends no more. Where it has sent a whole request it still gets its answer (True: the
-        connection stays)."""
+        """The client has closed its sending side. If it has sent a complete request, it still gets its
+        response (True keeps the connection open)."""
         cycle = self.cycle
         if self._deaf or cycle is None or cycle.response_complete or cycle.more_body:
             return False
@@ -99,9 +100,9 @@ class LimitedHttp(HttpToolsProtocol):
         return True
 
     def _probe(self, first: bool) -> None:
-        """A client that has gone looks like one that has only stopped sending, until it is sent something: so
-        it is told to continue (any HTTP/1.1 client ignores that); if it has gone, its system answers with a
-        reset."""
+        """Check whether a client that has stopped sending is gone. Both cases look the same until something
+        is sent, so send "100 Continue", which any HTTP/1.1 client ignores; the system of a client that is
+        gone answers with a reset."""
         cycle = self.cycle
         if self.transport.is_closing() or cycle.response_complete:
             return
@@ -124,7 +125,7 @@ class LimitedHttp(HttpToolsProtocol):
         state = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
         return struct.unpack("B", state)[0] == _TCP_CLOSE
 
-    # -- what the parser finds
+    # -- parser callbacks
 
     def on_message_begin(self) -> None:
         self._progress = self._begun = True
@@ -139,7 +140,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._stop(Refusal(414, f"the URL is above {MAX_URL} bytes"))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Also for what follows a chunked body."""
+        """Called for header fields and for the trailer fields of a chunked body."""
         self._progress = True
         self._fields += 1
         self._head += len(name) + len(value)
@@ -156,7 +157,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._gate.busy(self)
         try:
             if len(self.pipeline) >= MAX_PIPELINED:
-                raise Refusal(400, f"more than {MAX_PIPELINED} requests wait for their answers")
+                raise Refusal(400, f"more than {MAX_PIPELINED} requests are waiting for their responses")
             if self._gate.full and self.url.partition(b"?")[0].decode("latin-1") not in STATUS_PATHS:
                 raise Refusal(503, "too many connections are open; try again later", retry_after=1)
             for name, value in self.headers:
@@ -191,21 +192,21 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def _upgrading(self) -> bool:
-        """Whether the message asks for a WebSocket: it has no cycle."""
+        """Whether the message requests a WebSocket upgrade; it then has no cycle."""
         return self.parser.should_upgrade() and self._should_upgrade()
 
     def _stop(self, refusal: Refusal) -> None:
-        """Have the parser end, which says itself only that something went wrong."""
+        """Make the parser stop; its own exception only says that something went wrong."""
         self._refusal = refusal
         raise refusal
 
     def _watch_unseen(self, size: int) -> None:
-        """The parser keeps a field until it is complete."""
+        """Limit the bytes that the parser buffers until a field is complete."""
         self._unseen = 0 if self._progress else self._unseen + size
         if self._unseen > MAX_FIELD:
             raise _header_too_large()
 
-    # -- time
+    # -- timeouts
 
     def _wait(self, seconds: float, then: Callable[[], None]) -> None:
         self._stop_waiting()
@@ -217,7 +218,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _watch_head(self) -> None:
-        """Bytes between two requests begin the next one."""
+        """Start the header timeout. Bytes between two requests count as the start of the next one."""
         if self._timer is None and not self._deaf and (self.cycle is None or self.cycle.response_complete):
             self._wait(self._gate.header_timeout, self._head_is_late)
 
@@ -229,15 +230,15 @@ class LimitedHttp(HttpToolsProtocol):
             self.transport.close()
 
     def _check_body(self) -> None:
-        """Whether something of the body has come lately; while the application reads nothing, nothing can."""
+        """Time out if no part of the body has arrived lately, unless the application has paused reading."""
         seconds = self._gate.body_timeout
         rest = seconds if self.flow.read_paused else self._last_byte + seconds - self.loop.time()
         if rest > 0:
             self._wait(rest, self._check_body)
         else:
-            self._refuse(Refusal(408, f"nothing of the request's body came for {seconds:g} s"))
+            self._refuse(Refusal(408, f"no data of the request's body arrived for {seconds:g} s"))
 
-    # -- answers
+    # -- responses
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.transport = _AnswerTransport(self, cycle)
@@ -245,7 +246,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     async def _run(self, cycle: RequestResponseCycle, app: Any, scope: Any, receive: Any, send: Any) -> None:
         async def send_and_close(message: Any) -> None:
-            if cycle.more_body:  # answered before all of it was read: the rest is not wanted
+            if cycle.more_body:  # the response came before the whole body was read; the rest is discarded
                 cycle.keep_alive = False
             await send(message)
 
@@ -260,14 +261,14 @@ class LimitedHttp(HttpToolsProtocol):
             self._gate.idle(self)
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer, and end the connection. In the middle of another answer: only end it."""
+        """Send the response and close the connection, or only close it if another response is in progress."""
         cycle = self.cycle
         answering = cycle is not None and not cycle.response_complete
         if self.pipeline or (answering and (cycle.response_started or not cycle.more_body)):
             self._deaf = True
             self.transport.close()
             return
-        if answering:  # for the application the client has gone
+        if answering:  # looks like a disconnected client to the application
             _upload(cycle).release()
             cycle.disconnected = True
             cycle.message_event.set()
@@ -285,14 +286,14 @@ class LimitedHttp(HttpToolsProtocol):
         self.linger()
 
     def linger(self) -> None:
-        """End the connection once the client has read what was written: closed at once, with input unread,
-        it would lose that."""
+        """Close the connection once the client has read what was written. Closing at once, with input unread,
+        would discard it."""
         self._deaf = True
         self._stop_waiting()
         self._unset_keepalive_if_required()
         self._gate.idle(self)
         if not self.transport.is_closing():
-            if self.transport.can_write_eof():  # not with TLS
+            if self.transport.can_write_eof():  # not supported by TLS
                 self.transport.write_eof()
             self.flow.resume_reading()
             self._wait(LINGER_SECONDS, self.transport.abort)
@@ -306,7 +307,7 @@ class LimitedHttp(HttpToolsProtocol):
 
 
 class _AnswerTransport:
-    """The transport as one answer sees it: closing it lets the client read to the end."""
+    """The transport as seen by one response: closing it lets the client read everything first."""
 
     def __init__(self, protocol: LimitedHttp, cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
@@ -327,5 +328,5 @@ def _upload(cycle: RequestResponseCycle) -> Upload:
 
 def _header_too_large() -> Refusal:
     return Refusal(
-        431, f"the request's header is above {MAX_HEAD} bytes, or one field of it above {MAX_FIELD}"
+        431, f"the request's header is above {MAX_HEAD} bytes, or one of its fields is above {MAX_FIELD}"
     )

@@ -1,4 +1,4 @@
-"""uvicorn's WebSocket protocol with limits that act while bytes arrive."""
+"""uvicorn's WebSocket protocol with limits that are enforced while bytes arrive."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from websockets.server import ServerProtocol
 
 from light_tts.server.connections.gate import Gate, Refusal, Upload
 
-PIECE_BYTES = 64  # counted for each piece of a message beside its payload, which may be empty
-LINGER_SECONDS = 2.0  # what a client has to read why its connection ends
+PIECE_BYTES = 64  # counted for each frame of a message in addition to its payload, which may be empty
+LINGER_SECONDS = 2.0  # time for a client to read why its connection ends
 
 
 class LimitedWebSocket(WebSocketsSansIOProtocol):
-    """A message above --max_upload_mb is refused with close code 1009 as soon as its size is known; one that
-    would take more memory than is left for all of them, with 1013. No compression: it would let a few bytes
-    become many, and speech does not become smaller by it."""
+    """Closes with code 1009 as soon as a message is known to exceed --max_upload_mb, and with 1013 if a
+    message would exceed the memory left for all of them. No compression: a few bytes could expand to many,
+    and audio hardly compresses."""
 
     def __init__(self, *args: Any, gate: Gate, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gate = gate
         self._upload = Upload(gate)
-        self._pieces = 0  # bytes of the message that arrives
-        self._untaken = 0  # of messages that the application has not dealt with
+        self._pieces = 0  # bytes of the message being received
+        self._untaken = 0  # bytes of messages that the application has not processed
         self._failed = False
         self.conn = _Connection(max_size=gate.max_body, logger=self.conn.logger)
 
@@ -36,7 +36,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def make_room(self) -> None:
-        """Never idle: the session itself ends one in which nothing is said."""
+        """Does nothing: a WebSocket is never idle, and the session itself closes a silent one."""
 
     def data_received(self, data: bytes) -> None:
         if self._failed:
@@ -44,7 +44,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().data_received(data)
         if self.handshake_initiated:
             self._count()
-        else:  # the request, which comes as one, is none to this library
+        else:  # the library has no event for the request, which arrives as a whole
             self.transport.write(b"".join(self.conn.data_to_send()))
             self.transport.close()
 
@@ -52,7 +52,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         try:
             self._upload.set(len(self.conn.reader.buffer) + self._pieces + self._untaken)
             if self._pieces > 2 * self._gate.max_body:
-                self._fail(Refusal(413, "a message comes in too many pieces"), CloseCode.MESSAGE_TOO_BIG)
+                self._fail(Refusal(413, "a message has too many fragments"), CloseCode.MESSAGE_TOO_BIG)
         except Refusal as refusal:
             self._fail(refusal, CloseCode.TRY_AGAIN_LATER)
 
@@ -80,7 +80,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         super().send_receive_event_to_app()
 
     async def receive(self) -> Any:
-        """Who asks for the next message has dealt with those before."""
+        """Asking for the next message means that the earlier ones have been processed."""
         if self.queue.empty():
             self._untaken = 0
             self._count()
@@ -89,7 +89,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
     # -- the end
 
     def handle_parser_exception(self) -> None:
-        """As uvicorn does it, but let the client read why."""
+        """Like uvicorn's, but gives the client time to read the reason."""
         close = self.conn.close_sent
         if self._failed or close is None:
             return
@@ -101,17 +101,17 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         self.conn.reader.discard()
         self._upload.release()
         self.stop_keepalive()
-        if self.transport.can_write_eof():  # not with TLS
+        if self.transport.can_write_eof():  # not supported by TLS
             self.transport.write_eof()
         if self.read_paused:
             self.read_paused = False
             self.transport.resume_reading()
-        if self.close_timer is None:  # keeps uvicorn from closing when the application ends
+        if self.close_timer is None:  # keeps uvicorn from closing the connection when the application ends
             self.close_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
 
 class _Connection(ServerProtocol):
-    """Says why before it fails: as a message like any other error of the session."""
+    """Sends the reason before it fails, as an error message like any other of the session."""
 
     def explain_and_fail(self, refusal: Refusal, code: CloseCode) -> None:
         if self.state is OPEN:

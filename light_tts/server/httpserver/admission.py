@@ -1,8 +1,9 @@
-"""Which requests are accepted: those that are served in time, as far as can be known when they come.
+"""Admission control: accepts a request only if it is expected to be served in time.
 
-What is in work over all HTTP workers is counted in seconds of audio, estimated from the texts; how long it
-takes is measured with every request that ends. The estimates need not be right, only alike: the measure is
-in the same unit. Nobody waits for more of a long text than one part.
+The outstanding work of all HTTP workers is counted in seconds of audio, estimated from the texts. The time it
+takes is measured with every finished request. Systematic errors of the estimate cancel out, because the
+measurement uses the same unit. A long text counts with one part at most, since other requests run between its
+parts.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.core.settings import Settings
 from light_tts.server.httpserver.errors import RequestError
 
-# So few requests are accepted however long they may wait, if only their deadline allows it.
+# Up to this many active requests are accepted regardless of the expected wait, if the deadline allows.
 ALWAYS = 16
-# And so few even if it seems not to: what is measured then shows whether it does.
+# Up to this many are accepted even if the deadline seems too short, so that there is always a measurement.
 ALONE = 2
 
-LATIN_PER_SECOND, CJK_PER_SECOND = 15.0, 4.5  # characters spoken
+LATIN_PER_SECOND, CJK_PER_SECOND = 15.0, 4.5  # speaking rate in characters per second
 FIRST_CJK = "\u2e80"
 TOKENS_PER_SECOND = 25
-SECONDS_OF_A_PART = 20.0  # texts are split into parts of about this length; others have their turn between
-LEAST_AUDIO = 2.0  # seconds; what every request costs besides its speech is in it
-UNKNOWN_AUDIO = 10.0  # seconds, of text that is yet to come
+# approximate length of the parts that texts are split into; other requests run between parts
+SECONDS_OF_A_PART = 20.0
+LEAST_AUDIO = 2.0  # seconds; accounts for the fixed cost of a request
+UNKNOWN_AUDIO = 10.0  # seconds, assumed for text that has not arrived yet
 LONGEST_RETRY = 60  # seconds
 
 
 def expected_audio(text: str, options: SpeechOptions) -> float:
-    """About how many seconds of audio this text gives. `text` empty: it is yet to come."""
+    """Return the estimated length of the audio for `text` in seconds. Empty `text`: not known yet."""
     cjk = sum(character >= FIRST_CJK for character in text)
     spoken = (len(text) - cjk) / LATIN_PER_SECOND + cjk / CJK_PER_SECOND if text else UNKNOWN_AUDIO
     parts = max(1.0, spoken / SECONDS_OF_A_PART)
@@ -45,8 +47,8 @@ def expected_audio(text: str, options: SpeechOptions) -> float:
 
 @dataclass
 class Place:
-    """An accepted request among those in work. `milliseconds`: of its audio that others wait for; `count`,
-    `audio` (seconds): what was in work when it was accepted, itself included."""
+    """An accepted request. `milliseconds`: its audio that others wait for; `count`, `audio` (seconds): the
+    active requests and their outstanding audio when it was accepted, itself included."""
 
     milliseconds: int
     count: int
@@ -56,7 +58,7 @@ class Place:
 
 
 class Admission:
-    """That of one HTTP worker, whose slot of the shared counters is `slot`."""
+    """Admission control of one HTTP worker, whose slot in the shared counters is `slot`."""
 
     def __init__(
         self,
@@ -74,10 +76,10 @@ class Admission:
         self._clock = clock
 
     def admit(self, audio: float, remaining: float) -> Place:
-        """Count one more request in work, of `audio` seconds and with `remaining` seconds to its deadline; to
-        be undone by `leave`. Raises RequestError (429)."""
+        """Count one more active request with `audio` seconds of audio and `remaining` seconds to its
+        deadline; `leave` undoes it. Raises RequestError (429)."""
         if not self._active.try_add(self._slot, self._limit):
-            raise _busy("pending", f"{self._limit} requests are in work already", 1)
+            raise _busy("pending", f"{self._limit} requests are already active", 1)
         count, ahead = self._active.total(), self._active.work() / 1000
         try:
             self._check(count, ahead, audio, remaining)
@@ -89,8 +91,8 @@ class Admission:
         return Place(milliseconds, count, ahead + audio, self._clock())
 
     def done(self, place: Place, measure: bool) -> None:
-        """All of its audio is there, or it has ended otherwise. `measure`: the time that it took tells how
-        long others will take. May be called twice."""
+        """The stages have finished the request. `measure`: whether its duration is representative and should
+        update the service rate. May be called twice."""
         if not place.in_work:
             return
         place.in_work = False
@@ -99,7 +101,7 @@ class Admission:
             self._rate.observe(place.count, place.audio, self._clock() - place.since)
 
     def leave(self, place: Place) -> None:
-        """The request is over, its client has all it will get."""
+        """The request is over and its client has been served."""
         self.done(place, measure=False)
         self._active.remove(self._slot)
 
@@ -108,11 +110,13 @@ class Admission:
             return
         wait = self._rate.predict(count, ahead)
         if count > ALWAYS and wait > self._max_wait:
-            reason = f"requests in work would keep it waiting for about {wait:.0f} s (--max_wait)"
+            reason = f"active requests would delay this one by about {wait:.0f} s (--max_wait)"
             raise _busy("wait", reason, wait - self._max_wait)
         needed = self._rate.predict(count, ahead + audio)
         if needed > remaining:
-            reason = f"it would take about {needed:.0f} s, and {remaining:.0f} s are left (--request_timeout)"
+            reason = (
+                f"it would take about {needed:.0f} s, but only {remaining:.0f} s are left (--request_timeout)"
+            )
             raise _busy("deadline", reason, needed - remaining)
 
 

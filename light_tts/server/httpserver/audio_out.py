@@ -1,4 +1,4 @@
-"""The two containers of the audio that goes out: raw 16-bit PCM and WAV, both mono."""
+"""Containers for outgoing audio: raw 16-bit PCM and WAV, both mono."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def content_type(format: str, sample_rate: int) -> str:
 
 
 def header(format: str, sample_rate: int, pcm_bytes: int | None) -> bytes:
-    """What precedes the PCM. `pcm_bytes` None: a WAV whose length is not known yet (sizes 0xFFFFFFFF, which
-    players take as "until the end")."""
+    """Return the bytes that precede the PCM. `pcm_bytes` None: a WAV header of unknown length (sizes
+    0xFFFFFFFF, which players read as "until the end")."""
     if format != "wav":
         return b""
     riff_size = UNKNOWN_LENGTH if pcm_bytes is None else _HEADER.size - 8 + pcm_bytes

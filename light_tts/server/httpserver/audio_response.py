@@ -1,4 +1,4 @@
-"""Answers whose body is the audio of a call: as it comes, or the whole of it, or an error."""
+"""Responses whose body is the audio of a call, streamed or complete, or an error."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from light_tts.server.httpserver import audio_out
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 
-# A client that has stopped reading is cut off this long after the deadline.
+# A client that has stopped reading is disconnected this long after the deadline.
 GRACE_SECONDS = 5.0
 
 log = logging.getLogger("light_tts.http")
 
 
-Explain = Callable[[RequestError, Mapping[str, str]], Response]  # an error and headers -> an answer
+Explain = Callable[[RequestError, Mapping[str, str]], Response]  # (error, headers) -> error response
 
 
 def explain(error: RequestError, headers: Mapping[str, str]) -> Response:
-    """The answer of the native routes."""
+    """Return the error response of the native routes."""
     return JSONResponse({"message": error.message}, error.status, headers)
 
 
 class CallResponse(Response):
-    """Owns the call from now on and closes it. An error before the first byte becomes an answer with its
-    status; after it, the connection is closed without the terminating chunk, which clients report as an
-    incomplete body. A client that goes away ends the call at once."""
+    """Base class of audio responses. Takes ownership of the call and closes it.
+
+    An error before the first byte becomes a response with its status. After the first byte, the connection is
+    closed without the terminating chunk, which clients report as an incomplete body. The call ends at once if
+    the client disconnects.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class CallResponse(Response):
         headers: Mapping[str, str],
         explain: Explain = explain,
     ) -> None:
-        """`explain`: makes the answer of an error before the first byte."""
+        """`explain`: builds the response for an error before the first byte."""
         super().__init__()
         self.call = call
         self._explain = explain
@@ -52,7 +55,7 @@ class CallResponse(Response):
         self.started = False
 
     async def deliver(self, send: Send) -> None:
-        """Send everything (`start`, `write`). Raises RequestError."""
+        """Send the whole response with `start` and `write`. Raises RequestError."""
         raise NotImplementedError
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,11 +94,11 @@ class CallResponse(Response):
                 await answer(scope, receive, send)
 
     def headers_before_start(self, headers: Mapping[str, str]) -> None:
-        """More headers, which are known only now."""
+        """Add headers before the response is started."""
         self._headers.update(headers)
 
     async def start(self, send: Send, length: int | None) -> None:
-        """`length`: bytes of the body; None: not known yet."""
+        """Send status and headers. `length`: size of the body in bytes, None if unknown."""
         self.started = True
         headers = dict(self._headers)
         if length is not None:
@@ -109,7 +112,7 @@ class CallResponse(Response):
 
 
 class AudioResponse(CallResponse):
-    """The samples as they come from the stages, as PCM or WAV."""
+    """The samples as received from the stages, as PCM or WAV."""
 
     def __init__(self, call: SpeechCall, format: str, stream: bool, sample_rate: int, seed: int) -> None:
         headers = {"X-Sample-Rate": str(sample_rate), "X-Seed": str(seed)}
@@ -132,7 +135,7 @@ class AudioResponse(CallResponse):
             await self._send(send, pcm)
 
     async def _begin(self, send: Send, pcm_bytes: int | None) -> None:
-        """`pcm_bytes` None: not known yet."""
+        """Send the headers and the WAV header, if any. `pcm_bytes` None: unknown length."""
         head = audio_out.header(self._format, self._sample_rate, pcm_bytes)
         await self.start(send, None if pcm_bytes is None else len(head) + pcm_bytes)
         await self.write(send, head)

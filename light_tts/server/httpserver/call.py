@@ -1,4 +1,4 @@
-"""SpeechCall: what a route holds of one request, from its arrival to its last byte."""
+"""SpeechCall: a route's handle on one request, from its arrival to its last byte."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from light_tts.server.httpserver.listener import Listener
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech, SpeechRequest
 
-HEALTH = "health"  # the route of the server's own probes
+HEALTH = "health"  # route of the server's own health checks
 
 log = logging.getLogger("light_tts.http")
 
 
 class SpeechCall:
-    """Opened when a request arrives; `close` must be called, once at least, and says how it ended.
+    """One client request as seen by a route. Created when the request arrives; `close` must be called at
+    least once and records the outcome.
 
-    `admit` counts it as active, `submit` sets the stages to work; iterating gives PCM in order and ends after
-    the last sample, or raises RequestError.
+    `admit` counts it as active and `submit` sends it to the stages. Iterating yields PCM in order and ends
+    after the last sample, or raises RequestError.
     """
 
     def __init__(self, manager: HttpServerManager, route: str) -> None:
@@ -44,12 +45,12 @@ class SpeechCall:
         self._listener = Listener()
         self._samples_sent = 0
         self._closed = False
-        self._seed: int | None = None  # as the client knows it
+        self._seed: int | None = None  # the seed reported to the client
         self.failure: RequestError | None = None
 
     @property
     def request(self) -> SpeechRequest:
-        """What was submitted. Raises RuntimeError before that."""
+        """The submitted request. Raises RuntimeError before `submit`."""
         if self._request is None:
             raise RuntimeError("the call has not been submitted")
         return self._request
@@ -61,15 +62,15 @@ class SpeechCall:
 
     @property
     def sample_rate(self) -> int:
-        """Of the PCM."""
+        """Sample rate of the PCM in Hz."""
         return self._manager.sample_rate
 
     def admit(self, options: messages.SpeechOptions, text: str = "") -> None:
-        """Raises RequestError (429, 503)."""
+        """Count the request as active. Raises RequestError (429, 503)."""
         self._place = self._manager.admit(text, options, self.remaining)
 
     def submit(self, speech: Speech) -> None:
-        """Raises RequestError (503). The deadline counts from the arrival of the request."""
+        """Send the request to the stages. The deadline counts from its arrival. Raises RequestError (503)."""
         log.debug("%s read after %.1f ms", self.id, (time.monotonic() - self._arrived) * 1000)
         self._request = SpeechRequest(self.id, speech)
         self._seed = speech.options.seed
@@ -77,7 +78,7 @@ class SpeechCall:
         self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
 
     def append_text(self, text: str) -> None:
-        """The next piece of a bistream request's text."""
+        """Add the next piece of text of a bistream request."""
         self.request.texts.append(text)
         self._manager.append(self.request, messages.AppendText(job=self.request.job, text=text))
 
@@ -97,7 +98,7 @@ class SpeechCall:
             await self._changed.wait()
 
     def note_sent(self, pcm: bytes) -> None:
-        """This audio is on its way to the client."""
+        """Record that this audio is being sent to the client."""
         if self._first_audio is None:
             self._first_audio = time.monotonic() - self._arrived
             metrics.time_to_first_audio_seconds.labels(self._route).observe(self._first_audio)
@@ -109,14 +110,14 @@ class SpeechCall:
     # -- called by the manager
 
     def deliver(self, audio: list[bytes]) -> None:
-        """More PCM, or the news that all has come."""
+        """Called with more PCM, and when all audio has arrived."""
         self._audio.extend(audio)
         self._changed.set()
         if self.request.complete:
             self._end_work(measure=True)
 
     def fail(self, error: RequestError) -> None:
-        """No more audio will come; the stages forget the request. What has come is not sent any more."""
+        """End with an error: the stages drop the request, and audio not sent yet is discarded."""
         if self.failure is None:
             self.failure = error
             self._audio.clear()
@@ -124,7 +125,7 @@ class SpeechCall:
             self._manager.forget(self)
 
     def _end_work(self, measure: bool) -> None:
-        """The stages have no more to do for it. `measure`: how long they took is typical."""
+        """Record that the stages have finished. `measure`: whether the duration is representative."""
         if self._place is not None:
             typical = measure and not self.request.speech.bistream and self.request.attempt == 0
             self._manager.admission.done(self._place, typical)
@@ -136,12 +137,12 @@ class SpeechCall:
     # -- the end
 
     def refuse(self, error: RequestError) -> None:
-        """Close for this reason."""
+        """Close with the outcome of this error."""
         self.failure = self.failure or error
         self.close()
 
     def close(self, outcome: str | None = None) -> None:
-        """Free everything, count and log the request. `outcome` None: as the failure says, or "ok"."""
+        """Free all resources; count and log the request. `outcome` None: that of the failure, or "ok"."""
         if self._closed:
             return
         self._closed = True
@@ -161,7 +162,7 @@ class SpeechCall:
             metrics.request_duration_seconds.labels(self._route).observe(duration)
             self._measure_pace(duration, audio_seconds)
         ttfa = "-" if self._first_audio is None else f"{self._first_audio * 1000:.0f}"
-        served = outcome == "ok" and self._route != HEALTH  # latencies are those of served requests only
+        served = outcome == "ok" and self._route != HEALTH  # latencies are recorded for served requests only
         log.info(
             "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s%s %s %.0fms",
             self.id,
@@ -177,7 +178,7 @@ class SpeechCall:
         )
 
     def _figures(self, outcome: str, duration: float, audio_seconds: float) -> dict[str, Any]:
-        """What the log's last line of a request says, for machines."""
+        """Return the values of the request's final log line as structured data."""
         figures = {
             "route": self._route,
             "outcome": outcome,
@@ -193,7 +194,8 @@ class SpeechCall:
         return figures
 
     def _measure_pace(self, duration: float, audio_seconds: float) -> None:
-        """Only where the pace is the server's, not that of the client's text."""
+        """Record the real-time factor and underruns, only if the pace was set by the server and not by the
+        client's text."""
         speech = self.request.speech
         if speech.bistream or not audio_seconds:
             return

@@ -1,4 +1,4 @@
-"""When each word of a speech is spoken, as the client wrote it, and as subtitles."""
+"""Word timings of a speech, mapped to the text as the client wrote it, and subtitles made from them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 from light_tts.server.httpserver.request import SpeechRequest
 
 TOKENS_PER_SECOND = 25
-LONGEST_LINE = 42  # characters of a subtitle
+LONGEST_LINE = 42  # characters per subtitle
 FRAME = 0.01  # seconds
-QUIET = 0.01  # of full scale: -40 dBFS
-LONGEST_PAUSE = 0.8  # seconds between words of one subtitle
+QUIET = 0.01  # fraction of full scale: -40 dBFS
+LONGEST_PAUSE = 0.8  # seconds between words within one subtitle
 _CJK = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _WRITTEN = re.compile(rf"{_CJK.pattern}[^\w\s]*|(?:(?!{_CJK.pattern})\S)+")
 _SENTENCE_END = (".", "!", "?", "。", "！", "？", "…")
@@ -23,7 +23,7 @@ _SENTENCE_END = (".", "!", "?", "。", "！", "？", "…")
 
 @dataclass(frozen=True)
 class Word:
-    """`start`, `end`: seconds from the beginning of the audio."""
+    """A word and its time. `start`, `end`: seconds from the beginning of the audio."""
 
     text: str
     start: float
@@ -33,8 +33,9 @@ class Word:
 def word_times(
     request: SpeechRequest, pcm: Sequence[bytes], sample_rate: int, speed: float = 1.0
 ) -> list[Word]:
-    """The words of the request's text; empty where their times were not wanted or are not known. `pcm`: all
-    its audio, in which words are freed of the silence before and after them; `speed`: at which it leaves."""
+    """Return the words of the request's text, or an empty list if word times were not requested or are
+    unknown. `pcm`: the complete audio, used to trim silence from both ends of each word; `speed`: speed of
+    the outgoing audio."""
     loud = _loud(pcm, sample_rate)
     spoken: list[Word] = []
     begin = 0.0
@@ -49,7 +50,7 @@ def word_times(
 
 
 def _loud(pcm: Sequence[bytes], sample_rate: int) -> np.ndarray:
-    """(frames,) bool, which FRAMEs of the audio can be heard."""
+    """Return (frames,) bool: which FRAMEs of the audio are above the silence threshold."""
     samples = np.frombuffer(b"".join(pcm), "<i2").astype(np.int32)
     size = round(sample_rate * FRAME)
     frames = np.abs(samples[: len(samples) // size * size]).reshape(-1, size)
@@ -57,7 +58,7 @@ def _loud(pcm: Sequence[bytes], sample_rate: int) -> np.ndarray:
 
 
 def _without_silence(start: float, end: float, loud: np.ndarray) -> tuple[float, float]:
-    """The same where all of it is silent."""
+    """Return the interval without the silence at its ends, or unchanged if all of it is silent."""
     first = round(start / FRAME)
     heard = np.flatnonzero(loud[first : round(end / FRAME)])
     if not len(heard):
@@ -66,8 +67,8 @@ def _without_silence(start: float, end: float, loud: np.ndarray) -> tuple[float,
 
 
 def as_written(text: str, spoken: Sequence[Word]) -> list[Word]:
-    """The words of `text` with the times of those that were spoken for them: "12" for "twelve". Where
-    several words of the text became others together, they are one entry."""
+    """Return the words of `text` with the times of the words spoken for them, for example "12" for "twelve".
+    Words of the text that were spoken as others together become one entry."""
     written = _WRITTEN.findall(text)
     match = SequenceMatcher(None, [_bare(word) for word in written], [_bare(word.text) for word in spoken])
     words: list[Word] = []
@@ -77,14 +78,14 @@ def as_written(text: str, spoken: Sequence[Word]) -> list[Word]:
             words += [Word(word, heard.start, heard.end) for word, heard in pairs]
         elif j2 > j1 and i2 > i1:
             words.append(Word(" ".join(written[i1:i2]), spoken[j1].start, spoken[j2 - 1].end))
-        elif i2 > i1 and words:  # not spoken by itself: a dash, a bracket
+        elif i2 > i1 and words:  # not spoken on its own, such as a dash or bracket
             joined = " ".join((words[-1].text, *written[i1:i2]))
             words[-1] = Word(joined, words[-1].start, words[-1].end)
     return words
 
 
 def as_dicts(words: Iterable[Word]) -> list[dict[str, str | int]]:
-    """With times in milliseconds."""
+    """Return JSON objects with times in milliseconds."""
     return [{"word": w.text, "start_ms": _ms(w.start), "end_ms": _ms(w.end)} for w in words]
 
 

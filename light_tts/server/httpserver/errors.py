@@ -1,4 +1,4 @@
-"""What an HTTP worker can answer instead of audio."""
+"""The error that ends a request instead of audio."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ _OUTCOMES = {413: "rejected", 499: "disconnected", 429: "busy", 503: "unavailabl
 
 
 class RequestError(Exception):
-    """A request that gets no (more) audio: `status` is the HTTP status, `message` is for the client;
-    `refusal`: why it was not accepted though nothing is wrong with it, as the metrics name it; `field`: the
-    field of the request that it is about, where there is one."""
+    """A request that gets no (more) audio. `status`: HTTP status; `message`: text for the client; `refusal`:
+    label in the metrics if a valid request was not accepted; `field`: the request field it concerns, if any.
+    """
 
     def __init__(
         self,
@@ -31,5 +31,5 @@ class RequestError(Exception):
 
     @property
     def outcome(self) -> str:
-        """Value of the metrics' `outcome` label."""
+        """Value of the `outcome` label in the metrics."""
         return _OUTCOMES.get(self.status, "rejected" if self.status < 500 else "failed")

@@ -1,4 +1,4 @@
-"""The fields of requests and how they are read from a body: multipart form, URL-encoded form or JSON."""
+"""Request fields and how they are read from a body: multipart form, URL-encoded form or JSON."""
 
 from __future__ import annotations
 
@@ -20,39 +20,43 @@ from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.errors import RequestError
 
 MAX_FORM_FIELDS = 64
-MAX_PROMPT_TEXT = 2000  # characters; far above what can be said in 30 s
+MAX_PROMPT_TEXT = 2000  # characters; far more than fit in 30 s of speech
 MAX_SEED = 2**32 - 1
-MAX_SHOWN = 64  # characters of what a client sent that are shown in an error
+MAX_SHOWN = 64  # maximum number of client-sent characters repeated in an error message
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 2.0
 MAX_TAU_R = 2.0
-MAX_TOKENS = 2**20  # of numbers in a request; what a request may use is max_req_total_len
+MAX_TOKENS = 2**20  # upper bound of token counts in a request; max_req_total_len is the effective limit
 
 Fields = TypeVar("Fields", bound="BodyFields")
 
 
 def decode_base64(value: Any) -> Any:
-    """The bytes of base64 text or of a data: URL; what is no text is left alone. Raises ValueError."""
+    """Return the bytes of base64 text or of a data: URL; other types are returned unchanged. Raises
+    ValueError."""
     if not isinstance(value, str):
         return value
     text = value.partition(",")[2] if value.startswith("data:") else value
     try:
-        return base64.b64decode("".join(text.split()), validate=True)  # line breaks are common
+        return base64.b64decode("".join(text.split()), validate=True)  # line breaks are common in base64
     except (binascii.Error, ValueError):
         raise ValueError("is not valid base64") from None
 
 
-# A file part of a form arrives as bytes, JSON as base64 text.
+# A file field of a form arrives as bytes, a JSON field as base64 text.
 Recording = Annotated[
     bytes,
     BeforeValidator(decode_base64),
-    Field(description="recording of the voice: file in a form, base64 in JSON"),
+    Field(description="recording of the voice: a file in a form, base64 in JSON"),
 ]
 
 
 class BodyFields(BaseModel):
-    """Empty values of optional numbers and choices (a form field left blank) mean "not given"; a field that
-    is not known is an error. `elsewhere`: fields that are known, but cannot act here, with what to do;
-    `recordings`: fields that are files in a form."""
+    """Base class of request bodies. Empty values of optional numbers and choices (a form field left blank)
+    mean "not given"; an unknown field is an error.
+
+    `elsewhere`: fields that exist but are not supported here, with a hint what to do; `recordings`: fields
+    that are files in a form.
+    """
 
     model_config = ConfigDict(extra="forbid")
     elsewhere: ClassVar[dict[str, str]] = {}
@@ -69,7 +73,7 @@ class BodyFields(BaseModel):
 
     @classmethod
     def why_unknown(cls, name: str) -> str:
-        """What to tell a client that sent a field of this name, which is none of this body."""
+        """Return the error message for a field that this body does not have."""
         if name in cls.elsewhere:
             return cls.elsewhere[name]
         known = list(cls.model_fields)
@@ -79,51 +83,61 @@ class BodyFields(BaseModel):
 
 
 class Drawing(BodyFields):
-    """How tokens are drawn. Fields that are named as in `SpeechOptions` go there."""
+    """Sampling parameters. Fields that share a name with `SpeechOptions` are copied there."""
 
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="same seed, same audio; default: random")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="the same seed gives the same audio; default: random"
+    )
     min_new_tokens: int | None = Field(
-        None, ge=0, le=MAX_TOKENS, description="least speech tokens of a part (25 a second)"
+        None, ge=0, le=MAX_TOKENS, description="minimum number of speech tokens per part (25 per second)"
     )
-    max_new_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS, description="most speech tokens of a part")
+    max_new_tokens: int | None = Field(
+        None, ge=1, le=MAX_TOKENS, description="maximum number of speech tokens per part"
+    )
     top_p: float | None = Field(
-        None, gt=0, le=1, description="draw from the most probable tokens with this share of the probability"
+        None, gt=0, le=1, description="sample from the most probable tokens up to this cumulative probability"
     )
-    top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, description="and from no more tokens than this")
+    top_k: int | None = Field(None, ge=1, le=MAX_TOP_K, description="and from at most this many tokens")
     temperature: float | None = Field(
-        None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE, description="below 1: more even; above 1: more varied"
+        None,
+        ge=MIN_TEMPERATURE,
+        le=MAX_TEMPERATURE,
+        description="below 1: more uniform; above 1: more varied",
     )
     win_size: int | None = Field(
-        None, ge=1, le=MAX_WIN_SIZE, description="latest tokens in which a token counts as repeated"
+        None,
+        ge=1,
+        le=MAX_WIN_SIZE,
+        description="number of most recent tokens in which repetitions are counted",
     )
     tau_r: float | None = Field(
         None,
         gt=0,
         le=MAX_TAU_R,
-        description="a token that fills this share of win_size is drawn again; above 1: never",
+        description="a token that makes up this share of win_size is resampled; above 1: never",
     )
 
 
 class _Voice(BodyFields):
-    prompt_text: str | None = Field(None, description="what is said in prompt_wav")
+    prompt_text: str | None = Field(None, description="transcript of prompt_wav")
     prompt_wav: Recording | None = None
-    spk_id: str | None = Field(None, description="a voice of /spk_list instead of prompt_wav")
-    tts_model_name: str = Field("default", description="a style of /query_tts_model")
+    spk_id: str | None = Field(None, description="a voice from /spk_list, instead of prompt_wav")
+    tts_model_name: str = Field("default", description="a style from /query_tts_model")
 
 
 class VoiceChoice(Drawing, _Voice):
-    """The voice and the LLM weights to speak with, and how tokens are drawn."""
+    """The voice, the LLM weights and the sampling parameters."""
 
 
 class SoundChoice(BodyFields):
-    """How the audio leaves."""
+    """Format of the audio in the response."""
 
-    stream: bool = Field(False, description="send audio as it is made")
+    stream: bool = Field(False, description="stream the audio as it is generated")
     speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False)
     format: Literal["pcm", "wav", "mp3", "opus", "aac", "flac"] = "pcm"
-    sample_rate: int | None = Field(None, description="Hz of the audio; default: the checkpoint's")
+    sample_rate: int | None = Field(None, description="sample rate in Hz; default: the checkpoint's")
     max_pause: float | None = Field(
-        None, ge=0.05, le=10, description="seconds to which longer pauses are shortened"
+        None, ge=0.05, le=10, description="longer pauses are cut to this many seconds"
     )
 
 
@@ -140,9 +154,9 @@ class Opening(VoiceChoice):
     """The first message of a WebSocket."""
 
     elsewhere = {
-        "stream": "cannot be chosen here: a WebSocket always streams",
-        "speed": "cannot be chosen here: it works on whole answers of /inference_zero_shot only",
-        "format": "cannot be chosen here: a WebSocket always sends pcm",
+        "stream": "is not available here: a WebSocket always streams",
+        "speed": "is not available here: use it with stream false in /inference_zero_shot",
+        "format": "is not available here: a WebSocket always sends pcm",
         "tts_text": _SPOKEN_LATER,
         "finish": _SPOKEN_LATER,
     }
@@ -164,8 +178,8 @@ def random_seed() -> int:
 
 
 def speech_options(fields: Drawing, longest: int, seed: int, speed: float = 1.0) -> SpeechOptions:
-    """What was asked for, with `seed` where none was. `longest`: most tokens of a part; `speed`: where the
-    stages are to change it. Raises RequestError (400)."""
+    """Return the requested options, with `seed` if the client gave none. `longest`: maximum number of tokens
+    per part; `speed`: if the stages are to change the speed. Raises RequestError (400)."""
     least, most = fields.min_new_tokens, fields.max_new_tokens
     if least is not None and most is not None and least > most:
         raise RequestError(400, f"min_new_tokens {least} is above max_new_tokens {most}")
@@ -185,7 +199,7 @@ class NewVoiceFields(BodyFields):
 
     elsewhere = dict.fromkeys(
         SpeechFields.model_fields.keys() - {"spk_id", "prompt_text", "prompt_wav"},
-        "cannot be stored with a voice; send it to /inference_zero_shot",
+        "is not stored with a voice; send it to /inference_zero_shot",
     )
 
     spk_id: str
@@ -194,18 +208,18 @@ class NewVoiceFields(BodyFields):
 
 
 def wrong_field(name: str, message: str, kind: str = "value_error") -> RequestValidationError:
-    """FastAPI's error for one field of the body."""
+    """Return a FastAPI validation error for one field of the body."""
     return RequestValidationError([{"type": kind, "loc": ("body", name), "msg": message}])
 
 
 def describe(error: RequestValidationError) -> str:
-    """All that is wrong with the fields, in one line."""
+    """Return a one-line description of all invalid fields."""
     names = [".".join(str(step)[:MAX_SHOWN] for step in entry["loc"][1:]) for entry in error.errors()]
     return "; ".join(f"{name}: {entry['msg']}" for name, entry in zip(names, error.errors(), strict=True))
 
 
 def parse(model: type[Fields], values: Any) -> Fields:
-    """Raises RequestValidationError (422)."""
+    """Validate `values`. Raises RequestValidationError (422)."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -218,7 +232,7 @@ def parse(model: type[Fields], values: Any) -> Fields:
 
 
 def parse_json(data: bytes | bytearray | str) -> Any:
-    """Raises RequestError (400)."""
+    """Parse JSON. Raises RequestError (400)."""
     try:
         return from_json(data, allow_inf_nan=False)
     except ValueError as error:
@@ -226,13 +240,13 @@ def parse_json(data: bytes | bytearray | str) -> Any:
 
 
 async def read_body(request: Request, model: type[Fields]) -> Fields:
-    """The fields of a request. Raises RequestError, RequestValidationError, HTTPException or
+    """Read and validate the body of a request. Raises RequestError, RequestValidationError, HTTPException or
     ClientDisconnect."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         values = parse_json(await _whole_body(request))
         if not isinstance(values, dict):
-            raise RequestError(400, "a JSON object was expected")
+            raise RequestError(400, "expected a JSON object")
         return parse(model, values)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise RequestError(415, "the body must be multipart/form-data or application/json")
@@ -241,10 +255,10 @@ async def read_body(request: Request, model: type[Fields]) -> Fields:
 
 
 async def _form_value(model: type[BodyFields], name: str, value: UploadFile | str) -> bytes | str:
-    """Raises RequestValidationError: text instead of a file, or the other way round."""
+    """Return a form value. Raises RequestValidationError if text was sent instead of a file or vice versa."""
     is_file = isinstance(value, UploadFile)
     if name not in model.model_fields:
-        return ""  # refused by its name
+        return ""  # the unknown field is rejected by name later
     if name not in model.recordings:
         if is_file:
             raise wrong_field(name, "Value should be text, not a file")
@@ -258,8 +272,8 @@ async def _form_value(model: type[BodyFields], name: str, value: UploadFile | st
 
 
 async def _whole_body(request: Request) -> bytearray:
-    """Unlike request.body(), it is not kept until the answer has been sent, nor by the traceback of a client
-    that goes away. Raises ClientDisconnect."""
+    """Read the whole body. Unlike request.body(), it is not kept until the response has been sent, nor
+    referenced by the traceback when a client disconnects. Raises ClientDisconnect."""
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -271,7 +285,7 @@ async def _whole_body(request: Request) -> bytearray:
 
 
 def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> str:
-    """`text` as it was given. Raises RequestError (400) where it cannot be spoken."""
+    """Return `text` unchanged. Raises RequestError (400) if it cannot be spoken."""
     if len(text) > limit:
         raise RequestError(400, f"{name} has {len(text)} characters; at most {limit} are allowed", field=name)
     if "\0" in text:
@@ -285,7 +299,8 @@ def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> 
     if not may_be_empty and not can_become_speakable(text):
         raise RequestError(
             400,
-            f"there is nothing to speak in {name}, only punctuation and symbols: it needs letters or digits",
+            f"there is nothing to speak in {name}, only punctuation and symbols: letters or digits "
+            "are required",
             field=name,
         )
     return text

@@ -1,4 +1,4 @@
-"""A real synthesis through every style and every decode process: the answer of /health."""
+"""The /health check: real synthesis with every style and every decode process."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from light_tts.server.httpserver.prompts import prompt_from_samples
 from light_tts.server.httpserver.request import Speech
 
 TIMEOUT = 60.0  # seconds for the whole check
-# The LLM gives out decode processes in turn, so as many requests as there are processes reach them all
-# unless other requests come in between; then a few more are made.
+# The LLM assigns decode processes in rotation, so as many requests as there are processes reach them all
+# unless other requests come in between. Then a few more rounds are made.
 MAX_ROUNDS = 4
 
 _RATE = 16_000
@@ -26,7 +26,7 @@ _OPTIONS = SpeechOptions(seed=0, min_new_tokens=1, max_new_tokens=8)
 
 
 class Health(NamedTuple):
-    """`stages`: names of the processes that a failure is likely due to."""
+    """Result of a check. `stages`: names of the processes that probably caused a failure."""
 
     ok: bool
     message: str
@@ -34,14 +34,14 @@ class Health(NamedTuple):
 
 
 def _tone() -> np.ndarray:
-    """One second of a voice-like tone: 150 Hz and its overtones. (16000,) float32"""
+    """Return (16000,) float32: one second of a voice-like tone, 150 Hz and its overtones."""
     time_axis = np.arange(_RATE, dtype=np.float64) / _RATE
     waves = [np.sin(2 * np.pi * 150 * n * time_axis) / n for n in range(1, 9)]
     return (0.2 * np.sum(waves, axis=0)).astype(np.float32)
 
 
 class HealthCheck:
-    """At most one check runs in a worker; its result serves everybody who asks in the seconds after."""
+    """Runs at most one check at a time per worker and reuses its result for a few seconds."""
 
     def __init__(self, manager: HttpServerManager) -> None:
         self._manager = manager
@@ -49,7 +49,7 @@ class HealthCheck:
         self._lock = asyncio.Lock()
         self._result: Health | None = None
         self._finished = 0.0
-        self._calls: list[SpeechCall] = []  # of the present check
+        self._calls: list[SpeechCall] = []  # calls of the current check
 
     async def result(self) -> Health:
         async with self._lock:
@@ -86,7 +86,7 @@ class HealthCheck:
         return Health(False, f"nothing heard from {', '.join(names)}", names)
 
     def _suspects(self) -> tuple[str, ...]:
-        """The processes given up; else those that a call waits for."""
+        """Return the processes given up or, if there are none, those that a call is waiting for."""
         stages = self._manager.peers.stages.values()
         names = [f"{info.stage}-{info.index}" for info in stages if info.state == "failed"]
         if names:
@@ -100,7 +100,7 @@ class HealthCheck:
         return tuple(dict.fromkeys(names))
 
     def _silent_since(self, begun: float) -> list[int]:
-        """Decode processes that no audio of any request has come from."""
+        """Return the decode processes that have sent no audio for any request since `begun`."""
         heard = self._manager.heard
         return [
             info.index
@@ -109,7 +109,7 @@ class HealthCheck:
         ]
 
     async def _speak(self, style: int) -> None:
-        """Not counted among the requests in work: a busy server is healthy."""
+        """Run one synthesis. It is not counted as an active request, so a busy server is healthy."""
         call = SpeechCall(self._manager, HEALTH)
         self._calls.append(call)
         try:

@@ -1,4 +1,4 @@
-"""A WebSocket on which JSON objects come."""
+"""A WebSocket with JSON messages."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from light_tts.server.httpserver.fields import parse_json
 
 
 class JsonSocket:
-    """`idle`: seconds that the client may say nothing."""
+    """A WebSocket that receives JSON objects. `idle`: maximum seconds without a message from the client."""
 
     def __init__(self, websocket: WebSocket, idle: float) -> None:
         self.websocket = websocket
         self._idle = idle
 
     async def receive_message(self, may_be_silent: bool = False) -> MutableMapping[str, Any]:
-        """`may_be_silent`: the client may, for as long as it likes. Raises WebSocketDisconnect; Silence."""
-        # Not wait_for: before Python 3.12 it forgets that it was cancelled if a message comes just then.
+        """Return the next message. `may_be_silent`: without the idle limit. Raises WebSocketDisconnect or
+        Silence."""
+        # Not wait_for: before Python 3.12 it loses a cancellation if a message arrives at the same moment.
         receiving = asyncio.ensure_future(self.websocket.receive())
         try:
             await asyncio.wait({receiving}, timeout=None if may_be_silent else self._idle)
@@ -36,40 +37,41 @@ class JsonSocket:
         return message
 
     async def receive(self) -> dict[str, Any]:
-        """Raises WebSocketDisconnect; Silence; RequestError (400): not a JSON object."""
+        """Return the next JSON object. Raises WebSocketDisconnect, Silence, or RequestError (400) for
+        anything else."""
         message = await self.receive_message()
         if message.get("text") is None:
-            raise RequestError(400, "a JSON text message was expected, not binary data")
+            raise RequestError(400, "expected a JSON text message, not binary data")
         fields = parse_json(message["text"])
         if not isinstance(fields, dict):
-            raise RequestError(400, "a JSON object was expected")
+            raise RequestError(400, "expected a JSON object")
         return fields
 
     async def send(self, message: dict[str, Any] | bytes) -> None:
-        """Raises WebSocketDisconnect."""
+        """Send a message as JSON, or bytes as binary. Raises WebSocketDisconnect."""
         try:
             if isinstance(message, bytes):
                 await self.websocket.send_bytes(message)
             else:
                 await self.websocket.send_json(message)
-        except (RuntimeError, OSError):  # it is closed already
+        except (RuntimeError, OSError):  # already closed
             raise WebSocketDisconnect(1006) from None
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
-        """The reason of a close frame holds at most 123 bytes."""
+        """Close the connection. The reason is cut to the 123 bytes that a close frame can hold."""
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
             await self.websocket.close(code, reason.encode()[:120].decode(errors="ignore"))
 
 
 class Silence(RequestError):
-    """Nothing has come for too long."""
+    """The client was silent for too long."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(408, f"nothing came from the client for {seconds:g} s")
+        super().__init__(408, f"the client sent nothing for {seconds:g} s")
 
 
 async def until_first(*tasks: asyncio.Task[None]) -> None:
-    """Waits until one of them has ended, ends the others, and raises what it raised."""
+    """Wait until one of the tasks has ended, cancel the others, and re-raise its exception if it failed."""
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:

@@ -1,21 +1,22 @@
-"""What somebody would have heard who listened to a stream while it came."""
+"""Simulates a listener's player to measure the underruns of a stream."""
 
 from __future__ import annotations
 
 
 class Listener:
-    """An imagined player that starts with the first piece and plays in real time.
+    """A simulated player that starts with the first chunk and plays in real time.
 
-    `underruns`: how often it ran dry before the end. `silence`: seconds of silence in all, which is also the
-    buffer that would have avoided them: so much later it should have started."""
+    `underruns`: how often it ran out of audio before the end. `silence`: total seconds of silence caused by
+    underruns, which equals the initial buffering that would have avoided them.
+    """
 
     def __init__(self) -> None:
         self.underruns = 0
         self.silence = 0.0
-        self._dry: float | None = None  # when all that has come has been played
+        self._dry: float | None = None  # time at which all received audio has been played
 
     def hear(self, now: float, seconds: float) -> None:
-        """So many seconds of audio are on their way to it; `now` on any clock in seconds."""
+        """Add `seconds` of audio sent at time `now` (any clock, in seconds)."""
         if self._dry is None:
             self._dry = now
         elif now > self._dry:

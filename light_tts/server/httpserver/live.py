@@ -1,5 +1,5 @@
-"""The utterances of one conversation, spoken in order: whole texts, or text that comes piece by piece and is
-spoken while it comes."""
+"""Speaks the utterances of one conversation in order. An utterance is a complete text, or text that is spoken
+while it arrives."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 
 @dataclass(frozen=True)
 class Manner:
-    """How utterances are spoken. `options` without a seed of the client's: `seeded` False, and each utterance
-    has its own."""
+    """Voice, options and format of the next utterances. `seeded`: the client chose the seed; otherwise each
+    utterance gets its own."""
 
     style: int
     prompt: Prompt
@@ -31,14 +31,14 @@ class Manner:
 
 
 class Cancelled(RequestError):
-    """The client does not want to hear the rest."""
+    """The client cancelled the utterance."""
 
     def __init__(self) -> None:
         super().__init__(499, "cancelled by the client")
 
 
 class Utterance:
-    """A whole text, or text up to a flush. `call` and `sound` None: nothing was said."""
+    """A complete text, or text between two flushes. `call` and `sound` are None if it is empty."""
 
     def __init__(self, index: int, call: SpeechCall | None = None, sound: SoundOut | None = None) -> None:
         self.index = index
@@ -49,10 +49,10 @@ class Utterance:
 
 
 class Audience(Protocol):
-    """Who is told what happens, in order; of one utterance after the other."""
+    """Receives the events of the utterances in order, one utterance after the other."""
 
     async def begins(self, utterance: Utterance) -> None:
-        """Its first audio follows."""
+        """The utterance's first audio follows."""
 
     async def hears(self, utterance: Utterance, audio: bytes) -> None: ...
 
@@ -60,11 +60,11 @@ class Audience(Protocol):
 
 
 class Live:
-    """`append` and `flush`, or `say`, take text in, `run` speaks it. `close` lets `run` return after what
-    there is; `abandon` frees everything at once."""
+    """Text-to-speech of one conversation. `append` and `flush`, or `say`, add text; `run` speaks it. After
+    `close`, `run` returns once the pending text has been spoken; `abandon` frees everything at once."""
 
     def __init__(self, manager: HttpServerManager, route: str, manner: Manner, audience: Audience) -> None:
-        self.manner = manner  # of the next utterance
+        self.manner = manner  # for the next utterance
         self._manager = manager
         self._route = route
         self._audience = audience
@@ -75,16 +75,18 @@ class Live:
 
     @property
     def open(self) -> bool:
-        """Whether text has come since the last flush."""
+        """Whether there is unflushed text."""
         return self._current is not None
 
     @property
     def busy(self) -> bool:
-        """Whether something is being spoken, or waits to be."""
+        """Whether an utterance is being spoken or waiting."""
         return bool(self._calls)
 
     def append(self, text: str) -> None:
-        """Raises RequestError; nothing has changed then."""
+        """Add text to the current utterance. Raises RequestError and changes nothing if the text is
+        invalid.
+        """
         said = self._current.text if self._current is not None else ""
         limit = self._manager.settings.max_text_length - len(said)
         check_text("text", text, limit, may_be_empty=True)
@@ -97,7 +99,7 @@ class Live:
             self._current.call.append_text(text)
 
     def flush(self) -> None:
-        """The utterance is complete; one without text is ended, too."""
+        """Complete the current utterance, even an empty one."""
         if self._current is None:
             self._put(Utterance(self._count))
         else:
@@ -106,32 +108,32 @@ class Live:
         self._count += 1
 
     def say(self, text: str, manner: Manner) -> Utterance:
-        """An utterance whose text is there at once. Raises RequestError; nothing has changed then."""
+        """Add an utterance with a complete text. Raises RequestError and changes nothing if it is invalid."""
         check_text("text", text, self._manager.settings.max_text_length)
         utterance = self._begin(manner, text)
         self._count += 1
         return utterance
 
     def cancel(self, utterance: Utterance) -> None:
-        """It ends with Cancelled, unless it has ended."""
+        """End the utterance with Cancelled, unless it has already ended."""
         call = utterance.call
         if call is not None and call in self._calls:
             call.fail(Cancelled())
 
     def close(self) -> None:
-        """No more text comes."""
+        """Flush; no more text will follow."""
         if self._current is not None:
             self.flush()
         self._put(None)
 
     def abandon(self) -> None:
-        """Nobody listens any more. May be called twice."""
+        """Drop all utterances because the client is gone. May be called twice."""
         for call in list(self._calls):
             call.close("disconnected")
         self._calls.clear()
 
     async def run(self) -> None:
-        """Speaks until `close`."""
+        """Speak utterances until `close`."""
         while (utterance := await self._queue.get()) is not None:
             await self._speak(utterance)
 
@@ -174,7 +176,7 @@ class Live:
             await self._audience.ends(utterance, None)
         except RequestError as error:
             call.refuse(error)
-            if self._current is utterance:  # its text may go on, but nobody will speak it
+            if self._current is utterance:  # more text may come, but it will not be spoken
                 self._current = None
                 self._count += 1
             await self._audience.ends(utterance, error)

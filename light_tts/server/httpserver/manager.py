@@ -1,5 +1,5 @@
-"""HttpServerManager: one in each HTTP worker. Submits requests to the stages, hands their audio to the
-routes, and submits again what a dead stage has lost."""
+"""HttpServerManager, one per HTTP worker: submits requests to the stages, passes their audio to the routes,
+and resubmits what a dead stage has lost."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from light_tts.server.httpserver.admission import Admission, Place, expected_aud
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.request import Call, LostAudio, SpeechRequest
 
-HELLO_TIMEOUT = 30.0  # seconds for the supervisor's answer
+HELLO_TIMEOUT = 30.0  # seconds to wait for the supervisor's answer
 DEFAULT_SAMPLE_RATE = 24_000
 
 log = logging.getLogger("light_tts.http")
 
 
 class HttpServerManager:
-    """Start and close it in the worker's event loop; all methods belong to that loop."""
+    """The HTTP worker's connection to the stages. Start and close it in the worker's event loop; all methods
+    must be called from that loop."""
 
     def __init__(self, settings: Settings, run_dir: RunDir, styles: tuple[Style, ...]) -> None:
         self.settings = settings
@@ -36,13 +37,13 @@ class HttpServerManager:
         self._run_dir = run_dir
         self._outbox = Outbox()
         self.peers = Peers(self._outbox)
-        self.slot = -1  # of this worker in the shared counters
+        self.slot = -1  # this worker's slot in the shared counters
         self._connected = asyncio.Event()
         self._calls: dict[str, Call] = {}  # by request id
-        self.heard: dict[int, float] = {}  # decode index -> when audio last came from it
+        self.heard: dict[int, float] = {}  # decode index -> time of its latest audio
 
     async def start(self) -> None:
-        """Raises RuntimeError if the supervisor does not answer."""
+        """Connect to the supervisor. Raises RuntimeError if it does not answer."""
         self._run_dir.register_process()
         self._active = ActiveRequests(self._run_dir.shm)
         self._rate = ServiceRate(self._run_dir.shm)
@@ -68,7 +69,7 @@ class HttpServerManager:
         self._active.close()
         self._rate.close()
 
-    # -- what routes ask
+    # -- called by routes
 
     @property
     def draining(self) -> bool:
@@ -88,16 +89,16 @@ class HttpServerManager:
 
     @property
     def takes_instructions(self) -> bool:
-        """Whether the checkpoint was trained with instructions how to speak."""
+        """Whether the checkpoint was trained with instructions on how to speak."""
         return any(info.info.get("instructions") for info in self.peers.of("encode"))
 
     def knows_word_times(self, style: int) -> bool:
-        """Whether the checkpoint says which of its heads tell when a word is spoken."""
+        """Whether the checkpoint names the attention heads that give word times (alignment_heads)."""
         info = self.peers.stages.get(("llm", style))
         return info is not None and bool(info.info.get("word_times"))
 
     def style_index(self, name: str) -> int:
-        """Index of a `tts_model_name`; "default" is the first. Raises RequestError."""
+        """Return the index of a `tts_model_name`; "default" is the first. Raises RequestError."""
         if name == "default":
             return 0
         for index, style in enumerate(self.styles):
@@ -107,8 +108,8 @@ class HttpServerManager:
         raise RequestError(400, f"unknown tts_model_name {name!r}; known are {known}")
 
     def admit(self, text: str, options: messages.SpeechOptions, remaining: float) -> Place:
-        """Count one more request in work, with `remaining` seconds to its deadline; its place is to be given
-        back to `admission`. `text` empty: it is yet to come. Raises RequestError (429, 503)."""
+        """Count one more active request with `remaining` seconds to its deadline; the caller must return the
+        place to `admission`. Empty `text`: not known yet. Raises RequestError (429, 503)."""
         try:
             if self.draining:
                 raise RequestError(503, "the server is shutting down", retry_after=5, refusal="draining")
@@ -117,11 +118,11 @@ class HttpServerManager:
             refused_total.labels(error.refusal).inc()
             raise
 
-    # -- what a call asks
+    # -- called by SpeechCall
 
     def submit(self, call: Call) -> None:
-        """Send the call's request to the stages, now or when they are up. Raises RequestError where a stage
-        that it needs has been given up."""
+        """Send the call's request to the stages, now or once they are up. Raises RequestError if a stage it
+        needs has been given up."""
         reason = recovery.hindrance(call.request, self.peers)
         if reason:
             raise RequestError(503, reason)
@@ -129,14 +130,14 @@ class HttpServerManager:
         self._try_to_send(call)
 
     def append(self, request: SpeechRequest, *parts: messages.Message) -> None:
-        """Send more messages about a submitted bistream request to its encode process; one that waits to be
-        submitted has them in its state already."""
+        """Send more messages of a submitted bistream request to its encode process. A request not submitted
+        yet already has them in its state."""
         if request.submitted:
             for message in parts:
                 self._send_to_encode(request, message)
 
     def forget(self, call: Call) -> None:
-        """The call has ended: free everything that the stages hold for it. May be called twice."""
+        """Free everything that the stages hold for a call that has ended. May be called twice."""
         request = call.request
         if self._calls.pop(request.request_id, None) is None or not request.submitted:
             return
@@ -145,7 +146,7 @@ class HttpServerManager:
         else:
             self.peers.broadcast(messages.Abort(job=request.job))
 
-    # -- inside
+    # -- internal
 
     def _send_to_encode(self, request: SpeechRequest, message: messages.Message) -> None:
         self.peers.send("encode", request.encode_index(len(self.peers.of("encode"))), message)
@@ -172,14 +173,18 @@ class HttpServerManager:
         self._try_to_send(call)
 
     def _draw_again(self, call: Call) -> None:
-        """At most once for a request; then it has failed."""
+        """Retry with another seed, at most once per request; then fail it."""
         request = call.request
         if request.drawn_again:
             call.fail(
-                RequestError(500, "the model ended twice before it said anything: try another seed or text")
+                RequestError(500, "the model produced no speech in two attempts: try another seed or text")
             )
             return
-        log.warning("%s no speech with seed %d; drawn again", request.request_id, request.speech.options.seed)
+        log.warning(
+            "%s no speech with seed %d; retrying with another seed",
+            request.request_id,
+            request.speech.options.seed,
+        )
         self.peers.broadcast(messages.Abort(job=request.job))
         request.draw_again()
         self._try_to_send(call)
@@ -189,7 +194,7 @@ class HttpServerManager:
             try:
                 self._handle(await self._inbox.recv())
             except Exception:
-                log.exception("a message could not be handled")
+                log.exception("failed to handle a message")
 
     def _handle(self, message: messages.Message) -> None:
         match message:
@@ -248,15 +253,19 @@ class HttpServerManager:
                 call.fail(RequestError(code, text))
 
     def _handle_death(self, stage: str, index: int, incarnation: int, in_work: list[str]) -> None:
-        """`in_work`: the jobs that the stage worked on."""
+        """Retry or fail the requests affected by the death of a stage. `in_work`: the jobs it was
+        processing.
+        """
         encodes = len(self.peers.of("encode"))
         for call in list(self._calls.values()):
             if recovery.lost_with(call.request, stage, index, incarnation, encodes):
                 request = call.request
                 if request.job in in_work and request.note_strike(stage, alone=len(in_work) == 1):
-                    log.error("%s is not tried again: %s died of it", request.request_id, stage)
+                    log.error("%s is not retried: it made %s die", request.request_id, stage)
                     call.fail(
-                        RequestError(500, f"the {stage} stage died again while it worked on this alone")
+                        RequestError(
+                            500, f"the {stage} stage died again while it processed only this request"
+                        )
                     )
                 else:
                     self._recover(call, f"{stage} {index} died")

@@ -1,4 +1,4 @@
-"""Describes bodies that are read by `read_body` in the OpenAPI page."""
+"""OpenAPI descriptions of bodies that are read with `read_body`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 
 def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route whose body is `model` as a form or as JSON."""
+    """Return the `openapi_extra` of a route whose body is `model` as a form or JSON."""
     schema = model.model_json_schema()
     kinds = ("multipart/form-data", "application/json")
     return {"requestBody": {"required": True, "content": {kind: {"schema": schema} for kind in kinds}}}

@@ -1,4 +1,4 @@
-"""From what a client says about the voice to the Prompt that the encode stage takes."""
+"""Builds the Prompt for the encode stage from a client's voice fields."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BAD_AUDIO = UNREADABLE
 
 
 def prompt_from_samples(samples: np.ndarray, sample_rate: int, text: str) -> Prompt:
-    """samples: (n,) float32 mono."""
+    """Return a Prompt. `samples`: (n,) float32, mono."""
     digest = hashlib.sha256(f"{sample_rate} ".encode())
     digest.update(samples.data)
     return Prompt(text=text, key=digest.hexdigest(), sample_rate=sample_rate, audio=Raw.of(samples))
@@ -34,15 +34,17 @@ class PromptReader:
         self.voices = voices
 
     async def prompt(self, choice: VoiceChoice) -> Prompt:
-        """The voice that the client chose. Raises RequestError (400) or RequestValidationError (422)."""
+        """Return the voice that the client chose. Raises RequestError (400) or RequestValidationError
+        (422).
+        """
         text = choice.prompt_text
         if text is not None:
             check_text("prompt_text", text, MAX_PROMPT_TEXT, may_be_empty=True)
             if text.endswith(END_OF_PROMPT) and not self._manager.takes_instructions:
                 raise RequestError(
                     400,
-                    "this checkpoint was not trained with instructions how to speak and would read them "
-                    "aloud: leave the instruction out",
+                    "this checkpoint was not trained with instructions and would read them aloud: omit "
+                    "the instruction",
                     field="instructions",
                 )
         if choice.spk_id is not None:
@@ -52,8 +54,8 @@ class PromptReader:
         if choice.prompt_wav is None:
             raise wrong_field(
                 "prompt_wav",
-                "no voice was given: name one with spk_id (see /spk_list), or send prompt_wav, a recording, "
-                "with prompt_text, what is said in it",
+                "no voice was given: name one with spk_id (see /spk_list), or send a recording as "
+                "prompt_wav with its transcript as prompt_text",
                 "missing",
             )
         if text is None:
@@ -63,7 +65,8 @@ class PromptReader:
         return await self.read(choice.prompt_wav, text)
 
     async def read(self, recording: bytes, text: str) -> Prompt:
-        """Raises RequestError (400): unreadable, too short, too long, sample rate too low."""
+        """Decode a recording. Raises RequestError (400) if it is unreadable, too short or too long, or its
+        sample rate is too low."""
         return await asyncio.to_thread(self._read, recording, text)
 
     def _read(self, recording: bytes, text: str) -> Prompt:
@@ -77,10 +80,11 @@ class PromptReader:
         return prompt_from_samples(np.ascontiguousarray(samples), rate, text)
 
     async def _named(self, spk_id: str, text: str | None) -> Prompt:
-        """A stored voice (`text` in place of its own where given) or a speaker of the checkpoint."""
+        """Return a stored voice (with `text` in place of its own transcript if given) or a speaker of the
+        checkpoint."""
         if spk_id in self._manager.checkpoint_speakers:
             return Prompt(text=text or "", speaker=spk_id)
         voice = await asyncio.to_thread(self.voices.get, spk_id)
         if voice is None:
-            raise RequestError(400, f"unknown spk_id {spk_id!r}; /spk_list names those there are")
+            raise RequestError(400, f"unknown spk_id {spk_id!r}; /spk_list lists the voices")
         return await self.read(voice.recording, voice.prompt_text if text is None else text)

@@ -1,4 +1,5 @@
-"""Which requests a change among the stages concerns. Pure functions of the request and the stages known."""
+"""Decides which requests are affected by a change of the stages. Pure functions of the request and the known
+stages."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ MAX_FRUITLESS_ATTEMPTS = 5
 
 
 def lost_with(request: SpeechRequest, stage: str, index: int, incarnation: int, encodes: int) -> bool:
-    """Does the death of this stage process take something of the request's present attempt with it?"""
+    """Return whether the death of this stage process loses part of the request's current attempt."""
     if not request.submitted or request.complete:
         return False
     if stage == "encode":
@@ -22,8 +23,8 @@ def lost_with(request: SpeechRequest, stage: str, index: int, incarnation: int, 
 
 
 def _handed_on(request: SpeechRequest) -> bool:
-    """Has encode certainly handed everything on to the LLM? It has once the last part is being heard; text
-    that is still arriving always passes through it."""
+    """Return whether encode has certainly passed everything to the LLM: audio of the last part has arrived,
+    and no more text is expected."""
     return (
         not request.speech.bistream
         and len(request.parts) == request.part_count
@@ -32,18 +33,19 @@ def _handed_on(request: SpeechRequest) -> bool:
 
 
 def routed_to_dead(routed: messages.Routed, peers: Peers) -> bool:
-    """Was the job given to a decode process that this worker knows to be dead?"""
+    """Return whether the job was assigned to a decode process known to be dead."""
     known = peers.stages.get(("decode", routed.decode))
     return known is not None and (known.incarnation > routed.incarnation or known.state == "failed")
 
 
 def hindrance(request: SpeechRequest, peers: Peers) -> str | None:
-    """Why the request can never be served ("" if only because it must wait), or None if it can be now."""
+    """Return None if the request can be served now, "" if it must wait, or the reason why it can never be
+    served."""
     encodes, decodes = peers.of("encode"), peers.of("decode")
     if not encodes or not decodes or ("llm", request.speech.style) not in peers.stages:
         return ""
     needed = [encodes[request.encode_index(len(encodes))], peers.stages["llm", request.speech.style]]
-    # Any decode process will do.
+    # Any decode process will do, so the best state counts.
     needed.append(
         min(decodes, key=lambda info: ("up", "silent", "starting", "down", "failed").index(info.state))
     )

@@ -1,4 +1,4 @@
-"""Recordings that a client names by their address. Opened only at hosts that the operator has listed."""
+"""Recordings that a client refers to by URL, fetched only from hosts listed by the operator."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ FIELD = "ref_audio"
 
 
 def is_address(recording: str) -> bool:
-    """Whether a client's text is the address of a recording rather than a recording."""
+    """Return whether a client's text is a URL rather than a recording."""
     return "://" in recording[:16]
 
 
 class RemoteRecordings:
-    """Fetches from `--ref_audio_hosts`: within `--max_upload_mb` and `--body_timeout` in all, without
-    following a redirect. A host that is listed by its name must have public addresses only; one that is
-    listed by its address may be any. As many at a time as fit `--max_inflight_upload_mb`; the rest wait."""
+    """Fetches recordings from `--ref_audio_hosts` without following redirects, limited to `--max_upload_mb`
+    and `--body_timeout` in total. A host listed by name must resolve to public addresses only; a host listed
+    by IP address may have any. Concurrent fetches are limited so that they fit in `--max_inflight_upload_mb`;
+    the rest wait."""
 
     def __init__(self, settings: Settings) -> None:
         self._hosts = {host.strip().lower() for host in settings.ref_audio_hosts.split(",") if host.strip()}
@@ -33,23 +34,25 @@ class RemoteRecordings:
         self._places = asyncio.Semaphore(int(settings.max_inflight_upload_mb // settings.max_upload_mb))
 
     async def read(self, url: str) -> bytes:
-        """The bytes at this address. Raises RequestError: 400, 408 or 413, which says what to do."""
+        """Return the bytes at this URL. Raises RequestError (400, 408 or 413) with a message on what to
+        do.
+        """
         parts, port = self._allowed(url)
         try:
             return await asyncio.wait_for(self._fetch(parts, port), self._seconds)
         except asyncio.TimeoutError:
             raise _refused(
-                f"did not come within {self._seconds:g} s; send the recording itself", 408
+                f"did not arrive within {self._seconds:g} s; send the recording itself", 408
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise _refused(f"{parts.hostname} could not be read: {reason}") from None
 
     def _allowed(self, url: str) -> tuple[SplitResult, int]:
-        """-> the address and its port, where the list has its host."""
+        """Return the parsed URL and its port if its host is listed. Raises RequestError."""
         if not self._hosts:
             raise _refused(
-                "addresses are not opened here: send the recording itself, as base64 or a data: URL "
+                "URLs are not fetched here: send the recording itself, as base64 or a data: URL "
                 "(or have the operator list the host in --ref_audio_hosts)"
             )
         try:
@@ -70,16 +73,16 @@ class RemoteRecordings:
         return parts, port
 
     async def _resolve(self, parts: SplitResult, port: int) -> str:
-        """An IP address of the host, which is the one that is then connected to."""
+        """Return the IP address of the host to connect to."""
         host = parts.hostname or ""
         try:
-            return str(ipaddress.ip_address(host))  # it is listed as such
+            return str(ipaddress.ip_address(host))  # the host is listed by its IP address
         except ValueError:
             pass
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError:
-            raise _refused(f"the host {host!r} is not known; check the address") from None
+            raise _refused(f"the host {host!r} is unknown; check the address") from None
         addresses = [str(entry[4][0]) for entry in found]
         if not all(map(_is_public, addresses)):
             raise _refused(
@@ -95,7 +98,7 @@ class RemoteRecordings:
         )
         limit = int(self._max_mb * 2**20)
         headers = {"Host": parts.netloc, "Accept-Encoding": "identity"}
-        tls = {"sni_hostname": parts.hostname}  # certificates are checked against the name
+        tls = {"sni_hostname": parts.hostname}  # check the certificate against the host name
         async with (
             self._places,
             httpx.AsyncClient(timeout=None, trust_env=False) as client,

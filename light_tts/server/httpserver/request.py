@@ -1,7 +1,9 @@
-"""One client request over all its attempts: what was asked, what has come back, what can be sent on.
+"""State of one client request over all its attempts: what was asked, what has arrived, and what can be sent
+on.
 
-Pure state, no sockets and no clock. It is the only state of a request that must not be lost: when a stage
-dies, `start_attempt` and `submission` give the messages that make the stages go on where the audio ends.
+Pure state without sockets or a clock. It is the only state of a request that must not be lost: when a stage
+dies, `start_attempt` and `submission` produce the messages that make the stages continue where the audio
+ends.
 """
 
 from __future__ import annotations
@@ -16,16 +18,16 @@ from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core import messages
 from light_tts.server.httpserver.errors import RequestError
 
-MAX_DEATHS = 5  # of any stages at work on one request alone
+MAX_DEATHS = 5  # of stages that were processing this request alone
 
 
 class LostAudio(Exception):
-    """A chunk does not follow the one before it: something between was lost."""
+    """A chunk does not follow the previous one: something in between was lost."""
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What to speak, and how. `text` is empty for `bistream`, where it comes piece by piece."""
+    """What to speak, and how. `text` is empty for `bistream`, where it arrives in pieces."""
 
     style: int
     prompt: messages.Prompt
@@ -36,21 +38,22 @@ class Speech:
 
 
 class Call(Protocol):
-    """Who waits for the audio of a request."""
+    """Receiver of a request's audio."""
 
     @property
     def request(self) -> SpeechRequest: ...
 
     def deliver(self, audio: list[bytes]) -> None:
-        """More PCM, or the news that all has come."""
+        """Called with more PCM, and when all audio has arrived."""
 
     def fail(self, error: RequestError) -> None:
-        """No more audio will come."""
+        """Called when no more audio will come."""
 
 
 @dataclass
 class PartReceived:
-    """`held`: audio that waits until the parts before have ended; `times`: of its words, see AudioChunk."""
+    """Received audio of one part. `held`: audio waiting for earlier parts to finish; `times`: word times, see
+    AudioChunk."""
 
     tokens: list[int] = field(default_factory=list)
     samples: int = 0
@@ -60,7 +63,7 @@ class PartReceived:
 
 
 class SpeechRequest:
-    """`request_id` is unique among all workers of all time; a job is `<request_id>/<attempt>`."""
+    """One request. `request_id` is globally unique; a job is `<request_id>/<attempt>`."""
 
     def __init__(self, request_id: str, speech: Speech) -> None:
         self.request_id = request_id
@@ -69,15 +72,15 @@ class SpeechRequest:
         self.submitted = False
         self.routed: messages.Routed | None = None
         self.fruitless_attempts = 0
-        self.strikes: dict[str, int] = {}  # stage that died at work on it -> samples received by then
-        self.deaths = 0  # of stages that had nothing else in work
+        self.strikes: dict[str, int] = {}  # stage that died while processing it -> samples received by then
+        self.deaths = 0  # number of stages that died while processing it alone
         self.part_count: int | None = None
         self.parts: list[PartReceived] = []
         self.texts: list[str] = []
         self.text_finished = False
         self.drawn_again = False
         self.text_tokens = 0
-        self.words: list[list[str]] = []  # of each part, where their times are wanted
+        self.words: list[list[str]] = []  # words of each part, if word times were requested
         self._speaking = 0
 
     @property
@@ -86,7 +89,7 @@ class SpeechRequest:
 
     @property
     def complete(self) -> bool:
-        """All audio of all parts is here."""
+        """Whether all audio of all parts has arrived."""
         return (
             self.part_count is not None
             and len(self.parts) == self.part_count
@@ -95,7 +98,7 @@ class SpeechRequest:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens of the text and of the speech received so far, by OpenAI's names."""
+        """Numbers of text tokens and of speech tokens received so far, with OpenAI's names."""
         spoken = sum(len(part.tokens) for part in self.parts)
         return {
             "input_tokens": self.text_tokens,
@@ -105,7 +108,7 @@ class SpeechRequest:
 
     @property
     def lacks_speech(self) -> bool:
-        """The model ended before it had said anything, though there was something to say."""
+        """Whether the model ended without producing speech although the text can be spoken."""
         return (
             self.complete
             and not any(part.samples for part in self.parts)
@@ -113,13 +116,14 @@ class SpeechRequest:
         )
 
     def encode_index(self, encode_processes: int) -> int:
-        """The encode process that owns the prompt: everybody computes the same from its key."""
+        """Return the index of the encode process that owns the prompt; every process computes the same from
+        its key."""
         key = self.speech.prompt.key or hashlib.sha256(self.speech.prompt.speaker.encode()).hexdigest()
         return int(key, 16) % encode_processes
 
     def start_attempt(self, after_loss: bool = False) -> None:
-        """Everything under way for the job before is void from now on. `after_loss`: this attempt follows
-        one that brought nothing, through no death of a stage."""
+        """Start a new attempt, which invalidates all messages of the previous job. `after_loss`: the previous
+        attempt lost data although no stage died."""
         self.attempt += 1
         self.submitted = False
         self.routed = None
@@ -127,7 +131,7 @@ class SpeechRequest:
             self.fruitless_attempts += 1
 
     def draw_again(self) -> None:
-        """Start an attempt from the beginning with the next seed; to be used where nothing was said."""
+        """Start an attempt from the beginning with the next seed; only valid if no audio has been sent."""
         options = self.speech.options
         following = msgspec.structs.replace(options, seed=(options.seed + 1) % 2**32)
         self.speech = replace(self.speech, options=following)
@@ -136,9 +140,9 @@ class SpeechRequest:
         self.start_attempt()
 
     def note_strike(self, stage: str, alone: bool) -> bool:
-        """A stage died while it worked on the present attempt, `alone` or with others -> whether the request
-        is the cause beyond doubt: alone in work, and either no further than when the stage died before, or
-        for the MAX_DEATHS-th time, however far it has come."""
+        """Record that a stage died while processing the current attempt, `alone` or with others. Return
+        whether the request is certainly the cause: processed alone, and either no further than at the
+        previous death of this stage, or for the MAX_DEATHS-th time."""
         received = sum(part.samples for part in self.parts)
         again = self.strikes.get(stage) == received
         self.strikes[stage] = received
@@ -146,7 +150,7 @@ class SpeechRequest:
         return alone and (again or self.deaths >= MAX_DEATHS)
 
     def submission(self, reply_to: str) -> list[messages.Message]:
-        """The messages to the encode process that make the stages speak what has not come back yet."""
+        """Return the messages to the encode process that make the stages produce what has not arrived yet."""
         speech = self.speech
         first = messages.Synthesize(
             job=self.job,
@@ -165,16 +169,16 @@ class SpeechRequest:
         return [first, *pieces, *end]
 
     def progress(self) -> list[messages.PartProgress]:
-        """What has been received of each part, from part 0 to the last one that anything came of."""
+        """Return what has been received of each part, from part 0 to the last one with any audio."""
         return [
             messages.PartProgress(tokens=list(part.tokens), samples=part.samples, finished=part.finished)
             for part in self.parts
         ]
 
     def take(self, chunk: messages.AudioChunk) -> list[bytes]:
-        """Take in a chunk; returns the PCM that can be sent on now, in order. Audio of a later part is held
-        until the parts before it have ended; a repetition is ignored. Raises LostAudio where a chunk is
-        missing, in which case nothing has changed."""
+        """Add a chunk; return the PCM that can be sent now, in order. Audio of a later part is held until the
+        earlier parts have finished; a repeated chunk is ignored. Raises LostAudio, without any change, if a
+        chunk is missing."""
         if chunk.job != self.job:
             return []
         if not 0 <= chunk.part < chunk.parts or self.part_count not in (None, chunk.parts):

@@ -1,11 +1,12 @@
-"""WebSockets on which text arrives while audio leaves.
+"""WebSockets that receive text while they send audio.
 
 /inference_zero_shot_bistream: `{"prompt_text": ..., "tts_model_name"?: ...}`, then the recording as one
 binary message, then any number of `{"tts_text": ...}`, then `{"finish": true}`.
-/inference_bistream: the same, but the first message names the voice: `spk_id`, or `prompt_wav` in base64.
+/inference_bistream: the same, but the first message names the voice with `spk_id`, or contains `prompt_wav`
+in base64.
 
-Audio comes as binary messages of PCM; the server closes with 1000 after the last. An error comes as
-`{"error": ...}`, then the close.
+Audio is sent as binary messages of PCM; after the last one the server closes with 1000. An error is sent as
+`{"error": ...}` before the close.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from light_tts.server.httpserver.json_socket import JsonSocket
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech
 
-IDLE_SECONDS = 60.0  # longest silence of a client that has not finished
+IDLE_SECONDS = 60.0  # maximum silence of a client that has not finished
 
 _UNSUPPORTED_DATA, _POLICY, _INTERNAL, _TRY_LATER = 1003, 1008, 1011, 1013
 
@@ -63,7 +64,7 @@ class BistreamSession:
         self._call = SpeechCall(self._manager, route)
         self._socket = JsonSocket(websocket, min(IDLE_SECONDS, self._settings.request_timeout))
         self._characters = 0
-        self._spoken_text = False  # any text that is not blank
+        self._spoken_text = False  # whether any non-blank text has arrived
         self._seed = random_seed()  # unless the client chooses one
 
     async def run(self, prompt_follows: bool) -> None:
@@ -101,7 +102,7 @@ class BistreamSession:
         if prompt_follows:
             for name in ("prompt_wav", "spk_id"):
                 if getattr(choice, name) is not None:
-                    raise wrong_field(name, "belongs to /inference_bistream; the recording follows here")
+                    raise wrong_field(name, "belongs to /inference_bistream; here the recording follows")
         style = self._manager.style_index(choice.tts_model_name)
         options = speech_options(choice, self._settings.max_part_tokens, self._seed)
         if prompt_follows:
@@ -115,7 +116,7 @@ class BistreamSession:
     # -- the conversation
 
     async def _converse(self) -> None:
-        """Returns when all audio has been sent."""
+        """Return when all audio has been sent."""
         listening = asyncio.create_task(self._listen())
         speaking = asyncio.create_task(self._speak())
         try:
@@ -126,7 +127,7 @@ class BistreamSession:
             )
             ended = next((task for task in (speaking, listening) if task.done()), None)
             if ended is None:
-                raise RequestError(504, "the client does not take its audio")
+                raise RequestError(504, "the client does not read its audio")
             ended.result()
         finally:
             for task in (listening, speaking):
@@ -134,7 +135,7 @@ class BistreamSession:
             await asyncio.gather(listening, speaking, return_exceptions=True)
 
     async def _listen(self) -> None:
-        """Take in text; afterwards only watch the client. Ends by an exception alone."""
+        """Receive text, then only watch for a disconnect. Ends only by an exception."""
         while not self._call.request.text_finished:
             message = await self._receive_fields(TextMessage)
             if message.tts_text is not None:
@@ -171,7 +172,7 @@ class BistreamSession:
     async def _receive_recording(self) -> bytes:
         data = (await self._socket.receive_message()).get("bytes")
         if data is None:
-            raise RequestError(400, "the recording was expected as a binary message")
+            raise RequestError(400, "expected the recording as a binary message")
         return data
 
     # -- the end

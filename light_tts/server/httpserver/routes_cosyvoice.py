@@ -1,5 +1,5 @@
 """The routes of CosyVoice's own server: /inference_sft, /inference_cross_lingual, /inference_instruct and
-/inference_instruct2 (/inference_zero_shot is that of routes_speech). Its client asks with GET and a form."""
+/inference_instruct2 (/inference_zero_shot is in routes_speech). Its client sends GET with a form."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Sft(SoundChoice, Drawing):
 
 
 class CrossLingual(SoundChoice, Drawing):
-    """The voice of a recording, without its way of speaking."""
+    """The voice of a recording, without its transcript."""
 
     tts_text: str
     prompt_wav: Recording
@@ -31,7 +31,7 @@ class CrossLingual(SoundChoice, Drawing):
 
 
 class Instruct(SoundChoice, Drawing):
-    """A stored voice or that of a recording, and how to speak."""
+    """A stored voice or a recording, and an instruction on how to speak."""
 
     tts_text: str
     instruct_text: str = Field(description="how to speak")
@@ -89,5 +89,5 @@ async def inference_cross_lingual(request: Request) -> Response:
     "/inference_instruct2", methods=["GET", "POST"], openapi_extra=body_of(Instruct), response_class=Response
 )
 async def inference_instruct(request: Request) -> Response:
-    """Speak as an instruction says."""
+    """Speak according to an instruction."""
     return await answer(request, "instruct", Instruct, _instructed)

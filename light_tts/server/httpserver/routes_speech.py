@@ -1,4 +1,4 @@
-"""POST /inference_zero_shot and the names of the styles."""
+"""POST /inference_zero_shot and the list of styles."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Asked = TypeVar("Asked", bound=SoundChoice)
 async def answer(
     request: Request, route: str, model: type[Asked], voice: Callable[[Asked], VoiceChoice]
 ) -> Response:
-    """The speech that a request asks for in fields of `model`, with the voice that they mean. Raises
+    """Return the speech for a request with the fields of `model`; `voice` derives the voice from them. Raises
     RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
     manager: HttpServerManager = request.app.state.manager
     call = SpeechCall(manager, route)
@@ -61,7 +61,7 @@ async def answer(
 
 
 def _sound(fields: SoundChoice, source_rate: int) -> SoundOut | None:
-    """None: the samples as the stages make them."""
+    """Return the conversion of the samples, or None if they are sent unchanged."""
     if fields.format in ("pcm", "wav") and fields.sample_rate is None and fields.max_pause is None:
         return None
     wishes = SoundWishes(
@@ -77,8 +77,8 @@ async def _admitted_speech(
     reader: prompts.PromptReader,
     manager: HttpServerManager,
 ) -> Speech:
-    """Everything that can be wrong with a request is found here. The costly part, reading the recording,
-    comes last and only for a request that has been admitted."""
+    """Validate and admit the request; all client errors are raised here. Reading the recording is expensive,
+    so it comes last and is done only for admitted requests."""
     if fields.stream and fields.speed != 1.0:
         raise RequestError(400, "speed change only support non-stream inference mode")
     choice = voice(fields)

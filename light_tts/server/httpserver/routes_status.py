@@ -1,4 +1,4 @@
-"""What operators and load balancers ask: liveness, readiness, health, metrics."""
+"""Routes for operators and load balancers: liveness, readiness, health, metrics."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ router = APIRouter()
 
 @router.get("/liveness")
 async def liveness() -> dict[str, str]:
-    """This worker answers."""
+    """This worker responds."""
     return {"status": "ok"}
 
 
 @router.get("/readiness")
 async def readiness(request: Request) -> JSONResponse:
-    """503 while any stage is not up, or the server is ending; the body says which."""
+    """200, or 503 while a stage is not up or the server is shutting down; the body says which."""
     manager: HttpServerManager = request.app.state.manager
     stages = [
         {"stage": info.stage, "index": info.index, "state": info.state, "reason": info.reason}
@@ -35,7 +35,7 @@ async def readiness(request: Request) -> JSONResponse:
 @router.get("/health")
 @router.get("/healthz")
 async def health(request: Request) -> JSONResponse:
-    """A real synthesis through every decode process; 503 and the stages it is likely due to if one fails."""
+    """Synthesize through every decode process; 503 with the probable causes if one fails."""
     result = await request.app.state.health.result()
     if result.ok:
         return JSONResponse({"message": result.message})

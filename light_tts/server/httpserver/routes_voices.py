@@ -18,7 +18,7 @@ router = APIRouter()
 
 @router.post("/add_spk", openapi_extra=body_of(NewVoiceFields), response_model=None)
 async def add_spk(request: Request) -> dict[str, str] | Response:
-    """Store a voice under a name; one of that name is replaced."""
+    """Store a voice under a name, replacing one of the same name."""
     manager: HttpServerManager = request.app.state.manager
     timeout = manager.settings.request_timeout
     try:
@@ -33,8 +33,8 @@ async def add_spk(request: Request) -> dict[str, str] | Response:
 
 @router.get("/spk_list")
 async def spk_list(request: Request) -> dict[str, list[str]]:
-    """`spk_ids`: every name that requests may use; `voices`: those made by /add_spk; `checkpoint_speakers`:
-    those that came with the model."""
+    """List the voices. `spk_ids`: every name that requests may use; `voices`: those created with /add_spk;
+    `checkpoint_speakers`: those in the checkpoint."""
     speakers = request.app.state.manager.checkpoint_speakers
     voices = await asyncio.to_thread(request.app.state.prompts.voices.names)
     return {

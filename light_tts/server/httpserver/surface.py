@@ -1,4 +1,4 @@
-"""What the HTTP surfaces have in common: one way in for requests, one way out for errors."""
+"""Shared by the HTTP APIs: how requests arrive and how errors are reported."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from light_tts.server.httpserver.fields import describe
 
 @contextlib.contextmanager
 def arriving(call: SpeechCall) -> Iterator[None]:
-    """Around what is done with a request until its answer owns the call: whatever is raised closes the call
-    with the outcome that it means."""
+    """Context manager for the time until the response owns the call: any exception closes the call with the
+    corresponding outcome."""
     try:
         yield
     except asyncio.TimeoutError:
@@ -44,7 +44,7 @@ def arriving(call: SpeechCall) -> Iterator[None]:
 
 
 def route_class(explain: Explain) -> type[APIRoute]:
-    """Routes whose errors are answered by `explain`."""
+    """Return a route class whose errors are answered by `explain`."""
 
     class SurfaceRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -67,7 +67,7 @@ def route_class(explain: Explain) -> type[APIRoute]:
 
 
 def as_request_error(error: RequestError | RequestValidationError | HTTPException) -> RequestError:
-    """The same as a RequestError. Wrong fields are 400: the surfaces' own services say so."""
+    """Convert to a RequestError. Invalid fields become 400, as in the original services."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, HTTPException):

@@ -1,4 +1,4 @@
-"""Storing and deleting a named voice: what every surface does with it."""
+"""Storing and deleting named voices, shared by all APIs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from light_tts.server.httpserver.voices import Voice, check_id
 
 
 async def store_voice(state: State, name: str, text: str, recording: bytes) -> None:
-    """Store a voice, in place of one of this name; `text` is what the recording says. Raises RequestError."""
+    """Store a voice, replacing one of the same name; `text` is the transcript of the recording. Raises
+    RequestError."""
     check_id(name)
     if name in state.manager.checkpoint_speakers:
         raise RequestError(409, f"{name!r} is a speaker of the checkpoint")
@@ -22,7 +23,7 @@ async def store_voice(state: State, name: str, text: str, recording: bytes) -> N
 
 
 async def delete_voice(state: State, name: str) -> None:
-    """Raises RequestError (404, 409)."""
+    """Delete a voice. Raises RequestError (404, 409)."""
     if not await asyncio.to_thread(state.prompts.voices.remove, check_id(name)):
         if name in state.manager.checkpoint_speakers:
             raise RequestError(409, f"{name!r} is a speaker of the checkpoint and cannot be deleted")

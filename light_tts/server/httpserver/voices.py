@@ -1,5 +1,5 @@
-"""Named voices: one file each in `--spk_dir`, written at once and in full, so that every worker sees a voice
-as soon as it is there and never half of it."""
+"""Named voices: one file each in `--spk_dir`, written atomically, so that every worker sees a new voice at
+once and never a partial one."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import msgspec
 from light_tts.server.httpserver.errors import RequestError
 
 SUFFIX = ".voice"
-# A file name, too: begins with a letter, digit or underscore of any script, holds no path separators.
+# Also safe as a file name: begins with a letter, digit or underscore of any script and contains no path
+# separators.
 _SAFE_ID = re.compile(r"\w[\w.\-]{0,47}")
 
 
 class Voice(msgspec.Struct, frozen=True):
-    """`recording`: the sound file as it was uploaded."""
+    """A stored voice. `recording`: the sound file as uploaded."""
 
     prompt_text: str
     recording: bytes
 
 
 def check_id(spk_id: str) -> str:
-    """Raises RequestError (400)."""
+    """Return a valid `spk_id`. Raises RequestError (400)."""
     if not _SAFE_ID.fullmatch(spk_id):
         raise RequestError(
             400, "spk_id must have 1 to 48 letters, digits, '_', '-' or '.', and begin with a letter or digit"
@@ -35,7 +36,7 @@ def check_id(spk_id: str) -> str:
 
 
 class VoiceStore:
-    """All methods do blocking file I/O; call them in a thread."""
+    """The voices on disk. All methods do blocking file I/O; call them in a thread."""
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
@@ -44,7 +45,7 @@ class VoiceStore:
         return self._directory / f"{check_id(spk_id)}{SUFFIX}"
 
     def add(self, spk_id: str, voice: Voice) -> None:
-        """Store a voice, in place of one that has this name."""
+        """Store a voice, replacing one of the same name."""
         path = self._path(spk_id)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -74,7 +75,7 @@ class VoiceStore:
         )
 
     def get(self, spk_id: str) -> Voice | None:
-        """Raises RequestError (500) for a file that is not a voice."""
+        """Return a voice, or None. Raises RequestError (500) if the file is not a voice."""
         path = self._path(spk_id)
         try:
             return msgspec.msgpack.decode(path.read_bytes(), type=Voice)
@@ -84,7 +85,7 @@ class VoiceStore:
             raise RequestError(500, f"voice {spk_id!r} cannot be read: {error}") from error
 
     def remove(self, spk_id: str) -> bool:
-        """False: there was no such voice."""
+        """Delete a voice; return False if there was none."""
         try:
             self._path(spk_id).unlink()
         except FileNotFoundError:

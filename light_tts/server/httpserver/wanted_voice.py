@@ -1,4 +1,5 @@
-"""The voice of a request as the surfaces say it: a name, or a recording, with or without an instruction."""
+"""The voice of a request in the OpenAI and ElevenLabs APIs: a name or a recording, with an optional
+instruction."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ async def wanted_voice(
     recording_text: str | None = None,
     instructions: str | None = None,
 ) -> Prompt:
-    """`recording`, or its address, goes before `voice`; without its text only the voice is taken from it.
-    `state`: of the app. Raises RequestError."""
+    """Return the prompt. `recording`, or its URL, takes precedence over `voice`; without its transcript only
+    the timbre is used. `state`: that of the app. Raises RequestError."""
     text = recording_text
     if instructions is not None:
         text = instruction_text(instructions)
@@ -27,14 +28,14 @@ async def wanted_voice(
     if recording is not None:
         choice = VoiceChoice(prompt_wav=recording, prompt_text=text or "")
     elif recording_text is not None:
-        raise RequestError(400, "ref_text goes with ref_audio, which is missing", field="ref_audio")
+        raise RequestError(400, "ref_text requires ref_audio, which is missing", field="ref_audio")
     else:
         choice = VoiceChoice(spk_id=await state.names.voice(voice), prompt_text=text)
     return await state.prompts.prompt(choice)
 
 
 def instruction_text(instructions: str, field: str = "instructions") -> str:
-    """The prompt text of an instruction, which came in this field. Raises RequestError."""
+    """Return the prompt text for an instruction received in this field. Raises RequestError."""
     try:
         return as_prompt_text(instructions)
     except ValueError as error:

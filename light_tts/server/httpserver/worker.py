@@ -1,4 +1,4 @@
-"""The gunicorn worker that serves the app: uvicorn's, with the signals of this server."""
+"""The gunicorn worker class: uvicorn's, with this server's signal handling."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from uvicorn_worker import UvicornWorker
 
 from light_tts.server.core.stop_signal import LEAVE_TO_OTHERS, STOP_WORKER
 
-LAST_BYTES_SECONDS = 2  # what connections have to send what is left, once the server has been drained
+LAST_BYTES_SECONDS = 2  # time for connections to send pending data after the server has drained
 
 
 class _Server(Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
-        """SIGINT and SIGTERM do nothing here: the front process decides when a worker ends."""
+        """Ignore SIGINT and SIGTERM: the front process decides when a worker ends."""
 
 
 class HttpWorker(UvicornWorker):
@@ -45,7 +45,8 @@ class HttpWorker(UvicornWorker):
             signal.signal(number, signal.SIG_IGN)
 
     async def _serve(self) -> None:
-        # Not before: this imports the metrics, whose place is known once the front has started.
+        # Imported late: it loads the metrics, whose directory is set only after the front process has
+        # started.
         from light_tts.server.connections.gate import Gate
         from light_tts.server.connections.http import LimitedHttp
         from light_tts.server.connections.websocket import LimitedWebSocket

@@ -1,7 +1,8 @@
-"""The line between the front process (gunicorn's master) and the supervisor: a socket pair, JSON lines.
+"""The channel between the front process (gunicorn's master) and the supervisor: a socket pair with JSON
+lines.
 
-supervisor -> front: {"event": "ready"} | {"event": "failed", "reason"} | {"event": "replaced"}
-                  | {"event": "exit", "code", "reason"}
+supervisor -> front: {"event": "ready"} | {"event": "failed", "reason"} | {"event": "replaced"} | {"event":
+"exit", "code", "reason"}
 front -> supervisor: {"event": "drain"} | {"event": "stop"}
 """
 
@@ -15,23 +16,23 @@ from typing import Any
 
 
 class Control:
-    """One end of the pair."""
+    """One end of the channel."""
 
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._socket.setblocking(False)
         self._buffer = b""
-        self.closed = False  # the other end has gone
+        self.closed = False  # the other end has closed
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     def send(self, event: str, **fields: Any) -> None:
-        with contextlib.suppress(OSError):  # the other end has gone: whoever waits for it notices
+        with contextlib.suppress(OSError):  # the reader notices that the other end has closed
             self._socket.sendall(json.dumps({"event": event, **fields}).encode() + b"\n")
 
     def receive(self, timeout: float | None = 0.0) -> list[dict[str, Any]]:
-        """Events that have arrived; waits up to `timeout` seconds for one (None: for ever)."""
+        """Return the events that have arrived; wait up to `timeout` seconds for one (None: forever)."""
         if not select.select([self._socket], [], [], timeout)[0]:
             return []
         try:

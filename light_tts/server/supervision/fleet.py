@@ -1,4 +1,4 @@
-"""All stage processes: starts them, starts dead ones again, and knows the topology."""
+"""All stage processes: starts them, restarts dead ones, and maintains the topology."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from light_tts.server.supervision.stage_process import StageProcess
 DEATHS_BEFORE_GIVING_UP = 3
 DEATH_WINDOW = 60.0  # seconds
 SHUTDOWN_SECONDS = 1.0
-LOADING_SILENCE = 120.0  # seconds: a library that is being loaded may hold up everything in its process
-MISSED_BEATS = 0.25  # share of its patience after which a stage is avoided
+LOADING_SILENCE = 120.0  # seconds; importing a large library may block all threads of a process
+MISSED_BEATS = 0.25  # fraction of the hang timeout after which a stage is avoided
 
 log = logging.getLogger("light_tts.supervisor")
 
@@ -38,21 +38,21 @@ class FleetStartFailed(Exception):
 
 @dataclass
 class _Stage:
-    """`deaths`: of incarnations that have not worked on any job."""
+    """One stage process. `deaths`: times of death of incarnations that did no work."""
 
     info: StageInfo
     pulse: PulseReader | None = None
     process: StageProcess | None = None
-    started: float = 0.0  # time.monotonic() of this incarnation's start
+    started: float = 0.0  # time.monotonic() at the start of this incarnation
     deaths: collections.deque[float] = field(
         default_factory=lambda: collections.deque(maxlen=DEATHS_BEFORE_GIVING_UP)
     )
 
 
 class Fleet:
-    """`sizes`: processes of each stage. `patience`: seconds without progress, by device type, after which a
-    process is killed. `tell_all` sends a message to every stage and HTTP worker.
-    `environment`: what the stages get in addition to ours."""
+    """Starts and watches all stage processes. `sizes`: number of processes per stage. `patience`: seconds
+    without progress after which a process is killed, by device type. `tell_all`: sends a message to every
+    stage and HTTP worker. `environment`: extra environment variables of the stages."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Fleet:
         return [stage.info.address for stage in self._stages.values() if stage.info.state != "failed"]
 
     def pids(self, *names: str) -> list[int]:
-        """Processes of these stages that run now."""
+        """Return the pids of these stages' running processes."""
         stages = self._stages.values()
         return [s.process.pid for s in stages if s.info.stage in names and s.process is not None]
 
@@ -105,7 +105,7 @@ class Fleet:
                 log.info("still loading: %s", ", ".join(loading))
         self._all_up.result()
 
-    # -- what stages say
+    # -- messages from stages
 
     def on_ready(self, message: messages.StageReady) -> None:
         stage = self._current(message)
@@ -125,7 +125,8 @@ class Fleet:
     # -- hangs
 
     async def watch_pulses(self) -> None:
-        """Kill what hangs, for ever; say of what shows no progress that it should be avoided."""
+        """Run forever: kill processes that hang, and announce those without progress so that they are
+        avoided."""
         while not self._stopping:
             for stage in self._stages.values():
                 if stage.process is not None and stage.process.alive:
@@ -145,21 +146,21 @@ class Fleet:
                 self._set(stage, state="up", reason="")
                 self._tell_all(messages.StageUp(stage=stage.info))
             else:
-                log.warning("%s shows no progress for %.1f s", name_of(info), silence)
+                log.warning("%s has made no progress for %.1f s", name_of(info), silence)
                 self._set(stage, state="silent", reason="no sign of progress")
                 self._tell_all(messages.StageSilent(stage=stage.info))
 
     def restart(self, name: str, why: str) -> None:
-        """End a process, which starts the next; start one that has been given up."""
+        """Kill a process, which starts the next one, or start one that has been given up."""
         place = next(stage for stage in self._stages.values() if name_of(stage.info) == name)
         if place.process is not None and place.process.alive:
             place.process.end(why)
         elif place.info.state == "failed":
-            log.warning("%s is started again: %s", name_of(place.info), why)
+            log.warning("restarting %s: %s", name_of(place.info), why)
             place.deaths.clear()
             self._start_next(place, [])
 
-    # -- life and death
+    # -- start and death
 
     def _spawn(self, stage: _Stage) -> None:
         info = stage.info
@@ -207,14 +208,14 @@ class Fleet:
 
     @staticmethod
     def _dies_often(stage: _Stage) -> bool:
-        """Before it has been of any use. Deaths at work are for the jobs to answer, which are tried again
-        alone; and what has worked once will work again."""
+        """Return whether a stage keeps dying before it does any work. Deaths during work are attributed to
+        the jobs, which are retried alone, and a stage that has worked once can work again."""
         stage.deaths.append(time.monotonic())
         often = len(stage.deaths) == DEATHS_BEFORE_GIVING_UP
         return often and stage.deaths[-1] - stage.deaths[0] < DEATH_WINDOW
 
     def _start_next(self, stage: _Stage, in_work: list[str]) -> None:
-        """The next incarnation, after one that died at work on these jobs."""
+        """Start the next incarnation after one that died while processing these jobs."""
         stage.pulse.remove()
         old = stage.info
         metrics.stage_restarts_total.labels(old.stage).inc()
@@ -232,12 +233,12 @@ class Fleet:
 
     def _give_up(self, stage: _Stage, reason: str) -> None:
         text = f"{name_of(stage.info)} died {DEATHS_BEFORE_GIVING_UP} times in {DEATH_WINDOW:.0f} s: {reason}"
-        log.critical("%s; it is not started again", text)
+        log.critical("%s; giving up on it", text)
         self._set(stage, state="failed", reason=text)
         self._tell_all(messages.StageGivenUp(stage=stage.info.stage, index=stage.info.index, reason=text))
 
     def stop(self) -> None:
-        """Ask all stages to end, wait a moment, kill those that are left. Blocks."""
+        """Ask all stages to exit, wait a moment, kill the rest. Blocks."""
         self._stopping = True
         processes = [s.process for s in self._stages.values() if s.process is not None and s.process.alive]
         for address in self.addresses():
@@ -247,7 +248,7 @@ class Fleet:
             process.wait(max(0.0, deadline - time.monotonic()))
             process.kill()
 
-    # -- details
+    # -- helpers
 
     def _fresh_info(self, stage: str, index: int, incarnation: int, state: str = "starting") -> StageInfo:
         address = self._run_dir.stage_address(stage, index, incarnation)

@@ -1,4 +1,4 @@
-"""The health monitor (--health_monitor): asks GET /health as a client would."""
+"""The health monitor (--health_monitor): requests GET /health like a client."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from collections.abc import Callable
 
 from light_tts.server.core.settings import Settings
 
-FIRST_AFTER = 6.0  # seconds
-TIMEOUT = 70.0  # a check gives up after 60
+FIRST_AFTER = 6.0  # seconds before the first check
+TIMEOUT = 70.0  # a check itself gives up after 60
 FAILURES_BEFORE_RESTART = 3
 
 log = logging.getLogger("light_tts.supervisor")
 
 
 def url_of(settings: Settings) -> str:
-    """Where this machine reaches the server."""
+    """Return the server's URL on this machine."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
     scheme = "https" if settings.ssl_certfile else "http"
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
 async def monitor(settings: Settings, restart: Callable[[str, str], None]) -> None:
-    """For ever: once /health has failed 3 times in a row, `restart(name of a stage process, why)` for each
-    that it names."""
+    """Run forever: once /health has failed 3 times in a row, call `restart(name of a stage process, why)` for
+    each process that it names."""
     url = f"{url_of(settings)}/health"
     failures = 0
     await asyncio.sleep(FIRST_AFTER)
@@ -46,8 +46,8 @@ async def monitor(settings: Settings, restart: Callable[[str, str], None]) -> No
 
 
 def _ask(url: str) -> tuple[str, list[str]]:
-    """What is wrong, or an empty string, and the processes that it is likely due to."""
-    own = ssl._create_unverified_context()  # the certificate is for other names than this machine's own
+    """Return what is wrong, or an empty string, and the processes that probably cause it."""
+    own = ssl._create_unverified_context()  # the certificate is not issued for this machine's local name
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=own)
     )

@@ -1,7 +1,7 @@
-"""The janitor: waits for the supervisor to end. Where that happened without a proper shutdown, it ends what
-is left of the server and removes its directories. Also: what a start does about servers that died before.
+"""The janitor: waits for the supervisor to exit. If that was not a proper shutdown, it kills the server's
+remaining processes and removes its directories. Also cleans up after dead servers at startup.
 
-    python -m light_tts.server.supervision.janitor --run_dir ROOT --supervisor PID --front PID
+python -m light_tts.server.supervision.janitor --run_dir ROOT --supervisor PID --front PID
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from light_tts.common import process
 from light_tts.server.core.rundir import PREFIX, SHARED_MEMORY, RunDir
 from light_tts.server.supervision import mps
 
-FRONT_SECONDS = 2.0  # the front process notices the supervisor's end itself and stops in good order
-YOUNG_SECONDS = 60.0  # a directory without processes may belong to a server that is just starting
+FRONT_SECONDS = 2.0  # time for the front process to notice the supervisor's end itself and stop properly
+YOUNG_SECONDS = 60.0  # a young directory without processes may belong to a server that is just starting
 
 
 def main() -> None:
@@ -41,13 +41,13 @@ def main() -> None:
 
 
 def clean(run_dir: RunDir, front: int) -> None:
-    """End every process of the server and remove its directories. Where the supervisor has done so already,
-    nothing is left to do."""
+    """Kill every process of the server and remove its directories. Does nothing if the supervisor has already
+    done so."""
     process.kill_all(pid for pid in run_dir.processes() if pid != front)
     deadline = time.monotonic() + FRONT_SECONDS
     while front in run_dir.processes() and time.monotonic() < deadline:
         time.sleep(0.05)
-    for _ in range(5):  # the front may have forked once more before it noticed
+    for _ in range(5):  # the front process may have forked once more before it noticed
         left = [pid for pid in run_dir.processes() if pid != os.getpid()]
         if not left:
             break
@@ -57,7 +57,7 @@ def clean(run_dir: RunDir, front: int) -> None:
 
 
 def sweep(zmq_mode: str) -> list[str]:
-    """Remove the directories of servers of this user whose processes are all dead; their names."""
+    """Remove the directories of this user's servers whose processes are all dead; return their names."""
     removed = []
     for run_dir in _run_dirs(zmq_mode):
         if not run_dir.processes() and not _maybe_starting(run_dir):
@@ -68,7 +68,7 @@ def sweep(zmq_mode: str) -> list[str]:
 
 
 def _run_dirs(zmq_mode: str) -> Iterator[RunDir]:
-    """Run directories of this user in this process's world of pids."""
+    """Yield the run directories of this user in this process's PID namespace."""
     sockets = zmq_mode.removeprefix("ipc://") if zmq_mode.startswith("ipc://") else tempfile.gettempdir()
     roots = {path.name: path for path in _ours(Path(sockets))}
     for shm in _ours(SHARED_MEMORY):
@@ -91,7 +91,7 @@ def _ours(parent: Path) -> list[Path]:
 
 
 def _maybe_starting(run_dir: RunDir) -> bool:
-    """Whether no process has been noted yet and the directory is young."""
+    """Return whether no process has been registered yet and the directory is young."""
     with contextlib.suppress(OSError):
         if any(run_dir.pids.iterdir()):
             return False

@@ -1,9 +1,9 @@
-"""CUDA MPS (Multi-Process Service): with it the stage processes compute on a GPU at the same time; without it
-they take turns.
+"""CUDA MPS (Multi-Process Service), which lets the stage processes compute on a GPU at the same time; without
+it they take turns.
 
 A client finds the control daemon through its pipe directory, CUDA_MPS_PIPE_DIRECTORY or /tmp/nvidia-mps, and
-runs without MPS where no daemon is there. So the stages need one variable, and nothing in them changes.
-Commands and variables: NVIDIA's guide "Multi-Process Service" and nvidia-cuda-mps-control(1).
+runs without MPS if there is no daemon. So the stages only need an environment variable. Commands and
+variables are documented in NVIDIA's guide "Multi-Process Service" and in nvidia-cuda-mps-control(1).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from light_tts.server.core.settings import Settings
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "mps", "mps-log"  # in the run directory
-LONGEST_PIPES = 80  # bytes; the sockets that MPS makes in it may have 107 with their names
+LONGEST_PIPES = 80  # bytes; the full paths of the sockets that MPS creates there are limited to 107
 ANSWER_SECONDS = 3.0  # for a command of the control program
-START_SECONDS = 10.0  # for the daemon to start, and again to its first answer
+START_SECONDS = 10.0  # for the daemon to start, and again for its first answer
 PROBE_SECONDS = 30.0  # the first client waits until the daemon has started an MPS server
-QUIT_SECONDS = 1  # that MPS servers have to end on their own
+QUIT_SECONDS = 1  # time for MPS servers to exit on their own
 
 log = logging.getLogger("light_tts.mps")
 
@@ -41,20 +41,22 @@ class MpsError(Exception):
 
 @dataclass(frozen=True)
 class Mps:
-    """environment: what the stages get in addition. daemon: which one they use, in words; empty: none."""
+    """`environment`: extra environment variables of the stages. `daemon`: description of the daemon they use,
+    empty if none."""
 
     environment: dict[str, str]
     daemon: str = ""
 
 
 def prepare(config: Settings, run_dir: RunDir) -> Mps:
-    """Find a daemon that works or start one, as --mps says. Blocks for seconds. Raises MpsError with `on`."""
+    """Find a working daemon or start one, as --mps says. Blocks for seconds. With `on`, raises MpsError if
+    that fails."""
     if config.mps == "off" or (config.mps == "auto" and not _has_gpu(config)):
         return Mps({})
     try:
-        # No need to count processes: every LLM and the first decode process are on GPU 0 on any machine.
+        # No need to count processes: every LLM and the first decode process use GPU 0 on any machine.
         if not _has_gpu(config):
-            raise MpsError("this server uses no CUDA GPU")
+            raise MpsError("this server does not use a CUDA GPU")
         if shutil.which(CONTROL) is None:
             raise MpsError(f"{CONTROL} is not on PATH")
         if _running_daemon_works():
@@ -68,9 +70,10 @@ def prepare(config: Settings, run_dir: RunDir) -> Mps:
 
 
 def check_attached(config: Settings, mps: Mps, pids: Collection[int]) -> None:
-    """Say how many of the processes `pids` are clients of the daemon. Raises MpsError (`on`) if some are not.
+    """Log how many of the processes `pids` are clients of the daemon. With `on`, raises MpsError if some are
+    not.
 
-    Pids are compared, so clients of a daemon in another pid namespace are not recognised.
+    Pids are compared, so clients of a daemon in another PID namespace are not recognised.
     """
     if not mps.daemon:
         return
@@ -88,8 +91,8 @@ def check_attached(config: Settings, mps: Mps, pids: Collection[int]) -> None:
 
 
 def stop(run_dir: RunDir) -> None:
-    """End the daemon that was started for this server, if one was, and its servers. Their clients must have
-    ended. Does not raise; may be called by several processes."""
+    """Stop the daemon that was started for this server, if any, and its servers. Their clients must have
+    exited. Does not raise; may be called by several processes."""
     pipes = run_dir.root / PIPES
     if not pipes.is_dir():
         return
@@ -108,7 +111,7 @@ def stop(run_dir: RunDir) -> None:
     shutil.rmtree(pipes, ignore_errors=True)
 
 
-# -- a daemon that is there
+# -- using an existing daemon
 
 
 def _running_daemon_works() -> bool:
@@ -126,7 +129,7 @@ def _running_daemon_works() -> bool:
 
 
 def _away_from_running_daemon(run_dir: RunDir) -> dict[str, str]:
-    """No stage shall wait for a daemon that has been found broken: there is none where these lead."""
+    """Return an environment that leads to no daemon, so that no stage waits for a broken one."""
     try:
         _servers({})
     except MpsError:
@@ -135,14 +138,15 @@ def _away_from_running_daemon(run_dir: RunDir) -> dict[str, str]:
 
 
 def _check_owner(servers: Sequence[int]) -> None:
-    """A server takes clients of one user; those of others wait until its own are gone."""
+    """Raise MpsError if the daemon serves another user: a server accepts clients of one user at a time, and
+    others wait until those are gone."""
     for pid in servers:
-        with contextlib.suppress(OSError):  # in another pid namespace
+        with contextlib.suppress(OSError):  # the server is in another PID namespace
             if os.stat(f"/proc/{pid}").st_uid != os.getuid():
                 raise MpsError(f"its server (pid {pid}) serves another user")
 
 
-# -- a daemon of our own
+# -- starting a daemon
 
 
 def _environment(run_dir: RunDir) -> dict[str, str]:
@@ -153,7 +157,8 @@ def _environment(run_dir: RunDir) -> dict[str, str]:
 
 
 def _start(run_dir: RunDir) -> dict[str, str]:
-    """Start a daemon that works; the variables by which it is found. Raises MpsError, and leaves nothing."""
+    """Start a daemon and check that it works; return the variables by which it is found. Raises MpsError
+    after cleaning up."""
     environment = _environment(run_dir)
     pipes, logs = run_dir.root / PIPES, run_dir.root / LOGS
     if len(os.fsencode(pipes)) > LONGEST_PIPES:
@@ -183,10 +188,10 @@ def _await_answer(environment: Mapping[str, str]) -> None:
 
 
 def _daemon(pipes: Path) -> Iterator[int]:
-    """The pid that the daemon has noted in its pipe directory, if that process is one."""
+    """Yield the pid in the daemon's pipe directory if it is that of a running daemon."""
     with contextlib.suppress(OSError, ValueError):
         pid = int((pipes / f"{CONTROL}.pid").read_text())
-        if CONTROL.startswith(Path(f"/proc/{pid}/comm").read_text().strip()):  # Linux cuts names
+        if CONTROL.startswith(Path(f"/proc/{pid}/comm").read_text().strip()):  # Linux truncates process names
             yield pid
 
 
@@ -200,11 +205,11 @@ def _last_line(path: Path) -> list[str]:
     return []
 
 
-# -- programs
+# -- commands
 
 
 def _servers(environment: Mapping[str, str]) -> list[int]:
-    """Pids of the daemon's MPS servers: one for each user, none before the first client."""
+    """Return the pids of the daemon's MPS servers: one per user, none before the first client."""
     return _pids("get_server_list", environment)
 
 
@@ -213,7 +218,7 @@ def _pids(command: str, environment: Mapping[str, str]) -> list[int]:
 
 
 def _ask(command: str, environment: Mapping[str, str]) -> str:
-    """The daemon's answer. Raises MpsError where there is none."""
+    """Return the daemon's answer. Raises MpsError if there is none."""
     return _control([], command + "\n", environment)
 
 
@@ -221,8 +226,8 @@ def _control(
     arguments: Sequence[str], commands: str, environment: Mapping[str, str], seconds: float = ANSWER_SECONDS
 ) -> str:
     variables = {**os.environ, **environment}
-    # The daemon shows every GPU; which ones a client takes is for the client's own variable to say, whose
-    # numbers would otherwise count twice.
+    # The daemon exposes every GPU. Clients choose theirs with their own variable, whose indices would
+    # otherwise be applied twice.
     if arguments:
         variables.pop("CUDA_VISIBLE_DEVICES", None)
     code, output = _run([CONTROL, *arguments], commands, variables, seconds)
@@ -232,15 +237,16 @@ def _control(
 
 
 def _probe(environment: Mapping[str, str]) -> None:
-    """Let a process that does nothing else use a GPU through the daemon. Raises MpsError."""
+    """Let a separate process use a GPU through the daemon. Raises MpsError."""
     command = [sys.executable, "-m", "light_tts.server.supervision.mps_probe"]
     code, output = _run(command, "", {**os.environ, **environment}, PROBE_SECONDS)
     if code != 0:
-        raise MpsError(f"a trial process cannot use the GPU: {output or f'exit code {code}'}")
+        raise MpsError(f"a test process cannot use the GPU: {output or f'exit code {code}'}")
 
 
 def _run(command: Sequence[str], text: str, variables: Mapping[str, str], seconds: float) -> tuple[int, str]:
-    """Exit code and output. A file takes the output: a daemon would keep a pipe open for ever."""
+    """Return exit code and output. The output goes to a file, because a daemon would keep a pipe open
+    forever."""
     with tempfile.TemporaryFile() as output:
         try:
             done = subprocess.run(

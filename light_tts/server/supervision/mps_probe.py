@@ -1,7 +1,7 @@
-"""A trial client of CUDA: initialises the driver, makes a context and allocates a little memory.
+"""A minimal CUDA client: initialises the driver, creates a context and allocates some memory.
 
-`python -m light_tts.server.supervision.mps_probe` ends with code 0 where that works, else prints why. With an
-MPS daemon that is broken or waits for another user's processes, this fails or hangs here, not in a stage.
+`python -m light_tts.server.supervision.mps_probe` exits with code 0 if that works, otherwise prints why. With
+an MPS daemon that is broken or busy with another user, this process fails or hangs instead of a stage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One process of a stage, watched: when it ends, and why."""
+"""One stage process and the watcher that reports when and why it ends."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TAIL_LINES = 8
 
 
 class StageProcess:
-    """Starts `command`; calls `on_end(self)` once it has ended.
+    """Starts `command` and calls `on_end(self)` when it has ended.
 
-    Its standard error goes to ours and, line by line, to `log_line`; the last lines are kept as part of the
-    reason of an unexpected end. `failure` is what the stage itself said, if it came to that.
+    Its standard error is forwarded to ours and, line by line, to `log_line`; the last lines are kept to
+    explain an unexpected end. `failure`: the error that the stage itself reported, if any.
     """
 
     def __init__(
@@ -40,12 +40,12 @@ class StageProcess:
             command, env=dict(environment), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         self.pid = self._popen.pid
-        assert self._popen.stderr is not None  # a pipe
+        assert self._popen.stderr is not None  # it is a pipe
         self._pipe = self._popen.stderr
         self._stderr = self._pipe.fileno()
         os.set_blocking(self._stderr, False)
         self._loop.add_reader(self._stderr, self._take_stderr)
-        self.pidfd = os.pidfd_open(self.pid)  # our child: exists until we wait for it
+        self.pidfd = os.pidfd_open(self.pid)  # our child, which exists until we wait for it
         self._loop.add_reader(self.pidfd, self._ended)
 
     @property
@@ -53,18 +53,18 @@ class StageProcess:
         return self._popen.returncode is None
 
     def end(self, reason: str) -> None:
-        """Kill it for this reason; `on_end` follows."""
+        """Kill the process for this reason; `on_end` follows."""
         self.failure = reason
         self._popen.kill()
 
     def kill(self) -> None:
-        """End it now; `on_end` is not called."""
+        """Kill the process without calling `on_end`."""
         if self.alive:
             self._popen.kill()
             self._close()
 
     def wait(self, timeout: float) -> bool:
-        """Block up to `timeout` seconds for the end; whether it has ended."""
+        """Block up to `timeout` seconds for the end; return whether it has ended."""
         return not self.alive or process.wait_ended(self.pidfd, timeout)
 
     def reason(self) -> str:
@@ -97,7 +97,7 @@ class StageProcess:
     def _ended(self) -> None:
         self._take_stderr()
         self._close()
-        # What the stage said about its end (StageStartFailed) may still be under way.
+        # The stage's own error message (StageStartFailed) may still be in flight.
         delay = 0.3 if self._popen.returncode == 1 and not self.failure else 0
         self._loop.call_later(delay, self._on_end, self)
 

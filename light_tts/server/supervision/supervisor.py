@@ -1,7 +1,7 @@
-"""The supervisor: starts the stages and watches everything that runs. One asyncio loop, no torch.
+"""The supervisor: starts the stages and watches all processes. One asyncio loop, no torch.
 
 python -m light_tts.server.supervision.supervisor --run_dir ROOT --front PID --control FD --listener FD
-    [--running FD]
+[--running FD]
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from light_tts.server.supervision.fleet import Fleet, FleetStartFailed
 from light_tts.server.supervision.takeover import Takeover
 from light_tts.server.supervision.workers import HttpWorkers
 
-DRAIN_NOTICE = 0.3  # seconds until every HTTP worker has surely heard that it shall refuse new requests
-FRONT_STOP = 15.0  # seconds the front has to stop once it has been told
+DRAIN_NOTICE = 0.3  # seconds within which every HTTP worker learns that it must refuse new requests
+FRONT_STOP = 15.0  # time for the front process to stop after it was told to
 
 log = logging.getLogger("light_tts.supervisor")
 
@@ -54,7 +54,7 @@ class Supervisor:
         self.front = front
         self.control = control
         self.loop = asyncio.get_running_loop()
-        self.stop = asyncio.Event()  # the front said so, or has ended
+        self.stop = asyncio.Event()  # the front process asked for it, or has ended
         self.draining = False
         self.writer: logs.LogWriter | None = None
         self.inbox = AsyncInbox(run_dir.supervisor)
@@ -67,7 +67,7 @@ class Supervisor:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Serve until told to stop; the exit code."""
+        """Serve until told to stop; return the exit code."""
         code = 0
         try:
             self._watch_front()
@@ -88,7 +88,7 @@ class Supervisor:
             self._clean_up()
         return code
 
-    # -- start
+    # -- startup
 
     def _start_log(self) -> None:
         if self.config.log_dir:
@@ -153,7 +153,7 @@ class Supervisor:
         await asyncio.to_thread(mps.check_attached, self.config, sharing, gpu_pids)
         log.info("all stages are up (%.1f s)", time.monotonic() - started)
 
-    # -- what arrives
+    # -- events
 
     async def _read_inbox(self) -> None:
         while True:
@@ -189,7 +189,7 @@ class Supervisor:
     def _front_ended(self) -> None:
         self.loop.remove_reader(self.front_pidfd)
         if not self.stop.is_set():
-            log.error("the HTTP front (pid %d) is gone: the server ends", self.front)
+            log.error("the HTTP front (pid %d) is gone: stopping the server", self.front)
         self.stop.set()
 
     def _janitor_ended(self, pidfd: int) -> None:
@@ -198,7 +198,7 @@ class Supervisor:
         self.janitor.wait()
         self.run_dir.forget_process(self.janitor.pid)
         if not self.stop.is_set():
-            log.warning("the janitor ended; another is started")
+            log.warning("the janitor exited; starting another")
             self.loop.call_later(0.5, self._start_janitor)
 
     def _worker_gone(self, address: str) -> None:
@@ -208,14 +208,14 @@ class Supervisor:
         for stage in self.fleet.addresses():
             self.outbox.send(stage, messages.WorkerGone(address=address))
 
-    # -- long-running duties
+    # -- background tasks
 
     def _replaced(self) -> None:
-        """Another server serves in place of this one: accept no connection, serve those that are there."""
-        log.info("another server has taken the port over: this one finishes its requests and ends")
+        """Another server serves in place of this one: accept no connections, but serve the existing ones."""
+        log.info("another server has taken over the port: this one finishes its requests and exits")
         self.control.send("replaced")
         self._wake_front()
-        # Until then whoever has connected here has sent a request, or been idle for too long.
+        # After this time every connected client has sent a request or has been disconnected as idle.
         seconds = max(self.config.header_timeout, self.config.idle_timeout) + 1.0
         self.loop.call_later(seconds, self._begin_drain)
 
@@ -235,38 +235,39 @@ class Supervisor:
             await asyncio.sleep(0.1)
         left = self.active.total()
         if left > 0:
-            log.warning("--drain_timeout is over; %d requests are cut off", left)
+            log.warning("--drain_timeout exceeded; %d requests are cut off", left)
         else:
             log.info("drained")
         self._end_front(0, "")
 
     def _end_front(self, code: int, reason: str) -> None:
-        """Have the front stop the HTTP workers and then us; if it cannot, end it."""
+        """Have the front process stop the HTTP workers and then us; kill it if it does not."""
         self.control.send("exit", code=code, reason=reason)
         self._wake_front()
         self.loop.call_later(FRONT_STOP, self._kill_front)
 
     def _wake_front(self) -> None:
-        """Have the front read what it was sent."""
+        """Make the front process read its messages."""
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.front_pidfd, signal.SIGQUIT)
 
     def _kill_front(self) -> None:
-        log.error("the HTTP front does not stop: it is killed")
+        log.error("the HTTP front does not stop: killing it")
         with contextlib.suppress(OSError):
             signal.pidfd_send_signal(self.front_pidfd, signal.SIGKILL)
 
-    # -- end
+    # -- shutdown
 
     async def _front_has_heard(self) -> None:
-        """End the stages, and wait for the front to say stop: it may still be using the run directory."""
+        """Stop the stages and wait for the front process to say stop, since it may still use the run
+        directory."""
         if self.fleet is not None:
             self.fleet.stop()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.stop.wait(), FRONT_STOP)
 
     def _clean_up(self) -> None:
-        """No process (but the front, which waits for our end), socket or segment may be left."""
+        """Remove all remaining processes (except the front, which waits for us), sockets and segments."""
         self.stop.set()
         for task in self.tasks:
             task.cancel()
@@ -274,7 +275,7 @@ class Supervisor:
             self.fleet.stop()
         process.kill_all(pid for pid in self.run_dir.processes() if pid != self.front)
         if self.janitor is not None:
-            self.janitor.kill()  # also where its registration was removed with the run directory
+            self.janitor.kill()  # even if its registration was removed with the run directory
             self.janitor.wait()
         mps.stop(self.run_dir)
         log.info("stopped")
@@ -284,7 +285,7 @@ class Supervisor:
         self.outbox.close()
         self.run_dir.remove()
 
-    # -- details
+    # -- helpers
 
     def _tell_all(self, message: messages.Message) -> None:
         for address in self.fleet.addresses() + self.workers.addresses():
@@ -302,7 +303,7 @@ class Supervisor:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.critical("the supervisor has an error", exc_info=task.exception())
+            log.critical("the supervisor failed", exc_info=task.exception())
             self._end_front(1, f"error in the supervisor: {task.exception()}")
 
 
@@ -324,12 +325,12 @@ def main() -> None:
     parser.add_argument("--listener", type=int, required=True)
     parser.add_argument("--running", type=int)
     args = parser.parse_args()
-    # The front drains us; a signal to a whole group or control group must not end us before.
+    # The front process drains us; a signal to the whole process group or cgroup must not kill us before.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     code = asyncio.run(_serve(args))
     sys.stdout.flush()
-    os._exit(code)  # a health check may still wait in its thread
+    os._exit(code)  # a health check may still be blocking in its thread
 
 
 if __name__ == "__main__":

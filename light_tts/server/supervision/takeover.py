@@ -1,12 +1,12 @@
-"""How a new server takes the port over from a running one (`--replace`): it gets the very socket that the
-running one listens on, so no connection is refused or lost in between.
+"""How a new server takes over the port of a running one (`--replace`): it receives the running server's
+listening socket, so no connection is refused or lost in between.
 
-    new: connects to `RunDir.takeover` of the running server
-    old: sends the listening socket; from now on another that asks is sent nothing
-    new: loads its models, starts its HTTP workers, then sends SERVING
-    old: accepts nothing more, finishes what it has, ends
+new: connects to `RunDir.takeover` of the running server
+old: sends the listening socket; from now on other servers that ask get nothing
+new: loads its models, starts its HTTP workers, then sends SERVING
+old: accepts no more connections, finishes its requests, exits
 
-Where the new one ends before it has sent SERVING, the old one goes on as if nothing had been.
+If the new server ends before it has sent SERVING, the old one simply continues.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from light_tts.server.core.rundir import PREFIX, SHARED_MEMORY, RunDir
 from light_tts.server.core.settings import Settings
 
 SERVING = b"serving"
-ANSWER_SECONDS = 5.0  # that the running server has to send its socket
+ANSWER_SECONDS = 5.0  # time for the running server to send its socket
 
 
 class ListenError(Exception):
-    """The server cannot have the port; the message names the flags."""
+    """The server cannot use the port; the message names the flags."""
 
 
 def listening_socket(config: Settings) -> tuple[socket.socket, socket.socket | None]:
-    """The socket for --host and --port: a new one, bound and not yet listening, or with --replace that of
-    the server which runs there; then also the connection to that server. Raises ListenError."""
+    """Return the socket for --host and --port. Normally that is a new one, bound but not listening, and None.
+    With --replace it is the socket of the running server, and the connection to that server. Raises
+    ListenError."""
     if config.replace:
         running = _running_server(config)
         if running is not None:
@@ -47,7 +48,9 @@ def listening_socket(config: Settings) -> tuple[socket.socket, socket.socket | N
 
 
 def _running_server(config: Settings) -> socket.socket | None:
-    """A connection to this user's server on the port; None where there is none whose port can be taken."""
+    """Return a connection to this user's server on the port, or None if there is none that can be
+    replaced.
+    """
     for shm in SHARED_MEMORY.glob(f"{PREFIX}{config.port}-*"):
         run_dir = RunDir.of_shared_memory(shm, config.zmq_mode)
         if run_dir is None:
@@ -57,20 +60,20 @@ def _running_server(config: Settings) -> socket.socket | None:
         try:
             connection.connect(str(run_dir.takeover))
             return connection
-        except OSError:  # it is starting or ending, or dead, or of another user
+        except OSError:  # it is starting, stopping, dead or owned by another user
             connection.close()
     return None
 
 
 def _receive(running: socket.socket, config: Settings) -> socket.socket:
-    """The socket that the running server listens on. Raises ListenError."""
+    """Return the listening socket of the running server. Raises ListenError."""
     where = f"--replace: the server on port {config.port}"
     try:
         _, descriptors, _, _ = socket.recv_fds(running, 1, 1)
     except OSError as error:
         raise ListenError(f"{where} does not answer: {error}") from error
     if not descriptors:
-        raise ListenError(f"{where} is being replaced by another one already")
+        raise ListenError(f"{where} is already being replaced by another one")
     listener = socket.socket(fileno=descriptors[0])
     listener.set_inheritable(False)
     host = listener.getsockname()[0]
@@ -83,9 +86,9 @@ def _receive(running: socket.socket, config: Settings) -> socket.socket:
 
 
 class Takeover:
-    """The supervisor's part, of the new server and, later, of the one that is replaced.
+    """The supervisor's side of a takeover, both in the new server and later in the one that is replaced.
 
-    `listener`: the socket that is handed on; `running`: the connection to the server that this one replaces.
+    `listener`: the socket that is passed on; `running`: the connection to the server that this one replaces.
     `on_replaced()` is called once another server serves in place of this one.
     """
 
@@ -101,20 +104,21 @@ class Takeover:
         self._running = running
         self._on_replaced = on_replaced
         self._offer: asyncio.Server | None = None
-        self._successor = False  # somebody has been sent the socket and has not gone
+        self._successor = False  # another server has been sent the socket and is still connected
 
     async def serving(self) -> None:
-        """The HTTP workers serve: tell the server that is replaced, and let a later one replace this."""
+        """The HTTP workers are serving: notify the server that is being replaced, and allow a later one to
+        replace this one."""
         if self._offer is not None:
             return
         self._offer = await asyncio.start_unix_server(self._hand_over, self._path)
         if self._running is not None:
-            with contextlib.suppress(OSError):  # it has ended by itself
+            with contextlib.suppress(OSError):  # it has exited on its own
                 self._running.sendall(SERVING)
             self._running.close()
 
     def close(self) -> None:
-        """Nobody can take the port over any more."""
+        """Stop accepting takeover requests."""
         if self._offer is not None:
             self._offer.close()
             self._path.unlink(missing_ok=True)
@@ -132,7 +136,7 @@ class Takeover:
                 self.close()
                 self._on_replaced()
         except OSError:
-            pass  # it has gone again
+            pass  # it has disconnected again
         finally:
             self._successor = False
             writer.close()

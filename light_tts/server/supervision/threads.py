@@ -1,6 +1,6 @@
-"""How many threads each stage process may use: the cores there are, divided by the processes that compute.
+"""Number of threads of each stage process: the cores divided by the number of computing processes.
 
-`python -m light_tts.server.supervision.threads` prints the number for run.sh's settings.
+`python -m light_tts.server.supervision.threads` prints the number, for run.sh.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def threads_per_process(processes: int) -> int:
-    """Each of `processes` that compute at once gets an equal share of the cores this process may use."""
+    """Return an equal share of the cores available to this process for each of `processes` concurrent
+    ones.
+    """
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
 def environment(processes: int, given: Mapping[str, str]) -> dict[str, str]:
-    """The thread counts as environment variables; what the operator has set in `given` stays."""
+    """Return the thread counts as environment variables, except those the operator has set in `given`."""
     share = str(threads_per_process(processes))
     return {name: given.get(name) or share for name in VARIABLES}
 

@@ -1,4 +1,4 @@
-"""The HTTP workers as the supervisor knows them. gunicorn starts them; they say hello, and are watched."""
+"""The supervisor's list of HTTP workers. gunicorn starts them; they announce themselves and are watched."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Worker:
 
 
 class HttpWorkers:
-    """`on_gone(address)` is called as soon as a worker has ended."""
+    """The running HTTP workers. `on_gone(address)` is called as soon as one has ended."""
 
     def __init__(self, run_dir: RunDir, active: ActiveRequests, on_gone: Callable[[str], None]) -> None:
         self._run_dir = run_dir
@@ -41,7 +41,7 @@ class HttpWorkers:
         return [worker.address for worker in self._workers.values()]
 
     def on_hello(self, message: messages.WorkerHello) -> int | None:
-        """The worker's place in the shared counters; None where it has ended already."""
+        """Register a worker; return its slot in the shared counters, or None if it has already ended."""
         pidfd = process.open_pidfd(message.pid)
         if pidfd is None:
             return None

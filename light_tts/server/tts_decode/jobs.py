@@ -1,5 +1,5 @@
-"""Jobs of the decode stage: queues of parts, of which the first is spoken, one chunk at a time, so what
-reaches the client is always in order."""
+"""Jobs of the decode stage. Each is a queue of parts whose first one is spoken chunk by chunk, so that the
+client receives audio in order."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from light_tts.engine.speech.token2wav import SpeechState, WorkItem
 
 @dataclass
 class Part:
-    """One part of a job. `since`: when its present chunk could be spoken, the parts before it being over;
-    `times`: of its words."""
+    """One part of a job. `since`: when its current chunk became ready, earlier parts being finished; `times`:
+    its word times."""
 
     number: int
     parts: int
@@ -25,8 +25,8 @@ class Part:
 
 @dataclass
 class DecodeJob:
-    """`parts`: not yet spoken to their end, in order. `busy`: a chunk of the first one is in the engine.
-    `alone`: nothing else may be in it meanwhile."""
+    """A job. `parts`: unfinished parts in order. `busy`: a chunk of the first part is in the engine. `alone`:
+    no other job may be in the engine at the same time."""
 
     name: str
     reply_to: str
@@ -36,12 +36,12 @@ class DecodeJob:
 
 
 def has_chunk(job: DecodeJob) -> bool:
-    """Whether a chunk of the job waits or is in work."""
+    """Return whether a chunk of the job is waiting or in progress."""
     return bool(job.parts) and job.parts[0].speech.step is not None
 
 
 def work_item(part: Part) -> WorkItem:
-    """What the engine is given of the part's present chunk, which must be there (see `has_chunk`)."""
+    """Return the engine's input for the part's current chunk, which must exist (see `has_chunk`)."""
     speech = part.speech
     assert speech.step is not None
     return WorkItem(part.state, speech.ids, speech.step.chunk, speech.stream)

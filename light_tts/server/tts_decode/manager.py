@@ -1,4 +1,4 @@
-"""The decode process: speech tokens in, audio out. Assembles the stage and runs it."""
+"""The decode process: turns speech tokens into audio. Assembles and runs the stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from light_tts.server.tts_decode.voices import Voices
 
 
 def run(ctx: StageContext) -> None:
-    """Entry of the stage: returns on Shutdown."""
+    """Entry point of the stage; returns on Shutdown."""
     settings = ctx.settings
     family = load_family(settings.model_dir)
     device, dtype = choose_device(settings.device, settings.data_type, ctx.index)
@@ -43,9 +43,9 @@ def run(ctx: StageContext) -> None:
         stage = DecodeStage(ctx, engine, Voices(device), rules, first_chunk_lock)
         if engine.on_gpu:
             started = time.monotonic()
-            ctx.log.info("preparing the GPU: kernels are compiled once on a machine, which can take minutes")
+            ctx.log.info("preparing the GPU: kernels are compiled once per machine, which can take minutes")
             engine.warm_up()
-            ctx.log.info("the GPU is prepared, after %.1f s", time.monotonic() - started)
+            ctx.log.info("the GPU is ready after %.1f s", time.monotonic() - started)
         ctx.ready({"sample_rate": family.sample_rate, "device": str(device)})
         ctx.serve(stage)
     finally:

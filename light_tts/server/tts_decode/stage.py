@@ -1,5 +1,4 @@
-"""What the decode process does between two messages. One thread receives, schedules and hands out; the
-engine's threads do the work."""
+"""The decode stage. One thread receives, schedules and sends; the engine's threads compute."""
 
 from __future__ import annotations
 
@@ -22,11 +21,12 @@ from light_tts.server.tts_decode.jobs import DecodeJob, Part, has_chunk, work_it
 from light_tts.server.tts_decode.voices import Voices
 
 STAGE = "decode"
-SLOW_CPU = 0.2  # seconds for a token, before it is known
+SLOW_CPU = 0.2  # seconds per token, assumed before it has been measured
 
 
 class DecodeStage:
-    """`first_chunk_lock`: that of first chunks on this process's GPU; None: they have none."""
+    """Schedules the chunks of all jobs. `first_chunk_lock`: the lock for first chunks on this GPU, None on a
+    CPU."""
 
     def __init__(
         self,
@@ -48,11 +48,11 @@ class DecodeStage:
             firsts_alone=first_chunk_lock is not None,
         )
         self._jobs: dict[str, DecodeJob] = {}
-        self._ended = EndedJobs()  # before their end
+        self._ended = EndedJobs()  # ended early by an error or Abort
         self._gone = GoneWorkers()
-        # Chunks of a stream cost less than their frames say, so they have a pace of their own.
+        # Chunks of a stream cost less than their length suggests, so they have a pace of their own.
         self._paces = {masked: Pace(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
-        self._steps: dict[int, tuple[int, Pace, int]] = {}  # by identity of the tasks: step, pace, tokens
+        self._steps: dict[int, tuple[int, Pace, int]] = {}  # id of the batch -> step, pace, tokens
         self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
         self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
         self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
@@ -64,7 +64,7 @@ class DecodeStage:
         self._end_work()
         self._start_work()
 
-    # -- what arrives
+    # -- messages
 
     def receive(self, message: messages.Message) -> None:
         match message:
@@ -89,14 +89,14 @@ class DecodeStage:
             message.job, DecodeJob(message.job, message.reply_to, STAGE in message.alone_in)
         )
         if message.stream and message.options.speed != 1.0:
-            return self._fail(job, 400, "a speed other than 1 needs an answer that is not streamed")
-        if message.prompt is None:  # encode hands out the checkpoint's speakers as prompts, too
+            return self._fail(job, 400, "a speed other than 1 requires a response that is not streamed")
+        if message.prompt is None:  # encode sends the checkpoint's own speakers as prompts, too
             return self._fail(job, 500, "the job has no prompt features")
         try:
             voice = self._voices.get(message.prompt)
         except FileNotFoundError:
-            return self._fail(job, 503, "the features of the prompt have gone", retry=True)
-        except Exception as error:  # a damaged segment, or no memory left on the device: this job's end only
+            return self._fail(job, 503, "the features of the prompt are gone", retry=True)
+        except Exception as error:  # a damaged segment or a lack of device memory fails only this job
             self._ctx.log.exception("%s: cannot load the prompt", job.name)
             return self._fail(job, 500, f"cannot load the prompt: {error}")
         if message.stream and not job.parts and (message.progress.samples or message.part):
@@ -119,7 +119,7 @@ class DecodeStage:
         if waited:
             part.since = time.monotonic()
 
-    # -- work
+    # -- scheduling
 
     def _start_work(self) -> None:
         chunks = [(job.busy, self._describe(job)) for job in self._jobs.values() if has_chunk(job)]
@@ -138,8 +138,8 @@ class DecodeStage:
         self._queue_depth.set(len(waiting))
 
     def _next_batch(self, lane: Lane, waiting: list[Waiting], in_work: list[Waiting]) -> list[Waiting]:
-        """As the policy says, but a job that must be alone waits until nothing is in work, and nothing else
-        begins before it has ended."""
+        """Apply the policy. A job that must be alone waits until nothing is in progress, and nothing else
+        starts until it has ended."""
 
         def alone(chunk: Waiting) -> bool:
             return self._jobs[chunk.job].alone
@@ -184,20 +184,20 @@ class DecodeStage:
         job.busy = True
         part = job.parts[0]
         self._queue_seconds.observe(time.monotonic() - part.since)
-        self._ctx.log.debug("%s part %d: a chunk begins", job.name, part.number)
+        self._ctx.log.debug("%s part %d: chunk started", job.name, part.number)
         return Task(work_item(part), owner=job)
 
-    # -- what is handed out
+    # -- results
 
     def _hand_out(self, job: DecodeJob, outcome: np.ndarray | Exception) -> None:
         if self._jobs.get(job.name) is not job:
-            return  # aborted meanwhile
+            return  # aborted in the meantime
         job.busy = False
         if isinstance(outcome, Exception):
             return self._fail_work(job, outcome)
         part = job.parts[0]
         step = part.speech.step
-        assert step is not None  # it is what has been spoken
+        assert step is not None  # its audio has just been generated
         if step.skip is not None:
             pcm = outcome[step.skip :]
             chunk = messages.AudioChunk(
@@ -223,14 +223,14 @@ class DecodeStage:
             if part.number == part.parts - 1:
                 self._forget(job.name)
 
-    # -- ends
+    # -- errors
 
     def _fail_work(self, job: DecodeJob, error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
-            self._ctx.log.error("%s does not fit the memory of the GPU: %s", job.name, error)
+            self._ctx.log.error("%s does not fit in GPU memory: %s", job.name, error)
             self._fail(job, 503, "out of GPU memory")
         elif isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-            # Whoever works next may be the one that finds none: this process cannot go on.
+            # The next step may be the one that runs out: this process cannot continue.
             raise error
         else:
             self._ctx.log.error("%s failed", job.name, exc_info=error)
@@ -241,7 +241,7 @@ class DecodeStage:
         self._ctx.fail(job.name, job.reply_to, code, reason, retry)
 
     def _end_early(self, name: str) -> None:
-        """Forget a job and what is still under way of it: an Abort may even overtake the job itself."""
+        """Drop a job and any message of it still in flight; an Abort may even overtake the job itself."""
         self._forget(name)
         self._ended.add(name)
 

@@ -1,4 +1,4 @@
-"""The voices used last, on this process's device."""
+"""LRU cache of voices on this process's device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from light_tts.engine.speech.token2wav import Voice
 from light_tts.server.core.messages import PromptRef
 from light_tts.server.core.prompt_cache import attach
 
-KEPT_VOICES = 64  # under 1 MB each
+KEPT_VOICES = 64  # less than 1 MB each
 
 
 class Voices:
@@ -19,8 +19,8 @@ class Voices:
         self._voices: OrderedDict[str, Voice] = OrderedDict()  # least recently used first
 
     def get(self, prompt: PromptRef) -> Voice:
-        """Raises FileNotFoundError if the prompt's owner has removed it, ValueError if its segment is
-        damaged."""
+        """Return the voice of a prompt. Raises FileNotFoundError if the prompt's owner has removed it,
+        ValueError if its segment is damaged."""
         voice = self._voices.get(prompt.key)
         if voice is None:
             voice = self._voices[prompt.key] = self._load(prompt.segment)
@@ -31,6 +31,6 @@ class Voices:
 
     def _load(self, segment: str) -> Voice:
         voice = Voice.of(attach(segment), self._device)
-        if self._device.type == "cuda":  # worker threads read it in streams of their own
+        if self._device.type == "cuda":  # worker threads read it in CUDA streams of their own
             torch.cuda.current_stream(self._device).synchronize()
         return voice

@@ -12,18 +12,18 @@ from light_tts.server.core import messages
 from light_tts.server.core.prompt_cache import CachedPrompt
 
 STAGE = "encode"
-LONG_TEXT = 500  # characters from which a text may take its time; such jobs do not hold up the others
+LONG_TEXT = 500  # texts of this many characters or more may be slow; their jobs do not delay the others
 
 
 class TextError(Exception):
-    """The request cannot be served as it is; the message is for the client."""
+    """The request cannot be served; the message is for the client."""
 
 
 @dataclass
 class EncodeJob:
-    """One job from its arrival to its release. Of a bistream job: `stream` encodes its text; `encodings`, the
-    pieces in work, oldest first; `unsent_ids`, ids that came before its Generate could be sent; `text_sent`,
-    the end of its text has been sent on."""
+    """One job from its arrival to its release. For a bistream job: `stream` encodes its text; `encodings` are
+    the pieces in progress, oldest first; `unsent_ids` are ids that arrived before its Generate could be sent;
+    `text_sent`: the end of its text has been forwarded."""
 
     request: messages.Synthesize
     arrived: float
@@ -52,5 +52,5 @@ class EncodeJob:
 
     @property
     def encoded(self) -> bool:
-        """Whether all is there that its Generate needs."""
+        """Whether everything is available that its Generate needs."""
         return all(future is not None and future.done() for future in (self.texts, self.prompt))

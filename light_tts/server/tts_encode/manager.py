@@ -1,4 +1,5 @@
-"""The encode process: texts to token ids, recordings to prompt features. Assembles the stage and runs it."""
+"""The encode process: turns texts into token ids and recordings into prompt features. Assembles and runs the
+stage."""
 
 from __future__ import annotations
 
@@ -18,14 +19,14 @@ MAX_SPELLER_PROCESSES = 4
 
 
 def run(ctx: StageContext) -> None:
-    """Entry of the stage: returns on Shutdown."""
-    torch.set_num_threads(1)  # the pool's threads are the parallelism
+    """Entry point of the stage; returns on Shutdown."""
+    torch.set_num_threads(1)  # the pool's threads provide the parallelism
     family = load_family(ctx.settings.model_dir)
-    with closing(SpellerPool(speller_processes())) as spelling:  # loads while the models do
+    with closing(SpellerPool(speller_processes())) as spelling:  # loads in parallel with the models
         frontend = family.load_frontend(spelling.spellers, spelling.at_once)
         threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
         pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
-        # Its threads mostly wait for the turns of their texts.
+        # These threads mostly wait for their turn in the speller pool.
         texts = ThreadPoolExecutor(2 * ctx.settings.encode_paral_num, thread_name_prefix="texts")
         try:
             stage = EncodeStage(ctx, frontend, pool, texts)
@@ -45,5 +46,6 @@ def run(ctx: StageContext) -> None:
 
 
 def speller_processes() -> int:
-    """At least one: inside this process, a text in work would stop everything else here."""
+    """Return the number of speller processes, at least one: inside this process, a text being processed would
+    block everything else."""
     return min(MAX_SPELLER_PROCESSES, max(1, len(os.sched_getaffinity(0)) // 4))

@@ -1,8 +1,8 @@
-"""What the encode process does between two messages.
+"""The encode stage.
 
-Messages are handled one after another in one thread, the work is done by a pool of others; one more encodes
-the text that arrives bit by bit, so that it waits for no recording. A job is in work from its admission until
-its `Generate` messages have left; its prompt stays pinned until `Release`.
+Messages are handled sequentially in one thread, and a thread pool does the work. One more thread encodes
+bistream text, so that it does not wait for recordings. A job is in progress from its admission until its
+`Generate` messages have been sent; its prompt stays pinned until `Release`.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ class EncodeStage:
     def __init__(
         self, ctx: StageContext, frontend: Frontend, pool: ThreadPoolExecutor, texts: ThreadPoolExecutor
     ) -> None:
-        """`pool` works on recordings, `texts` on texts, with a thread for each job that can be in work."""
+        """`pool` processes recordings, `texts` processes texts, with one thread for each job that can be in
+        progress."""
         self._ctx = ctx
         self._frontend = frontend
         self._pool = pool
         self._texts = texts
         self._cache = SharedSpeechCache(ctx.run_dir.shm, ctx.index, ctx.settings.cache_capacity, pool)
         self._jobs: dict[str, EncodeJob] = {}
-        self._waiting: dict[str, EncodeJob] = {}  # not yet admitted, oldest first
-        self._working: dict[str, EncodeJob] = {}  # admitted, Generate not sent
+        self._waiting: dict[str, EncodeJob] = {}  # not admitted yet, oldest first
+        self._working: dict[str, EncodeJob] = {}  # admitted, Generate not sent yet
         self._gone = GoneWorkers()
-        self._text_pace = Pace(first=0.002, base=500.0)  # of characters
-        self._prompt_pace = Pace(first=1.0, base=5.0)  # of seconds of a recording
-        self._progressed: deque[EncodeJob] = deque()  # filled by the pool's threads
+        self._text_pace = Pace(first=0.002, base=500.0)  # per character
+        self._prompt_pace = Pace(first=1.0, base=5.0)  # per second of a recording
+        self._progressed: deque[EncodeJob] = deque()  # appended to by the pool's threads
         self._text_in_turn = ThreadPoolExecutor(1, thread_name_prefix=f"{STAGE}-text")
         self._closed = False
         self._wake_lock = threading.Lock()
@@ -67,18 +68,18 @@ class EncodeStage:
         self._queue_depth.set(len(self._waiting))
 
     def close(self) -> None:
-        """Let the inbox alone from now on: work that is still under way ends unheard."""
+        """Stop using the inbox: results of work still in progress are dropped."""
         with self._wake_lock:
             self._closed = True
         self._text_in_turn.shutdown(wait=False, cancel_futures=True)
 
-    # -- what arrives
+    # -- messages
 
     def receive(self, message: messages.Message) -> None:
         match message:
             case messages.Synthesize(job=name, reply_to=address):
                 if address in self._gone:
-                    return  # nobody would ever release it
+                    return  # it would never be released
                 self._ctx.log.debug("%s to encode", name)
                 stream = self._frontend.text_stream() if message.bistream else None
                 self._jobs[name] = self._waiting[name] = EncodeJob(message, time.monotonic(), stream=stream)
@@ -104,12 +105,12 @@ class EncodeStage:
 
     def _finish_text(self, job: EncodeJob) -> None:
         if job.stream is None or job.text_finished:
-            raise TextError("the end of the text comes twice")
+            raise TextError("the end of the text was sent twice")
         job.text_finished = True
         self._encode_piece(job, MAX_GROUP, TextStream.finish)
 
     def _encode_piece(self, job: EncodeJob, length: int, encode: Callable[[TextStream], list[int]]) -> None:
-        """Work on the text of all bistream jobs in the order in which it comes."""
+        """Encode the text of all bistream jobs in order of arrival."""
 
         stream = job.stream
         assert stream is not None
@@ -122,11 +123,11 @@ class EncodeStage:
         job.encodings.append(piece)
         piece.add_done_callback(lambda _: self._on_progress(job))
 
-    # -- work
+    # -- scheduling
 
     def _admit(self) -> None:
-        """Jobs with long texts and those with short ones wait for their like only. A job that must be worked
-        on alone begins when nothing is in work, and nothing begins beside it."""
+        """Start waiting jobs. Jobs with long and with short texts are limited separately. A job that must be
+        processed alone starts when nothing is in progress, and nothing starts beside it."""
         limit = self._ctx.settings.encode_paral_num
         working = Counter(job.long for job in self._working.values())
         for name, job in list(self._waiting.items()):
@@ -167,7 +168,7 @@ class EncodeStage:
 
     def _compute_features(self, request: messages.Synthesize) -> PromptFeatures:
         prompt, settings = request.prompt, self._ctx.settings
-        assert prompt.audio is not None  # see _features
+        assert prompt.audio is not None  # checked in _features
         samples = prompt.audio.array(np.float32)
         check_length(
             len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
@@ -176,7 +177,7 @@ class EncodeStage:
         with self._ctx.pulse.step(request.job, self._prompt_pace, seconds):
             features = self._frontend.features(samples, prompt.sample_rate)
         if not len(features.speech_token):
-            raise AudioError("the audio is too short to make speech tokens of")
+            raise AudioError("the audio is too short for speech tokens")
         return features
 
     def _encode_texts(self, job: EncodeJob) -> tuple[list[list[int]], PromptText]:
@@ -196,13 +197,13 @@ class EncodeStage:
             else self._frontend.prompt_text(prompt.text, wanted)
         )
         if not request.bistream and not can_become_speakable(request.text):
-            raise TextError("there is nothing to speak in the text")
+            raise TextError("the text contains nothing to speak")
         parts = [[]] if request.bistream else self._frontend.split_text(request.text, wanted)
         if not parts:
-            raise TextError("there is nothing to speak in the text")
+            raise TextError("the text contains nothing to speak")
         return parts, prompt_text
 
-    # -- what is sent
+    # -- results
 
     def _hand_on_encoded(self) -> None:
         while self._progressed:
@@ -214,7 +215,7 @@ class EncodeStage:
         if job.encoded and job.name in self._working:
             del self._working[job.name]
             self._work_seconds.observe(time.monotonic() - job.started)
-            _result(job.prompt)  # what went wrong with the prompt is told first
+            _result(job.prompt)  # report an error in the prompt first
             _result(job.texts)
             if job.stream is None:
                 self._send_parts(job)
@@ -222,13 +223,13 @@ class EncodeStage:
             self._hand_on_text(job)
 
     def _hand_on_text(self, job: EncodeJob) -> None:
-        """Send on what there is of a bistream job's text; the job itself with the first of it."""
+        """Send the available text of a bistream job; the Generate goes with the first piece."""
         pieces = job.encodings
         while pieces and pieces[0].done():
             job.unsent_ids += pieces.popleft().result()
         ended = job.text_finished and not pieces
         if ended and not job.sent and not job.unsent_ids:
-            raise TextError("there is no text to speak")
+            raise TextError("the text is empty")
         if not job.encoded or job.name in self._working or not (job.unsent_ids or ended):
             return
         style = job.request.style
@@ -274,19 +275,19 @@ class EncodeStage:
             self._ctx.peers.send("llm", request.style, generate)
             job.sent = True
         if not job.sent:
-            raise RuntimeError("every part of the job is finished already")
+            raise RuntimeError("every part of the job is already finished")
         if not request.bistream:
             texts = [[word for word, _ in part] for part in words]
             encoded = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)), words=texts)
             self._ctx.outbox.send(request.reply_to, encoded)
-        # The recording is needed no more, but the job stays here until it is released.
+        # The recording is no longer needed, but the job stays here until it is released.
         job.request = msgspec.structs.replace(request, prompt=messages.Prompt(), text="", progress=[])
         self._ctx.log.debug("%s encoded: %d parts", request.job, len(parts))
 
-    # -- ends
+    # -- errors
 
     def _guarded(self, job: EncodeJob, step: Callable[[EncodeJob], None]) -> None:
-        """Run one step of a job; if it fails, the job does and nothing else."""
+        """Run one step of a job; an exception fails only this job."""
         try:
             step(job)
         except (TextError, AudioError) as error:
@@ -304,7 +305,7 @@ class EncodeStage:
         self._waiting.pop(name, None)
         self._working.pop(name, None)
         if job is not None:
-            job.forgotten = True  # ends its work between two segments of its text
+            job.forgotten = True  # stops its work between two segments of its text
             if job.texts is not None:
                 job.texts.cancel()
             for encoding in job.encodings:
@@ -313,6 +314,6 @@ class EncodeStage:
 
 
 def _result(future: Future[T] | None) -> T:
-    """What the future has; it must be done."""
+    """Return the result of a future that must be done."""
     assert future is not None
     return future.result()

@@ -1,4 +1,4 @@
-"""Turns on a GPU that several LLM processes share."""
+"""Time slicing of a GPU shared by several LLM processes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 class GpuTurn:
-    """At most one of the processes that use the same directory has the turn, for about `steps` steps if
-    another wants it. `finish`: called before the turn is given up, to wait for work that is still queued.
+    """Grants the GPU to one of the processes that use the same directory, for about `steps` steps if another
+    one is waiting. `finish`: called before the turn is given up, to wait for queued work.
 
-    Two file locks: who wants the turn first takes the queue's lock, and gives it up only with the turn in
-    hand. So a process that gives up the turn and wants it back comes after one that is waiting. The kernel
-    frees the locks of a process that dies.
+    Uses two file locks. A process that wants the turn first takes the queue lock and holds it until it has
+    the turn lock. So a process that gives up the turn and wants it back queues behind one that is already
+    waiting. The kernel releases the locks of a process that dies.
     """
 
     def __init__(self, directory: Path, steps: int, finish: Callable[[], None] = lambda: None) -> None:
@@ -26,7 +26,7 @@ class GpuTurn:
         self._turn = os.open(directory / "llm-turn.lock", flags, 0o600)
 
     def take(self, steps: int = 1) -> None:
-        """Have the turn for `steps` more steps; sleeps until it is there."""
+        """Acquire the GPU for `steps` more steps; blocks until it is available."""
         if self._left <= 0:
             self.release()
             fcntl.flock(self._queue, fcntl.LOCK_EX)
@@ -36,7 +36,7 @@ class GpuTurn:
         self._left -= steps
 
     def release(self) -> None:
-        """Let another process have the turn (call before sleeping)."""
+        """Let another process use the GPU (call before sleeping)."""
         self._finish()
         fcntl.flock(self._turn, fcntl.LOCK_UN)
         self._left = 0

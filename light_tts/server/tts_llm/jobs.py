@@ -1,4 +1,4 @@
-"""Jobs of the LLM stage, and their parts under way."""
+"""Jobs of the LLM stage and their active parts."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from light_tts.server.core.messages import Generate
 
 @dataclass(eq=False)
 class Speaking:
-    """A part under way."""
+    """A part being generated."""
 
     request: Generate
     sequence: Sequence
     delivery: Delivery
     arrived: float
-    opened: bool = False  # the decode process knows of it
+    opened: bool = False  # OpenSpeech has been sent to the decode process
 
     @property
     def urgent(self) -> bool:
-        """Whether a stream needs a step at once: not all tokens of its first chunk are being drawn, or it has
-        ids that the device does not know."""
+        """Whether a stream needs a step now: some tokens of its first chunk are not being sampled yet, or it
+        has ids that the device does not know."""
         sequence = self.sequence
         if not (self.request.stream and sequence.runnable):
             return False
@@ -30,13 +30,12 @@ class Speaking:
 
     @property
     def undrawn(self) -> int:
-        """How many tokens that its first chunk waits for are not even being drawn; none where it is not
-        positive."""
+        """Number of tokens of its first chunk that are not being sampled yet; 0 or negative if none."""
         return self.delivery.missing - self.sequence.ahead
 
     @property
     def breaks_silence(self) -> bool:
-        """Whether what is handed on next is the first that the client will hear."""
+        """Whether the next tokens sent produce the first audio for the client."""
         unheard = self.request.part == 0 and not self.request.progress.samples
         return unheard and self.delivery.missing > 0
 
@@ -44,6 +43,6 @@ class Speaking:
 @dataclass
 class LLMJob:
     reply_to: str
-    alone: bool = False  # its steps are taken without others
-    decode: int | None = None  # its decode process, once it has one
+    alone: bool = False  # its steps run without other jobs
+    decode: int | None = None  # its decode process, once assigned
     parts: dict[int, Speaking] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The LLM process of one style. Assembles the stage and runs it."""
+"""The LLM process of one style. Assembles and runs the stage."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ from light_tts.server.tts_llm.word_times import WordTimes
 
 
 def run(ctx: StageContext) -> None:
-    """Entry of the stage: returns on Shutdown."""
+    """Entry point of the stage; returns on Shutdown."""
     stage = load(ctx)
     ctx.ready({"device": stage.device, "word_times": stage.knows_word_times})
     ctx.serve(stage)
 
 
 def load(ctx: StageContext) -> LLMStage:
-    """The stage with its model. Raises CheckpointError, ConfigError, StyleError or DeviceError."""
+    """Return the stage with its model loaded. Raises CheckpointError, ConfigError, StyleError or
+    DeviceError.
+    """
     settings = ctx.settings
     family = load_family(settings.model_dir)
     styles = load_styles(settings.model_dir)

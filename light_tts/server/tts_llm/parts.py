@@ -1,4 +1,4 @@
-"""What a `Generate` becomes: a sequence for the scheduler, and the delivery of its tokens."""
+"""Turns a `Generate` message into a sequence for the scheduler and a delivery for its tokens."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from light_tts.server.tts_llm.jobs import Speaking
 
 
 def sampling_rule(options: SpeechOptions, default: SamplingRule) -> SamplingRule:
-    """What the client chose, and the checkpoint's values for the rest."""
+    """Return the client's sampling options, with the checkpoint's defaults for the rest."""
     chosen = {entry.name: getattr(options, entry.name) for entry in fields(SamplingRule)}
     return replace(default, **{name: value for name, value in chosen.items() if value is not None})
 
 
 class PartFactory:
-    """Makes the parts of one model. `limit`: most ids that may go into it."""
+    """Creates the parts of one model. `limit`: maximum number of input ids."""
 
     def __init__(self, family: Family, ids: SpeechIds, settings: Settings, limit: int) -> None:
         self._family = family
@@ -35,7 +35,7 @@ class PartFactory:
         self._max_hop = largest_hop(family.chunk_tokens, settings.stream_hop == "grow")
 
     def make(self, request: Generate) -> Speaking:
-        """Raises SequenceError where the request cannot fit."""
+        """Create a part. Raises SequenceError if the request cannot fit."""
         return Speaking(request, self._sequence(request), self._delivery(request), time.monotonic())
 
     def _sequence(self, request: Generate) -> Sequence:

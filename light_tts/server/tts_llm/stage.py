@@ -1,5 +1,4 @@
-"""What the LLM process does between two messages: takes `Generate`, hands speech tokens on to a decode
-process."""
+"""The LLM stage: receives `Generate` and sends speech tokens to a decode process."""
 
 from __future__ import annotations
 
@@ -28,14 +27,14 @@ OPENING = (
     "job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress", "alone_in"
 )  # fmt: skip
 STAGE = "llm"
-SLOW_CPU = 0.1  # seconds for a token, before it is known
-LOOK_AGAIN = 0.001  # seconds, while steps are held back; an inbox sleeps no shorter
+SLOW_CPU = 0.1  # seconds per token, assumed before it has been measured
+LOOK_AGAIN = 0.001  # seconds between checks while steps are held back; the shortest sleep of an inbox
 
 
 class LLMStage:
-    """Jobs, the scheduler over their sequences, and the engine. `gpu_turn`: of this process on a GPU that
-    several styles share; `llm_yield`: when steps are held back for first chunks; None: never;
-    `word_times`: None where the model does not tell."""
+    """Jobs, the scheduler of their sequences, and the engine. `gpu_turn`: used if several styles share this
+    GPU; `llm_yield`: decides when steps are held back for first chunks, None: never; `word_times`: None if
+    the model does not support them."""
 
     def __init__(
         self,
@@ -56,10 +55,11 @@ class LLMStage:
         self._llm_yield = llm_yield
         self._word_times = word_times
         self.device = str(engine.device)
-        self._busy_since = 0.0  # while launches are under way: since when nothing has been counted
-        self._launches: deque[tuple[int, int, float]] = deque()  # step, tokens and begin of each
+        self._busy_since = 0.0  # time of the last count while launches are in progress
+        # step, number of tokens and start time of each
+        self._launches: deque[tuple[int, int, float]] = deque()
         self._step_pace = Pace(0.0 if self.device.startswith("cuda") else SLOW_CPU)
-        self._turn_number = 0  # counts steps while jobs must be worked on alone
+        self._turn_number = 0  # counts steps while some jobs must run alone
         self._scheduler = Scheduler(
             Limits(
                 slots=settings.max_total_token_num,
@@ -75,7 +75,7 @@ class LLMStage:
         self._jobs: dict[str, LLMJob] = {}
         self._ended = EndedJobs()
         self._gone = GoneWorkers()
-        self._next_decode = ctx.index  # so that styles begin at different decode processes
+        self._next_decode = ctx.index  # so that styles start with different decode processes
         self._stats = Stats(ctx.log, settings)
 
     @property
@@ -83,8 +83,8 @@ class LLMStage:
         return self._word_times is not None
 
     def patience(self) -> float:
-        """How long to wait for messages: not at all while a step may be begun or is under way; else, with the
-        GPU left to others, a moment if steps are held back, and if there are none until the next beat."""
+        """Seconds to wait for messages: none while a step can start or is in progress. Otherwise, after
+        releasing the GPU, a moment if steps are held back, else until the next heartbeat."""
         if self._engine.in_flight:
             return 0
         held = self._gives_way()
@@ -112,8 +112,8 @@ class LLMStage:
         self._ctx.peers.apply(message)
 
     def step(self) -> None:
-        """Admit, begin the next steps; then look at the results of earlier ones, while these run. While the
-        GPU is left to first chunks: look at results only."""
+        """Admit requests and launch the next steps, then process results of earlier ones while these run.
+        While the GPU is left to first chunks, only process results."""
         if self._gives_way():
             if self._engine.in_flight:
                 self._collect()
@@ -134,7 +134,7 @@ class LLMStage:
             self._collect()
 
     def _whose_turn(self) -> set[str]:
-        """The jobs of the next step where some must be worked on alone: one of these, or all others."""
+        """Return the jobs of the next step if some must run alone: one of those, or all the others."""
         jobs = dict.fromkeys(s.job for s in self._scheduler.running if s.runnable)
         alone = [{name} for name in jobs if self._jobs[name].alone]
         others = {name for name in jobs if not self._jobs[name].alone}
@@ -142,7 +142,7 @@ class LLMStage:
         self._turn_number += 1
         return turns[self._turn_number % len(turns)]
 
-    # ---- requests
+    # -- requests
 
     def _begin(self, request: Generate) -> None:
         if request.progress.finished or request.job in self._ended or request.reply_to in self._gone:
@@ -158,7 +158,7 @@ class LLMStage:
         self._ctx.log.debug("%s part %d to speak", request.job, request.part)
 
     def _feed(self, name: str, feed: Callable[[Bistream], None]) -> None:
-        """More text for a bistream job, or its end."""
+        """Add text to a bistream job, or end its text."""
         job = self._jobs.get(name)
         if job is None:
             return
@@ -174,10 +174,10 @@ class LLMStage:
     def _speaking(self, sequence: Sequence) -> Speaking:
         return self._jobs[sequence.job].parts[sequence.part]
 
-    # ---- steps
+    # -- steps
 
     def _gives_way(self) -> bool:
-        """Whether steps are held back now, for the sake of somebody's first chunk."""
+        """Return whether steps are held back in favour of a first chunk."""
         if self._llm_yield is None:
             return False
         parts = [self._speaking(sequence) for sequence in self._scheduler.present]
@@ -186,19 +186,19 @@ class LLMStage:
         return self._llm_yield.holds(urgent, coming)
 
     def _steps_to_first_chunk(self) -> int | None:
-        """Steps until the last token that somebody's first chunk waits for is drawn: a round that went on
-        would keep it from the decode process."""
+        """Return the number of steps until the last token of some first chunk is sampled; a longer round
+        would delay it. None if there is no such chunk."""
         undrawn = (self._speaking(s).undrawn for s in self._scheduler.running if s.on_device)
         return min((steps for steps in undrawn if steps > 0), default=None)
 
     def _shares_gpu(self, speaking: Speaking) -> bool:
-        """Whether the part's decode process is on this GPU."""
+        """Return whether the part's decode process uses this GPU."""
         index = self._jobs[speaking.request.job].decode
         assert index is not None  # the part has been opened
         return self._ctx.peers.stages["decode", index].info.get("device") == self.device
 
     def _open(self, speaking: Speaking) -> None:
-        """The part has been admitted: for the first time, or again after a pause."""
+        """Handle the admission of a part, either the first one or after a pause."""
         request = speaking.request
         if not speaking.opened:
             job = self._jobs[request.job]
@@ -212,8 +212,8 @@ class LLMStage:
         self._hand_out(speaking)
 
     def _route(self, name: str, job: LLMJob) -> bool:
-        """Choose the job's decode process, in turn among those that are up; where all are being restarted,
-        messages wait for one of these."""
+        """Choose the job's decode process, round-robin among those that are up. If all are being restarted,
+        messages wait for one of those. Return False if there is none."""
         usable = [info for info in self._ctx.peers.of("decode") if info.state != "failed"]
         usable = [info for info in usable if info.state == "up"] or usable
         if not usable:
@@ -226,8 +226,8 @@ class LLMStage:
         return True
 
     def _launch(self, work: Work) -> None:
-        """Where it fails each request is tried alone, so that only the one that is the cause fails; where the
-        device itself has failed the process ends."""
+        """Launch a step. If it fails, retry each request alone, so that only the one responsible fails; if
+        the device itself has failed, end the process."""
         if self._gpu_turn is not None:
             self._gpu_turn.take(max(tokens for _, tokens in work) if work[0][0].on_device else 1)
         if not self._engine.in_flight:
@@ -255,7 +255,7 @@ class LLMStage:
                 self._fail(name, 500, "the language model failed")
 
     def _collect(self) -> None:
-        """Hand out the results of the oldest launch."""
+        """Process the results of the oldest launch."""
         taken, steps = self._engine.collect()
         step, tokens, begun = self._launches.popleft()
         self._ctx.pulse.end(step)
@@ -268,7 +268,7 @@ class LLMStage:
         self._busy_since = now
 
     def _hand_out(self, speaking: Speaking) -> None:
-        """Send the tokens that are due, and forget the part if it is finished."""
+        """Send the tokens that are due, and remove the part if it is finished."""
         sequence, request = speaking.sequence, speaking.request
         if sequence.error:
             self._fail(request.job, 400, sequence.error)
@@ -298,7 +298,7 @@ class LLMStage:
     def _times_of_words(self, speaking: Speaking) -> list[int]:
         return [] if self._word_times is None else self._word_times.of(speaking)
 
-    # ---- ends
+    # -- errors
 
     def _fail(self, name: str, code: int, reason: str) -> None:
         reply_to = self._jobs[name].reply_to
@@ -306,7 +306,7 @@ class LLMStage:
         self._ctx.fail(name, reply_to, code, reason)
 
     def _forget(self, name: str) -> None:
-        """Free all the job holds; its messages that are still under way will be ignored."""
+        """Free everything the job holds; messages of it still in flight will be ignored."""
         self._ended.add(name)
         self._jobs.pop(name, None)
         for sequence in self._scheduler.abort(name):

@@ -1,4 +1,4 @@
-"""What the LLM stage says about itself: metrics, and a log line of its throughput now and then."""
+"""Metrics of the LLM stage and its periodic throughput log line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Stats:
         self._slots = settings.max_total_token_num
         self._since = time.monotonic()
         self._tokens = self._steps = 0
-        self._seconds = 0.0  # with steps under way
+        self._seconds = 0.0  # seconds with steps in progress
         metrics.llm_kv_slots_total.set(self._slots)
 
     def add(self, tokens: int, steps: int, seconds: float) -> None:
-        """`steps` steps took `seconds` together and drew `tokens`."""
+        """Add `steps` steps that took `seconds` in total and produced `tokens`."""
         metrics.llm_tokens_total.inc(tokens)
         for _ in range(steps):
             metrics.stage_work_seconds.labels("llm").observe(seconds / steps)
@@ -30,7 +30,7 @@ class Stats:
         self._seconds += seconds
 
     def update(self, scheduler: Scheduler) -> None:
-        """Show how full the scheduler is; a log line once `log_stats_interval` has passed with work in it."""
+        """Update the scheduler's gauges; log a line if `log_stats_interval` has passed and there was work."""
         metrics.stage_queue_depth.labels("llm").set(scheduler.queued)
         metrics.llm_waiting_requests.set(scheduler.queued)
         metrics.llm_running_requests.set(len(scheduler.running))

@@ -1,4 +1,4 @@
-"""When each word of a part is spoken, for requests that want to know."""
+"""Word times of a part, for requests that ask for them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ class WordTimes:
         self._log = log
 
     def of(self, speaking: Speaking) -> list[int]:
-        """Of a part that has been drawn, see SpeechTokens; empty where nobody asked."""
+        """Return the word times of a finished part as in SpeechTokens, or an empty list if they were not
+        requested."""
         request, sequence = speaking.request, speaking.sequence
         if not request.words:
             return []
-        first = 1 + len(request.prompt_text_ids)  # behind the start of the sequence
+        first = 1 + len(request.prompt_text_ids)  # after the start-of-sequence token
         text = range(first, first + len(request.text_ids))
         spoken = text.stop + 1 + len(request.prompt_speech_token.array(np.int32))
         inputs = [*sequence.inputs[:spoken], *map(self._ids.speech, sequence.outputs)]
         try:
             return self._aligner(inputs, text, range(spoken, len(inputs)), request.words)
-        except RuntimeError as error:  # no memory: the speech goes on without
-            self._log.warning("%s: no times of words: %s", request.job, error)
+        except RuntimeError as error:  # out of memory: continue without word times
+            self._log.warning("%s: no word times: %s", request.job, error)
             return []

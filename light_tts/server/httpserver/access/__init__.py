@@ -1,1 +1,1 @@
-"""Who may use the server: API keys, their limits, and the answer to those who may not."""
+"""Access control: API keys, their limits, and the error responses for requests without access."""

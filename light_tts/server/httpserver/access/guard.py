@@ -1,4 +1,4 @@
-"""The ASGI layer that lets in only requests with a key, within the limits of that key."""
+"""ASGI middleware that accepts only requests with a valid API key, within that key's limits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from light_tts.server.httpserver.access.usage import KeyUsage
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.openai.errors import error_body
 
-# What shows nothing but the server's own pages and its state.
+# These show only the server's own pages and its status.
 OPEN_PATHS = STATUS_PATHS | {"/", "/docs", "/redoc", "/openapi.json"}
 OPEN_FOLDERS = ("/page/", "/static-offline-docs/")
 
 
 class Guard:
-    """Without keys everybody is let in. `app.state.key_usage` is there once the worker has started."""
+    """Checks the API key of each request; without configured keys every request passes. `app.state.key_usage`
+    exists once the worker has started."""
 
     def __init__(self, app: ASGIApp, settings: Settings, keys: ApiKeys) -> None:
         self._app = app
@@ -54,14 +55,12 @@ class Guard:
         if key is None:
             return RequestError(
                 401,
-                "a key of this server is needed: Authorization: Bearer KEY, or xi-api-key: KEY",
+                "an API key is required: Authorization: Bearer KEY, or xi-api-key: KEY",
                 refusal="no_key",
             )
         streams, rate = settings.key_streams, settings.key_requests_per_minute
         if streams is not None and usage.open_requests(key) >= streams:
-            return RequestError(
-                429, f"{streams} requests with this key are under way already", 1, "key_streams"
-            )
+            return RequestError(429, f"{streams} requests with this key are already active", 1, "key_streams")
         if rate is not None and usage.rate(key, time.time()) >= rate:
             seconds = max(1, round(60 / rate))
             return RequestError(
@@ -75,7 +74,8 @@ def _is_open(path: str) -> bool:
 
 
 def _choosing_protocol(scope: Scope, headers: Mapping[str, str], send: Send) -> Send:
-    """A browser that offers protocols beside its key must be answered with one of them."""
+    """Return a `send` that accepts a WebSocket with one of the subprotocols offered besides the key, as
+    browsers require."""
     protocols = offered_protocols(headers) if scope["type"] == "websocket" else []
     chosen = next((name for name in protocols if not name.startswith(SUBPROTOCOL)), None)
     if chosen is None:

@@ -1,4 +1,4 @@
-"""The API keys of this server. Only their SHA-256 is kept."""
+"""The API keys of this server. Only their SHA-256 hashes are kept."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from light_tts.server.core.settings import Settings, SettingsError
 
 VARIABLE = "LIGHT_TTS_API_KEYS"
 MIN_LENGTH = 16
-SUBPROTOCOL = "openai-insecure-api-key."  # how a browser sends a key with a WebSocket
+SUBPROTOCOL = "openai-insecure-api-key."  # prefix with which browsers send a key in a WebSocket handshake
 
 
 class ApiKeys:
-    """`index` of a key that was presented, or None."""
+    """The configured API keys."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key) for key in dict.fromkeys(keys)]
@@ -25,14 +25,14 @@ class ApiKeys:
         return len(self._digests)
 
     def index(self, presented: str) -> int | None:
-        """Takes as long whether it is one of them or not."""
+        """Return the index of a presented key, or None if it is unknown. Takes constant time."""
         digest = _digest(presented)
         matches = [hmac.compare_digest(digest, known) for known in self._digests]
         return matches.index(True) if any(matches) else None
 
 
 def read_keys(settings: Settings, environ: Mapping[str, str] = os.environ) -> ApiKeys:
-    """Those of --api_key, --api_key_file and LIGHT_TTS_API_KEYS together. Raises SettingsError."""
+    """Return the keys from --api_key, --api_key_file and LIGHT_TTS_API_KEYS. Raises SettingsError."""
     keys = [*_split(settings.api_key, "--api_key"), *_split(environ.get(VARIABLE, ""), VARIABLE)]
     if settings.api_key_file:
         flag = f"--api_key_file {settings.api_key_file}"
@@ -43,13 +43,13 @@ def read_keys(settings: Settings, environ: Mapping[str, str] = os.environ) -> Ap
         lines = [line.partition("#")[0].strip() for line in text.splitlines()]
         found = [key for line in lines if line for key in _split(line, flag)]
         if not found:
-            raise SettingsError(f"{flag}: there is no key in it")
+            raise SettingsError(f"{flag}: contains no key")
         keys += found
     return ApiKeys(keys)
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
-    """The key that a request brings, or an empty string. `headers`: by lower-case name."""
+    """Return the key sent with a request, or an empty string. `headers`: by lower-case name."""
     scheme, _, value = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -62,7 +62,7 @@ def presented_key(headers: Mapping[str, str]) -> str:
 
 
 def offered_protocols(headers: Mapping[str, str]) -> list[str]:
-    """As above, for a WebSocket."""
+    """Return the WebSocket subprotocols that the client offers."""
     return [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",") if name.strip()]
 
 
@@ -71,8 +71,8 @@ def _split(text: str, where: str) -> list[str]:
     for key in keys:
         if len(key) < MIN_LENGTH or not key.isascii() or not key.isprintable() or " " in key:
             raise SettingsError(
-                f"{where}: a key must have at least {MIN_LENGTH} ASCII characters and no blanks; "
-                "make one with: openssl rand -hex 24"
+                f"{where}: a key must have at least {MIN_LENGTH} ASCII characters and no spaces; "
+                "generate one with: openssl rand -hex 24"
             )
     return keys
 

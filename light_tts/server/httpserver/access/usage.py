@@ -1,6 +1,6 @@
-"""How much each key is used, over all HTTP workers: one small file that they all map.
+"""Usage of each API key over all HTTP workers, in one small memory-mapped file.
 
-Each worker writes its own slot only, so there is no lock; a key's use is the sum over the slots.
+Each worker writes only its own slot, so no lock is needed; a key's usage is the sum over the slots.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import numpy as np
 from light_tts.server.core.counters import SLOTS
 
 MINUTE = 60.0
-_PRESENT, _COUNT, _BEFORE, _OPEN = range(4)  # minute, requests in it, in the one before, under way now
+# minute, requests in it, requests in the minute before, active requests
+_PRESENT, _COUNT, _BEFORE, _OPEN = range(4)
 
 
 class KeyUsage:
-    """`slot`: of this worker, see core.counters."""
+    """Request counts per API key. `slot`: this worker's, see core.counters."""
 
     FILE_NAME = "key_usage"
 
@@ -39,7 +40,8 @@ class KeyUsage:
         return int(self._table[key, :, _OPEN].sum())
 
     def rate(self, key: int, now: float) -> float:
-        """Requests in the 60 s before `now`, those of the last full minute taken as evenly spread."""
+        """Return the number of requests in the 60 s before `now`, assuming that those of the previous minute
+        were spread evenly."""
         minute, passed = divmod(now, MINUTE)
         present, count, before = self._table[key, :, :3].T
         this = count[present == minute].sum()
@@ -47,7 +49,7 @@ class KeyUsage:
         return float(this + last * (1 - passed / MINUTE))
 
     def begin(self, key: int, now: float | None = None) -> None:
-        """Count one more request, until `end`."""
+        """Count one more active request until `end` is called."""
         minute = int((time.time() if now is None else now) // MINUTE)
         mine = self._table[key, self._slot]
         if mine[_PRESENT] != minute:

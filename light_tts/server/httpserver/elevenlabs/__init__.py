@@ -1,1 +1,1 @@
-"""The surface of ElevenLabs' text-to-speech API: HTTP, and WebSockets on which text comes bit by bit."""
+"""ElevenLabs' text-to-speech API: HTTP routes, and WebSockets with incremental text."""

@@ -1,4 +1,4 @@
-"""What the HTTP routes and the WebSockets have in common: fields, formats, errors."""
+"""Fields, formats and errors shared by the HTTP routes and the WebSockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STATUS = {401: "invalid_api_key", 404: "voice_not_found", 429: "too_many_concur
 
 
 class VoiceSettings(BaseModel):
-    """Of ElevenLabs' settings `speed` has a meaning here; the others are left alone."""
+    """ElevenLabs' voice settings. Only `speed` has an effect; others are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -26,8 +26,8 @@ class VoiceSettings(BaseModel):
 
 
 def wishes(output_format: str, settings: VoiceSettings | None, whole: bool = False) -> SoundWishes:
-    """`output_format`: container, sample rate and, where there is a choice, kbit/s, as in mp3_44100_128.
-    Raises RequestError (400)."""
+    """Return the requested sound. `output_format`: container, sample rate and, if applicable, kbit/s, as in
+    mp3_44100_128. Raises RequestError (400)."""
     container, *numbers = output_format.split("_")
     if (
         container not in _CONTAINERS
@@ -36,8 +36,8 @@ def wishes(output_format: str, settings: VoiceSettings | None, whole: bool = Fal
     ):
         raise RequestError(
             400,
-            f"output_format {output_format[:64]!r} is unknown: {', '.join(_CONTAINERS)} can be had, with the "
-            "sample rate and kbit/s behind them, as in mp3_44100_128 or pcm_24000",
+            f"output_format {output_format[:64]!r} is unknown: {', '.join(_CONTAINERS)} are available, "
+            "followed by the sample rate and kbit/s, as in mp3_44100_128 or pcm_24000",
             field="output_format",
         )
     rate, kilobits = int(numbers[0]), int(numbers[1]) if len(numbers) == 2 else None

@@ -24,7 +24,7 @@ router = APIRouter(route_class=route_class(explain))
 
 
 class TextToSpeech(Drawing):
-    """ElevenLabs' fields that have a meaning here; others are left alone."""
+    """The supported fields of ElevenLabs' request; others are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -34,7 +34,7 @@ class TextToSpeech(Drawing):
 
 @router.post("/v1/text-to-speech/{voice_id}", openapi_extra=body_of(TextToSpeech), response_class=Response)
 async def convert(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
-    """The whole speech in one piece."""
+    """Return the complete speech in one piece."""
     return await spoken_answer(request, voice_id, output_format, whole=True)
 
 
@@ -42,7 +42,7 @@ async def convert(request: Request, voice_id: str, output_format: str = DEFAULT_
     "/v1/text-to-speech/{voice_id}/stream", openapi_extra=body_of(TextToSpeech), response_class=Response
 )
 async def stream(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
-    """The speech as it is made."""
+    """Stream the speech as it is generated."""
     return await spoken_answer(request, voice_id, output_format, whole=False)
 
 
@@ -53,7 +53,8 @@ async def spoken_answer(
     whole: bool,
     kind: type[SoundResponse] = SoundResponse,
 ) -> Response:
-    """Raises RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
+    """Return the audio response for a request. Raises RequestError, RequestValidationError, HTTPException or
+    ClientDisconnect."""
     state = request.app.state
     manager = state.manager
     call = SpeechCall(manager, "elevenlabs_speech")
@@ -73,7 +74,7 @@ async def spoken_answer(
 
 
 async def known_voice(state: Any, voice_id: str) -> str:
-    """Raises RequestError (404)."""
+    """Return the voice with this id. Raises RequestError (404)."""
     try:
         return await state.names.voice(voice_id)
     except RequestError as error:

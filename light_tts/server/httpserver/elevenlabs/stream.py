@@ -1,5 +1,6 @@
-"""WS /v1/text-to-speech/{voice_id}/stream-input and multi-stream-input: text comes bit by bit, audio leaves
-in base64 as early as the text allows. The second holds several conversations, `context_id`, at once."""
+"""WS /v1/text-to-speech/{voice_id}/stream-input and multi-stream-input: text arrives incrementally, and audio
+is sent in base64 as soon as the text allows. The second route supports several concurrent conversations,
+identified by `context_id`."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ router = APIRouter()
 
 
 class InputMessage(BaseModel):
-    """One message of the client; what is not known is left alone."""
+    """One message from the client. Unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -65,7 +66,8 @@ def error_message(error: RequestError) -> dict[str, Any]:
 
 
 class Context:
-    """One conversation: the audience of its own speech. `name` None where messages name none."""
+    """One conversation; receives the events of its own speech. `name` is None if the messages have no
+    context_id."""
 
     def __init__(self, session: InputSession, name: str | None, manner: Manner) -> None:
         self.name = name
@@ -76,7 +78,7 @@ class Context:
         self.speaking.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def close(self) -> None:
-        """Speak what there is, then end."""
+        """Finish speaking the pending text, then end."""
         if not self.closed:
             self.closed = True
             self.live.close()
@@ -94,7 +96,7 @@ class Context:
         await self._socket.send({**fields, **name})
 
     async def begins(self, utterance: Utterance) -> None:
-        """Nothing is said before the first audio."""
+        """Sends nothing: the protocol has no message before the first audio."""
 
     async def hears(self, utterance: Utterance, audio: bytes) -> None:
         await self._send(
@@ -107,7 +109,7 @@ class Context:
 
 
 class InputSession:
-    """One connection."""
+    """One WebSocket connection."""
 
     def __init__(self, websocket: WebSocket, voice_id: str, several: bool) -> None:
         self._state = websocket.app.state
@@ -142,16 +144,16 @@ class InputSession:
 
     async def _manner(self) -> Manner:
         sound = wishes(self._output_format, None)
-        SoundOut(sound, self.manager.sample_rate)  # refuses what is impossible
+        SoundOut(sound, self.manager.sample_rate)  # raises for an unsupported format
         seed = self._seed
         if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed[:11]) <= MAX_SEED):
-            raise RequestError(400, f"seed must be a whole number up to {MAX_SEED}", field="seed")
+            raise RequestError(400, f"seed must be an integer up to {MAX_SEED}", field="seed")
         options = SpeechOptions(seed=random_seed() if seed is None else int(seed))
         prompt = await wanted_voice(self._state, await known_voice(self._state, self._voice_id))
         return Manner(0, prompt, options, seed is not None, sound)
 
     async def _listen(self, manner: Manner) -> None:
-        """Returns when the client has said that it is done and everything has been spoken."""
+        """Receive messages until the client is done and all its text has been spoken."""
         while True:
             message = await self._receive()
             if message.close_socket:
@@ -169,12 +171,12 @@ class InputSession:
                 return
 
     async def _finish(self) -> None:
-        """Wait for what is still to be spoken; a client that goes ends it."""
+        """Wait until the pending text has been spoken; ends early if the client disconnects."""
         speaking = asyncio.gather(*(context.speaking for context in self._contexts.values()))
         await until_first(asyncio.ensure_future(speaking), asyncio.create_task(self._watch()))
 
     async def _watch(self) -> None:
-        """What still comes means nothing."""
+        """Receive and ignore further messages, to notice a disconnect."""
         while True:
             with contextlib.suppress(RequestError):
                 await self.socket.receive()
@@ -197,7 +199,7 @@ class InputSession:
         if message.close_context and context is None:
             return
         if context is None:
-            if not message.text:  # keeps the connection alive
+            if not message.text:  # keep-alive message
                 return
             context = self._open(name, manner)
         if message.voice_settings is not None:
@@ -214,7 +216,7 @@ class InputSession:
         for old in [old for old, context in self._contexts.items() if context.speaking.done()]:
             del self._contexts[old]
         if len(self._contexts) >= MAX_CONTEXTS:
-            raise RequestError(400, f"{MAX_CONTEXTS} contexts are open already; close one with close_context")
+            raise RequestError(400, f"{MAX_CONTEXTS} contexts are already open; close one with close_context")
         if name is not None and len(name) > 128:
             raise RequestError(400, "context_id is longer than 128 characters")
         context = self._contexts[name] = Context(self, name, manner)

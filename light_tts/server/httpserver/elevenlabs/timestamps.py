@@ -1,4 +1,4 @@
-"""POST /v1/text-to-speech/{voice_id}/with-timestamps: the speech, and when each character is spoken."""
+"""POST /v1/text-to-speech/{voice_id}/with-timestamps: the speech and the time of each character."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ router = APIRouter(route_class=route_class(explain))
     response_class=Response,
 )
 async def with_timestamps(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
-    """The whole speech in base64, and the times of its characters; null where the checkpoint does not tell
-    when its words are spoken."""
+    """Return the complete speech in base64 with the times of its characters, which are null if the checkpoint
+    provides no word times."""
     return await spoken_answer(request, voice_id, output_format, whole=True, kind=TimedResponse)
 
 
@@ -39,7 +39,8 @@ class TimedResponse(JsonResponse):
 
 
 def alignment(words: list[Word]) -> dict[str, list[Any]] | None:
-    """The characters of a word are spread over its time, a blank over that between two words."""
+    """Return the times of all characters: a word's time is divided evenly among its characters, and the gap
+    between two words belongs to the space."""
     characters: list[str] = []
     starts: list[float] = []
     ends: list[float] = []

@@ -1,1 +1,1 @@
-"""The surface of OpenAI's speech API, with the extensions of vLLM-Omni's server."""
+"""OpenAI's speech API, with the extensions of vLLM-Omni's server."""

@@ -1,4 +1,4 @@
-"""The table of names that stand for voices."""
+"""Aliases for voices."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ OPENAI_VOICES = Path(__file__).with_name("voices.json")
 
 
 def read_aliases(path: str) -> dict[str, list[str]]:
-    """Alias -> voices, best first; `path` empty: OpenAI's voices. Raises ValueError, which says what is wrong
-    with the file."""
+    """Return alias -> voices in order of preference. Empty `path`: OpenAI's voice names. Raises ValueError
+    with a description of what is wrong with the file."""
     file = Path(path or OPENAI_VOICES)
     try:
         table = json.loads(file.read_text(encoding="utf-8"))

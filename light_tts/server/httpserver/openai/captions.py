@@ -1,4 +1,4 @@
-"""POST /dev/captioned_speech: audio with the times of its words, as Kokoro-FastAPI answers, and subtitles."""
+"""POST /dev/captioned_speech: audio with word times, in the format of Kokoro-FastAPI, and subtitles."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _WRITERS = {"srt": srt, "vtt": vtt}
 
 
 class CaptionedSpeech(CreateSpeech):
-    """The fields of POST /v1/audio/speech; the answer is always whole."""
+    """The fields of POST /v1/audio/speech; the response is always complete."""
 
     stream: Literal[False] = False
     stream_format: None = None
     word_timestamps: Literal[True] = True
-    subtitles: Literal["srt", "vtt"] | None = Field(None, description="subtitles besides the times of words")
+    subtitles: Literal["srt", "vtt"] | None = Field(None, description="also return subtitles in this format")
 
 
 @router.post("/dev/captioned_speech", openapi_extra=body_of(CaptionedSpeech), response_class=Response)
 async def captioned_speech(request: Request) -> Response:
-    """`audio` in base64; `timestamps`: `{"word", "start_time", "end_time"}` in seconds; `subtitles` where
-    they were asked for."""
+    """Return `audio` in base64, `timestamps` as `{"word", "start_time", "end_time"}` in seconds, and
+    `subtitles` if requested."""
     manager = request.app.state.manager
     call = SpeechCall(manager, "captioned_speech")
     request.state.request_id = call.id
@@ -51,7 +51,7 @@ async def captioned_speech(request: Request) -> Response:
 
 
 class CaptionedResponse(JsonResponse):
-    """`subtitles`: srt, vtt or None."""
+    """Speech with word times and optional subtitles. `subtitles`: srt, vtt or None."""
 
     def __init__(self, call: SpeechCall, sound: SoundOut, subtitles: str | None) -> None:
         super().__init__(call, sound, explain)

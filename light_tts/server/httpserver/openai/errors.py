@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients read them."""
+"""Errors in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
 
 
 def error_body(error: RequestError) -> dict[str, Any]:
-    """`{"error": ...}`"""
+    """Return `{"error": ...}`."""
     kind = "invalid_request_error"
     if error.status >= 500:
         kind = "server_error"

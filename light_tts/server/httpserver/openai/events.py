@@ -18,13 +18,13 @@ from light_tts.server.httpserver.sound.response import SoundResponse
 
 
 class EventResponse(SoundResponse):
-    """`speech.audio.delta` with audio in base64, at the end `speech.audio.done`; an error after the first
-    audio is `speech.audio.error`."""
+    """Sends `speech.audio.delta` events with audio in base64 and finally `speech.audio.done`; an error after
+    the first audio becomes `speech.audio.error`."""
 
     def __init__(
         self, call: SpeechCall, sound: SoundOut, explain: Explain, word_times: bool = False, **headers: str
     ) -> None:
-        """`word_times`: an event `speech.audio.words` comes before the last."""
+        """`word_times`: send a `speech.audio.words` event before the last one."""
         headers = {**headers, "Content-Type": "text/event-stream; charset=utf-8"}
         super().__init__(call, sound, explain, word_times, **headers)
 

@@ -20,7 +20,7 @@ def _model(name: str) -> dict[str, Any]:
 @router.get("/v1/models")
 @router.get("/v1/audio/models")
 async def models(request: Request) -> dict[str, Any]:
-    """`models` repeats `data` for clients that look there."""
+    """List the models; `models` repeats `data` for clients that read that key."""
     listed = [_model(name) for name in request.app.state.names.models]
     return {"object": "list", "data": listed, "models": listed}
 
@@ -34,5 +34,5 @@ async def model(request: Request, model: str) -> dict[str, Any]:
 
 @router.get("/v1/test")
 async def test() -> dict[str, str]:
-    """Asked by wyoming-openai to see whether a server is there."""
+    """Liveness check used by wyoming-openai."""
     return {"status": "ok"}

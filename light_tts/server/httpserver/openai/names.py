@@ -1,4 +1,4 @@
-"""Names that OpenAI's clients use, and what they mean here: models and voices."""
+"""Maps the model and voice names of OpenAI's clients to styles and voices of this server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ MODEL_ALIASES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 
 
 class Names:
-    """The models and voices of this server. An alias of the table stands for the first voice of its list that
-    there is; if none is, aliases are spread over all voices. A voice that has the name itself goes first."""
+    """The models and voices of this server. An alias means the first existing voice in its list; if none of
+    them exists, aliases are distributed over all voices. A voice of the same name takes precedence."""
 
     def __init__(self, manager: HttpServerManager, voices: VoiceStore) -> None:
         self._manager = manager
@@ -29,7 +29,7 @@ class Names:
         return list(dict.fromkeys((own, *styles, *MODEL_ALIASES)))
 
     def style(self, model: str | None) -> int:
-        """The style that a model of `models` means. Raises RequestError (404)."""
+        """Return the style for a model in `models`. Raises RequestError (404)."""
         if model is None:
             return 0
         for index, style in enumerate(self._manager.styles):
@@ -38,24 +38,24 @@ class Names:
         if model not in self.models:
             known = ", ".join(self.models)
             raise RequestError(
-                404, f"the model {model[:64]!r} does not exist; known are {known}", field="model"
+                404, f"the model {model[:64]!r} does not exist; available: {known}", field="model"
             )
         return 0
 
     async def voices(self) -> list[str]:
-        """All that can be spoken with, without aliases."""
+        """Return all voices, without aliases."""
         stored = await asyncio.to_thread(self._voices.names)
         return sorted({*self._manager.checkpoint_speakers, *stored})
 
     async def aliases(self) -> dict[str, str]:
-        """Alias -> voice, of those that stand for one."""
+        """Return alias -> voice for all aliases that have one."""
         voices = await self.voices()
         return {
             alias: self._meant(alias, voices) for alias in self._aliases if voices and alias not in voices
         }
 
     async def voice(self, name: str | None) -> str:
-        """The voice that a name means; without a name the first one. Raises RequestError (400)."""
+        """Return the voice with this name or alias, or the first voice if None. Raises RequestError (400)."""
         voices = await self.voices()
         if name in voices:
             return name
@@ -63,11 +63,11 @@ class Names:
             return voices[0]
         if voices and name in self._aliases:
             return self._meant(name, voices)
-        what = "there is no voice yet" if name is None else f"unknown voice {name[:64]!r}"
+        what = "there are no voices yet" if name is None else f"unknown voice {name[:64]!r}"
         raise RequestError(
             400,
-            f"{what}; GET /v1/audio/voices lists those there are, POST adds one, and ref_audio takes one "
-            "with the request",
+            f"{what}; GET /v1/audio/voices lists the voices, POST adds one, and ref_audio sends one with "
+            "the request",
             field="voice",
         )
 

@@ -30,7 +30,9 @@ router = APIRouter(route_class=route_class(explain))
 
 @router.post("/v1/audio/speech", openapi_extra=body_of(CreateSpeech), response_class=Response)
 async def create_speech(request: Request) -> Response:
-    """OpenAI's speech request: audio in one of six formats, as it is made, or as server-sent events."""
+    """OpenAI's speech request: audio in one of six formats, streamed or complete, or as server-sent
+    events.
+    """
     manager: HttpServerManager = request.app.state.manager
     call = SpeechCall(manager, ROUTE)
     request.state.request_id = call.id
@@ -56,7 +58,8 @@ def wishes(fields: CreateSpeech) -> SoundWishes:
 
 
 async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Request) -> Speech:
-    """Raises RequestError. The costly part comes last, and only for a request that has been admitted."""
+    """Admit the request and return what to speak. Raises RequestError. Expensive work comes last and is done
+    only for admitted requests."""
     state = request.app.state
     manager: HttpServerManager = state.manager
     style = state.names.style(fields.model)
@@ -77,19 +80,19 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
 
 
 def check_word_times(fields: CreateSpeech, manager: HttpServerManager, style: int) -> None:
-    """Raises RequestError (400) where the times of words cannot be said."""
+    """Raise RequestError (400) if word times are not available."""
     problem = None
     if not manager.knows_word_times(style):
-        problem = "this checkpoint does not say which of its heads follow the text (alignment_heads)"
+        problem = "this checkpoint does not name the attention heads that follow the text (alignment_heads)"
     elif not (fields.events or fields.whole):
-        problem = "needs stream_format sse, or stream false: audio alone has no place for it"
+        problem = "requires stream_format sse, or stream false: an audio stream cannot carry word times"
     elif fields.max_pause is not None:
-        problem = "cannot be had together with max_pause, which moves the words"
+        problem = "cannot be combined with max_pause, which shifts the words"
     if problem is not None:
         raise RequestError(400, f"word_timestamps: {problem}", field="word_timestamps")
 
 
 def ignored(fields: CreateSpeech) -> dict[str, str]:
-    """A header that names the fields without effect."""
+    """Return a header that names the ignored fields."""
     names = [name for name in fields.unknown if _HARMLESS.fullmatch(name)][:20]
     return {"X-Ignored-Fields": ", ".join(names)} if names else {}

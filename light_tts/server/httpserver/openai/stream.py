@@ -1,8 +1,8 @@
-"""WS /v1/audio/speech/stream: text comes bit by bit, in the messages of vLLM-Omni's server.
+"""WS /v1/audio/speech/stream: incremental text, with the messages of vLLM-Omni's server.
 
-First `session.config` (again between utterances, if something changes), then `input.text` and `input.done`,
-which ends an utterance and not the connection; at last `session.close`. Each utterance is answered by
-`audio.start`, audio as binary messages, `audio.done` and `session.done`.
+The client sends `session.config` (again between utterances to change it), then `input.text` and `input.done`,
+which ends an utterance but not the connection, and finally `session.close`. Each utterance is answered with
+`audio.start`, binary audio messages, `audio.done` and `session.done`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ router = APIRouter()
 
 
 class SessionConfig(SpokenSpeech):
-    """Fields of other servers are left alone, `split_granularity` too: speech begins as early as the text
-    allows in any case."""
+    """The session's settings. Fields of other servers, including `split_granularity`, are ignored: speech
+    always begins as early as the text allows."""
 
     response_format: Format = "wav"
-    stream_audio: bool = False  # audio of an utterance bit by bit, else in one message
+    stream_audio: bool = False  # stream the audio of an utterance; otherwise send it in one message
     type: Literal["session.config"]
 
 
@@ -45,7 +45,7 @@ async def stream(websocket: WebSocket) -> None:
 
 
 class SpeechSession:
-    """One connection; the audience of its own speech."""
+    """One WebSocket connection; receives the events of its own speech."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._state = websocket.app.state
@@ -86,7 +86,7 @@ class SpeechSession:
             max_pause=config.max_pause,
             whole=not config.stream_audio,
         )
-        SoundOut(wishes, self._manager.sample_rate)  # refuses what is impossible
+        SoundOut(wishes, self._manager.sample_rate)  # raises for an unsupported format
         style = self._state.names.style(config.model)
         prompt = await wanted_voice(
             self._state, config.voice, config.ref_audio, config.ref_text, config.instructions
@@ -94,7 +94,7 @@ class SpeechSession:
         return Manner(style, prompt, options, config.seed is not None, wishes)
 
     async def _listen(self) -> None:
-        """Ends with the connection alone; after session.close it waits for that."""
+        """Receive messages until the connection ends; after session.close, wait for that."""
         while True:
             try:
                 message = await self._socket.receive()
@@ -112,12 +112,14 @@ class SpeechSession:
         match message.get("type"):
             case "session.config":
                 if self._live.open:
-                    raise RequestError(400, "session.config cannot come before the input.done of a text")
+                    raise RequestError(
+                        400, "session.config is not allowed before the input.done of the current text"
+                    )
                 self._live.manner = await self._manner(message)
             case "input.text" if isinstance(message.get("text"), str):
                 self._live.append(message["text"])
             case "input.text":
-                raise RequestError(400, "input.text needs text")
+                raise RequestError(400, "input.text requires text")
             case "input.done":
                 self._live.flush()
             case kind:
@@ -126,7 +128,7 @@ class SpeechSession:
     async def _complain(self, error: RequestError | RequestValidationError) -> None:
         await self._socket.send({"type": "error", "message": as_request_error(error).message})
 
-    # -- as the audience
+    # -- Audience
 
     async def begins(self, utterance: Utterance) -> None:
         self._sent_bytes = 0

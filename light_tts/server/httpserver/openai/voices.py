@@ -18,21 +18,21 @@ router = APIRouter(route_class=route_class(explain))
 
 
 class NewVoice(BodyFields):
-    """vLLM-Omni's fields."""
+    """vLLM-Omni's fields for a new voice."""
 
     recordings = frozenset({"audio_sample"})
 
     name: str
     audio_sample: Recording
-    ref_text: str = Field("", description="what is said in audio_sample; without it only the voice is taken")
-    consent: str = Field("", description="id of the speaker's consent; not kept")
+    ref_text: str = Field("", description="transcript of audio_sample; without it only the timbre is used")
+    consent: str = Field("", description="id of the speaker's consent; not stored")
     speaker_description: str = Field("", description="not kept")
 
 
 @router.get("/v1/audio/voices")
 async def voices(request: Request) -> dict[str, Any]:
-    """`voices`: all names that requests may use, OpenAI's among them; `uploaded_voices`: those that POST (or
-    /add_spk) made."""
+    """List the voices. `voices`: all names that requests may use, including OpenAI's; `uploaded_voices`:
+    those created with POST or /add_spk."""
     state = request.app.state
     own = [{"id": name, "name": name} for name in await state.names.voices()]
     aliases = await state.names.aliases()

@@ -1,4 +1,4 @@
-"""The page at `/`: static files of the package, which need nothing from any other address."""
+"""The web page at `/`: static files from the package, with no external resources."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from starlette.staticfiles import StaticFiles
 
 STATIC = Path(__file__).parent / "static"
 HEADERS = {
-    # Scripts, styles and connections of this server only; nothing inline.
+    # Scripts, styles and connections from this server only; nothing inline.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
     "connect-src 'self'; media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
-    "Cache-Control": "no-cache",  # asked again each time, answered with 304
+    "Cache-Control": "no-cache",  # revalidated each time and answered with 304
 }
 
 router = APIRouter(include_in_schema=False)
@@ -30,7 +30,7 @@ async def index(request: Request) -> Response:
 
 @router.api_route("/page/{name}", methods=["GET", "HEAD"])
 async def file(name: str, request: Request) -> Response:
-    """404 for what is not among the files of the page."""
+    """Serve a file of the page; 404 for any other name."""
     return await _file(name, request)
 
 

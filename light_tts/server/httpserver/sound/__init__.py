@@ -1,5 +1,5 @@
-"""What happens to the samples of a speech between the stages and the client: tempo, pauses, sample rate,
-fades (`shape`), and the format (`encoders`). `SoundOut` is all of it for one answer."""
+"""Audio processing between the stages and the client: tempo, pauses, sample rate and fades (`shape`), and the
+output format (`encoders`). `SoundOut` combines them for one response."""
 
 from light_tts.server.httpserver.sound.encoders import FORMATS, Format, content_type
 from light_tts.server.httpserver.sound.out import SoundOut, SoundWishes

@@ -1,4 +1,4 @@
-"""The formats of the audio that goes out, mono, each written while audio is made."""
+"""Streaming encoders for the output formats, all mono."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from light_tts.server.httpserver import audio_out
 
-# Those of OpenAI; "ulaw" and "alaw", the formats of telephony, are known beside them.
+# OpenAI's formats; the telephony formats "ulaw" and "alaw" are supported as well.
 Format = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 FORMATS: tuple[str, ...] = get_args(Format)
 SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
@@ -19,8 +19,8 @@ SAMPLE_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 @dataclass(frozen=True)
 class Codec:
-    """How FFmpeg writes a format. `streamed`: options where the length is not known yet; `rates`: those that
-    the codec knows; `sample_format`: what it takes."""
+    """FFmpeg parameters of a format. `streamed`: options for output of unknown length; `rates`: sample rates
+    the codec supports; `sample_format`: its input format."""
 
     name: str
     container: str
@@ -55,13 +55,13 @@ def content_type(format: str) -> str:
 
 
 def rates_of(format: str) -> tuple[int, ...]:
-    """Sample rates in which a format can be written."""
+    """Return the sample rates supported by a format."""
     return CODECS[format].rates if format in CODECS else SAMPLE_RATES
 
 
 class Encoder(Protocol):
-    """Takes (n,) int16, gives bytes of the format; `finish` the last ones. With `whole`, all bytes come from
-    `finish`, and what says the length is right."""
+    """Converts (n,) int16 to bytes of the format; `finish` returns the last ones. With `whole`, all bytes
+    come from `finish` and the headers contain the correct length."""
 
     def push(self, samples: np.ndarray) -> bytes: ...
 
@@ -69,7 +69,7 @@ class Encoder(Protocol):
 
 
 class RawEncoder:
-    """PCM, or WAV: a header, then PCM."""
+    """PCM, or WAV as a header followed by PCM."""
 
     def __init__(self, format: str, rate: int, whole: bool) -> None:
         self._format = format
@@ -93,7 +93,7 @@ class RawEncoder:
 
 
 class _Outlet:
-    """A file that can only be written to, from which what has been written is taken."""
+    """A write-only file that collects what FFmpeg writes, to be taken by the encoder."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -109,7 +109,7 @@ class _Outlet:
 
 
 class CodecEncoder:
-    """A format that FFmpeg writes."""
+    """A format encoded by FFmpeg."""
 
     def __init__(self, codec: Codec, rate: int, whole: bool) -> None:
         self._outlet = _Outlet()
@@ -133,7 +133,7 @@ class CodecEncoder:
         return self._outlet.take()
 
     def finish(self) -> bytes:
-        """What the codec still holds is written too: the last frame can be decoded."""
+        """Flush the codec, so that the last frame can be decoded."""
         if self._position:
             self._container.mux(self._stream.encode(None))
         self._container.close()
@@ -141,7 +141,8 @@ class CodecEncoder:
 
 
 def encoder(format: str, rate: int, whole: bool, bit_rate: int | None = None) -> Encoder:
-    """`rate`: one of `rates_of(format)`; `bit_rate`: bits a second, where the format has a choice."""
+    """Return an encoder. `rate`: one of `rates_of(format)`; `bit_rate`: bits per second, if the format
+    supports a choice."""
     if format in CODECS:
         codec = CODECS[format]
         if bit_rate is not None and codec.bit_rate is not None:

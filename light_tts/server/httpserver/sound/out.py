@@ -1,4 +1,4 @@
-"""SoundOut: from the PCM of the stages to the bytes of an answer."""
+"""SoundOut: converts the stages' PCM to the bytes of a response."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from light_tts.server.httpserver.sound.shape import Fade, PauseLimit, Resampler,
 
 @dataclass(frozen=True)
 class SoundWishes:
-    """How a client wants its audio. `sample_rate` None: that of the checkpoint; `max_pause`: seconds to which
-    longer pauses are cut; `whole`: all at once, with its length, instead of bit by bit; `bit_rate`: bits a
-    second, None: what suits the format."""
+    """The audio format a client requests. `sample_rate` None: the checkpoint's; `max_pause`: longer pauses
+    are cut to this many seconds; `whole`: complete and with its length instead of streamed; `bit_rate`: bits
+    per second, None: the format's default."""
 
     format: str
     sample_rate: int | None = None
@@ -26,10 +26,11 @@ class SoundWishes:
 
 
 class SoundOut:
-    """Makes one answer's audio; fades it at both ends. Blocking: use it in a thread."""
+    """Converts the audio of one response, with a fade at both ends. Blocking: use it in a thread."""
 
     def __init__(self, wishes: SoundWishes, source_rate: int) -> None:
-        """`source_rate`: of the PCM of the stages. Raises RequestError (400): not in this format."""
+        """`source_rate`: sample rate of the stages' PCM. Raises RequestError (400) if the format does not
+        support the request."""
         rate = wishes.sample_rate or source_rate
         possible = encoders.rates_of(wishes.format)
         if rate not in possible:
@@ -55,7 +56,7 @@ class SoundOut:
         self._encoder = encoders.encoder(wishes.format, rate, wishes.whole, wishes.bit_rate)
 
     def push(self, pcm: bytes) -> bytes:
-        """More PCM of the stages (16 bits) -> the bytes that can be sent now."""
+        """Add PCM of the stages (16 bits); return the bytes that can be sent now."""
         samples = np.frombuffer(pcm, "<i2").astype(np.float32) / 32768
         for step in self._steps:
             samples = step.push(samples)
@@ -69,5 +70,5 @@ class SoundOut:
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
-    """(n,) float32 -> int16; what is beyond full scale is clipped."""
+    """Convert (n,) float32 to int16 with clipping."""
     return np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)

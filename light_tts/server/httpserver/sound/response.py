@@ -1,4 +1,4 @@
-"""The answer whose audio has been through a SoundOut."""
+"""Responses with audio converted by a SoundOut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ MAX_TIMES_HEADER = 4096  # bytes
 
 
 def times_header(words: list[Word]) -> dict[str, str]:
-    """As vLLM-Omni sends them; too many are left out, which another header says."""
+    """Return the word times in vLLM-Omni's header format; if they are too long, another header says so
+    instead."""
     text = json.dumps(as_dicts(words), separators=(",", ":"))
     if len(text) > MAX_TIMES_HEADER:
         return {"X-Word-Timestamps-Omitted": "too-large"}
@@ -25,17 +26,17 @@ def times_header(words: list[Word]) -> dict[str, str]:
 
 
 class SoundResponse(CallResponse):
-    """In one piece with its length where the sound is `whole`, else bit by bit, as it is made."""
+    """Complete with its length if the sound is `whole`, otherwise streamed as it is generated."""
 
     def __init__(
         self, call: SpeechCall, sound: SoundOut, explain: Explain, word_times: bool = False, **headers: str
     ) -> None:
-        """`word_times`: say in a header when each word is spoken, where the answer is whole."""
+        """`word_times`: report in a header when each word is spoken, for complete responses."""
         headers = {"X-Sample-Rate": str(sound.sample_rate), **headers}
         super().__init__(call, sound.content_type, headers, explain)
         self.sound = sound
         self._word_times = word_times
-        self._spoken: list[bytes] = []  # PCM so far, where the times of words are wanted
+        self._spoken: list[bytes] = []  # PCM so far, kept if word times were requested
 
     async def deliver(self, send: Send) -> None:
         if self.sound.whole:
@@ -52,7 +53,7 @@ class SoundResponse(CallResponse):
         return word_times(self.call.request, self._spoken, self.call.sample_rate, self.sound.speed)
 
     async def all_audio(self) -> tuple[bytes, bytes]:
-        """The PCM of the stages, and the bytes of the answer."""
+        """Return the PCM of the stages and the bytes of the response, both complete."""
         pcm = b"".join([pcm async for pcm in self.call])
         self._keep(pcm)
         return pcm, await asyncio.to_thread(lambda: self.sound.push(pcm) + self.sound.finish())
@@ -62,7 +63,7 @@ class SoundResponse(CallResponse):
             self._spoken.append(pcm)
 
     async def start_with_audio(self, send: Send) -> None:
-        """The body bit by bit; the headers go with the first audio, so that an error before it has its
+        """Stream the body. The headers are sent with the first audio, so that an error before it gets its own
         status."""
         async for pcm in self.call:
             self._keep(pcm)
@@ -78,14 +79,14 @@ class SoundResponse(CallResponse):
 
 
 class JsonResponse(SoundResponse):
-    """The whole audio in a JSON object, with the times of its words."""
+    """The complete audio in a JSON object, with word times."""
 
     def __init__(self, call: SpeechCall, sound: SoundOut, explain: Explain, **headers: str) -> None:
         headers = {**headers, "Content-Type": "application/json"}
         super().__init__(call, sound, explain, word_times=True, **headers)
 
     def answer(self, audio: bytes) -> dict[str, Any]:
-        """The object."""
+        """Return the JSON object."""
         raise NotImplementedError
 
     async def deliver(self, send: Send) -> None:

@@ -1,6 +1,6 @@
-"""Steps that change the samples of a stream while it passes: each takes and gives (n,) float32, full scale 1.
+"""Streaming filters for samples: each takes and returns (n,) float32, full scale 1.
 
-`push` gives what can go on already, `finish` the rest. How the stream was cut changes nothing.
+`push` returns what is ready, `finish` the rest. The result does not depend on how the stream is divided.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import av
 import numpy as np
 import soxr
 
-MIN_TEMPO = 0.5  # of one atempo filter; slower ones are several in a row
+MIN_TEMPO = 0.5  # limit of one atempo filter; several are chained for slower speech
 FADE_SECONDS = 0.005
 SILENCE = 0.01  # -40 dBFS
 _EMPTY = np.zeros(0, np.float32)
@@ -26,7 +26,7 @@ class Step(Protocol):
 
 
 class Tempo:
-    """Speaks `speed` times as fast at the same pitch (FFmpeg's atempo)."""
+    """Speeds up by a factor of `speed` at the same pitch (FFmpeg's atempo)."""
 
     def __init__(self, rate: int, speed: float) -> None:
         self._rate = rate
@@ -63,7 +63,7 @@ class Tempo:
 
 
 class Resampler:
-    """From one sample rate to another."""
+    """Converts one sample rate to another."""
 
     def __init__(self, rate: int, new_rate: int) -> None:
         self._stream = soxr.ResampleStream(rate, new_rate, 1, dtype="float32")
@@ -76,11 +76,11 @@ class Resampler:
 
 
 class PauseLimit:
-    """Cuts silence longer than `seconds` to `seconds`, at the beginning and within; the end is left alone."""
+    """Cuts silences longer than `seconds` to `seconds`, at the beginning and inside; the end is unchanged."""
 
     def __init__(self, rate: int, seconds: float) -> None:
         self._longest = round(rate * seconds)
-        self._silent = 0  # samples of the present pause so far
+        self._silent = 0  # samples of the current pause so far
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         if not len(samples):
@@ -88,7 +88,7 @@ class PauseLimit:
         at = np.arange(len(samples))
         loud = np.abs(samples) >= SILENCE
         latest = np.maximum.accumulate(np.where(loud, at, -1 - self._silent))
-        pause = at - latest  # 0 where it is loud, then how long it has been silent
+        pause = at - latest  # 0 for loud samples, else the length of the silence so far
         self._silent = int(pause[-1])
         return samples[pause <= self._longest]
 
@@ -97,13 +97,13 @@ class PauseLimit:
 
 
 class Fade:
-    """Fades the beginning in and the end out, so that neither clicks."""
+    """Fades in the beginning and fades out the end, to avoid clicks."""
 
     def __init__(self, rate: int) -> None:
         length = max(1, round(rate * FADE_SECONDS))
         self._ramp = ((np.arange(length) + 0.5) / length).astype(np.float32)
-        self._begun = 0  # samples of the beginning that have passed
-        self._held = _EMPTY  # may be the end
+        self._begun = 0  # number of samples already faded in
+        self._held = _EMPTY  # may turn out to be the end
 
     def push(self, samples: np.ndarray) -> np.ndarray:
         rising = self._ramp[self._begun : self._begun + len(samples)]
