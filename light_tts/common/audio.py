@@ -1,4 +1,4 @@
-"""Reading and resampling recordings. numpy and libsndfile only, so that HTTP workers can import it."""
+"""Reads and resamples recordings. Uses only numpy and libsndfile, so that HTTP workers can import it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from light_tts.common.file_kinds import READABLE, what_it_is
 
 MIN_SAMPLE_RATE = 16_000
 MAX_SAMPLE_RATE = 192_000
-MAX_AMPLITUDE = 10.0  # full scale is 1; float files may overshoot a little, but not by this much
+MAX_AMPLITUDE = 10.0  # full scale is 1; float files may exceed it a little, but not by this much
 
-UNREADABLE = "audio file format is incorrect"  # how the message about such a file begins
+UNREADABLE = "audio file format is incorrect"  # start of the message about such a file
 
-_BLOCK = 1 << 20  # values decoded at a time, all channels together
+_BLOCK = 1 << 20  # values decoded at a time, over all channels
 _LOWPASS_WIDTH = 6  # zero crossings on each side of the sinc
-_ROLLOFF = 0.99  # cut-off as a share of the lower Nyquist frequency
+_ROLLOFF = 0.99  # cut-off as a fraction of the lower Nyquist frequency
 
 
 class AudioError(ValueError):
-    """The recording cannot be used; the message says why, for the person who sent it."""
+    """The recording cannot be used; the message tells the sender why."""
 
 
 def read_audio(data: bytes, min_seconds: float, max_seconds: float) -> tuple[np.ndarray, int]:
-    """Decode a sound file of any format that libsndfile knows.
+    """Decode a sound file of any format that libsndfile supports.
 
-    Returns (samples (n,) float32 mono (mean of the channels), sample rate in Hz). Never decodes more than
-    `max_seconds` and one block, whatever the file claims or unpacks to. Raises AudioError.
+    Returns (samples (n,) float32 mono (mean of the channels), sample rate in Hz). Decodes at most
+    `max_seconds` plus one block, whatever the file claims or expands to. Raises AudioError.
     """
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
@@ -54,7 +54,7 @@ def read_audio(data: bytes, min_seconds: float, max_seconds: float) -> tuple[np.
     samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     check_length(len(samples), rate, min_seconds, max_seconds)
     if not np.abs(samples).max() <= MAX_AMPLITUDE:  # also catches NaN
-        raise AudioError("the audio has samples that are not finite or far beyond full scale")
+        raise AudioError("the audio has samples that are not finite or are far beyond full scale")
     return samples, rate
 
 
@@ -67,7 +67,7 @@ def check_length(samples: int, rate: int, min_seconds: float, max_seconds: float
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
-    """Band-limited resampling of `samples` (n,) float32; returns (ceil(n * new_rate / rate),) float32.
+    """Resample `samples` (n,) float32 band-limited; return (ceil(n * new_rate / rate),) float32.
 
     See `resampling_filter`.
     """
@@ -87,20 +87,21 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def resampling_filter(rate: int, new_rate: int) -> tuple[int, int, np.ndarray]:
-    """A Hann-windowed sinc with the default parameters of torchaudio's `resample`.
+    """Return a Hann-windowed sinc filter with the default parameters of torchaudio's `resample`.
 
-    Output m lies at input position m * rate / new_rate; only new_rate / gcd different fractions of it occur,
-    so the filter is a table of that many rows, each as short as the window (rates without a common factor
-    cost no more memory). Returns both rates without their common factor, old and new, and the table (new,
-    2 * width + 2) float32: row m % new is for the inputs from m * old // new - width on.
+    Output m is at input position m * rate / new_rate. Only new_rate / gcd different fractions of it occur, so
+    the filter is a table with that many rows, each only as long as the window, and coprime rates need no more
+    memory. Returns the old and new rates divided by their gcd, and the table (new, 2 * width + 2) float32:
+    row m % new applies to the inputs from m * old // new - width on.
     """
     divisor = math.gcd(rate, new_rate)
     old, new = rate // divisor, new_rate // divisor
     cutoff = min(old, new) * _ROLLOFF
     width = math.ceil(_LOWPASS_WIDTH * old / cutoff)
-    taps = np.arange(-width, width + 2)  # input samples around the floor of the position
+    taps = np.arange(-width, width + 2)  # input samples around the rounded-down position
     phase = np.arange(new)
-    position = (phase / new).astype(np.float32)  # torchaudio rounds here; log spectra of silence show it
+    # torchaudio rounds here, which is visible in log spectra of silence
+    position = (phase / new).astype(np.float32)
     t = ((phase[:, None] * old // new + taps) / old - position[:, None]) * cutoff
     window = np.where(np.abs(t) < _LOWPASS_WIDTH, np.cos(t * np.pi / (2 * _LOWPASS_WIDTH)) ** 2, 0.0)
     return old, new, (np.sinc(t) * window * (cutoff / old)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""CUDA graphs: a sequence of kernels recorded once for each size and launched as one from then on.
+"""CUDA graphs: a sequence of kernels, recorded once per size and then launched as a unit.
 
-What is recorded must read its inputs from tensors that stay where they are, and leave its results in such
-tensors. Without CUDA, or with graphs switched off, the same function is simply called.
+The recorded function must read its inputs from tensors at fixed addresses and write its results to such
+tensors. Without CUDA, or with graphs disabled, the function is simply called.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 
 
 class GraphCache:
-    """The graphs of one stream, by key. They share one memory pool, so they must not run at the same time;
-    a result that lies in a tensor made inside the function is valid until the next run of any of them."""
+    """The graphs of one stream, by key. They share a memory pool, so they must not run concurrently. A result
+    in a tensor allocated inside the function is valid until the next run of any of the graphs."""
 
-    WARM_UP_RUNS = 2  # what is made at a first run (kernels, library handles) must not be recorded
+    WARM_UP_RUNS = 2  # allocations of a first run (kernels, library handles) must not be recorded
 
     def __init__(self, device: torch.device, enabled: bool = True) -> None:
         self.enabled = enabled and device.type == "cuda"
@@ -29,8 +29,9 @@ class GraphCache:
         return len(self._graphs)
 
     def run(self, key: Hashable, function: Callable[[], object]) -> object:
-        """What `function` returns: recorded at the first call with this key, replayed at every one.
-        `function` must do the same to the device at every run with this key, and must not wait for it."""
+        """Run `function`, recording it at the first call with this key and replaying it afterwards; return
+        what it returned. `function` must queue the same work at every call with this key and must not
+        synchronize."""
         if not self.enabled:
             return function()
         if key not in self._graphs:
@@ -40,13 +41,12 @@ class GraphCache:
         return result
 
     def record(self, key: Hashable, function: Callable[[], object]) -> None:
-        """Runs `function` WARM_UP_RUNS times and records it; the current stream must not be the default
-        one."""
+        """Run `function` WARM_UP_RUNS times and record it. The current stream must not be the default one."""
         for _ in range(self.WARM_UP_RUNS):
             function()
         graph = torch.cuda.CUDAGraph()
-        # Not torch.cuda.graph(): it empties the allocator's cache each time. thread_local: other threads of
-        # the process may allocate and launch meanwhile.
+        # Not torch.cuda.graph(), which empties the allocator's cache each time. thread_local: other threads
+        # of the process may allocate and launch in the meantime.
         torch.cuda.current_stream().synchronize()
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
@@ -56,6 +56,6 @@ class GraphCache:
         self._graphs[key] = (graph, result)
 
     def clear(self) -> None:
-        """Forget all of them, and give back their memory."""
+        """Delete all graphs and free their memory."""
         self._graphs.clear()
         self._pool = torch.cuda.graph_pool_handle() if self.enabled else None

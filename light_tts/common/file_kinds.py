@@ -1,11 +1,11 @@
-"""Names the kind of a file by its first bytes, for the message that it cannot be read as a recording."""
+"""Identifies a file by its first bytes, for the message that it cannot be read as a recording."""
 
 from __future__ import annotations
 
-READABLE = "WAV, FLAC, OGG, MP3 and AIFF"  # what people have, of all that libsndfile knows
+READABLE = "WAV, FLAC, OGG, MP3 and AIFF"  # the common ones among the formats that libsndfile supports
 
-_DAMAGED = "that is damaged, cut off or of an unusual encoding"
-# (offset, bytes there, what it is); the first that fits counts
+_DAMAGED = "that is damaged, truncated or uses an unusual encoding"
+# (offset, bytes at that offset, description); the first match counts
 _KINDS = (
     (8, b"WAVE", f"a WAV file {_DAMAGED}"),
     (0, b"fLaC", f"a FLAC file {_DAMAGED}"),
@@ -16,7 +16,7 @@ _KINDS = (
     (0, b"\xff\xf1", "AAC"),
     (0, b"\xff\xf9", "AAC"),
     (4, b"ftypM4A", "M4A (MPEG-4 audio)"),
-    (4, b"ftypqt", "a QuickTime film"),
+    (4, b"ftypqt", "a QuickTime movie"),
     (4, b"ftyp3g", "3GP"),
     (4, b"ftyp", "MP4"),
     (0, b"\x1aE\xdf\xa3", "WebM or Matroska"),
@@ -32,7 +32,7 @@ _KINDS = (
 
 
 def what_it_is(data: bytes) -> str:
-    """A noun phrase, as "a WAV file that is damaged" or "text"."""
+    """Return a noun phrase such as "a WAV file that is damaged" or "text"."""
     if not data:
         return "empty"
     for offset, magic, kind in _KINDS:
@@ -45,11 +45,11 @@ def what_it_is(data: bytes) -> str:
         return "JSON"
     if not data.strip(b"\0"):
         return "nothing but zero bytes"
-    return "text" if _is_text(data[:512]) else "of no known kind"
+    return "text" if _is_text(data[:512]) else "of an unknown type"
 
 
 def _is_text(data: bytes) -> bool:
-    """Is it printable UTF-8, but for a character that is cut off at the end?"""
+    """Return whether the bytes are printable UTF-8, except for a character cut off at the end."""
     text = data.decode(errors="ignore")
     whole = len(text.encode()) > len(data) - 4
     return whole and all(character.isprintable() or character.isspace() for character in text)

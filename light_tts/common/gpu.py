@@ -1,19 +1,21 @@
-"""GPUs as the driver shows them, and the priorities of work on one. No torch is imported here."""
+"""GPU enumeration through the driver, and priorities of GPU work. No torch is imported here."""
 
 from __future__ import annotations
 
-# Priorities of CUDA streams, also among the clients of one MPS server: lower goes first. Bulk work of the
-# decode stage makes room for the language model, which everybody waits for; what is short goes before both.
+# CUDA stream priorities, also effective between clients of one MPS server; lower numbers run first. Bulk work
+# of the decode stage yields to the language model, which every request waits for; short urgent work precedes
+# both.
 BULK, LANGUAGE_MODEL, URGENT = 0, -1, -2
 
 
 def visible_gpus() -> int:
-    """GPUs that the driver shows (through NVML, without torch): for messages and estimates only."""
+    """Return the number of GPUs that the driver reports (through NVML, without torch); for messages and
+    estimates only."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # no package, no driver, or a driver that does not answer: no GPU for us
+    except Exception:  # no package, no driver, or a driver that does not answer: treated as no GPU
         return 0
     try:
         return pynvml.nvmlDeviceGetCount()

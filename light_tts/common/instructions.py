@@ -1,4 +1,4 @@
-"""Instructions how to speak: the text before the mark tells the model how, and is never spoken itself."""
+"""Instructions on how to speak: the text before the end mark instructs the model and is not spoken."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ END_OF_PROMPT = "<|endofprompt|>"
 
 
 def as_prompt_text(instruction: str) -> str:
-    """The prompt text that makes an instruction of it. Raises ValueError where the mark stands within it or
-    nothing is left."""
+    """Return the prompt text for an instruction. Raises ValueError if it contains the end mark or is
+    empty.
+    """
     text = instruction.strip().removesuffix(END_OF_PROMPT).strip()
     if not text:
         raise ValueError("is empty")

@@ -1,7 +1,7 @@
 """The KV cache: one preallocated pool of token slots per layer, and the table from positions to slots.
 
-A slot holds K and V of one token. Slots are handed out singly, so that no request holds more than it has
-tokens, and given back all at once.
+A slot holds K and V of one token. Slots are allocated one by one, so that a request holds exactly as many as
+it has tokens, and are freed together.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from light_tts.common.transfer import upload
 
 
 class KVPool:
-    """K and V of `slots` tokens in each layer. With `int8` they are kept as int8, with one scale for each
-    token and head; `read` gives `dtype` again. The memory is reserved here and on the CPU only used once it
-    is written."""
+    """K and V of `slots` tokens in each layer. With `int8` they are stored as int8 with one scale per token
+    and head; `read` converts back to `dtype`. The memory is reserved here; on the CPU it is only committed
+    when written."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class KVPool:
         self.v_scale = torch.empty_like(self.k_scale)
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """slots: (tokens,) int64; k, v: (tokens, kv_heads, head_dim)"""
+        """Store K and V. slots: (tokens,) int64; k, v: (tokens, kv_heads, head_dim)"""
         if self.int8:
             k, self.k_scale[layer, slots] = quantize(k)
             v, self.v_scale[layer, slots] = quantize(v)
@@ -46,7 +46,7 @@ class KVPool:
         self.v[layer, slots] = v
 
     def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """slots: (tokens,) int64 -> k, v: (tokens, kv_heads, head_dim) of `dtype`"""
+        """Return k, v: (tokens, kv_heads, head_dim) of `dtype` for slots: (tokens,) int64."""
         k, v = self.k[layer].index_select(0, slots), self.v[layer].index_select(0, slots)
         if self.int8:
             k = k.to(self.dtype) * self.k_scale[layer, slots, :, None]
@@ -54,47 +54,48 @@ class KVPool:
         return k, v
 
     def layers(self) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """k, v, k_scale, v_scale of each layer, as kernels take them: views; scales with int8 only."""
+        """Return views of k, v, k_scale, v_scale of each layer, as the kernels take them; scales with int8
+        only."""
         scales = zip(self.k_scale, self.v_scale, strict=True) if self.int8 else [(None, None)] * len(self.k)
         return [(k, v, *scale) for k, v, scale in zip(self.k, self.v, scales, strict=True)]
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x: (tokens, heads, head_dim) -> int8 of the same shape, and scale (tokens, heads): x is about their
-    product, within half a scale."""
+    """Quantize x: (tokens, heads, head_dim) to int8 of the same shape and scale (tokens, heads). Their
+    product differs from x by at most half a scale."""
     scale = (x.abs().amax(-1) / 127).clamp(min=torch.finfo(x.dtype).tiny)
     return (x / scale[..., None]).round().clamp(-127, 127).to(torch.int8), scale
 
 
 class SlotTable:
-    """Which slot each position of each request has. A request is a row, taken with `open` and given back,
-    with all its slots, with `close`.
+    """The slot of each position of each request. A request is a row, allocated with `open` and freed with
+    `close`, together with all its slots.
 
-    The table lies in host memory (`slots_of`) and on the device (`device_slots`: (rows, max_len) int32, what
-    a kernel reads); on the CPU both are the same memory, elsewhere `upload` brings the device up to date.
+    The table is kept in host memory (`slots_of`) and on the device (`device_slots`: (rows, max_len) int32,
+    read by kernels). On the CPU both are the same memory; otherwise `upload` updates the device.
     """
 
     def __init__(self, slots: int, rows: int, max_len: int, device: torch.device) -> None:
         self._table = np.zeros((rows, max_len), dtype=np.int32)
         self._lengths = [0] * rows
         self._free_rows = list(range(rows))[::-1]
-        self._free = np.arange(slots, dtype=np.int32)[::-1].copy()  # a stack, its top at `self.free`
+        self._free = np.arange(slots, dtype=np.int32)[::-1].copy()  # a stack whose top is at `self.free`
         self.free = slots
         self.device_slots = torch.from_numpy(self._table).to(device)
         self._mirrored = device.type != "cpu"
-        self._changed: list[tuple[int, int, int]] = []  # row, start, end of what the device has not seen
+        self._changed: list[tuple[int, int, int]] = []  # (row, start, end) of changes not uploaded yet
 
     @property
     def free_rows(self) -> int:
         return len(self._free_rows)
 
     def open(self) -> int:
-        """A row for a request without tokens. Raises IndexError when none is left."""
+        """Return a row for a request without tokens. Raises IndexError if none is left."""
         return self._free_rows.pop()
 
     def extend(self, row: int, tokens: int) -> None:
-        """Slots for the next `tokens` positions of the request. Raises IndexError when there are not enough
-        slots or positions; then nothing has changed."""
+        """Allocate slots for the next `tokens` positions of the request. Raises IndexError, without any
+        change, if there are not enough slots or positions."""
         start = self._lengths[row]
         if tokens > self.free or start + tokens > self._table.shape[1]:
             raise IndexError(
@@ -109,8 +110,9 @@ class SlotTable:
             self._changed.append((row, start, start + tokens))
 
     def upload(self) -> None:
-        """Bring the device's table up to date, in one copy and without waiting for it: work queued before
-        still sees the old one."""
+        """Update the device's table in one asynchronous copy. Work queued earlier still sees the old
+        table.
+        """
         if not self._changed:
             return
         max_len = self._table.shape[1]
@@ -120,7 +122,7 @@ class SlotTable:
         self.device_slots.view(-1).index_copy_(0, changes[0], changes[1].int())
 
     def truncate(self, row: int, length: int) -> None:
-        """Give back the slots of all positions from `length` on."""
+        """Free the slots of all positions from `length` on."""
         end = self._lengths[row]
         returned = self._table[row, length:end]
         self._free[self.free : self.free + len(returned)] = returned[::-1]
@@ -135,5 +137,5 @@ class SlotTable:
         return self._lengths[row]
 
     def slots_of(self, row: int) -> np.ndarray:
-        """(length,) int32: the slots of the request's positions, in order. A view."""
+        """Return a view of the slots of the request's positions in order: (length,) int32."""
         return self._table[row, : self._lengths[row]]

@@ -1,8 +1,8 @@
-"""Logging of a server of many processes: every process writes to the console (stdout) and, where there is a
-log directory, sends its finished lines to the one process that writes the file.
+"""Logging for a multi-process server: every process writes to the console (stdout) and, if there is a log
+directory, sends its formatted lines to the one process that writes the file.
 
-The lines travel as datagrams over a Unix socket, so those of one process keep their order, and a line is
-one datagram, so lines never mix.
+Lines are sent as datagrams over a Unix socket, one per line, so lines of one process stay in order and never
+mix.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Literal
 FILE_NAME = "light-tts.log"
 MAX_BYTES = 50 * 2**20
 BACKUPS = 10
-MAX_LINE = 64 * 1024  # bytes; a datagram must fit the socket's buffer
-SEND_SECONDS = 1.0  # a full writer holds a process up for so long at most
+MAX_LINE = 64 * 1024  # bytes; a datagram must fit in the socket's buffer
+SEND_SECONDS = 1.0  # maximum time that a process waits for the writer
 
 Format = Literal["text", "json"]
-_REQUEST = re.compile(r"[0-9a-f]{16}(?= )")  # the id at the beginning of a line
+_REQUEST = re.compile(r"[0-9a-f]{16}(?= )")  # the request id at the beginning of a line
 
 
 class _Formatter(logging.Formatter):
@@ -39,8 +39,8 @@ class _Formatter(logging.Formatter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One object a line: time, level, process, pid, message; `request` where the line is about one; and what
-    `extra={"fields": {...}}` of the call has."""
+    """Formats one JSON object per line with time, level, process, pid and message, `request` if the line
+    starts with a request id, and the values of `extra={"fields": {...}}`."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -66,7 +66,9 @@ _FORMATTERS = {"text": _Formatter, "json": _JsonFormatter}
 
 
 class _SocketHandler(logging.Handler):
-    """Sends each formatted record to the log writer; without a writer the console alone has the line."""
+    """Sends each formatted record to the log writer; without a writer the line only appears on the
+    console.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class _SocketHandler(logging.Handler):
 
 
 class _WriterHandler(logging.Handler):
-    """The writer's own process need not send."""
+    """Handler of the writer's own process, which writes directly."""
 
     def __init__(self, writer: LogWriter) -> None:
         super().__init__()
@@ -95,10 +97,10 @@ class _WriterHandler(logging.Handler):
 
 
 class LogWriter:
-    """The one writer of `light-tts.log`; lives in the supervisor.
+    """The only writer of `light-tts.log`; runs in the supervisor.
 
     `path`: where the socket is bound; `fileno()` is readable when `take()` has lines to write. Raises OSError
-    where the directory cannot be written.
+    if the directory cannot be written.
     """
 
     def __init__(self, path: Path, directory: str) -> None:
@@ -132,7 +134,7 @@ class LogWriter:
 
 
 def append(directory: str, process: str, level: str, message: str, format: Format = "text") -> None:
-    """Add one line to the log file of a server that did not start, where that can be done."""
+    """Append one line to the log file of a server that failed to start, if possible."""
     record = logging.LogRecord("light_tts", logging.getLevelName(level), "", 0, message, None, None)
     with contextlib.suppress(OSError):
         os.makedirs(directory, exist_ok=True)
@@ -141,9 +143,10 @@ def append(directory: str, process: str, level: str, message: str, format: Forma
 
 
 def setup(process: str, level: str, writer: Path | LogWriter | None = None, format: Format = "text") -> None:
-    """Set up logging of this process, called `process` (replaces an earlier set-up, as after a fork).
+    """Set up logging of this process under the name `process`, replacing an earlier setup, for example after
+    a fork.
 
-    `level`: debug, info, warning or error. `writer`: the log writer or its socket; None for the console only.
+    `level`: debug, info, warning or error. `writer`: the log writer or its socket; None: console only.
     """
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if isinstance(writer, LogWriter):
@@ -159,6 +162,6 @@ def setup(process: str, level: str, writer: Path | LogWriter | None = None, form
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(level.upper())
-    logging.raiseExceptions = False  # a console that has gone away must not stop a process
+    logging.raiseExceptions = False  # a console that has disappeared must not stop a process
     for noisy in ("httpx", "httpcore", "asyncio", "multipart", "python_multipart", "urllib3"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))

@@ -1,4 +1,4 @@
-"""Processes: identity that survives the reuse of process ids, waiting, and killing. Linux only."""
+"""Process utilities: identities that survive pid reuse, waiting, and killing. Linux only."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listened to a moment ago."""
+    """Return a TCP port of 127.0.0.1 that was free at the time of the call."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when process `parent`, which started it, ends."""
+    """Have the kernel kill this process when its parent process `parent` ends."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call above
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start_time(pid: int) -> str | None:
-    """When `pid` started, in clock ticks since boot: with the pid, the identity of a process. None where
-    there is no such process any more (or only its remains, which wait to be reaped)."""
+    """Return the start time of `pid` in clock ticks since boot, which together with the pid identifies a
+    process. None if the process does not exist or is a zombie."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -40,7 +40,7 @@ def start_time(pid: int) -> str | None:
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when `pid` ends; None where it has ended already."""
+    """Return a descriptor that becomes readable when `pid` ends, or None if it has already ended."""
     try:
         return os.pidfd_open(pid)
     except ProcessLookupError:
@@ -48,14 +48,14 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def wait_ended(pidfd: int, timeout: float | None) -> bool:
-    """Wait up to `timeout` seconds (None: for ever) until the process ends; whether it did."""
+    """Wait up to `timeout` seconds (None: forever) for the process to end; return whether it has."""
     poller = select.poll()
     poller.register(pidfd, select.POLLIN)
     return bool(poller.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
 
 def kill_all(pids: Iterable[int], wait: float = 2.0) -> None:
-    """SIGKILL each of `pids` but this process, and wait until they are gone (at most `wait` seconds)."""
+    """SIGKILL all `pids` except this process and wait up to `wait` seconds until they are gone."""
     watched = []
     for pid in pids:
         if pid == os.getpid():

@@ -1,4 +1,4 @@
-"""What the models need to know of a voice."""
+"""The features of a voice that the models use."""
 
 from __future__ import annotations
 

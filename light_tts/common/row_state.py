@@ -1,4 +1,4 @@
-"""What the device keeps of each request between steps, so that a step needs nothing from the host."""
+"""Per-request state kept on the device between steps, so that a step needs no data from the host."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 from light_tts.common.sampling import NO_TOKEN, SamplingRules
 
-# Whether a special id (a speech id behind the spoken ones) may be drawn; HELD: not before min_outputs.
+# Whether a special id (a speech id above the spoken ones) may be drawn. HELD: not before min_outputs.
 ALLOWED, BANNED, HELD = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class RowState:
-    """One entry for each row of the slot table."""
+    """Tensors with one entry per row of the slot table."""
 
     next_id: Tensor  # (rows,) int32: unified id to feed next
-    position: Tensor  # (rows,) int32: tokens in the KV cache
+    position: Tensor  # (rows,) int32: number of tokens in the KV cache
     seed: Tensor  # (rows,) int64
     part: Tensor  # (rows,) int64
-    step: Tensor  # (rows,) int32: the part's outputs so far
-    min_outputs: Tensor  # (rows,) int32: no HELD id before so many
+    step: Tensor  # (rows,) int32: number of outputs of the part so far
+    min_outputs: Tensor  # (rows,) int32: no HELD id before this many outputs
     bans: Tensor  # (rows, special ids) int8: ALLOWED, BANNED or HELD
-    history: Tensor  # (rows, window) int32: the latest outputs, newest last, filled up with NO_TOKEN
+    history: Tensor  # (rows, window) int32: the latest outputs, newest last, padded with NO_TOKEN
     # (rows,): see SamplingRule
     top_p: Tensor  # float32
     top_k: Tensor  # int32
@@ -54,13 +54,14 @@ class RowState:
         )
 
     def banned(self, rows: Tensor) -> Tensor:
-        """Which special ids these rows may not draw next. rows: (batch,) int64 -> (batch, special) bool"""
+        """Return which special ids these rows may not draw next. rows: (batch,) int64 -> (batch, special)
+        bool"""
         early = self.step[rows] < self.min_outputs[rows]
         bans = self.bans[rows]
         return (bans == BANNED) | ((bans == HELD) & early[:, None])
 
     def rules(self, rows: Tensor) -> SamplingRules:
-        """The sampling rules of these rows. rows: (batch,) int64"""
+        """Return the sampling rules of these rows. rows: (batch,) int64"""
         return SamplingRules(
             top_p=self.top_p[rows],
             top_k=self.top_k[rows],

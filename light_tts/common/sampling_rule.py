@@ -1,20 +1,21 @@
-"""How the tokens of one request are drawn, in numbers (see light_tts/common/sampling.py)."""
+"""Sampling parameters of one request (see light_tts/common/sampling.py)."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-# What a request may ask for; a checkpoint may go beyond.
+# Limits for requests; a checkpoint may exceed them.
 MAX_TOP_K = 64
 MAX_WIN_SIZE = 50
 
 
 @dataclass(frozen=True)
 class SamplingRule:
-    """Repetition-aware sampling: `temperature` divides the scores; the nucleus is the smallest set of most
-    probable tokens with a mass of at least `top_p`, and never more than `top_k`; a token seen at least
-    `win_size * tau_r` times in the last `win_size` is drawn again from the full distribution without it."""
+    """Repetition-aware sampling. `temperature` divides the scores. The nucleus is the smallest set of most
+    probable tokens with a mass of at least `top_p`, but never more than `top_k` tokens. A token seen at least
+    `win_size * tau_r` times in the last `win_size` tokens is resampled from the full distribution without it.
+    """
 
     top_p: float
     top_k: int
@@ -28,7 +29,7 @@ class SamplingRule:
 
     @property
     def repeats(self) -> int:
-        """How often a token must have come up in the window to be drawn again."""
+        """Number of occurrences in the window from which a token is resampled."""
         return math.ceil(self.win_size * self.tau_r)
 
 

@@ -1,5 +1,5 @@
-"""Read-only mappings of files that keep no file open. Python's own `mmap` holds a file descriptor for each
-mapping (before 3.13 always), so that many small mappings run out of descriptors."""
+"""Read-only file mappings that keep no file open. Python's own `mmap` holds a file descriptor per mapping
+(always before 3.13), so many small mappings exhaust the descriptors."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FAILED = ctypes.c_void_p(-1).value
 
 
 def map_file(fileno: int, size: int) -> memoryview:
-    """The first `size` > 0 bytes of the open file, read-only; mapped as long as a view is kept. Raises
-    OSError."""
+    """Map the first `size` > 0 bytes of an open file read-only; the mapping lives as long as a view of it.
+    Raises OSError."""
     address = _libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fileno, 0)
     if address == _FAILED:
         code = ctypes.get_errno()

@@ -1,18 +1,18 @@
-"""Whether a text has anything to speak: a look at its characters, before any work is done for it."""
+"""Cheap test whether a text contains anything to speak, based on its characters."""
 
 from __future__ import annotations
 
 import unicodedata
 
-# Symbols for which the normaliser has a word also where they stand alone.
+# Symbols that the normaliser expands to a word even when they stand alone.
 SPOKEN_SYMBOLS = frozenset("#$%&*+=@^_|~£¥§©®°₩€™")
 
 
 def is_speakable(text: str) -> bool:
-    """Whether there is more in it than punctuation, symbols and blanks."""
+    """Return whether the text contains more than punctuation, symbols and whitespace."""
     return any(unicodedata.category(character)[0] not in "PSZC" for character in text)
 
 
 def can_become_speakable(text: str) -> bool:
-    """The same of a text that is still to be normalised."""
+    """The same for a text that has not been normalised yet."""
     return is_speakable(text) or not SPOKEN_SYMBOLS.isdisjoint(text)

@@ -1,4 +1,4 @@
-"""Copies between host and device that the host does not wait for."""
+"""Asynchronous copies between host and device."""
 
 from __future__ import annotations
 
@@ -8,21 +8,20 @@ from torch import Tensor
 
 
 def pinned(values: np.ndarray, device: torch.device) -> Tensor:
-    """`values` in host memory from where they are copied to `device` without waiting: pinned memory, which
-    the allocator does not hand out again before the copy is done. On the CPU the tensor shares their
-    memory."""
+    """Return `values` in pinned host memory, for an asynchronous copy to `device`. The allocator does not
+    reuse the memory before the copy is done. On the CPU the tensor shares the memory of `values`."""
     tensor = torch.from_numpy(values)
     return tensor if device.type == "cpu" else tensor.pin_memory()
 
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """`values` on the device, for what is queued on the current stream from now on. On the CPU the tensor
-    shares their memory."""
+    """Return `values` on the device, valid for work queued on the current stream from now on. On the CPU the
+    tensor shares the memory of `values`."""
     return pinned(values, device).to(device, non_blocking=True)
 
 
 class Download:
-    """A tensor on its way to the host, as it is after what is queued on the current stream by now."""
+    """Asynchronous copy of a tensor to the host, as of the work queued on the current stream so far."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._done: torch.cuda.Event | None = None
@@ -31,11 +30,11 @@ class Download:
         else:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor.contiguous(), non_blocking=True)
-            self._done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps
+            self._done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps instead of spinning
             self._done.record()
 
     def wait(self) -> Tensor:
-        """The tensor in host memory, once it is there."""
+        """Wait for the copy; return the tensor in host memory."""
         if self._done is not None:
             self._done.synchronize()
         return self._host

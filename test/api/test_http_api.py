@@ -243,7 +243,7 @@ def test_a_wrong_request_is_refused_with_the_reason(client, fields, status, mess
         (b'{"message": "Not found"}', "this is JSON"),
         ("здравствуйте".encode(), "this is text"),
         (bytes(1000), "this is nothing but zero bytes"),
-        (bytes(range(150, 250)), "this is of no known kind"),
+        (bytes(range(150, 250)), "this is of an unknown type"),
     ],
 )
 def test_a_recording_that_cannot_be_used_is_refused(client, recording, reason):

@@ -1,7 +1,7 @@
-"""Attention over the KV pool in plain PyTorch, which runs everywhere and is the reference of the kernels.
+"""Attention over the KV pool in plain PyTorch. It runs on every device and is the reference for the kernels.
 
-A batch is the new tokens of some requests; those before them are in the pool already. So a prefill, a piece
-of a prefill and a decode step differ in their lengths only.
+A batch consists of the new tokens of some requests; their earlier tokens are in the pool already. So a
+prefill, a piece of a prefill and a decode step differ only in their lengths.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Span:
 
 
 class TorchAttention:
-    """One request at a time, so that the result never depends on who else is in the batch."""
+    """Processes one request at a time, so that the result never depends on the rest of the batch."""
 
     def __init__(self, pool: KVPool, table: SlotTable) -> None:
         self._pool = pool
         self._table = table
 
     def __call__(self, spans: list[Span]) -> AttentionContext:
-        """For any lengths; the spans' tokens follow one another in the batch. Every request attends to all
-        its tokens up to the position of the query."""
+        """Return the attention for spans of any lengths, whose tokens are concatenated in the batch. Every
+        query attends to all tokens of its request up to its own position."""
         requests = [(span.length, *self._view(span)) for span in spans]
         new_slots = torch.cat([slots[-length:] for length, slots, _ in requests])
 
@@ -54,7 +54,7 @@ class TorchAttention:
         return attend
 
     def _view(self, span: Span) -> tuple[Tensor, Tensor | None]:
-        """Slots of all the request's tokens, and which of them each query sees (None: see `attention`)."""
+        """Return the slots of all the request's tokens and the mask (see `attention`)."""
         slots = self._table.device_slots[span.row, : span.end].long()
         if span.length == 1 or span.start == 0:
             return slots, None
@@ -63,9 +63,12 @@ class TorchAttention:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Grouped-query attention of one request. q: (queries, heads, head_dim); k, v: (keys, kv_heads,
-    head_dim); mask: (queries, keys), True where a query sees a key; None: a single query, which sees all, or
-    as many queries as keys, each of which sees those before it -> like q"""
+    """Grouped-query attention of one request.
+
+    q: (queries, heads, head_dim); k, v: (keys, kv_heads, head_dim); mask: (queries, keys), True where a query
+    sees a key. Without a mask there is either a single query, which sees all keys, or as many queries as
+    keys, with causal attention. Returns the shape of q.
+    """
     if len(q) == 1:
         return _single(q, k, v)
     causal = mask is None
@@ -75,7 +78,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _single(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of one query, for which two small products are faster than the kernel for many."""
+    """Attention of a single query, for which two small matrix products are faster than the general kernel."""
     heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
     q = q.view(kv_heads, heads // kv_heads, size) * size**-0.5
     weights = (q @ k.permute(1, 2, 0)).softmax(-1)

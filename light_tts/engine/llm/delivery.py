@@ -1,4 +1,4 @@
-"""When a part's tokens are handed on to the decode stage."""
+"""Decides when a part's tokens are sent to the decode stage."""
 
 from __future__ import annotations
 
@@ -6,24 +6,26 @@ from light_tts.engine.speech.chunk_planner import ChunkPlanner
 
 
 class Delivery:
-    """`planner`: where a streamed part is cut; None: everything at the end. `speech_tokens`: ids from here on
-    (bistream's fill) are handed on but are no audio, so the planner does not count them."""
+    """Splits a part's outputs into messages. `planner`: where a streamed part is cut; None: everything at the
+    end. `speech_tokens`: ids from here on (bistream's fill id) are sent but produce no audio, so the planner
+    does not count them."""
 
     def __init__(self, planner: ChunkPlanner | None, speech_tokens: int) -> None:
         self._planner = planner
         self._speech_tokens = speech_tokens
-        self._counted = 0  # outputs looked at
-        self._spoken = 0  # of these, tokens that become audio
+        self._counted = 0  # number of outputs processed
+        self._spoken = 0  # number of these that produce audio
         self._sent = 0
 
     @property
     def missing(self) -> int:
-        """How many more tokens the part's first chunk waits for; 0: it has been handed on, or there is none
-        because the part is not streamed."""
+        """Number of tokens still missing for the part's first chunk; 0 if it has been sent or the part is not
+        streamed."""
         return 0 if self._planner is None or self._sent else self._planner.needed - self._spoken
 
     def take(self, outputs: list[int], finished: bool) -> list[int] | None:
-        """What is to be handed on now, of all `outputs` so far; None: nothing yet."""
+        """Return the outputs to send now, given all `outputs` so far, or None if there is nothing to send
+        yet."""
         self._spoken += sum(token < self._speech_tokens for token in outputs[self._counted :])
         self._counted = len(outputs)
         due = finished

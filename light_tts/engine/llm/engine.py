@@ -1,6 +1,6 @@
-"""Runs the language model: a prefill, or a round of decode steps, is launched, and its tokens are collected
-later. What is drawn stays on the device and is fed there, so that more can be launched before anything has
-been collected."""
+"""Runs the language model. A prefill or a round of decode steps is launched, and its tokens are collected
+later. Sampled tokens stay on the device and are fed back there, so that more work can be launched before any
+has been collected."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Work = list[tuple[Sequence, int]]
 
 @dataclass
 class Launch:
-    """What was launched: for each entry (a sequence, its epoch, how many tokens it draws) a column of
-    `tokens`, (steps, entries)."""
+    """A launch in progress: for each entry (sequence, its epoch, number of tokens it samples) there is a
+    column of `tokens`, (steps, entries)."""
 
     entries: list[tuple[Sequence, int, int]]
     tokens: Download
 
 
 class LLMEngine:
-    """Everything it queues on a GPU is on one stream of its own, in order. So slots and rows may be given
-    back and taken again while work that uses them is still queued."""
+    """Launches work and collects results. All GPU work is queued on one stream in order, so slots and rows
+    may be freed and reused while work that uses them is still queued."""
 
     def __init__(
         self,
@@ -44,13 +44,14 @@ class LLMEngine:
         options: EngineOptions,
         runner: Callable[..., Runner] | None = None,
     ) -> None:
-        """`runner`: the fastest for the model's device unless given."""
+        """`runner`: default is the fastest for the model's device."""
         weight = model.embedding.weight
         self.device = weight.device
         self._stream = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device, priority=gpu.LANGUAGE_MODEL)
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))  # which loaded the model
+            # the stream that loaded the model
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
         backbone = model.backbone
         self._window = options.window
         self._launches: deque[Launch] = deque()
@@ -71,18 +72,18 @@ class LLMEngine:
 
     @property
     def in_flight(self) -> int:
-        """Launches that have not been collected."""
+        """Number of launches that have not been collected."""
         return len(self._launches)
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Do now what would hold up the first requests."""
+        """Do in advance what would delay the first requests."""
         with self._on_stream():
             self._runner.warm_up()
 
     def launch(self, work: Work) -> None:
-        """Begin one of the scheduler's plans. After an exception nothing has begun, but what the device knows
-        of the sequences is of no use: when all launches before have been collected, `restart` them."""
+        """Launch one of the scheduler's plans. After an exception nothing has been launched, but the device's
+        state of the sequences is invalid: once all earlier launches have been collected, `restart` them."""
         try:
             with self._on_stream(), torch.inference_mode():
                 self._launches.append(self._launch(work))
@@ -93,8 +94,8 @@ class LLMEngine:
             raise
 
     def restart(self, work: Work) -> Work:
-        """After a failed launch -> the same work, as it can be tried again, without the sequences that have
-        ended or wait for text."""
+        """After a failed launch, return the same work in a form that can be retried, without sequences that
+        have ended or wait for text."""
         again = []
         for sequence, tokens in work:
             if sequence.ready:
@@ -105,9 +106,9 @@ class LLMEngine:
         return again
 
     def collect(self) -> tuple[list[tuple[Sequence, int]], int]:
-        """Wait for the oldest launch and let the sequences accept their tokens -> (sequence, how many it took
-        in) for those that got any, and the steps that it took. A sequence that has changed its course since
-        gets none."""
+        """Wait for the oldest launch and pass the tokens to its sequences. Returns (sequence, number of
+        tokens accepted) for the sequences that got any, and the number of steps. A sequence whose epoch has
+        changed gets none."""
         launch = self._launches.popleft()
         tokens = launch.tokens.wait()
         columns = tokens.T.tolist()
@@ -120,19 +121,19 @@ class LLMEngine:
         return taken, len(tokens)
 
     def release(self, sequence: Sequence) -> None:
-        """Give back all slots of the sequence; it may go on later by a new prefill."""
+        """Free all slots of the sequence; it can resume later with a new prefill."""
         if sequence.row is not None:
             self._table.close(sequence.row)
             sequence.row = None
         sequence.recall(0)
 
     def synchronize(self) -> None:
-        """Wait until the device has nothing left to do."""
+        """Wait until the device is idle."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def check_device(self) -> None:
-        """Raises when the device no longer works, so that only a new process can go on."""
+        """Raise if the device no longer works and only a new process can continue."""
         torch.zeros(1, device=self.device).item()
         self.synchronize()
 

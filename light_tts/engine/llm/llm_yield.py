@@ -1,21 +1,24 @@
-"""When the language model leaves the GPU to first chunks. Pure, but for what it is given to ask."""
+"""Decides when the language model leaves the GPU to first chunks. Pure except for the callables it is
+given.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-LONGEST = 0.15  # seconds without a step at a time
-ON_ITS_WAY = 0.005  # seconds in which a decode process surely has the tokens and has begun with them
+LONGEST = 0.15  # maximum seconds without a step
+# seconds after which a decode process has certainly received the tokens and started on them
+ON_ITS_WAY = 0.005
 
 
 class LLMYield:
-    """While a client hears nothing yet and the tokens for it are there, all the GPU is for its first chunk:
-    the flow is thousands of small kernels one after the other, and each step begun beside it holds these up.
+    """Holds back LLM steps while a client still waits for its first chunk and the tokens for it exist. The
+    flow consists of thousands of small sequential kernels, and every concurrent step delays them.
 
-    Steps are held back for `LONGEST` at a time, and for half of the time where first chunks follow one
-    another without end: time without a step is paid for with time in which steps could be begun.
-    `taken`: whether a decode process has such a chunk.
+    Steps are held back for at most `LONGEST` at a time, and at most half of the time if first chunks follow
+    one another without pause: time without steps must be balanced by time with steps. `taken`: whether a
+    decode process has a first chunk.
     """
 
     def __init__(self, taken: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
@@ -27,13 +30,13 @@ class LLMYield:
         self._asked = clock()
 
     def expect(self) -> None:
-        """The tokens of a first chunk have gone to a decode process."""
+        """Record that the tokens of a first chunk have been sent to a decode process."""
         self._expected_until = self._clock() + ON_ITS_WAY
 
     def holds(self, urgent: bool, coming: bool) -> bool:
-        """Whether to begin no step now; to be asked before each step and before each sleep. `urgent`: one is
+        """Return whether to hold back steps now; call before each step and each sleep. `urgent`: a step is
         needed at once, or there is none to hold back; `coming`: the last tokens of a first chunk are being
-        drawn."""
+        sampled."""
         now = self._clock()
         passed, self._asked = now - self._asked, now
         self._credit = min(LONGEST, self._credit + (-passed if self._holding else passed))

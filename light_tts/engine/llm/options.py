@@ -1,4 +1,4 @@
-"""Sizes of an engine."""
+"""Size limits of an LLM engine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """`slots`: size of the KV pool in tokens; `rows`: most requests in it; `max_len`: most tokens of one;
-    `window`, `max_top_k`: largest `win_size` and `top_k` of any request's SamplingRule; `round_steps`: most
-    decode steps of one launch;
-    `graph_max_batch`, `graph_max_len`: largest batch and longest request that run as CUDA graphs, 0: none."""
+    """`slots`: size of the KV pool in tokens; `rows`: maximum number of requests in it; `max_len`: maximum
+    number of tokens per request; `window`, `max_top_k`: largest `win_size` and `top_k` of any request's
+    SamplingRule; `round_steps`: maximum number of decode steps per launch; `graph_max_batch`,
+    `graph_max_len`: largest batch and longest request that run as CUDA graphs, 0: none."""
 
     slots: int
     rows: int

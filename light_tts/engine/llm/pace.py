@@ -1,4 +1,4 @@
-"""How far the device may run before the host looks at what it has drawn."""
+"""How far the device may run ahead before the host reads its results."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 
 @dataclass(frozen=True)
 class RoundPace:
-    """`round_steps`: most decode steps begun at once; `ahead`: launches begun before the results of one are
-    looked at."""
+    """`round_steps`: maximum number of decode steps per launch; `ahead`: number of launches queued before the
+    results of one are read."""
 
     round_steps: int
     ahead: int
 
 
 def choose_pace(device: torch.device, round_steps: int) -> RoundPace:
-    """A GPU is never kept waiting for the host: rounds of `round_steps`, one of them ahead. On a CPU both are
-    the same, and tokens are wanted at once."""
+    """Return the pace for a device. A GPU must never wait for the host, so there is one round of
+    `round_steps` queued ahead. On a CPU nothing is gained by running ahead, and tokens are needed at once."""
     if device.type == "cpu":
         return RoundPace(round_steps=1, ahead=0)
     return RoundPace(round_steps=round_steps, ahead=1)

@@ -1,5 +1,5 @@
-"""A prefill as the kernels take it: lists of int32, filled up to a size for which there may be a graph, and
-all in one array, so that they reach the device in one copy."""
+"""The kernels' input for a prefill: int32 lists, padded to a size for which there may be a CUDA graph, in a
+single array so that they reach the device in one copy."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from light_tts.engine.llm.attention import Span
 from light_tts.kernels.llm.prefill_attention import QUERY_BLOCK, prefill_blocks
 
-_ALIGNED = 4  # numbers in 16 bytes: kernels are compiled for lists that begin at such a place
+_ALIGNED = 4  # numbers in 16 bytes: kernels are compiled for this alignment of the lists
 
 
 @dataclass(frozen=True)
 class PrefillShape:
-    """Sizes that a batch is filled up to."""
+    """Padded sizes of a batch."""
 
     tokens: int
     spans: int
@@ -34,7 +34,7 @@ class PrefillShape:
         }
 
     def places(self) -> dict[str, slice]:
-        """Place of each list in the array."""
+        """Position of each list in the array."""
         places, start = {}, 0
         for name, size in self.sizes().items():
             places[name] = slice(start, start + size)
@@ -42,7 +42,7 @@ class PrefillShape:
         return places
 
     def empty(self) -> np.ndarray:
-        """The array of a batch that changes nothing."""
+        """Return the array of a batch that changes nothing."""
         places = self.places()
         flat = np.zeros(max(place.stop for place in places.values()), np.int32)
         for name in ("slots", "draws", "blocks"):
@@ -52,8 +52,8 @@ class PrefillShape:
     def pack(
         self, ids: list[int], spans: list[Span], complete: list[int], slots_of: Callable[[int], np.ndarray]
     ) -> np.ndarray:
-        """ids: of all spans, one after the other; complete: the spans after which a token is drawn;
-        slots_of: the slots of all positions of a row"""
+        """Return the filled array. ids: concatenated ids of all spans; complete: indices of the spans after
+        which a token is sampled; slots_of: returns the slots of all positions of a row."""
         lengths = [span.length for span in spans]
         ends = np.cumsum(lengths)
         lists: dict[str, Any] = {
@@ -75,7 +75,7 @@ class PrefillShape:
         return flat
 
     def unpack(self, flat: Tensor) -> PrefillBatch:
-        """Views of the array on the device."""
+        """Return views of the array on the device."""
         lists: dict[str, Any] = {name: flat[place] for name, place in self.places().items()}
         lists["blocks"] = lists["blocks"].view(-1, 2)
         return PrefillBatch(**lists)
@@ -83,8 +83,8 @@ class PrefillShape:
 
 @dataclass(frozen=True)
 class PrefillBatch:
-    """(tokens,) or (spans,) int32; blocks: (programs, 2). `last`: the token after which row `draws` gets one,
-    -1 for none."""
+    """Device arrays of int32: (tokens,) or (spans,); blocks: (programs, 2). `last`: index of the token after
+    which row `draws` samples, -1 for none."""
 
     ids: Tensor
     positions: Tensor

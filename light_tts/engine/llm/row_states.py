@@ -1,4 +1,4 @@
-"""Putting requests into the state that the device keeps of each."""
+"""Writes requests into the device's per-request state."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _FRACTIONS = ("top_p", "inverse_temperature")
 
 
 def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: int) -> None:
-    """Put in the state of each (sequence, tokens in the pool) as it is before a draw. `next_id` is what that
-    draw sets."""
+    """Write the state of each (sequence, number of tokens in the pool) as it is before a sample is drawn,
+    except `next_id`, which the sample sets."""
     if not sequences:
         return
     table = [
@@ -35,19 +35,19 @@ def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: 
 
 
 def _numbers(sequence: Sequence, cached: int) -> tuple[int, ...]:
-    """In the order of _NUMBERS."""
+    """Return the integers in the order of _NUMBERS."""
     rule = sequence.sampling
     limits = (sequence.min_outputs, sequence.seed, sequence.part)
     return (cached, len(sequence.outputs), *limits, rule.top_k, rule.win_size, rule.repeats)
 
 
 def _fractions(sequence: Sequence) -> list[int]:
-    """In the order of _FRACTIONS, as the bits of float32."""
+    """Return the fractions in the order of _FRACTIONS, as the bits of float32."""
     rule = sequence.sampling
     return np.array([rule.top_p, rule.inverse_temperature], np.float32).view(np.int32).tolist()
 
 
 def latest_outputs(sequence: Sequence, window: int) -> list[int]:
-    """Its latest `window` outputs, newest last, filled up with NO_TOKEN in front."""
+    """Return the latest `window` outputs, newest last, padded with NO_TOKEN in front."""
     latest = sequence.latest(window)
     return [NO_TOKEN] * (window - len(latest)) + latest

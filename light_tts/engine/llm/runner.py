@@ -1,5 +1,5 @@
-"""What computes the steps: the interface, the plain PyTorch one, which runs everywhere and is the reference
-of the faster one, and the choice between them."""
+"""Runners compute the steps: the interface, the plain PyTorch implementation, which runs everywhere and is
+the reference for the faster one, and the choice between them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Draw = Callable[[Tensor, SamplingRules, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Runner(Protocol):
-    """Queues work on the device and never waits for it. A draw brings the states up to date: `next_id` is the
-    unified id of the token drawn."""
+    """Queues work on the device and never waits for it. Sampling updates the states; `next_id` becomes the
+    unified id of the sampled token."""
 
     def __init__(
         self,
@@ -36,32 +36,34 @@ class Runner(Protocol):
     ) -> None: ...
 
     def warm_up(self) -> None:
-        """Compile, record and measure what can be before the first request."""
+        """Compile, record and measure everything possible before the first request."""
 
     def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
-        """Feeds the spans' ids, one span after the other, and draws a token after the last of those in
-        `complete` -> (1, complete) int32"""
+        """Feed the concatenated ids of the spans and sample a token after the last id of each span in
+        `complete`. Returns (1, complete) int32."""
 
     def decode(self, spans: list[Span]) -> Tensor:
-        """As many steps as the longest span has tokens, each of which feeds what was drawn before it and
-        draws -> (steps, spans) int32, NO_TOKEN where a span has ended"""
+        """Run as many steps as the longest span has tokens; each feeds the previous sample and samples the
+        next. Returns (steps, spans) int32, NO_TOKEN where a span has ended."""
 
 
 def choose_runner(device: torch.device) -> type[Runner]:
-    """The fastest for the device."""
+    """Return the fastest runner for the device."""
     if device.type != "cuda":
         return JoinedRunner
     try:
         from light_tts.engine.llm.triton_runner import TritonRunner
     except ImportError as error:
-        logging.getLogger("light_tts.llm").warning("LLM without Triton kernels, much slower: %s", error)
+        logging.getLogger("light_tts.llm").warning(
+            "running the LLM without Triton kernels, which is much slower: %s", error
+        )
         return TorchRunner
     return TritonRunner
 
 
 class TorchRunner:
-    """Plain PyTorch, one request at a time in attention, so that the result never depends on who else is in
-    the batch."""
+    """Plain PyTorch. Attention processes one request at a time, so that the result never depends on the rest
+    of the batch."""
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class TorchRunner:
         options: EngineOptions,
         draw: Draw = sampling.draw,
     ) -> None:
-        """`draw`: in place of repetition-aware sampling, e.g. in tests."""
+        """`draw`: replaces repetition-aware sampling, for example in tests."""
         self._model = model
         self._attention = TorchAttention(pool, table)
         self._draw = TorchDraw(draw, model.ids, states)
@@ -102,21 +104,21 @@ class TorchRunner:
         return tokens
 
     def _forward(self, ids: Tensor, spans: list[Span]) -> Tensor:
-        """-> (tokens, hidden)"""
+        """Return the hidden states (tokens, hidden)."""
         places = [position for span in spans for position in range(span.start, span.end)]
         positions = torch.tensor(places, device=self._device)
         return self._model(ids, positions, self._attention(spans))
 
 
 class JoinedRunner(TorchRunner):
-    """The same, with as few products as possible: for a CPU."""
+    """The same with fused matrix products, for a CPU."""
 
     def __init__(self, model: SpeechLM, *arguments: Any) -> None:
         super().__init__(JoinedLM(model), *arguments)
 
 
 class TorchDraw:
-    """A draw, over the states."""
+    """Samples tokens and updates the states."""
 
     def __init__(self, draw: Draw, ids: SpeechIds, states: RowState) -> None:
         self._draw = draw
@@ -124,7 +126,7 @@ class TorchDraw:
         self._states = states
 
     def __call__(self, scores: Tensor, rows: Tensor) -> Tensor:
-        """scores: (rows, speech ids) float32; rows: (rows,) int64 -> the tokens (rows,) int32"""
+        """Sample the next tokens. scores: (rows, speech ids) float32; rows: (rows,) int64 -> (rows,) int32"""
         states = self._states
         history, steps = states.history[rows].long(), states.step[rows]
         scores = ban(scores, self._ids.speech_tokens, states.banned(rows))

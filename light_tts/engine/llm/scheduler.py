@@ -1,8 +1,8 @@
-"""Which requests run, and what the next step does. Plain data: no tensors, no messages, no clock.
+"""Decides which requests run and what the next step does. Plain data: no tensors, messages or clock.
 
-Requests are admitted by tokens: when the peak of KV slots that all of them together can be expected to need
-fits the pool. Where the expectation was too low the youngest is paused: it loses its slots and later goes on
-by a new prefill.
+Requests are admitted by tokens: if the expected peak of KV slots needed by all of them fits in the pool. If
+the estimate was too low, the youngest request is paused: it loses its slots and resumes later with a new
+prefill.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from light_tts.engine.llm.sequence import Sequence
 
 @dataclass(frozen=True)
 class Limits:
-    """`slots`: KV pool; `prefill_tokens`: one prefill step; `running`: requests with KV slots; `alive`:
-    running and paused; `steps_between_admissions`: decode steps; `busy_ratio`: share of the pool in use from
-    which each request is counted with its longest possible output, below it with `assumed_output`;
-    `round_steps`: most decode steps that are begun at once."""
+    """`slots`: size of the KV pool; `prefill_tokens`: tokens of one prefill step; `running`: requests with KV
+    slots; `alive`: running and paused requests; `steps_between_admissions`: decode steps; `busy_ratio`: pool
+    utilization above which each request counts with its maximum output length, below it with
+    `assumed_output`; `round_steps`: maximum number of decode steps per launch."""
 
     slots: int
     prefill_tokens: int
@@ -33,16 +33,16 @@ class Limits:
 
 @dataclass
 class Plan:
-    """`work`: either a prefill, (sequence, how many of its pending ids go into the model), or a round of
-    decode steps, (sequence, how many steps it takes part in); empty: only steps under way can bring a request
-    on; `evicted`: sequences whose slots must be given back first."""
+    """`work`: either a prefill, (sequence, number of pending ids to feed), or a round of decode steps,
+    (sequence, number of steps it takes part in). Empty if only steps in progress can advance a request.
+    `evicted`: sequences whose slots must be freed first."""
 
     work: list[tuple[Sequence, int]] = field(default_factory=list)
     evicted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
-    """Sequences of one job run one after another, in the order of their parts; jobs in the order of their
+    """Runs the sequences of one job one after another in the order of its parts, and jobs in order of
     arrival."""
 
     def __init__(self, limits: Limits) -> None:
@@ -50,11 +50,12 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.paused: list[Sequence] = []
-        self._later_parts: dict[str, deque[Sequence]] = {}  # of each job that has a part in a list above
+        # of each job that has a part in one of the lists above
+        self._later_parts: dict[str, deque[Sequence]] = {}
         self._arrivals = 0
         self._evicted: list[Sequence] = []
         self._steps = 0  # since the last admission
-        self._prefilled = False  # what was begun last is a prefill
+        self._prefilled = False  # whether the last launch was a prefill
 
     @property
     def used_slots(self) -> int:
@@ -62,12 +63,12 @@ class Scheduler:
 
     @property
     def queued(self) -> int:
-        """Sequences not yet admitted, later parts included."""
+        """Number of sequences not admitted yet, including later parts."""
         return len(self.waiting) + sum(map(len, self._later_parts.values()))
 
     @property
     def present(self) -> list[Sequence]:
-        """All sequences but later parts."""
+        """All sequences except later parts."""
         return self.running + self.paused + self.waiting
 
     @property
@@ -106,9 +107,9 @@ class Scheduler:
         return admitted
 
     def plan(self, most_steps: int | None = None, among: Container[str] | None = None) -> Plan:
-        """What to begin next, for the jobs `among` where given: prefill of those that have ids the device
-        does not know, as many as fit, the last one in part; else, and after each prefill, decode steps of all
-        others, `most_steps` at most."""
+        """Return what to launch next, limited to the jobs `among` if given. Sequences with ids that the
+        device does not know are prefilled, as many as fit, the last one partially. Otherwise, and after each
+        prefill, all others take decode steps, at most `most_steps`."""
         round_steps = self._limits.round_steps
         if most_steps is not None:
             round_steps = min(round_steps, most_steps)
@@ -134,7 +135,7 @@ class Scheduler:
         return plan
 
     def end(self, sequence: Sequence) -> None:
-        """The sequence is over; the job's next part comes in its place."""
+        """Remove a finished sequence; the job's next part takes its place."""
         self._remove(sequence)
         later = self._later_parts[sequence.job]
         if later:
@@ -143,7 +144,7 @@ class Scheduler:
             del self._later_parts[sequence.job]
 
     def abort(self, job: str) -> list[Sequence]:
-        """Forget all sequences of a job and return them."""
+        """Remove and return all sequences of a job."""
         sequences = list(self._of_job(job)) + list(self._later_parts.pop(job, ()))
         for sequence in sequences:
             self._remove(sequence)
@@ -168,22 +169,22 @@ class Scheduler:
         return work
 
     def _decode(self, sequences: list[Sequence], round_steps: int) -> list[tuple[Sequence, int]]:
-        """A round up to the next admission; a shorter one where slots are short."""
+        """Return a round up to the next admission, or a shorter one if slots are scarce."""
         most = max(1, self._limits.steps_between_admissions - self._steps)
         room = max(1, (self._limits.slots - self.used_slots) // len(sequences))
         most = min(most, room, round_steps)
         return [(sequence, min(most, sequence.free_steps)) for sequence in sequences]
 
     def _must_wait_for_slots(self, work: list[tuple[Sequence, int]]) -> bool:
-        """Whether the slots are too few while steps are under way, after which there may be more: a request
-        that turns out to have ended gives back its own."""
+        """Return whether there are too few slots while steps are in progress, which may free some: a request
+        that turns out to have ended frees its own."""
         return self._lacks_slots(work) and any(s.ahead for s in self.running)
 
     def _lacks_slots(self, work: list[tuple[Sequence, int]]) -> bool:
         return self.used_slots + sum(tokens for _, tokens in work) > self._limits.slots
 
     def _find_slots(self, work: list[tuple[Sequence, int]]) -> None:
-        """Pause until the work's tokens have slots: idle requests first, then the youngest."""
+        """Pause requests until the work's tokens have slots: idle requests first, then the youngest."""
         while self._lacks_slots(work):
             victim = max(self.running, key=lambda s: (not s.ready, s.arrival))
             work[:] = [(sequence, tokens) for sequence, tokens in work if sequence is not victim]
@@ -195,7 +196,7 @@ class Scheduler:
         self._evicted.append(sequence)
 
     def _make_room_for(self, candidate: Sequence) -> bool:
-        """Whether the candidate fits; running requests that wait for text give way to it."""
+        """Pause running requests that wait for text to make room; return whether the candidate fits."""
         if not self._fit([*(s for s in self.running if s.ready), candidate]):
             return False
         while not self._fit([*self.running, candidate]):
@@ -203,15 +204,16 @@ class Scheduler:
         return True
 
     def _alive(self) -> int:
-        """Requests under way that do not wait for text."""
+        """Number of active requests that do not wait for text."""
         return sum(s.ready for s in self.running + self.paused)
 
     def _fit(self, sequences: list[Sequence]) -> bool:
         return len(sequences) <= self._limits.running and self.peak(sequences) <= self._limits.slots
 
     def peak(self, sequences: list[Sequence]) -> int:
-        """Most slots that the sequences are expected to hold at a time: sorted by what each has yet to
-        produce, the one that ends as the i-th last ends when all before it have grown by as much as it."""
+        """Return the maximum number of slots that the sequences are expected to hold at once. Sorted by
+        remaining output, when a sequence ends, all those with more to produce have grown by as much as it
+        has."""
         busy = self.used_slots >= self._limits.busy_ratio * self._limits.slots
         by_rest = sorted(((self._rest(s, busy), len(s.inputs)) for s in sequences), reverse=True)
         peak = held = 0
@@ -221,7 +223,7 @@ class Scheduler:
         return peak
 
     def _rest(self, sequence: Sequence, busy: bool) -> int:
-        """Tokens the sequence is expected to produce yet."""
+        """Return the number of tokens the sequence is expected to produce still."""
         if busy and sequence.max_outputs is not None:
             return sequence.longest_rest
         produced = len(sequence.outputs)
@@ -230,5 +232,6 @@ class Scheduler:
 
 
 def _wants_in(sequence: Sequence) -> bool:
-    """A sequence whose forced tokens were all there was to it is finished before it has run."""
+    """Return whether the sequence needs a step; one that consisted only of forced tokens is finished before
+    it has run."""
     return sequence.ready or sequence.finished

@@ -1,13 +1,13 @@
-"""One part's way through the language model, as a state machine without tensors.
+"""State machine of one part in the language model, without tensors.
 
-A sequence knows the ids that go into the model (`inputs`, of which the first `cached` are in the KV pool)
-and what came out (`outputs`). Whoever runs it feeds `inputs[cached:]`, draws a token from the last row and
-hands it to `accept`. Putting it back into an earlier state needs its outputs alone: they are given as
-`forced` and take the place of draws.
+A sequence holds the ids that go into the model (`inputs`, of which the first `cached` are in the KV pool) and
+the ids that came out (`outputs`). The engine feeds `inputs[cached:]`, samples a token from the last row and
+passes it to `accept`. An earlier state can be restored from its outputs alone: they are given as `forced` and
+replace samples.
 
-Between two looks of the host the device may draw several tokens in a row and feed each back by itself
-(`on_device`). Of these, `ahead` have not been accepted yet; they are in the pool, so `cached` counts them,
-and `inputs` does not.
+Between two host interventions the device may sample several tokens in a row and feed each back itself
+(`on_device`). `ahead` of these have not been accepted yet; they are in the pool, so they are counted in
+`cached` but are not in `inputs`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ MAX_TOKENS_PER_TEXT_ID = 20
 
 
 def _held(ids: SpeechIds) -> list[int]:
-    """ALLOWED or HELD for each special id, as the model has it."""
+    """Return ALLOWED or HELD for each special id of the model."""
     special = ids.special
     return [HELD if i in special.held else ALLOWED for i in range(special.count)]
 
 
 class SequenceError(ValueError):
-    """The request cannot be served; the message, for the client, names the limit."""
+    """The request cannot be served; the message, meant for the client, names the limit."""
 
 
 class Sequence:
-    """What one-shot and bistream have in common. `limit`: most ids that may go into the model."""
+    """Base class of one-shot and bistream sequences. `limit`: maximum number of ids fed to the model."""
 
     def __init__(
         self, job: str, part: int, seed: int, ids: SpeechIds, limit: int, sampling: SamplingRule
@@ -41,17 +41,17 @@ class Sequence:
         self.job = job
         self.part = part
         self.sampling = sampling
-        self.seed = (seed + 2**63) % 2**64 - 2**63  # as int64
+        self.seed = (seed + 2**63) % 2**64 - 2**63  # wrapped to int64
         self.inputs: list[int] = []  # unified ids
-        self.outputs: list[int] = []  # speech ids, bistream fill ids included, stop ids never
+        self.outputs: list[int] = []  # speech ids, including bistream fill ids, excluding stop ids
         self.cached = 0
-        self.row: int | None = None  # in the slot table
-        self.on_device = False  # the next id is the last token drawn, which the device knows
-        self.ahead = 0  # tokens drawn, or being drawn, and not yet accepted
-        self.epoch = 0  # draws that were begun in an earlier one are void
+        self.row: int | None = None  # row in the slot table
+        self.on_device = False  # the next id is the last sampled token, which the device knows
+        self.ahead = 0  # tokens sampled or being sampled but not accepted yet
+        self.epoch = 0  # samples launched in an earlier epoch are invalid
         self.arrival = 0  # set by the scheduler
         self.finished = False
-        self.error: str | None = None  # why it finished without reaching its end
+        self.error: str | None = None  # why it ended prematurely
         self.min_outputs = 0
         self.max_outputs: int | None = None  # None: not known yet
         self._ids = ids
@@ -59,53 +59,53 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Ids that have yet to go into the model; below zero by those that the device has fed by itself."""
+        """Number of ids still to be fed; negative by the number the device has fed by itself."""
         return len(self.inputs) - self.cached
 
     @property
     def ready(self) -> bool:
-        """Whether a step would bring it on, or one is under way that will."""
+        """Whether a step would advance it, or one in progress will."""
         return not self.finished and self.pending + self.ahead > 0
 
     @property
     def runnable(self) -> bool:
-        """Whether a step may be begun now."""
+        """Whether a step may be launched now."""
         return self.ready and (not self.on_device or self.free_steps > 0)
 
     @property
     def free_steps(self) -> int:
-        """Most tokens that may be drawn before the host has to look at those drawn."""
+        """Maximum number of tokens that may be sampled before the host must look at them."""
         return self.steps_until_host - self.ahead
 
     @property
     def steps_until_host(self) -> int:
-        """Upper bound on tokens that the device may draw before the host must intervene."""
+        """Upper bound on the number of tokens that the device may sample before the host must intervene."""
         room = self._limit - len(self.inputs) + 1
         return room if self.max_outputs is None else min(room, max(1, self.max_outputs - len(self.outputs)))
 
     @property
     def longest_rest(self) -> int:
-        """Most tokens that may still come."""
+        """Maximum number of tokens that may still be produced."""
         room = self._limit - len(self.inputs)
         return room if self.max_outputs is None else min(room, self.max_outputs - len(self.outputs))
 
     @property
     def bans(self) -> list[int]:
-        """For each special speech id ALLOWED, BANNED or HELD: whether it may be drawn before the host has
-        other ids to feed."""
+        """ALLOWED, BANNED or HELD for each special speech id: whether it may be sampled before the host feeds
+        other ids."""
         raise NotImplementedError
 
     def latest(self, window: int) -> list[int]:
-        """The last `window` outputs."""
+        """Return the last `window` outputs."""
         return self.outputs[-window:]
 
     def accept(self, token: int) -> None:
-        """Take in the token drawn after `inputs`."""
+        """Accept the token sampled after `inputs`."""
         raise NotImplementedError
 
     def accept_all(self, tokens: list[int]) -> int:
-        """Take in what the device drew one after another, up to the end or to where it should have been fed
-        something else; the rest was in vain. -> how many were taken in"""
+        """Accept the tokens that the device sampled consecutively, up to the end or to where it should have
+        been fed another id; the rest is discarded. Returns the number accepted."""
         self.ahead -= len(tokens)
         for taken, token in enumerate(tokens, 1):
             self.accept(token)
@@ -115,15 +115,15 @@ class Sequence:
         return len(tokens)
 
     def recall(self, cached: int) -> None:
-        """The device goes no further by itself: what it has drawn and was not accepted is void, and of the
-        ids in the pool at most `cached` stay."""
+        """Return control to the host: tokens sampled but not accepted are discarded, and at most the first
+        `cached` ids remain in the pool."""
         self.cached = min(self.cached, cached)
         self.on_device = False
         self.ahead = 0
         self.epoch += 1
 
     def _speak(self, token: int) -> None:
-        """Keep a speech token and feed it back, unless it is the last."""
+        """Append a speech token to the outputs and feed it back, unless it is the last."""
         self.outputs.append(token)
         if self.max_outputs is not None and len(self.outputs) >= self.max_outputs:
             self.finished = True
@@ -139,11 +139,11 @@ class Sequence:
         if not all(0 <= i < self._ids.text_vocab for i in text):
             raise SequenceError("a text id is not in the vocabulary of the model")
         if not all(0 <= i < self._ids.speech_tokens for i in speech):
-            raise SequenceError("an id of the prompt is not a speech token of the model")
+            raise SequenceError("a token of the prompt is not a speech token of the model")
 
 
 class OneShot(Sequence):
-    """All text is there: sos, prompt text and text, task, prompt speech, and then what is generated."""
+    """All text is known: sos, prompt text and text, task, prompt speech, then the generated tokens."""
 
     def __init__(
         self,
@@ -161,8 +161,8 @@ class OneShot(Sequence):
         sampling: SamplingRule = GREEDY,
         longest: int | None = None,
     ) -> None:
-        """`longest`: most outputs, whatever `max_outputs` says. Raises SequenceError when the request cannot
-        fit."""
+        """`longest`: maximum number of outputs, whatever `max_outputs` says. Raises SequenceError if the
+        request cannot fit."""
         super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text + text, prompt_speech + forced)
         if not text:
@@ -178,7 +178,7 @@ class OneShot(Sequence):
         self.max_outputs = min(max_outputs, limit - len(self.inputs))
         if self.max_outputs < max(1, self.min_outputs):
             raise SequenceError(
-                f"prompt and text take {len(self.inputs)} tokens, which leaves {max(0, self.max_outputs)} "
+                f"prompt and text use {len(self.inputs)} tokens, which leaves {max(0, self.max_outputs)} "
                 f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
                 f"(--max_req_total_len), and {max_outputs} for the speech alone"
             )
@@ -205,11 +205,11 @@ class OneShot(Sequence):
 
 
 class Bistream(Sequence):
-    """Text arrives while speech leaves: blocks of `mix[0]` text ids and `mix[1]` speech tokens.
+    """Text arrives while speech is generated: blocks of `mix[0]` text ids and `mix[1]` speech tokens.
 
-    A block ends with the fill id, and the next begins once there is text for it. Text is taken one id at a
-    time, so how it was split on its way changes nothing. After the text has ended, what is left of it is
-    followed by the task mark and the rest of the speech.
+    A block ends with the fill id, and the next one starts once there is enough text. Text is consumed id by
+    id, so the result does not depend on how it was split. When the text is complete, its remainder is
+    followed by the task id and the rest of the speech.
     """
 
     def __init__(
@@ -227,22 +227,22 @@ class Bistream(Sequence):
         max_outputs: int | None = None,
         sampling: SamplingRule = GREEDY,
     ) -> None:
-        """Raises SequenceError."""
+        """Raises SequenceError if the request cannot fit."""
         super().__init__(job, part, seed, ids, limit, sampling)
         self._check(prompt_text, prompt_speech + [token for token in forced if token != ids.fill])
         self.min_outputs = min_outputs or 0
         self.max_outputs = max_outputs
         self._text_per_block, self._speech_per_block = mix
         self._forced = forced
-        self._arrived: deque[int] = deque()  # text that has not been looked at
-        self._text = list(prompt_text)  # text that waits for a block
-        self._text_ids = 0  # arrived so far
+        self._arrived: deque[int] = deque()  # text not processed yet
+        self._text = list(prompt_text)  # text waiting for a block
+        self._text_ids = 0  # number of ids that have arrived
         self._prompt_ids = len(prompt_text)
         self._text_ended = False
         self._prompt_speech = [ids.speech(token) for token in prompt_speech]
-        self._waiting = True  # for text
-        self._last = False  # in the part after the end of the text
-        self._group: list[int] = []  # ids given to the model together, latest
+        self._waiting = True  # waiting for text
+        self._last = False  # in the section after the end of the text
+        self._group: list[int] = []  # the latest ids fed together
         self._give([ids.sos])
         block = self._speech_per_block
         self._next_fill = block - len(prompt_speech) % block
@@ -265,14 +265,14 @@ class Bistream(Sequence):
         return straight_on if self._last else min(straight_on, self._next_fill - len(self.outputs) + 1)
 
     def append_text(self, text: list[int]) -> None:
-        """More text. Raises SequenceError for ids the model does not know."""
+        """Add text. Raises SequenceError for ids outside the vocabulary."""
         self._check(text, [])
         self._arrived.extend(text)
         self._text_ids += len(text)
         self._advance()
 
     def finish_text(self) -> None:
-        """No more text. Raises SequenceError when there was none at all."""
+        """End the text. Raises SequenceError if there was none."""
         if not self._text_ids:
             raise SequenceError("the text is empty")
         self._text_ended = True
@@ -286,7 +286,7 @@ class Bistream(Sequence):
         self._advance()
 
     def _advance(self) -> None:
-        """As far as text and forced tokens go."""
+        """Proceed as far as text and forced tokens allow."""
         while not self.finished:
             if self._waiting and self._arrived:
                 self._take_text(self._arrived.popleft())
@@ -298,7 +298,9 @@ class Bistream(Sequence):
                 return
 
     def _take_text(self, text_id: int) -> None:
-        """The reference's turn of its loop over text: prompt blocks as far as text goes, then one block."""
+        """Process one text id like the reference's loop: prompt blocks while there is text, then one
+        block.
+        """
         size = self._text_per_block
         self._text.append(text_id)
         while self._prompt_speech and len(self._text) >= size:
@@ -319,16 +321,16 @@ class Bistream(Sequence):
         return block
 
     def _begin_last(self) -> None:
-        """The reference gives the group that it gave last once more here, if that has been in the model.
-        Where the text was too short for all speech of the prompt, the rest of it follows the mark, as in
-        training; the reference leaves it out, and may say the end of the prompt's text again."""
+        """Start the last section. Like the reference, feed the latest group again if it has already been fed.
+        If the text was too short for all of the prompt's speech, the rest of that speech follows the task id,
+        as in training; the reference drops it and may then repeat the end of the prompt's text."""
         again = self._group if self.outputs else []
         self._waiting, self._last = False, True
         self._give(again + self._text + [self._ids.task, *self._prompt_speech], anew=bool(self.outputs))
         self._text, self._prompt_speech = [], []
 
     def _give(self, group: list[int], anew: bool = True) -> None:
-        """Ids for the model; `anew`: those before have been in the model already."""
+        """Feed ids to the model. `anew`: the ids before them have been fed already."""
         if len(self.inputs) + len(group) > self._limit:
             self._reach_limit()
             return
@@ -353,6 +355,5 @@ class Bistream(Sequence):
         self.finished = True
         if not self._last:
             self.error = (
-                f"the text and its speech are longer than the limit of {self._limit} tokens "
-                "(--max_req_total_len)"
+                f"the text and its speech exceed the limit of {self._limit} tokens (--max_req_total_len)"
             )

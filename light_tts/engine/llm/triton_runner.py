@@ -1,4 +1,4 @@
-"""Steps on a GPU: Triton kernels, and a decode step or a short prefill as one CUDA graph for each size."""
+"""LLM steps on a GPU: Triton kernels, with one CUDA graph per size for a decode step or a short prefill."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from light_tts.kernels.llm.sampling import sample
 from light_tts.models.llm.fused import FusedLM, LayerPool
 from light_tts.models.llm.speech_lm import SpeechLM
 
-_BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # then in steps of 64
-_SHORTEST = 512  # bucket of lengths; the others are twice as long each
+_BATCHES = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)  # further sizes are multiples of 64
+_SHORTEST = 512  # smallest length bucket; each further one is twice as long
 _PREFILL_TOKENS = (
     16,
     32,
@@ -46,16 +46,18 @@ _PREFILL_TOKENS = (
     1280,
     1536,
     2048,
-)  # beyond, launches cost little
+)  # beyond this size launch overhead is negligible
 _PREFILL_SPANS = (1, 4, 16)
 
 
 class TritonRunner:
-    """See `Runner`. A batch is filled up with rows of -1, which change nothing, to the size of a graph.
+    """The GPU implementation of `Runner`. A batch is padded to the size of a graph with rows of -1, which
+    have no effect.
 
-    A decode step finds its rows in `_schedule` and leaves its tokens in `_tokens`, both (steps, batch), where
-    `_steps` says, (batch,): so the same graph serves every step of a round, and a sequence that takes part in
-    fewer steps than others is -1 in the rest."""
+    A decode step reads its rows from `_schedule` and writes its tokens to `_tokens`, both (steps, batch), at
+    the step given by `_steps`, (batch,). So the same graph serves every step of a round, and a sequence that
+    takes part in fewer steps than others is -1 in the rest.
+    """
 
     def __init__(
         self,
@@ -85,14 +87,14 @@ class TritonRunner:
         self._schedule = torch.full((room,), -1, dtype=torch.int32, device=device)
         self._tokens = torch.empty_like(self._schedule)
         self._steps = torch.zeros(widest, dtype=torch.int64, device=device)
-        self._prefills: dict[PrefillShape, Tensor] = {}  # the input of each graph
+        self._prefills: dict[PrefillShape, Tensor] = {}  # input of each graph
 
     def warm_up(self) -> None:
         graphs = self._graphs.enabled
         largest = min(self._options.rows, self._options.graph_max_batch) if graphs else self._options.rows
         batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
         lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
-        # the largest first, whose memory the others use again
+        # largest first, so that the others reuse its memory
         prefills = [
             PrefillShape(tokens, spans) for spans in _PREFILL_SPANS[::-1] for tokens in _PREFILL_TOKENS[::-1]
         ]
@@ -160,7 +162,7 @@ class TritonRunner:
         self._draw(self._lm(x, attend), self._states, rows, tokens, steps)
 
     def _prefill_step(self, shape: PrefillShape, flat: Tensor) -> Tensor:
-        """-> (spans,) int32, the tokens drawn"""
+        """Run a prefill; return the sampled tokens (spans,) int32."""
         batch = shape.unpack(flat)
 
         def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
@@ -185,20 +187,20 @@ class TritonRunner:
             self._graphs.record(shape, partial(self._prefill_step, shape, flat))
 
     def _prefill_bucket(self, tokens: int, spans: int) -> tuple[PrefillShape, bool]:
-        """The smallest size that holds the batch, and whether it is one of those that are recorded."""
+        """Return the smallest size that holds the batch, and whether it has been recorded."""
         if not self._options.graph_max_batch or tokens > _PREFILL_TOKENS[-1] or spans > _PREFILL_SPANS[-1]:
             return PrefillShape(tokens, spans), False
         tokens = next(size for size in _PREFILL_TOKENS if size >= tokens)
         return PrefillShape(tokens, next(size for size in _PREFILL_SPANS if size >= spans)), True
 
     def _batch_bucket(self, batch: int) -> int:
-        """The smallest size that holds `batch` rows, of those that are recorded."""
+        """Return the smallest recorded size that holds `batch` rows."""
         bucket = next((size for size in _BATCHES if size >= batch), -(-batch // 64) * 64)
         most = self._options.graph_max_batch
         return min(bucket, most) if batch <= most else bucket
 
     def _length_bucket(self, length: int) -> int:
-        """The smallest bound of lengths, of those that are recorded; beyond them there is one."""
+        """Return the smallest recorded length bound, or the single bound used beyond those."""
         if length > self._graph_len:
             return self._options.max_len
         bucket = _SHORTEST

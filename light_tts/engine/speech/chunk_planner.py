@@ -1,8 +1,8 @@
-"""Where the chunks of a streamed part begin and end.
+"""Chunk boundaries of a streamed part.
 
-A pure function of the prompt's length and the number of tokens, never of timing, so that a resumed or
-re-batched request is cut in the same places. The rule is CosyVoice2's: the first chunk is lengthened so that
-chunk borders fall on multiples of the flow's attention chunk (prompt included), every chunk waits for
+A pure function of the prompt's length and the number of tokens, independent of timing, so that a resumed or
+re-batched request is cut in the same places. Follows CosyVoice2: the first chunk is lengthened so that chunk
+boundaries fall on multiples of the flow's attention chunk (prompt included), every chunk waits for
 `lookahead` tokens beyond its end, and what is left when the LLM has finished is one last chunk.
 """
 
@@ -10,17 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-GROWTH = 4  # growing chunks become up to so many times the first
+GROWTH = 4  # growing chunks reach this many times the length of the first
 
 
 def largest_hop(hop: int, grow: bool) -> int:
-    """`max_hop` of a ChunkPlanner whose chunks grow, or do not."""
+    """Return the `max_hop` of a ChunkPlanner with growing or fixed chunks."""
     return GROWTH * hop if grow else hop
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Speak tokens [start, end); the flow is given tokens [0, context_end)."""
+    """Speak tokens [start, end); the flow gets tokens [0, context_end)."""
 
     start: int
     end: int
@@ -29,8 +29,8 @@ class Chunk:
 
 
 class ChunkPlanner:
-    """`hop`: tokens a chunk; `max_hop`: the hop doubles after each chunk up to this (equal to `hop`: fixed);
-    `lookahead`: tokens the flow's look-ahead layer needs beyond a chunk."""
+    """`hop`: tokens per chunk; `max_hop`: the hop doubles after each chunk up to this (equal to `hop`:
+    fixed); `lookahead`: tokens that the flow's look-ahead layer needs beyond a chunk."""
 
     def __init__(self, prompt_tokens: int, hop: int, lookahead: int, max_hop: int | None = None) -> None:
         self._lookahead = lookahead
@@ -42,12 +42,12 @@ class ChunkPlanner:
 
     @property
     def needed(self) -> int:
-        """How many tokens (counted from the part's start) the next chunk that is not final waits for."""
+        """Number of tokens, counted from the part's start, required for the next chunk that is not final."""
         return self.offset + self._hop + self._pad + self._lookahead
 
     def next_chunk(self, available: int, finished: bool) -> Chunk | None:
-        """The next chunk that can be spoken with `available` tokens; None: wait for more, or all is done.
-        `finished`: no more tokens will come."""
+        """Return the next chunk that can be spoken with `available` tokens, or None if it must wait or all is
+        done. `finished`: no more tokens will come."""
         if self._finished:
             return None
         start = self.offset

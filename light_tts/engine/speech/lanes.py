@@ -1,7 +1,7 @@
-"""Runs batches of chunks on the device, several in flight, each in a thread (and CUDA stream) of its own.
+"""Runs batches of chunks on the device, several concurrently, each in its own thread and CUDA stream.
 
-On a GPU a batch is one run. On the CPU each chunk is computed alone in exactly its own shape, so that
-its samples are bit for bit those of any other run of the same request.
+On a GPU a batch is one run. On the CPU each chunk is computed alone in its exact shape, so that its samples
+are bit-identical to any other run of the same request.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from light_tts.engine.speech.token2wav import Token2Wav, WorkItem, to_pcm16
 
 
 class DeviceLost(Exception):
-    """The device answers no more: only a new process can go on."""
+    """The device no longer responds; only a new process can continue."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A chunk to speak, and whose it is."""
+    """A chunk to speak and its owner."""
 
     item: WorkItem
     owner: Any
@@ -35,8 +35,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """A batch that has ended after `seconds`. `outcomes`: for each of `tasks` its samples (int16), or the
-    error that ended it."""
+    """A batch that ended after `seconds`. `outcomes`: for each of `tasks` its samples (int16), or the error
+    that ended it."""
 
     tasks: Sequence[Task]
     outcomes: list[np.ndarray | Exception]
@@ -44,7 +44,7 @@ class Ended:
 
 
 class Lane:
-    """One batch at a time, in a thread and a CUDA stream of this priority."""
+    """A thread and a CUDA stream of the given priority, which run one batch at a time."""
 
     def __init__(self, model: Token2Wav, device: torch.device, priority: int) -> None:
         self.model = model
@@ -59,13 +59,14 @@ class Lane:
 
 
 class SpeechEngine:
-    """`models`: one for each batch in flight; of several, the first has the urgent lane. `max_batch_size`:
-    tasks in a batch on a GPU. `wake` is called from a worker thread when a batch has ended."""
+    """Runs batches on its lanes. `models`: one per concurrent batch; if there are several, the first has the
+    urgent lane. `max_batch_size`: tasks per batch on a GPU. `wake`: called from a worker thread when a batch
+    has ended."""
 
     def __init__(
         self, models: Sequence[Token2Wav], device: torch.device, max_batch_size: int, wake: Callable[[], None]
     ) -> None:
-        self.model = models[0]  # for questions that all answer alike
+        self.model = models[0]  # for properties that all models share
         self.on_gpu = device.type == "cuda"
         self.batch_limit = max_batch_size if self.on_gpu else 1
         self._device = device
@@ -83,12 +84,12 @@ class SpeechEngine:
         return len(self.free_lanes) == len(self._lanes)
 
     def start(self, lane: Lane, batch: Sequence[Task]) -> None:
-        """Begin a batch on a free lane."""
+        """Start a batch on a free lane."""
         self.free_lanes.remove(lane)
         lane.thread.submit(self._run, lane, batch).add_done_callback(lambda future: self._end(lane, future))
 
     def ended(self) -> list[Ended]:
-        """All batches that have ended since the last call. Raises DeviceLost."""
+        """Return all batches that have ended since the last call. Raises DeviceLost."""
         ended: list[Ended] = []
         with contextlib.suppress(queue.Empty):
             while True:
@@ -99,13 +100,13 @@ class SpeechEngine:
         return ended
 
     def close(self) -> None:
-        """Leave what is in flight to its end, unheard."""
+        """Stop; batches in progress finish, but their results are dropped."""
         self._wake = lambda: None
         for lane in self._lanes:
             lane.thread.shutdown(wait=False, cancel_futures=True)
 
     def warm_up(self) -> None:
-        """Do before the first batch what it would have to wait for."""
+        """Do in advance what would delay the first batch."""
         for lane in self._lanes:
             with lane.context():
                 lane.model.warm_up(self.batch_limit)
@@ -125,8 +126,8 @@ class SpeechEngine:
         return Ended(batch, outcomes, time.monotonic() - started)
 
     def _speak(self, model: Token2Wav, items: Sequence[WorkItem]) -> list[np.ndarray | Exception]:
-        """An error of a batch is looked for in its halves: memory may suffice for those, and what is wrong
-        with one item must not hurt the others."""
+        """Speak a batch. If it fails, retry in halves: there may be enough memory for those, and an invalid
+        item must not affect the others."""
         try:
             return [_pcm_or_error(wave) for wave in model.speak(items)]
         except Exception as error:
@@ -150,5 +151,5 @@ class SpeechEngine:
 
 def _pcm_or_error(wave: np.ndarray) -> np.ndarray | Exception:
     if not np.isfinite(wave).all():
-        return ArithmeticError("the model made samples that are no numbers")
+        return ArithmeticError("the model produced samples that are not finite")
     return to_pcm16(wave)

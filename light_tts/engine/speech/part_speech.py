@@ -1,8 +1,7 @@
-"""The tokens of one part as they arrive, and the chunks that can be spoken of them. Pure: no tensors, no
-messages.
+"""Collects the tokens of one part and determines the chunks that can be spoken. Pure: no tensors or messages.
 
-A part whose beginning the client has got already (`Delivered`) leaves out the chunks it has, but for the
-last ones, which are spoken again without being sent: what they leave to the next chunk is needed.
+Of a part that the client has partly received (`Delivered`), the chunks already received are skipped, except
+the last ones, which are spoken again without being sent because the next chunk needs their state.
 """
 
 from __future__ import annotations
@@ -15,15 +14,15 @@ from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
 
 
 class PartTooLong(Exception):
-    """Prompt and speech together are more than the flow can take; the message names the limit."""
+    """Prompt and speech together exceed the limit of the flow; the message names the limit."""
 
 
 @dataclass(frozen=True)
 class ChunkRules:
     """How parts are cut and measured. `hop`, `max_hop`, `lookahead`: see ChunkPlanner; `vocabulary`: ids from
     here on are never spoken (bistream's fill id); `max_tokens`: of prompt and speech; `samples_per_token`;
-    `held_back`: samples at a chunk's end that come with the next one; `replayed`: chunks to speak again in
-    order to go on after them."""
+    `held_back`: samples at the end of a chunk that are sent with the next one; `replayed`: number of chunks
+    to speak again in order to continue after them."""
 
     hop: int
     max_hop: int
@@ -37,7 +36,8 @@ class ChunkRules:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What the client has got of a part: the LLM outputs its audio was made from, and how many samples."""
+    """What the client has received of a part: the LLM outputs its audio was made from, and the number of
+    samples."""
 
     tokens: Sequence[int] = ()
     samples: int = 0
@@ -45,8 +45,9 @@ class Delivered:
 
 @dataclass(frozen=True)
 class Step:
-    """Speak `chunk`. `tokens`: the LLM outputs that go to the client with it; `start`: index in the part of
-    the first sample; `skip`: how many of its samples the client has, None: all (nothing is sent)."""
+    """Speak `chunk`. `tokens`: the LLM outputs reported to the client with it; `start`: index of the first
+    sample within the part; `skip`: number of its samples that the client already has, None: all of them
+    (nothing is sent)."""
 
     chunk: Chunk
     tokens: list[int]
@@ -55,20 +56,20 @@ class Step:
 
 
 class PartSpeech:
-    """`step` is the chunk that can be spoken next, None: wait for tokens, or all is done; `advance` when it
-    has been spoken."""
+    """The progress of one part. `step` is the chunk to speak next, or None if it waits for tokens or all is
+    done; call `advance` when it has been spoken."""
 
     def __init__(
         self, rules: ChunkRules, prompt_tokens: int, stream: bool, delivered: Delivered | None = None
     ) -> None:
-        self.ids: list[int] = []  # what the flow is given
+        self.ids: list[int] = []  # input of the flow
         self.step: Step | None = None
         self.done = False
         self.prompt_tokens = prompt_tokens
         self.stream = stream
         self._rules = rules
-        self._outputs: list[int] = []  # what the LLM sent: fill ids as well
-        self._position: list[int] = []  # of each of `ids` in `_outputs`
+        self._outputs: list[int] = []  # output of the LLM, including fill ids
+        self._position: list[int] = []  # index in `_outputs` of each of `ids`
         self._finished = False
         self._delivered = delivered or Delivered()
         self._sent_outputs = len(self._delivered.tokens)
@@ -77,7 +78,7 @@ class PartSpeech:
         self._planner = self._new_planner()
 
     def add(self, tokens: Sequence[int], final: bool) -> None:
-        """Tokens arrived, the last ones if `final`. Raises PartTooLong."""
+        """Add tokens, the last ones if `final`. Raises PartTooLong."""
         for token in tokens:
             if 0 <= token < self._rules.vocabulary:
                 self._position.append(len(self._outputs))
@@ -85,14 +86,14 @@ class PartSpeech:
             self._outputs.append(token)
         if self.prompt_tokens + len(self.ids) > self._rules.max_tokens:
             raise PartTooLong(
-                f"one part of the text with its prompt ({self.prompt_tokens} tokens) became longer than the "
-                f"limit of {self._rules.max_tokens} speech tokens"
+                f"one part of the text with its prompt ({self.prompt_tokens} tokens) exceeds the limit "
+                f"of {self._rules.max_tokens} speech tokens"
             )
         self._finished |= final
         self._plan()
 
     def advance(self) -> None:
-        """The present step has been spoken (and sent)."""
+        """The current step has been spoken and sent."""
         if self.step is not None:
             self._sent_outputs = max(self._sent_outputs, self._outputs_until(self.step.chunk))
             self.done = self.step.chunk.final
@@ -122,17 +123,19 @@ class PartSpeech:
         return Step(chunk, tokens, start + skip, skip)
 
     def _outputs_until(self, chunk: Chunk) -> int:
-        """How many LLM outputs belong to the chunks up to this one: fill ids go with the token after them."""
+        """Return the number of LLM outputs in the chunks up to this one; fill ids belong to the token after
+        them."""
         if chunk.final:
             return len(self._outputs)
         return self._position[chunk.end - 1] + 1
 
     def _count_delivered(self) -> int:
-        """How many whole chunks the client has. The last chunk is never among them: its part is finished."""
+        """Return the number of whole chunks that the client has. The last chunk is never counted, since its
+        part would be finished."""
         planner, count = self._new_planner(), 0
         while True:
             chunk = planner.next_chunk(sys.maxsize, finished=False)
-            assert chunk is not None  # there is no end of tokens
+            assert chunk is not None  # the tokens are unlimited
             if chunk.end * self._rules.samples_per_token - self._rules.held_back > self._delivered.samples:
                 return count
             count += 1

@@ -1,8 +1,8 @@
-"""Which waiting work is done next: first chunks first, then whoever's client runs dry soonest. But no stream
-begins while one that has begun might run dry because of it: where there is more to do than can be done,
-streams that have begun are finished before others begin.
+"""Chooses the next work: first chunks first, then the stream whose client runs out of audio soonest. But no
+new stream starts while that might make a started one run out: under overload, started streams are finished
+before others start.
 
-Pure: knows nothing of tensors, messages or time other than the clock it is given.
+Pure: no tensors or messages, and no time except the clock it is given.
 """
 
 from __future__ import annotations
@@ -10,30 +10,30 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-PADDING_LIMIT = 1.5  # a batch may cost so many times the work of its items alone
-# Mel frames of a packed batch. More would hardly be faster, and what arrives meanwhile waits for all of it; a
-# batch with a first chunk, whose client hears nothing yet, is kept short.
+PADDING_LIMIT = 1.5  # a padded batch may cost this many times the work of its items alone
+# Mel frames of a packed batch. A larger one would hardly be more efficient, and new work would wait for all
+# of it. A batch with a first chunk, whose client has no audio yet, is kept short.
 PACKED_FRAMES = 8192
 SHORT_FRAMES = 2048
-# What may wait for the end of first chunks in work: a stream whose client has audio for longer than this
-# (seconds), and an answer in one piece until it has waited for so long.
+# What may wait until first chunks in progress are finished: a stream whose client has more audio than this
+# (seconds), and a complete response until it has waited this long.
 ENOUGH_AUDIO = 0.5
 LONGEST_WAIT = 0.25
-# An answer in one piece that has waited for so long (seconds) is due as if it were a stream run dry.
+# A complete response that has waited this long (seconds) becomes as urgent as a stream that has run out.
 PATIENCE = 5.0
-# Such an answer is spoken part by part. Each part waits for others so much longer (seconds) than the one
-# before it, so that a short answer passes a long one.
+# A complete response is spoken part by part. Each part may wait this much longer (seconds) than the one
+# before it, so that a short response passes a long one.
 LATER_PART = 1.0
-# A stream that has begun gets its next chunk with so many batches to spare before another begins: how long
-# they take varies, and each stream that begins takes its share of the time for as long as it lasts.
+# A started stream must get its next chunk with this many batches to spare before another stream starts: batch
+# durations vary, and each new stream takes its share of the time until it ends.
 SPARE_BATCHES = 10
-WEIGHT_OF_LATEST = 0.2  # in the average duration of batches
+WEIGHT_OF_LATEST = 0.2  # in the moving average of batch durations
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A chunk that can be spoken. `since`: when it could first; `stream`: the client hears it at once;
-    `masked`: the flow's attention, which must agree in a batch; `frames`: its length for the flow;
+    """A chunk that can be spoken. `since`: when it became ready; `stream`: whether the client hears it at
+    once; `masked`: attention mode of the flow, the same for a whole batch; `frames`: its length for the flow;
     `part`: the number of its part."""
 
     job: str
@@ -45,10 +45,9 @@ class Waiting:
 
 
 class DeadlinePolicy:
-    """Keeps for each stream that has begun until when its client has audio to play (its deadline); an answer
-    in one piece is due since it was ready. `packed`: a batch is not padded, so that any chunks may share it.
-    `firsts_alone`: batches in work hold one another up, so that first chunks should have no others beside
-    them."""
+    """Tracks for each started stream until when its client has audio (its deadline); a complete response is
+    due since it became ready. `packed`: batches are not padded, so any chunks can share one. `firsts_alone`:
+    concurrent batches slow each other down, so first chunks should run alone."""
 
     def __init__(
         self,
@@ -62,20 +61,21 @@ class DeadlinePolicy:
         self._sample_rate = sample_rate
         self._clock = clock
         self._dry_at: dict[str, float] = {}
-        self._batch_seconds = 0.0  # averages: of a batch, and for each of its chunks
+        self._batch_seconds = 0.0  # moving averages: per batch, and per chunk
         self._chunk_seconds = 0.0
 
     def resumed(self, job: str) -> None:
-        """The client of this new job has heard its beginning already: it may be dry now."""
+        """A new job continues one whose client has already received the beginning and may have run out of
+        audio."""
         self._dry_at[job] = self._clock()
 
     def delivered(self, job: str, samples: int) -> None:
-        """Audio was sent to the client; a client that was dry plays it from now on."""
+        """Audio was sent to the client; one that had run out plays it from now on."""
         now = self._clock()
         self._dry_at[job] = max(self._dry_at.get(job, now), now) + samples / self._sample_rate
 
     def took(self, seconds: float, chunks: int) -> None:
-        """A batch of so many chunks took so long."""
+        """Record that a batch of `chunks` chunks took `seconds`."""
         self._batch_seconds += WEIGHT_OF_LATEST * (seconds - self._batch_seconds)
         self._chunk_seconds += WEIGHT_OF_LATEST * (seconds / chunks - self._chunk_seconds)
 
@@ -83,16 +83,16 @@ class DeadlinePolicy:
         self._dry_at.pop(job, None)
 
     def order(self, waiting: Sequence[Waiting]) -> list[Waiting]:
-        """Most urgent first."""
+        """Return the waiting chunks, most urgent first."""
         full = self._is_full(waiting)
         return sorted(waiting, key=lambda chunk: self._urgency(chunk, full))
 
     def is_first(self, chunk: Waiting) -> bool:
-        """Whether its client waits for it in silence."""
+        """Return whether the client has no audio yet."""
         return chunk.stream and chunk.job not in self._dry_at
 
     def first_is_next(self, waiting: Sequence[Waiting], in_work: Sequence[Waiting]) -> bool:
-        """Whether a first chunk is in work or the most urgent of what waits."""
+        """Return whether a first chunk is in progress or is the most urgent waiting one."""
         return any(map(self.is_first, [*in_work, *self.order(waiting)[:1]]))
 
     def next_batch(
@@ -102,9 +102,9 @@ class DeadlinePolicy:
         short: bool = False,
         in_work: Sequence[Waiting] = (),
     ) -> list[Waiting]:
-        """The most urgent chunk and up to `limit - 1` more that can share its batch, in order of urgency;
-        empty where nothing waits, or where all of it can wait for the end of first chunks `in_work`.
-        `short`: packed batches so short that first chunks may wait for them."""
+        """Return the most urgent chunk and up to `limit - 1` more that can share its batch, in order of
+        urgency; empty if nothing waits, or if all of it can wait for the first chunks `in_work`. `short`:
+        limit packed batches to a length that first chunks can wait for."""
         beside_first = self._firsts_alone and any(map(self.is_first, in_work))
         if beside_first and all(map(self._can_wait, waiting)):
             return []
@@ -129,8 +129,8 @@ class DeadlinePolicy:
         return not self.is_first(chunk) and now + ENOUGH_AUDIO < self._dry_at[chunk.job]
 
     def _is_full(self, waiting: Sequence[Waiting]) -> bool:
-        """Whether a stream that has begun might run dry if another began now: those that wait for their next
-        chunk get it one after the other, and each must have SPARE_BATCHES left then."""
+        """Return whether a started stream might run out if another one started now: the streams waiting for
+        their next chunk get it one after the other, and each must then have SPARE_BATCHES left."""
         now = self._clock() + SPARE_BATCHES * self._batch_seconds
         begun = sorted(
             self._dry_at[chunk.job] for chunk in waiting if chunk.stream and not self.is_first(chunk)

@@ -1,8 +1,9 @@
-"""Speech tokens -> wave, chunk by chunk: flow and vocoder, overlapped so that chunk borders are inaudible.
+"""Converts speech tokens to samples chunk by chunk: flow and vocoder, overlapped so that chunk boundaries are
+inaudible.
 
-Each chunk is the flow over all tokens so far, of which the new mel frames are kept; the vocoder is given the
-last frames of the chunk before as well, its source continues the old one, and the overlap is cross-faded.
-What a chunk leaves to the next is its `Tail`, which depends on this chunk and the one before only: so a
+For each chunk the flow runs over all tokens so far, and the new mel frames are kept. The vocoder also gets
+the last frames of the previous chunk, its source continues the previous one, and the overlap is cross-faded.
+What a chunk passes to the next is its `Tail`, which depends only on this chunk and the previous one, so a
 stream is resumed by speaking its last two chunks again.
 """
 
@@ -25,14 +26,14 @@ from light_tts.models.flow.interface import FlowBackend, FlowItem
 from light_tts.models.flow.memos import Memo
 from light_tts.models.vocoder.interface import SourceNoise, Vocoder
 
-OVERLAP_FRAMES = 8  # mel frames that two chunks share
-REPLAYED_CHUNKS = 2  # how many chunks must be spoken again to continue after them
+OVERLAP_FRAMES = 8  # mel frames shared by two chunks
+REPLAYED_CHUNKS = 2  # number of chunks to speak again in order to continue after them
 
 
 @dataclass(frozen=True)
 class Voice:
     """A prompt. speech_token: (n,) int32 on the host; mel: (frames, mel channels) and embedding: (size,) on
-    the device; memo: the flow's."""
+    the device; memo: used by the flow."""
 
     speech_token: np.ndarray
     mel: Tensor
@@ -41,7 +42,7 @@ class Voice:
 
     @classmethod
     def of(cls, features: PromptFeatures, device: torch.device | str) -> Voice:
-        """Copies: shared memory may be read-only."""
+        """Create a voice from a copy of the features: shared memory may be read-only."""
 
         def on_device(array: np.ndarray) -> Tensor:
             return torch.tensor(array, dtype=torch.float32).to(device)
@@ -52,8 +53,8 @@ class Voice:
 
 @dataclass(frozen=True)
 class Tail:
-    """What the next chunk begins with. mel: (mel channels, OVERLAP_FRAMES); source, speech: (samples,) of
-    these frames; the speech is not yet delivered."""
+    """State passed to the next chunk. mel: (mel channels, OVERLAP_FRAMES); source, speech: (samples,) for
+    these frames; the speech has not been delivered yet."""
 
     mel: Tensor
     source: Tensor
@@ -62,8 +63,8 @@ class Tail:
 
 @dataclass
 class SpeechState:
-    """One part being spoken. `seed` and `part` choose the noise of the source; seed None: no noise.
-    `speed` other than 1 is for parts that are one chunk. memo: the flow's."""
+    """State of one part. `seed` and `part` determine the noise of the source; seed None: no noise. `speed`
+    other than 1 is for parts that are one chunk. memo: used by the flow."""
 
     voice: Voice
     seed: int | None
@@ -85,7 +86,7 @@ class WorkItem:
 
 
 class Rates(Protocol):
-    """The numbers of a model family that samples are counted by."""
+    """Rates of a model family, for counting samples."""
 
     @property
     def sample_rate(self) -> int: ...
@@ -98,9 +99,9 @@ class Rates(Protocol):
 
 
 class Token2Wav:
-    """`flow` and `vocoder`: see models/flow/backend.py and models/vocoder/backend.py. `full_last_chunk`: the
-    last chunk of a stream is computed with full attention (the official schedule with growing chunks), else
-    with the chunk mask like the others."""
+    """Flow and vocoder of one model. `flow` and `vocoder`: see models/flow/backend.py and
+    models/vocoder/backend.py. `full_last_chunk`: compute the last chunk of a stream with full attention (the
+    official schedule with growing chunks) rather than with the chunk mask like the others."""
 
     def __init__(
         self, flow: FlowBackend, vocoder: Vocoder, rates: Rates, full_last_chunk: bool, device: torch.device
@@ -112,33 +113,34 @@ class Token2Wav:
         self.overlap = OVERLAP_FRAMES * self.samples_per_frame
         self._vocoder = vocoder
         self._full_last_chunk = full_last_chunk
-        # float64 like NumPy's window in the reference
+        # float64, like NumPy's window in the reference
         window = torch.from_numpy(np.hamming(2 * self.overlap)).to(device)
         self._fade_in, self._fade_out = window[: self.overlap], window[self.overlap :]
 
     def warm_up(self, items: int) -> None:
-        """Do at the start what a first batch of up to `items` chunks would have to wait for."""
+        """Do in advance what a first batch of up to `items` chunks would have to wait for."""
         self.flow.warm_up(items)
         self._vocoder.warm_up(items)
 
     def streaming(self, item: WorkItem) -> bool:
-        """Whether the flow runs with the chunk mask: items that agree share a batch of the flow."""
+        """Return whether the flow uses the chunk mask; only items that agree share a batch of the flow."""
         return item.stream and not (item.chunk.final and self._full_last_chunk)
 
     def samples(self, chunk: Chunk) -> int:
-        """Samples of the part that have been delivered after a chunk of a stream (at speed 1)."""
+        """Return the number of samples of the part that have been delivered after a chunk of a stream (at
+        speed 1)."""
         total = chunk.end * self.frames_per_token * self.samples_per_frame
         return total if chunk.final else total - self.overlap
 
     @torch.inference_mode()
     def speak(self, items: Sequence[WorkItem]) -> list[np.ndarray]:
-        """The samples that each chunk adds, float32. States move on only if all has gone well."""
+        """Return the new samples of each chunk, float32. States are updated only if everything succeeds."""
         filled = [item for item in items if item.chunk.end > item.chunk.start]
         spoken = iter(self._vocode(filled, self._mels(filled)) if filled else ())
         return [next(spoken) if item.chunk.end > item.chunk.start else _held_back(item) for item in items]
 
     def _mels(self, items: Sequence[WorkItem]) -> list[Tensor]:
-        """New mel frames of each item: (mel channels, frames)."""
+        """Return the new mel frames of each item: (mel channels, frames)."""
         mels = self.flow([self._flow_item(item) for item in items])
         found = []
         for item, mel in zip(items, mels, strict=True):
@@ -182,7 +184,7 @@ class Token2Wav:
         ]
 
     def _cross_fade(self, wave: Tensor, tails: Sequence[Tail | None]) -> None:
-        """wave: (batch, samples), in place: the beginning of each item that continues another."""
+        """Cross-fade in place the beginning of each item that continues another. wave: (batch, samples)"""
         rows = [row for row, tail in enumerate(tails) if tail is not None]
         if rows:
             old = torch.stack([tail.speech for tail in tails if tail is not None])
@@ -192,8 +194,8 @@ class Token2Wav:
     def _tails(
         self, mels: Sequence[Tensor], wave: Tensor, source: Tensor, samples: Sequence[int]
     ) -> list[Tail | None]:
-        """What each item leaves to the next; copies, so that the batch need not be kept. None where an item
-        is shorter than that."""
+        """Return copies of what each item passes to the next, so that the batch need not be kept. None for
+        items that are too short."""
         rows = [row for row, mel in enumerate(mels) if mel.shape[1] >= OVERLAP_FRAMES]
         found: list[Tail | None] = [None] * len(mels)
         if rows:
@@ -206,7 +208,7 @@ class Token2Wav:
         return found
 
     def _noise(self, item: WorkItem) -> SourceNoise | None:
-        """Noise of the source: a function of seed, part and place in the part."""
+        """Return the noise of the source as a function of seed, part and position in the part."""
         state = item.state
         if state.seed is None:
             return None
@@ -214,7 +216,7 @@ class Token2Wav:
         return SourceNoise(state.seed, state.part, first * self.samples_per_frame)
 
     def _at_speed(self, mel: Tensor, speed: float) -> Tensor:
-        """mel: (mel channels, frames) -> the same with max(1, int(frames / speed)) frames."""
+        """Resample mel: (mel channels, frames) to max(1, int(frames / speed)) frames."""
         if speed == 1.0:
             return mel
         size = max(1, int(mel.shape[1] / speed))
@@ -222,11 +224,11 @@ class Token2Wav:
 
 
 def _held_back(item: WorkItem) -> np.ndarray:
-    """What is left to say when no token is left."""
+    """Return the held-back samples once no token is left."""
     tail = item.state.tail
     return np.zeros(0, np.float32) if tail is None else tail.speech.cpu().numpy()
 
 
 def to_pcm16(wave: np.ndarray) -> np.ndarray:
-    """float32 in (-1, 1) -> int16, toward zero."""
+    """Convert float32 in (-1, 1) to int16, rounding toward zero."""
     return (wave * 32768).astype(np.int16)
