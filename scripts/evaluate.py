@@ -6,7 +6,8 @@ sounds, whether it ends where the text ends, and how fast it comes.
 
 A set is lines of JSON with text, prompt_wav, prompt_text and voice (a name: lines that share it are the same
 person); a list of sounds has wav and text, and prompt_wav and voice for the similarity. Paths are relative to
-the file. Only English is recognised. A request that fails is counted and does not end the run.
+the file. English is recognised, and Chinese, whose words are its characters. A request that fails is counted
+and does not end the run.
 Exit code 0: all was spoken and scored; 1: some was not; 2: a file or an argument is wrong, or no server is
 there.
 """
@@ -30,6 +31,7 @@ from light_tts.tools.evaluation.scores import Score, Scorer
 from light_tts.tools.evaluation.sound import read_sound
 from light_tts.tools.evaluation.takes import Take, read_takes
 from light_tts.tools.evaluation.tools import NEEDS, missing, parse_measures
+from light_tts.tools.evaluation.words import language_of
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -118,12 +120,12 @@ def save(takes: list[Take], folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     begun = time.monotonic()
-    left_out = missing(args.measures)
-    for measure, command in left_out.items():
-        print(f"evaluate: {measure} is left out; it needs: {command}", file=sys.stderr)
-    measures = [measure for measure in args.measures if measure not in left_out]
     try:
         lines = read(args)
+        left_out = missing(args.measures, {language_of(line.text) for line in lines})
+        for measure, command in left_out.items():
+            print(f"evaluate: {measure} is left out; it needs: {command}", file=sys.stderr)
+        measures = [measure for measure in args.measures if measure not in left_out]
         takes = list(read_takes(lines)) if args.wavs else asyncio.run(speak(args, lines))
         if args.save:
             save(takes, args.save)

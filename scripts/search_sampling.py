@@ -37,6 +37,7 @@ from light_tts.tools.evaluation.report import summarize
 from light_tts.tools.evaluation.scores import Score, Scorer
 from light_tts.tools.evaluation.takes import Take
 from light_tts.tools.evaluation.tools import NEEDS, missing, parse_measures
+from light_tts.tools.evaluation.words import language_of
 
 REPEAT = 1000  # what is added to the seeds of the next repeat
 RESAMPLES = 500  # of the bootstrap
@@ -177,9 +178,6 @@ def speak(
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     end = time.monotonic() + 60 * args.minutes
-    left_out = missing(args.measures)
-    for measure, command in left_out.items():
-        print(f"search_sampling: {measure} is left out; it needs: {command}", file=sys.stderr)
     try:
         lines = read_lines(args.set, ("text", "prompt_wav", "prompt_text"))[: args.limit]
         results = Results(args.results)
@@ -187,6 +185,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, ConfigError, CheckpointError) as error:
         print(f"search_sampling: {error}", file=sys.stderr)
         return 2
+    left_out = missing(args.measures, {language_of(line.text) for line in lines})
+    for measure, command in left_out.items():
+        print(f"search_sampling: {measure} is left out; it needs: {command}", file=sys.stderr)
     rules = list(dict.fromkeys(rule or speaker.config.llm.sampling for rule in args.rules))
     scorer = Scorer([measure for measure in args.measures if measure not in left_out])
     if args.save:

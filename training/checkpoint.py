@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -44,8 +44,9 @@ MINI = Sizes(
     # Euler steps. Measured on 100 sentences: 3 and 4 have the words, voices and naturalness of 6, 2 have not.
     n_timesteps=4,
 )
-# Text ids from here on are the special tokens, END_OF_TEXT itself and those of `TextTokenizer`.
-END_OF_TEXT = MINI.vocab_size - 20
+# The last text ids: END_OF_TEXT itself and those of `TextTokenizer`.
+SPECIAL_IDS = 20
+END_OF_TEXT = MINI.vocab_size - SPECIAL_IDS
 # (layer, head) of the language model that is trained to look at the words that are being spoken. The
 # configuration has them under `alignment_heads`, so that times of words can be read from a checkpoint, after
 # `instructions: False`: it knows no instruction how to speak and would read one aloud.
@@ -62,18 +63,28 @@ def training_file(work: Path, name: str) -> Path:
     return work / "training" / f"{name}.pt"
 
 
+def sizes(work: Path) -> Sizes:
+    """MINI, with the vocabulary of the text tokenizer of the checkpoint where there is one: more languages
+    have more."""
+    vocabulary = checkpoint_folder(work) / BACKBONE_DIR / "vocab.json"
+    if not vocabulary.exists():
+        return MINI
+    return replace(MINI, vocab_size=len(json.loads(vocabulary.read_text("utf-8"))) + SPECIAL_IDS)
+
+
 def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
     """The configuration files of the checkpoint, and what is read from them."""
-    folder = checkpoint_folder(work)
+    folder, found = checkpoint_folder(work), sizes(work)
     (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
     template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
     ours = f"instructions: False\nalignment_heads: {[list(head) for head in ALIGNMENT_HEADS]}\n"
-    _write(folder / "cosyvoice2.yaml", template.format(**asdict(MINI)) + ours)
+    _write(folder / "cosyvoice2.yaml", template.format(**asdict(found)) + ours)
     backbone = json.loads((SMALL_PARTS / BACKBONE_DIR / "config.json").read_text())
-    backbone.update({name: value for name, value in asdict(MINI).items() if name in backbone})
-    backbone.update(bos_token_id=END_OF_TEXT, eos_token_id=END_OF_TEXT)
+    backbone.update({name: value for name, value in asdict(found).items() if name in backbone})
+    end_of_text = found.vocab_size - SPECIAL_IDS
+    backbone.update(bos_token_id=end_of_text, eos_token_id=end_of_text)
     _write(folder / BACKBONE_DIR / "config.json", json.dumps(backbone, indent=2))
-    return load_config(folder), Qwen2Config.load(folder), flow_shapes(MINI)
+    return load_config(folder), Qwen2Config.load(folder), flow_shapes(found)
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:

@@ -1,9 +1,10 @@
 """Everything that needs a GPU, unattended: generation, encoding and the three trainings side by side.
 
-    setsid python -m training.train_all --minutes 27 [--only flow vocoder] [--out OUT]
+    setsid python -m training.train_all --minutes 27 [--languages en zh] [--only flow vocoder] [--out OUT]
 
-Needs what packages.py, sentences.py, utterances.py and text_tokenizer.py made, and the training files of the
-speech tokenizer and the speaker encoder; the other trainings go on from their files where there are any. Uses
+Begins with packages.py, sentences.py (mandarin.py), utterances.py and text_tokenizer.py where what they make
+is not there, which takes no GPU and is better done before. Needs the training files of the speech tokenizer
+and the speaker encoder; the other trainings go on from their files where there are any. Uses
 all GPUs that it sees: the vocoder has the last one for itself once all is spoken, the language model and the
 flow share the first. Generation runs beside the trainings, which begin with the first hours of speech; the
 language model and the flow are started again when all is encoded, the vocoder for its last minutes, in which
@@ -22,14 +23,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from training.checkpoint import halves, training_file
+from training.corpus.mandarin import FILE as MANDARIN
 from training.lm.weights import BEST
-from training.work import argument_parser
+from training.work import language_parser
 
 TRAINED = {  # by module
     "language_model": "training.lm.language_model",
@@ -129,6 +131,10 @@ class Steps:
                 self.pack()
             time.sleep(1)
 
+    def wait_for(self, name: str) -> None:
+        """Until this step has ended."""
+        self.wait(lambda: self.ended(name))
+
     def ended(self, *names: str) -> bool:
         return not any(name in self._running for name in names)
 
@@ -175,6 +181,23 @@ def pack(path: Path, target: Path) -> None:
     unfinished = target.with_suffix(".part")
     torch.save(packed, unfinished)
     unfinished.replace(target)
+
+
+def prepare(steps: Steps, work: Path, languages: Sequence[str], hours: float) -> None:
+    """What is to be spoken, where it is not there yet. Raises Stopped where a step fails."""
+    spoken = ("--languages", *languages)
+    files = {"en": ("sentences", "sentences.jsonl"), "zh": ("mandarin", MANDARIN)}
+    plan = [(f"training.corpus.{module}", file, ()) for module, file in map(files.__getitem__, languages)]
+    plan.append(("training.corpus.utterances", "utterances.jsonl", (*spoken, "--hours", hours)))
+    if any(not (work / file).exists() for _, file, _ in plan):
+        steps.wait_for(steps.start("packages", "training.corpus.packages", *spoken))
+    for module, file, options in plan:
+        if not (work / file).exists():
+            steps.wait_for(steps.start(module.rpartition(".")[2], module, *options))
+        if not (work / file).exists():
+            steps.say(f"{file} is missing")
+            raise Stopped
+    steps.wait_for(steps.start("text_tokenizer", "training.lm.text_tokenizer", *spoken))
 
 
 def run(
@@ -234,8 +257,9 @@ def run(
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = language_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=27.0, help="of the whole run")
+    parser.add_argument("--hours", type=float, default=40.0, help="to be spoken, unless that is said")
     parser.add_argument("--only", nargs="+", choices=TRAINED, default=list(TRAINED), help="train these")
     parser.add_argument("--generation_minutes", type=float, default=5.0)
     parser.add_argument(
@@ -254,6 +278,7 @@ def main() -> None:
         gpus = max(torch.cuda.device_count(), 1)
         steps.say(f"{gpus} GPUs, {'with' if shared else 'without'} MPS")
         try:
+            prepare(steps, args.work, args.languages, args.hours)
             run(steps, args.work, gpus, args.only, args.generation_minutes, args.flow_mel_minutes)
         except Stopped:
             steps.say("time is up")

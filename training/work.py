@@ -22,6 +22,15 @@ def argument_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def language_parser(description: str) -> argparse.ArgumentParser:
+    """Likewise, for steps that differ by language."""
+    parser = argument_parser(description)
+    parser.add_argument(
+        "--languages", nargs="+", choices=("en", "zh"), default=["en"], help="what the voice will speak"
+    )
+    return parser
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Lines of a file that `lines_to` wrote."""
     with path.open(encoding="utf-8") as lines:

@@ -22,12 +22,16 @@ PROMPT = "Fifteen letters."  # 14 of them
 @pytest.fixture(autouse=True)
 def made_up_evaluators(monkeypatch):
     """The recogniser hears what `tone` hid in the loudness; a voice is the loudness, too."""
-    monkeypatch.setattr(evaluate, "missing", lambda measures: {})
-    monkeypatch.setattr(scores, "transcribe", lambda wave: HEARD[round(100 * float(np.abs(wave).max()))])
+    monkeypatch.setattr(evaluate, "missing", lambda measures, languages: {})
+    monkeypatch.setattr(scores, "transcribe", hear)
     monkeypatch.setattr(scores, "embed", embed)
 
 
 HEARD: dict[int, str] = {}
+
+
+def hear(wave: np.ndarray, language: str) -> str:
+    return HEARD[round(100 * float(np.abs(wave).max()))]
 
 
 def embed(wave: np.ndarray) -> np.ndarray:
@@ -76,6 +80,25 @@ def test_words_are_counted(reference, heard, errors, length, ends, repeated):
     assert words.word_errors(reference, heard) == (errors, length)
     assert words.end_errors(reference, heard) == ends
     assert words.repeats(reference, heard) == repeated
+
+
+@pytest.mark.parametrize(
+    ("heard", "errors"),
+    [
+        ("今天我買了5本書", 0),
+        ("今天，我买了五本书。", 0),
+        ("今天我买五本书籍", 2),
+        ("", 8),
+    ],
+)
+def test_a_chinese_word_is_a_simplified_character(heard, errors):
+    assert words.language_of("今天我买了五本书。") == "zh" != words.language_of(PROMPT)
+    assert words.word_errors("今天我买了五本书。", heard) == (errors, 8)
+    assert words.character_errors("今天我买了五本书。", heard) == (errors, 8)
+
+
+def test_a_chinese_character_is_as_long_as_a_syllable():
+    assert endings.letters("你好，Bob") == 2 * endings.LETTERS_OF_A_CHARACTER + 3
 
 
 def test_characters_are_counted():

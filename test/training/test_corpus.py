@@ -12,17 +12,27 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from training.corpus import mandarin, mandarin_everyday
 from training.corpus.everyday import everyday
 from training.corpus.generate import devices, reports
 from training.corpus.packages import FetchError, Package, unpacked
 from training.corpus.sentences import EVERYDAY_WORDS, made, split_of, tidy
-from training.corpus.speakers import HELD_OUT, SHARES, Speaker, speakers, style
-from training.corpus.utterances import held_out_utterances, training_utterances
+from training.corpus.speakers import (
+    HELD_OUT,
+    HELD_OUT_MANDARIN,
+    MANDARIN_SHARES,
+    SHARES,
+    Speaker,
+    speakers,
+    style,
+)
+from training.corpus.utterances import held_out_utterances, interleaved, training_utterances
 from training.onnx.graph import Graph
 from training.onnx.module import OnnxModule, Operators
 from training.onnx.simplify import simplify
 
 NAMES = [f"{kind}_{name}" for kind in ("af", "am", "bf", "jf", "zm") for name in "abcdefgh"] + [*HELD_OUT]
+MANDARIN_NAMES = [*HELD_OUT_MANDARIN]  # and those that begin with z
 
 
 def sentences(count: int) -> list[dict]:
@@ -41,12 +51,15 @@ def sentences(count: int) -> list[dict]:
 
 
 def test_held_out_voices_are_in_no_speaker_that_is_trained_on():
-    found = speakers(NAMES)
-    assert found == speakers(NAMES)
+    names = NAMES + MANDARIN_NAMES
+    found = speakers(names)
+    assert found == speakers(names)
     assert len({speaker.name for speaker in found}) == len(found)
     for speaker in found:
         assert sum(speaker.voices.values()) == pytest.approx(1.0)
-        assert (speaker.split == "test") == any(voice in HELD_OUT for voice in speaker.voices)
+        held_out = HELD_OUT if speaker.language == "en" else HELD_OUT_MANDARIN
+        assert (speaker.split == "test") == any(voice in held_out for voice in speaker.voices)
+        assert (speaker.language == "zh") == (speaker.kind == "mandarin")
 
 
 def test_a_style_is_the_blend_of_its_voices(tmp_path):
@@ -107,6 +120,63 @@ def test_utterances_hold_out_what_is_held_out_and_keep_the_shares():
         assert abs(count / len(spoken) - SHARES[kind]) < 0.08
     for utterance in held_out_utterances(texts, found):
         assert split[utterance.speaker] == "test" and utterance.text in held_out
+
+
+def mandarin_sentences(count: int) -> list[dict]:
+    sources = ("examples", "definitions", "everyday")
+    texts = ["".join(chr(0x4E00 + int(digit)) for digit in str(n)) + "。" for n in range(count)]
+    return [
+        {
+            "text": text,
+            "spoken": text,
+            "phonemes": "ma→ " * 3 + "ma↘.",
+            "words": f"{text[0]} {text[1:]}",
+            "source": sources[n % 3],
+            "split": split_of(text),
+        }
+        for n, text in enumerate(texts)
+    ]
+
+
+def test_mandarin_utterances_have_no_blanks_and_speakers_of_their_own():
+    found, texts = speakers(NAMES + MANDARIN_NAMES), mandarin_sentences(900)
+    kinds = {speaker.name: speaker.kind for speaker in found}
+    spoken = list(training_utterances(texts, found, 0.2, shares=MANDARIN_SHARES))
+    own = [voice for voice in found if voice.language == "zh"]
+    held_out = list(held_out_utterances(texts, own))
+    assert held_out and all(kinds[utterance.speaker] == "mandarin" for utterance in held_out)
+    assert not {u.spoken for u in held_out} & {u.spoken for u in spoken}
+    for utterance in (*spoken, *held_out):
+        assert utterance.id.startswith("z") and " " not in utterance.spoken
+        assert utterance.words.replace(" ", "") == utterance.spoken
+    shares = Counter(kinds[utterance.speaker] for utterance in spoken)
+    assert abs(shares["mandarin"] / len(spoken) - MANDARIN_SHARES["mandarin"]) < 0.1
+
+
+def test_languages_are_mixed_evenly_and_one_alone_stays_as_it_is():
+    found = speakers(NAMES + MANDARIN_NAMES)
+    english = list(training_utterances(sentences(3000), found, 0.3))
+    without = [speaker for speaker in found if speaker.language == "en"]
+    assert english == list(training_utterances(sentences(3000), without, 0.3))
+    assert interleaved([english]) == english
+    mixed = interleaved([english, english[:50]])
+    assert sorted(u.id for u in mixed) == sorted(u.id for u in english + english[:50])
+    assert len({u.id for u in mixed[: len(mixed) // 2]}) < 0.9 * len(mixed) // 2
+
+
+def test_mandarin_talk_is_fit_to_be_spoken():
+    words = mandarin_everyday.WORDS | {kind: ["东西"] for kind in mandarin.KINDS}
+    texts = [mandarin.tidy(text) for text in everyday(500, 0, mandarin_everyday.PATTERNS, words)]
+    texts = [text for text in texts if text is not None]
+    assert len(texts) > 450
+    without_numbers = [text for text in texts if not any(sign.isdigit() for sign in text)]
+    assert all(mandarin.SPEAKABLE.fullmatch(text) for text in without_numbers)
+
+
+def test_mandarin_that_should_not_be_said_is_left_out():
+    assert mandarin.tidy("今天很好") == "今天很好。"
+    assert mandarin.tidy("他是混蛋。") is None
+    assert mandarin.is_common("好") and not mandarin.is_common("馬") and not mandarin.is_common("a")
 
 
 def test_processes_are_dealt_to_all_gpus():

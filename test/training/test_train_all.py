@@ -106,3 +106,41 @@ def test_the_trainings_go_on_from_the_checkpoint_in_the_repository(tmp_path):
     assert all(torch.equal(saved["vocoder"]["model"]["average"][name], served[name]) for name in served)
     assert saved["vocoder"]["discriminators"]["average"]
     assert "phoneme_decoder.weight" in saved["language_model"]["model"]["model"]
+
+
+@pytest.mark.parametrize("languages", [["en"], ["en", "zh"]])
+def test_what_is_to_be_spoken_is_made_where_it_is_missing(languages, tmp_path, monkeypatch):
+    steps, work, begun = Steps(tmp_path, tmp_path / "out", minutes=1.0), tmp_path, []
+    makes = {
+        "sentences": "sentences.jsonl",
+        "mandarin": "mandarin.jsonl",
+        "utterances": "utterances.jsonl",
+    }
+
+    def start(name: str, module: str, *options: object) -> str:
+        begun.append((name, options))
+        if name in makes:
+            (work / makes[name]).touch()
+        return name
+
+    monkeypatch.setattr(steps, "start", start)
+    spoken = ("--languages", *languages)
+    train_all.prepare(steps, work, languages, hours=3.0)
+    texts = [(name, ()) for name in ("sentences", "mandarin")[: len(languages)]]
+    assert begun == [
+        ("packages", spoken),
+        *texts,
+        ("utterances", (*spoken, "--hours", 3.0)),
+        ("text_tokenizer", spoken),
+    ]
+    begun.clear()
+    train_all.prepare(steps, work, languages, hours=3.0)
+    assert begun == [("text_tokenizer", spoken)]
+
+
+def test_a_step_of_the_preparation_that_fails_ends_the_run(tmp_path, monkeypatch):
+    steps = Steps(tmp_path, tmp_path / "out", minutes=1.0)
+    monkeypatch.setattr(steps, "start", lambda name, module, *options: name)
+    with pytest.raises(Stopped):
+        train_all.prepare(steps, tmp_path, ["en"], hours=3.0)
+    assert "sentences.jsonl is missing" in (tmp_path / "logs" / "run.log").read_text()

@@ -18,6 +18,7 @@ from training.checkpoint import (
     ALIGNMENT_HEADS,
     END_OF_TEXT,
     MINI,
+    SPECIAL_IDS,
     checkpoint_folder,
     training_file,
     write_config,
@@ -41,7 +42,7 @@ from training.lm.layouts import (
 )
 from training.lm.packing import batches, packed, prefetched
 from training.lm.recognised import Reference, collapsed, faults, likeliest
-from training.lm.text_tokenizer import train_tokenizer
+from training.lm.text_tokenizer import add_characters, add_rows, train_tokenizer
 from training.lm.weights import keep_better, weights_to_use
 from training.lm.words import ids_of_words, spoken_words, words_at
 from training.loop import Learner, averaged_weights, train
@@ -454,3 +455,35 @@ def test_texts_are_those_of_the_server():
     pytest.importorskip("wetext")
     normalize = normalizer()
     assert normalize("It is 8:10 now. It is late.") == "It is eight ten now. It is late."
+
+
+def test_characters_get_ids_behind_those_that_there_are(tmp_path):
+    """English keeps its ids, and what the language model says to them."""
+    texts = ["The cat sat on the mat.", "It is five o'clock."]
+    write_config(tmp_path)
+    folder = checkpoint_folder(tmp_path)
+    train_tokenizer(texts * 3, folder)
+    before = [TextTokenizer(folder).encode(text) for text in texts]
+    old = len(TextTokenizer(folder))
+    mandarin = ["你好，很好。", "我们去公园。"]
+    new = add_characters(mandarin, folder)
+    assert new and add_characters(mandarin, folder) == 0
+    _, backbone, _ = write_config(tmp_path)
+    tokenizer = TextTokenizer(folder)
+    assert [tokenizer.encode(text) for text in texts] == before
+    assert all(len(tokenizer.encode(text)) == len(text) for text in mandarin)
+    assert len(tokenizer.encode("猫")) > 1  # which is in no text
+    assert len(tokenizer) == backbone.vocab_size == old + new
+
+    torch.manual_seed(0)
+    smaller = {"lm.llm.model.model.embed_tokens.weight": torch.randn(old, 4)}
+    ((_, table),) = add_rows(smaller, new).items()
+    kept = old - SPECIAL_IDS
+    assert torch.equal(table[:kept], smaller["lm.llm.model.model.embed_tokens.weight"][:kept])
+    assert torch.equal(table[-SPECIAL_IDS:], smaller["lm.llm.model.model.embed_tokens.weight"][-SPECIAL_IDS:])
+    assert len(table) == old + new
+
+
+def test_words_of_a_text_without_blanks():
+    offsets = [(0, 1), (1, 2), (2, 3), (3, 4)]  # 今, 天, 好, 。
+    assert ids_of_words("今天好。", offsets, "今天 好。").tolist() == [0, 2, 4]

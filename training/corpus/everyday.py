@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 WORDS = {
     name: words.split("|")
@@ -153,25 +153,30 @@ PATTERNS = (
     )),
 )  # fmt: skip
 
-_NAME = re.compile(r"\{([a-z]+)\}")
+_NAME = re.compile(r"\{([a-z_]+)\}")
 _NUMBER = re.compile(r"\{(\d+)-(\d+)\}")
 
 
-def everyday(count: int, seed: int = 0) -> Iterator[str]:
-    """`count` different sentences."""
+def everyday(
+    count: int,
+    seed: int = 0,
+    patterns: Sequence[tuple[int, Sequence[str]]] = PATTERNS,
+    words: Mapping[str, Sequence[str]] = WORDS,
+) -> Iterator[str]:
+    """`count` different sentences. patterns: groups, each with its weight."""
     draw = random.Random(seed)
     seen: set[str] = set()
-    weights = [weight for weight, _ in PATTERNS]
+    weights = [weight for weight, _ in patterns]
     while len(seen) < count:
-        (group,) = draw.choices(PATTERNS, weights)
-        text = _filled(draw.choice(group[1]), draw)
+        (group,) = draw.choices(patterns, weights)
+        text = _filled(draw.choice(group[1]), words, draw)
         if text not in seen:
             seen.add(text)
             yield text
 
 
-def _filled(text: str, draw: random.Random) -> str:
+def _filled(text: str, words: Mapping[str, Sequence[str]], draw: random.Random) -> str:
     while _NAME.search(text):
-        text = _NAME.sub(lambda name: draw.choice(WORDS[name[1]]), text)
+        text = _NAME.sub(lambda name: draw.choice(words[name[1]]), text)
     text = _NUMBER.sub(lambda ends: str(draw.randint(int(ends[1]), int(ends[2]))), text)
     return text[0].upper() + text[1:]

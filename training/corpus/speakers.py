@@ -16,25 +16,30 @@ import numpy as np
 
 # Nothing is trained on these, alone or in a blend.
 HELD_OUT = ("af_sarah", "am_fenrir", "bf_isabella")
+HELD_OUT_MANDARIN = ("zf_xiaoni", "zm_yunyang")  # nor do they read English
 BLENDS, SHIFTED, TEST_BLENDS = 200, 200, 20
 MORE_SHIFTED = 400  # drawn after all others, which stay who they are
 FOREIGN = 15  # voices of other languages, which read English with an accent
 SHIFTS = (0.85, 1.15)
+MANDARIN_BLENDS, MANDARIN_SHIFTED, MANDARIN_TEST_BLENDS = 60, 100, 6
 STYLE_SIZE = 256
 # What share of the data each kind speaks.
 SHARES = {"plain": 0.3, "blend": 0.3, "shifted": 0.35, "foreign": 0.05}
+MANDARIN_SHARES = {"mandarin": 0.8, "plain": 0.2}  # English voices read it with an accent
 
 
 @dataclass(frozen=True)
 class Speaker:
     """`voices`: the teacher's, with their weights; `shift`: factor of pitch and formants; `split`: train, or
-    test for speakers that nothing is trained on."""
+    test for speakers that nothing is trained on; `language`: en or zh, what they are heard to speak in
+    tests."""
 
     name: str
     kind: str
     voices: dict[str, float]
     shift: float = 1.0
     split: str = "train"
+    language: str = "en"
 
 
 def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
@@ -44,16 +49,11 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
     trained = [name for name in english if name not in HELD_OUT]
 
     def blend(first: str, second: str) -> dict[str, float]:
-        weight = round(draw.uniform(0.3, 0.7), 3)
-        return {first: weight, second: round(1 - weight, 3)}
-
-    def shift() -> float:
-        """Far enough from 1 to be another speaker."""
-        return round(draw.choice((draw.uniform(SHIFTS[0], 0.95), draw.uniform(1.05, SHIFTS[1]))), 3)
+        return blended(first, second, draw)
 
     def shifted(n: int) -> Speaker:
         voices = {draw.choice(trained): 1.0} if n % 2 else blend(*draw.sample(trained, 2))
-        return Speaker(f"shifted_{n}", "shifted", voices, shift())
+        return Speaker(f"shifted_{n}", "shifted", voices, shift(draw))
 
     found = [Speaker(name, "plain", {name: 1.0}) for name in trained]
     found += [Speaker(f"blend_{n}", "blend", blend(*draw.sample(trained, 2))) for n in range(BLENDS)]
@@ -66,7 +66,42 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
         voices = blend(held_out, draw.choice([name for name in english if name != held_out]))
         found.append(Speaker(f"test_blend_{n}", "blend", voices, split="test"))
     found += [shifted(SHIFTED + n) for n in range(MORE_SHIFTED)]
+    return found + mandarin_speakers(names)
+
+
+def mandarin_speakers(names: list[str], seed: int = 0) -> list[Speaker]:
+    """Those of the Mandarin voices among `names`: none without at least two that are trained on."""
+    draw = random.Random(seed)
+    mandarin = sorted(name for name in names if name[0] == "z")
+    trained = [name for name in mandarin if name not in HELD_OUT_MANDARIN]
+    if len(trained) < 2:
+        return []
+
+    def speaker(name: str, voices: dict[str, float], factor: float = 1.0, split: str = "train") -> Speaker:
+        return Speaker(f"mandarin_{name}", "mandarin", voices, factor, split, "zh")
+
+    found = [speaker(name, {name: 1.0}) for name in trained]
+    for n in range(MANDARIN_BLENDS):
+        found.append(speaker(f"blend_{n}", blended(*draw.sample(trained, 2), draw)))
+    for n in range(MANDARIN_SHIFTED):
+        voices = {draw.choice(trained): 1.0} if n % 2 else blended(*draw.sample(trained, 2), draw)
+        found.append(speaker(f"shifted_{n}", voices, shift(draw)))
+    held_out = [name for name in HELD_OUT_MANDARIN if name in mandarin]
+    found += [speaker(name, {name: 1.0}, split="test") for name in held_out]
+    for n in range(MANDARIN_TEST_BLENDS if held_out else 0):
+        voices = blended(held_out[n % len(held_out)], draw.choice(trained), draw)
+        found.append(speaker(f"test_blend_{n}", voices, split="test"))
     return found
+
+
+def blended(first: str, second: str, draw: random.Random) -> dict[str, float]:
+    weight = round(draw.uniform(0.3, 0.7), 3)
+    return {first: weight, second: round(1 - weight, 3)}
+
+
+def shift(draw: random.Random) -> float:
+    """Far enough from 1 to be another speaker."""
+    return round(draw.choice((draw.uniform(SHIFTS[0], 0.95), draw.uniform(1.05, SHIFTS[1]))), 3)
 
 
 def voice_names(folder: Path) -> list[str]:

@@ -1,22 +1,24 @@
 """Who speaks what: the training data before it is spoken.
 
-    python -m training.corpus.utterances [--hours 20] [--seed 0] [--work build/train_mini]
+    python -m training.corpus.utterances [--hours 20] [--seed 0] [--languages en zh] [--work build/train_mini]
 
-Writes utterances.jsonl in the work folder: {"id", "text", "spoken", "phonemes", "speaker", "split"}, in the
-order in which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so
-that there are short utterances and long ones. Another `--seed` gives other utterances to train with; those to
-test with stay.
+Writes utterances.jsonl in the work folder: {"id", "text", "spoken", "phonemes", "speaker", "split"}, and
+"words" (as mandarin.jsonl has them) in those in Mandarin, whose ids begin with z. They are in the order in
+which they are to be spoken, so that any beginning of it is a fair sample. Sentences are joined, so that there
+are short utterances and long ones; of two languages Mandarin has the share MANDARIN of the hours. Another
+`--seed` gives other utterances to train with; those to test with stay.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from training.corpus.mandarin import FILE as MANDARIN_FILE
 from training.corpus.packages import voices_folder
-from training.corpus.speakers import SHARES, Speaker, speakers, voice_names
-from training.work import argument_parser, lines_to, read_lines
+from training.corpus.speakers import MANDARIN_SHARES, SHARES, Speaker, speakers, voice_names
+from training.work import language_parser, lines_to, read_lines
 
 PHONEMES_A_SECOND = 14.0  # of the teacher, stress marks and blanks included
 LONGEST = 12.0  # seconds
@@ -24,6 +26,7 @@ TEST_UTTERANCES = 600
 DEFINITIONS = 0.3  # share of training utterances that begin with a definition: rare words, dull grammar
 EVERYDAY = 0.2  # share of those that begin with everyday talk,
 ALONE = 0.5  # of which so many have nothing else: as short as one word
+MANDARIN = 0.4  # share of the hours
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,11 @@ class Utterance:
     def seconds(self) -> float:
         """About as long as it will be."""
         return len(self.phonemes) / PHONEMES_A_SECOND
+
+
+@dataclass(frozen=True)
+class MandarinUtterance(Utterance):
+    words: str
 
 
 class Deck:
@@ -58,11 +66,16 @@ class Deck:
 
 
 def training_utterances(
-    sentences: list[dict], voices: list[Speaker], hours: float, seed: int = 0
+    sentences: list[dict],
+    voices: list[Speaker],
+    hours: float,
+    seed: int = 0,
+    shares: Mapping[str, float] = SHARES,
 ) -> Iterator[Utterance]:
+    """sentences: of one language; shares: of the kinds of speakers."""
     draw = random.Random(seed)
     decks = {
-        kind: Deck([v for v in voices if v.kind == kind and v.split == "train"], draw) for kind in SHARES
+        kind: Deck([v for v in voices if v.kind == kind and v.split == "train"], draw) for kind in shares
     }
     train = [sentence for sentence in sentences if sentence["split"] == "train"]
     definitions = Deck([s for s in train if s["source"] == "definitions"], draw)
@@ -71,7 +84,7 @@ def training_utterances(
     following = others.deal()
     seconds, number = 0.0, 0
     while seconds < hours * 3600:
-        (kind,) = draw.choices(list(SHARES), list(SHARES.values()))
+        (kind,) = draw.choices(list(shares), list(shares.values()))
         wanted = draw.uniform(2.0, LONGEST)
         begins = draw.random()
         if begins < DEFINITIONS:
@@ -84,43 +97,68 @@ def training_utterances(
         while sum(len(part["phonemes"]) for part in [*parts, following]) <= wanted * PHONEMES_A_SECOND:
             parts.append(following)
             following = others.deal()
-        utterance = Utterance(
-            f"{seed:02}-{number:06}" if seed else f"{number:06}",
-            *(" ".join(part[name] for part in parts) for name in ("text", "spoken", "phonemes")),
-            decks[kind].deal().name,
-            "train",
-        )
+        name = f"{seed:02}-{number:06}" if seed else f"{number:06}"
+        utterance = joined(name, parts, decks[kind].deal().name, "train")
         if utterance.seconds <= LONGEST:
             yield utterance
             seconds += utterance.seconds
             number += 1
 
 
+def joined(name: str, parts: Sequence[dict], speaker: str, split: str) -> Utterance:
+    """The sentences `parts`, of one language, as one utterance."""
+
+    def all_of(field: str, between: str = " ") -> str:
+        return between.join(part[field] for part in parts)
+
+    if "words" not in parts[0]:
+        return Utterance(name, all_of("text"), all_of("spoken"), all_of("phonemes"), speaker, split)
+    texts = (all_of("text", ""), all_of("spoken", ""), all_of("phonemes"))
+    return MandarinUtterance(f"z{name}", *texts, speaker, split, all_of("words"))
+
+
 def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int = 1) -> Iterator[Utterance]:
     """Single sentences that nothing is trained on, by speakers that nothing is trained on: what is measured,
-    and the prompts for it."""
+    and the prompts for it. Both of one language."""
     draw = random.Random(seed)
     held_out = [s for s in sentences if s["split"] == "test" and s["source"] == "examples"]
     deck = Deck([voice for voice in voices if voice.split == "test"], draw)
     for number, sentence in enumerate(draw.sample(held_out, min(TEST_UTTERANCES, len(held_out)))):
-        said = (sentence[name] for name in ("text", "spoken", "phonemes"))
-        yield Utterance(f"t{number:05}", *said, deck.deal().name, "test")
+        yield joined(f"t{number:05}", [sentence], deck.deal().name, "test")
+
+
+def interleaved(parts: Sequence[Sequence[Utterance]]) -> list[Utterance]:
+    """All of them, each part in its order, so that any beginning has each part in its share."""
+    places = [
+        (number / len(part), which, utterance)
+        for which, part in enumerate(parts)
+        for number, utterance in enumerate(part)
+    ]
+    return [utterance for *_, utterance in sorted(places, key=lambda place: place[:2])]
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = language_parser(__doc__)
     parser.add_argument("--hours", type=float, default=20.0, help="of training data, about")
     parser.add_argument("--seed", type=int, default=0, help="other utterances to train with for each")
     args = parser.parse_args()
-    sentences = read_lines(args.work / "sentences.jsonl")
     voices = speakers(voice_names(voices_folder(args.work)))
+    sources = {
+        "en": ("sentences.jsonl", SHARES, 1 - MANDARIN),
+        "zh": (MANDARIN_FILE, MANDARIN_SHARES, MANDARIN),
+    }
+    test, train = [], []
+    for language in args.languages:
+        file, shares, share = sources[language]
+        hours = args.hours * (share if len(args.languages) > 1 else 1.0)
+        sentences = read_lines(args.work / file)
+        own = [voice for voice in voices if voice.language == language]
+        test.append(list(held_out_utterances(sentences, own)))
+        train.append(list(training_utterances(sentences, voices, hours, args.seed, shares)))
     target = args.work / "utterances.jsonl"
     total = dict.fromkeys(("test", "train"), 0.0)
     with lines_to(target) as write:
-        for utterance in (
-            *held_out_utterances(sentences, voices),
-            *training_utterances(sentences, voices, args.hours, args.seed),
-        ):
+        for utterance in (*interleaved(test), *interleaved(train)):
             write(utterance)
             total[utterance.split] += utterance.seconds / 3600
     print(f"{target}: {total['train']:.1f} h to train with, {total['test']:.1f} h to test with (estimated)")

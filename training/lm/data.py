@@ -13,6 +13,7 @@ from light_tts.models.llm.speech_lm import SpeechIds
 from training.checkpoint import checkpoint_folder
 from training.codec.codes import read_codes
 from training.corpus.corpus import SILENCE, heard_at
+from training.corpus.mandarin import FILE as MANDARIN
 from training.corpus.packages import phoneme_ids
 from training.lm.layouts import Layout, Spoken, bistream, can_bistream, joined, one_shot, pronunciation
 from training.lm.packing import ROW
@@ -39,30 +40,45 @@ class Texts:
         """line: of sentences or utterances -> (ids of the text,), and (phonemes, 2): which of them each
         phoneme belongs to, or None where that cannot be said."""
         encoded = self._encoding.encode(line["spoken"], add_special_tokens=False)
-        words = ids_of_words(line["spoken"], encoded.offsets)
+        words = ids_of_words(line["spoken"], encoded.offsets, line.get("words"))
         return np.array(encoded.ids, np.int64), spoken_words(line["phonemes"], words)
 
     def sounds(self, phonemes: str) -> np.ndarray:
         return np.array([self._phonemes[phoneme] for phoneme in phonemes], np.int64)
 
+    @property
+    def mandarin(self) -> bool:
+        """Whether there are Mandarin sentences, too."""
+        return (self._work / MANDARIN).exists()
+
     def sentences(self, split: str) -> list[dict]:
         """Lines of sentences.jsonl."""
         return [line for line in read_lines(self._work / "sentences.jsonl") if line["split"] == split]
 
+    def mandarin_sentences(self, split: str) -> list[dict]:
+        """Lines of mandarin.jsonl, none without it."""
+        lines = read_lines(self._work / MANDARIN) if self.mandarin else []
+        return [line for line in lines if line["split"] == split]
+
     def pronunciations(self, split: str, ids: SpeechIds) -> list[Layout]:
-        """Pronunciations of all sentences, spoken or not."""
+        """Pronunciations of all sentences of all languages, spoken or not."""
         found = []
-        for line in self.sentences(split):
+        for line in [*self.sentences(split), *self.mandarin_sentences(split)]:
             text, words = self.read(line)
             sounds = self.sounds(line["phonemes"])
             words = np.zeros((len(sounds), 2), np.int64) if words is None else words
             found.append(pronunciation(text, sounds, words, ids))
         return found
 
-    def voices(self, split: str) -> list[list[Spoken]]:
-        """What each speaker says, of the utterances that have been spoken and have speech tokens."""
+    def voices(self, split: str, mandarin: bool | None = None) -> list[list[Spoken]]:
+        """What each speaker says, of the utterances that have been spoken and have speech tokens; in Mandarin
+        or in English alone where `mandarin` says so."""
         codes = read_codes(self._work)
-        lines = {u["id"]: u for u in read_lines(self._work / "utterances.jsonl") if u["split"] == split}
+        lines = {
+            u["id"]: u
+            for u in read_lines(self._work / "utterances.jsonl")
+            if u["split"] == split and mandarin in (None, "words" in u)
+        }
         voices: dict[str, list[Spoken]] = {}
         for file in sorted((self._work / "speech").glob("?????.npz"))[: self._shards]:
             with np.load(file) as shard:
@@ -77,10 +93,10 @@ class Texts:
         return list(voices.values())
 
     def spoken_lines(self, split: str) -> tuple[list[dict], list[np.ndarray]]:
-        """Lines of utterances.jsonl that have speech tokens, and these."""
+        """English lines of utterances.jsonl that have speech tokens, and these."""
         codes = read_codes(self._work)
         lines = read_lines(self._work / "utterances.jsonl")
-        lines = [line for line in lines if line["split"] == split and line["id"] in codes]
+        lines = [u for u in lines if u["split"] == split and u["id"] in codes and "words" not in u]
         return lines, [codes[line["id"]].speech_token for line in lines]
 
     def _utterance(self, line: dict, speech: np.ndarray, durations: np.ndarray) -> Spoken:

@@ -152,7 +152,7 @@ def summed(found: list[Faults], ended: float) -> Found:
 
 
 class Examination:
-    """Held-out sentences, by held-out voices, always the same."""
+    """English held-out sentences, by held-out voices, always the same."""
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Examination:
         self._lm = SpeechLM(backbone, config.llm).to(device).eval().requires_grad_(False)
         self._recognise, ids = Recogniser(work, device), phoneme_ids(work)
         draw = random.Random(0)
-        prompts = [spoken for voice in texts.voices("test") for spoken in voice]
+        prompts = [spoken for voice in texts.voices("test", mandarin=False) for spoken in voice]
         prompts = [spoken for spoken in prompts if len(spoken.speech) <= LONGEST_PROMPT] or prompts
         lines = texts.sentences("test")
         everyday = [line for line in lines if line["source"] == "everyday"]

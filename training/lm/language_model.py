@@ -27,7 +27,7 @@ from training.devices import mixed_precision, sent, training_device
 from training.lm.attention import Packed, Watched
 from training.lm.data import Texts, fits, speech_layout, training_layouts
 from training.lm.free_generation import Examination
-from training.lm.layouts import NONE, Layout, can_bistream, joined
+from training.lm.layouts import NONE, Layout, Spoken, can_bistream, joined
 from training.lm.packing import batches, packed, prefetched
 from training.lm.weights import BEST, NAME, keep_better, weights_to_use
 from training.loop import Learner, averaged_weights, train, training_parser
@@ -189,19 +189,22 @@ def held_out_nats(model: TrainedLM, texts: Texts, mix: tuple[int, int], device: 
     """On speakers and sentences that nothing was trained on; each utterance has another as its prompt, where
     its speaker has one."""
     ids = model.lm.ids
-    parts = [
-        [voice[number - 1], spoken] if len(voice) > 1 else [spoken]
-        for voice in texts.voices("test")
-        for number, spoken in enumerate(voice)
-    ]
-    held_out = [some for some in parts if fits(some)]
-    groups = {
-        "at once": [speech_layout(some, ids, mix, False) for some in held_out],
-        "bistream": [
-            speech_layout(some, ids, mix, True) for some in held_out if can_bistream(joined(some), mix)
-        ],
-        "pronunciation": texts.pronunciations("test", ids),
-    }
+
+    def held_out(mandarin: bool) -> list[list[Spoken]]:
+        parts = [
+            [voice[number - 1], spoken] if len(voice) > 1 else [spoken]
+            for voice in texts.voices("test", mandarin)
+            for number, spoken in enumerate(voice)
+        ]
+        return [some for some in parts if fits(some)]
+
+    groups = {"pronunciation": texts.pronunciations("test", ids)}
+    for language, mandarin in (("", False), (" in Mandarin", True))[: 1 + texts.mandarin]:
+        parts = held_out(mandarin)
+        groups[f"at once{language}"] = [speech_layout(some, ids, mix, False) for some in parts]
+        groups[f"bistream{language}"] = [
+            speech_layout(some, ids, mix, True) for some in parts if can_bistream(joined(some), mix)
+        ]
     text = ""
     for group, layouts in groups.items():
         values = measured(model, layouts, device)
@@ -244,7 +247,8 @@ def main() -> None:
             text = ""
             for name, weights in (("average", learner.state()["average"]), ("slow average", slow.weights())):
                 found = examination().heard(weights)
-                kept = keep_better(best, weights, found.errors, saved["steps"])
+                # What is heard is English: it does not choose between weights that speak Mandarin, too.
+                kept = not texts.mandarin and keep_better(best, weights, found.errors, saved["steps"])
                 text += f"\n{name}: {found}{'; the best so far' if kept else ''}"
                 if streams:
                     text += f"\n{name}, bistream: {examination().heard(weights, streams=True)}"

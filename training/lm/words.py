@@ -15,10 +15,14 @@ NEAR = 0.5  # tokens to each side of one in which a word is spoken, too
 _WORD = re.compile(r"\S+")
 
 
-def ids_of_words(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """offsets: of each text id, the characters that it stands for -> (words + 1,): where the ids of each word
-    (what has no blank in it) begin, and where those of the last one end."""
-    ends = np.array([match.end() for match in _WORD.finditer(text)])
+def ids_of_words(text: str, offsets: Sequence[tuple[int, int]], words: str | None = None) -> np.ndarray:
+    """offsets: of each text id, the characters that it stands for; words: the text with a blank behind each
+    word, where it has none itself -> (words + 1,): where the ids of each word (what has no blank in it)
+    begin, and where those of the last one end."""
+    if words is None:
+        ends = np.array([match.end() for match in _WORD.finditer(text)])
+    else:
+        ends = np.cumsum([len(word) for word in words.split()])
     last = np.array([end - 1 for _, end in offsets])
     word = np.searchsorted(ends, last, side="right").clip(max=len(ends) - 1)  # of each id
     return np.searchsorted(word, np.arange(len(ends) + 1))

@@ -8,6 +8,7 @@ from light_tts.tools.evaluation.sound import Sound, read_sound
 LETTERS_PER_SECOND = 13.0  # of English read aloud, pauses included
 SLOWEST, FASTEST = 6.0, 26.0  # letters a second that a prompt is believed
 LETTERS_OF_A_DIGIT = 5  # it is read as a word
+LETTERS_OF_A_CHARACTER = 3  # of Chinese, which is a syllable
 
 SHORT, LONG = 0.5, 2.0  # of the expected length
 LOST_WORDS, EXTRA_WORDS = 2, 3  # at the end; one or two may be the recogniser's mistake
@@ -15,7 +16,10 @@ LOST_WORDS, EXTRA_WORDS = 2, 3  # at the end; one or two may be the recogniser's
 
 def letters(text: str) -> int:
     """How many letters are read."""
-    return sum(LETTERS_OF_A_DIGIT if sign.isdigit() else sign.isalpha() for sign in text)
+    chinese = sum("\u4e00" <= sign <= "\u9fff" for sign in text)
+    return sum(LETTERS_OF_A_DIGIT if sign.isdigit() else sign.isalpha() for sign in text) + chinese * (
+        LETTERS_OF_A_CHARACTER - 1
+    )
 
 
 def expected_seconds(line: Line) -> float:

@@ -83,7 +83,7 @@ class Scorer:
         wave = sound.wave16k
         lost = extra = 0
         if "wer" in self._measures:
-            score.heard = heard = transcribe(wave)
+            score.heard = heard = transcribe(wave, words.language_of(line.text))
             score.word_errors, score.words = words.word_errors(line.text, heard)
             score.character_errors, score.characters = words.character_errors(line.text, heard)
             score.repeats = words.repeats(line.text, heard)

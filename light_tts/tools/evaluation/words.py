@@ -1,10 +1,14 @@
-"""Written and heard text compared, both in the spelling of Whisper's English normaliser."""
+"""Written and heard text compared, both in the spelling of Whisper's English normaliser; Chinese in
+simplified characters, each of which is a word."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
 @cache
@@ -14,23 +18,45 @@ def _normaliser() -> Any:
     return EnglishTextNormalizer()
 
 
-def normalise(text: str) -> str:
-    """In lower case, without punctuation, with numbers as digits and American spelling."""
+@cache
+def _chinese_normaliser() -> Any:
+    import wetext
+
+    return wetext.Normalizer(lang="zh", operator="tn", traditional_to_simple=True)
+
+
+def language_of(text: str) -> str:
+    """zh for a text with Chinese characters, else en: as the server sees it."""
+    return "zh" if _CHINESE.search(text) else "en"
+
+
+def normalise(text: str, language: str = "en") -> str:
+    """In lower case, without punctuation, with numbers as digits and American spelling; Chinese: its
+    characters alone, simplified, numbers among them, with blanks between."""
+    if language == "zh":
+        return " ".join(_CHINESE.findall(_chinese_normaliser().normalize(text))) if text else ""
     return _normaliser()(text).strip()
+
+
+def _both(reference: str, hypothesis: str) -> tuple[str, str]:
+    language = language_of(reference)
+    return normalise(reference, language), normalise(hypothesis, language)
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     """(substitutions + deletions + insertions, words of the reference), after normalising both."""
     import jiwer
 
-    found = jiwer.process_words(normalise(reference), normalise(hypothesis))
+    found = jiwer.process_words(*_both(reference, hypothesis))
     return found.substitutions + found.deletions + found.insertions, len(found.references[0])
 
 
 def character_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """The same in characters, blanks included."""
+    """The same in characters, blanks included; in Chinese the same."""
     import jiwer
 
+    if language_of(reference) == "zh":
+        return word_errors(reference, hypothesis)
     found = jiwer.process_characters(normalise(reference), normalise(hypothesis))
     return found.substitutions + found.deletions + found.insertions, len(found.references[0])
 
@@ -39,7 +65,7 @@ def end_errors(reference: str, hypothesis: str) -> tuple[int, int]:
     """(words of the reference that are missing at the end, words heard after it ended)."""
     import jiwer
 
-    (steps,) = jiwer.process_words(normalise(reference), normalise(hypothesis)).alignments
+    (steps,) = jiwer.process_words(*_both(reference, hypothesis)).alignments
     if not steps or steps[-1].type not in ("delete", "insert"):
         return 0, 0
     last = steps[-1]
@@ -48,7 +74,8 @@ def end_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 
 def repeats(reference: str, hypothesis: str) -> int:
     """How many times more often than in the reference a word or several are said twice in a row."""
-    return max(0, _doubled(normalise(hypothesis).split()) - _doubled(normalise(reference).split()))
+    written, heard = _both(reference, hypothesis)
+    return max(0, _doubled(heard.split()) - _doubled(written.split()))
 
 
 def _doubled(words: Sequence[str]) -> int:
