@@ -1,4 +1,4 @@
-"""CosyVoice2: which parts it is made of, and its numbers out of `cosyvoice2.yaml`."""
+"""The CosyVoice2 family: its components, and its parameters from `cosyvoice2.yaml`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 class CosyVoice2:
-    """See `Family`. Each part is imported when it is loaded: no stage needs the packages of another."""
+    """Implements `Family`. Components are imported when they are loaded, so no stage needs the packages of
+    another."""
 
     def __init__(self, model_dir: Path) -> None:
         """Raises ConfigError naming the file and the key."""

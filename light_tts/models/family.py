@@ -1,5 +1,5 @@
-"""Family: the interface of a checkpoint for the stages. Which model it holds is decided here and nowhere
-else: another model is another class with the members of `Family`, and a line in `load_family`."""
+"""Family: the stages' interface to a checkpoint. Only this module knows which models exist: to add one, write
+another class with the members of `Family` and add a line to `load_family`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Family(Protocol):
-    """The numbers of a checkpoint, and the loading of its parts. What loads raises CheckpointError."""
+    """The parameters of a checkpoint and the loaders of its components. Loaders raise CheckpointError."""
 
     @property
     def sample_rate(self) -> int:
@@ -30,23 +30,23 @@ class Family(Protocol):
 
     @property
     def samples_per_token(self) -> int:
-        """Output samples for each speech token."""
+        """Output samples per speech token."""
 
     @property
     def frames_per_token(self) -> int:
-        """Mel frames for each speech token."""
+        """Mel frames per speech token."""
 
     @property
     def samples_per_frame(self) -> int:
-        """Output samples for each mel frame."""
+        """Output samples per mel frame."""
 
     @property
     def chunk_tokens(self) -> int:
-        """Speech tokens of one streaming chunk."""
+        """Speech tokens per streaming chunk."""
 
     @property
     def lookahead_tokens(self) -> int:
-        """Speech tokens after a chunk that the flow has to see."""
+        """Number of speech tokens after a chunk that the flow needs."""
 
     @property
     def spoken_ids(self) -> int:
@@ -54,23 +54,23 @@ class Family(Protocol):
 
     @property
     def max_speech_tokens(self) -> int:
-        """Most speech tokens that the flow takes at once, those of the prompt included."""
+        """Maximum number of speech tokens the flow accepts at once, including the prompt's."""
 
     @property
     def sampling(self) -> SamplingRule:
-        """How tokens are drawn unless the request says otherwise."""
+        """Default sampling parameters."""
 
     @property
     def mix_ratio(self) -> tuple[int, int]:
-        """Text ids and speech tokens of a block while text arrives bit by bit."""
+        """Text ids and speech tokens per block in bistream mode."""
 
     def load_frontend(self, spellers: dict[str, Spell], at_once: int) -> Frontend: ...
 
     def load_llm(self, weights: Path, device: torch.device, dtype: torch.dtype) -> SpeechLM:
-        """`weights`: the file of one style."""
+        """`weights`: the LLM file of one style."""
 
     def load_aligner(self, model: SpeechLM) -> Aligner | None:
-        """None: the checkpoint does not say how it is known when its words are spoken."""
+        """Return the aligner, or None if the checkpoint does not support word times."""
 
     def load_flow(
         self,
@@ -83,12 +83,14 @@ class Family(Protocol):
         gpu_memory: int,
         n_timesteps: int | None,
     ) -> Callable[[], FlowBackend]:
-        """See `choose_flow`. `n_timesteps`: Euler steps in place of the checkpoint's."""
+        """See `choose_flow`. `n_timesteps`: Euler steps, overriding the checkpoint's."""
 
     def load_vocoder(self, device: torch.device, cached_frames: int) -> Callable[[], Vocoder]:
-        """See `choose_vocoder`. `cached_frames`: mel frames that a source begins with at most."""
+        """See `choose_vocoder`. `cached_frames`: maximum number of mel frames of a cached source."""
 
 
 def load_family(model_dir: str | Path) -> Family:
-    """The family of the checkpoint in this directory. Raises ConfigError naming the file and the key."""
+    """Return the family of the checkpoint in this directory. Raises ConfigError naming the file and the
+    key.
+    """
     return CosyVoice2(Path(model_dir))

@@ -184,7 +184,7 @@ def test_with_too_little_memory_for_a_stream_each_chunk_is_computed_from_the_beg
 
 def test_too_many_or_no_tokens_are_refused(flow):
     model, request = chunk_flow(flow, MemoLimit(ROOMY)), Request(flow, 12, 10, 8000)
-    with pytest.raises(ValueError, match="more than 15000"):
+    with pytest.raises(ValueError, match="exceed 15000"):
         model([request.item(8000, True, False)])
     with pytest.raises(ValueError, match="nothing to speak"):
         model([request.item(3, True, False)])

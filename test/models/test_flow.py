@@ -122,7 +122,7 @@ def test_load_trt_without_cuda_says_so_once(flow: Flow, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         choose_estimator(flow.decoder.estimator, load_trt=True, device=torch.device("cpu"))
     assert [record.message for record in caplog.records] == [
-        "load_trt: this process has no CUDA device; the built-in flow estimator serves"
+        "load_trt: this process has no CUDA device; using the built-in flow estimator"
     ]
 
 

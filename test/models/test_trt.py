@@ -195,7 +195,7 @@ def test_engine_serves_like_the_module(trt, module: Estimator, caplog: pytest.Lo
     with caplog.at_level(logging.INFO):
         backend = choose_estimator(module, True, CUDA, trt.model_dir, max_batch_size=3)
     assert isinstance(backend, TensorRtEstimator)
-    assert "a TensorRT engine serves" in caplog.text
+    assert "using a TensorRT engine" in caplog.text
     for lengths, chunk in (([20, 20], None), ([13, 20, 7, 13, 20, 7], 6)):
         values = arguments(lengths, chunk, torch.float32)
         with torch.inference_mode():
@@ -333,7 +333,7 @@ def test_of_two_that_start_at_once_one_builds(trt, module: Estimator, monkeypatc
         go_on.set()
         for thread in threads:
             thread.join(30)
-    assert "another process builds the engine; waiting for it" in caplog.text
+    assert "another process is building the engine; waiting for it" in caplog.text
     assert [type(backend) for backend in backends] == [TensorRtEstimator] * 2
     assert len(fake_tensorrt.Builder.builds) == 1
 
@@ -341,7 +341,7 @@ def test_of_two_that_start_at_once_one_builds(trt, module: Estimator, monkeypatc
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        ("parser", "TensorRtError: the ONNX graph is refused: In node 7: no importer"),
+        ("parser", "TensorRtError: TensorRT cannot parse the ONNX graph: In node 7: no importer"),
         ("builder", "TensorRtError: the engine cannot be built: no tactic fits"),
         ("export", "RuntimeError: the exporter does not know this"),
         ("results", "TensorRtError: the engine's results differ from the module's by"),
@@ -372,7 +372,7 @@ def test_any_failure_leaves_the_built_in_path_and_one_line(trt, module, monkeypa
     assert isinstance(backend, TorchEstimator)
     lines = [record.getMessage() for record in caplog.records if "estimator_backend" in record.name]
     assert len(lines) == 1 and lines[0].startswith(f"load_trt: {reason}")
-    assert lines[0].endswith("; the built-in flow estimator serves")
+    assert lines[0].endswith("; using the built-in flow estimator")
     if fault in ("builder", "disk"):
         assert [path.name for path in trt.model_dir.iterdir() if path.suffix != ".lock"] == []
 
@@ -381,7 +381,7 @@ def test_without_the_package_one_line_says_so(module: Estimator, monkeypatch, ca
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert isinstance(choose_estimator(module, True, CUDA), TorchEstimator)
     assert [record.getMessage() for record in caplog.records] == [
-        "load_trt: the package tensorrt is not installed; the built-in flow estimator serves"
+        "load_trt: the package tensorrt is not installed; using the built-in flow estimator"
     ]
 
 
@@ -390,7 +390,7 @@ def test_long_builds_say_how_far_they_are(trt, module: Estimator, monkeypatch, c
     with caplog.at_level(logging.INFO):
         choose_estimator(module, True, CUDA, trt.model_dir)
     assert "load_trt: building: Tactics, step 1 of 1" in caplog.text
-    assert "the engine is built" in caplog.text
+    assert "built the engine" in caplog.text
 
 
 @pytest.mark.gpu

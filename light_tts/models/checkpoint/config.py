@@ -1,7 +1,7 @@
-"""The numbers of a checkpoint that stand in its `cosyvoice2.yaml`, as frozen dataclasses.
+"""The parameters in a checkpoint's `cosyvoice2.yaml`, as frozen dataclasses.
 
-Unknown keys (training settings, keys of later releases) are ignored. A key that says something these modules
-do not implement is an error that names the file and the key.
+Unknown keys (training settings, keys of later releases) are ignored. A value that these modules do not
+implement is an error that names the file and the key.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ __all__ = ["Config", "ConfigError", "load_config"]
 
 YAML_NAME = "cosyvoice2.yaml"
 DEFAULT_TIMESTEPS = 10
-DEFAULT_CHUNK_SIZE = 25  # early releases name no chunk size; their models were trained with this one
+DEFAULT_CHUNK_SIZE = 25  # early releases do not specify a chunk size; their models were trained with this one
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """The speech ids behind the spoken ones: `count` of them, none of which is ever spoken, and each of which
-    ends a part that is not bistream. `eos` ends any part, `fill` a block of bistream; `held`: those that may
-    not be drawn before a part has its least length. All are offsets from the first special id."""
+    """The special speech ids, which follow the spoken ones. There are `count` of them; none is ever spoken,
+    and each of them ends a part that is not bistream. `eos` ends any part, `fill` a block of bistream;
+    `held`: ids that may not be sampled before a part has its minimum length. All are offsets from the first
+    special id."""
 
     count: int
     eos: int
@@ -32,7 +33,7 @@ class SpecialIds:
     held: tuple[int, ...]
 
 
-COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=(0,))  # the second has no use
+COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=(0,))  # the second one is unused
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class LLMConfig:
     input_size: int
     output_size: int
     speech_token_size: int
-    mix_ratio: tuple[int, int]  # text tokens : speech tokens of the two-way streaming mode
+    mix_ratio: tuple[int, int]  # text tokens : speech tokens of the bistream mode
     sampling: SamplingRule
     special: SpecialIds = COSYVOICE2_IDS
-    alignment_heads: tuple[tuple[int, int], ...] = ()  # (layer, head) that look at the words being spoken
+    # (layer, head) pairs that attend to the words being spoken
+    alignment_heads: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class EncoderConfig:
     attention_heads: int
     linear_units: int
     num_blocks: int
-    static_chunk_size: int  # attention chunk of the streaming mode, in tokens
+    static_chunk_size: int  # attention chunk in streaming mode, in tokens
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class EstimatorConfig:
     n_blocks: int
     num_mid_blocks: int
     num_heads: int
-    static_chunk_size: int  # attention chunk of the streaming mode, in mel frames
+    static_chunk_size: int  # attention chunk in streaming mode, in mel frames
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class HiftConfig:
 
 @dataclass(frozen=True)
 class MelConfig:
-    """The mel spectrogram that the flow makes and that prompts are given in. `fmax` None: half the rate."""
+    """The mel spectrogram produced by the flow and used for prompts. `fmax` None: half the sample rate."""
 
     n_fft: int
     num_mels: int
@@ -125,9 +127,9 @@ class Config:
     sample_rate: int
     token_frame_rate: int
     token_mel_ratio: int
-    chunk_size: int  # speech tokens of one streaming chunk
+    chunk_size: int  # speech tokens per streaming chunk
     spk_embed_dim: int
-    instructions: bool  # trained with instructions how to speak
+    instructions: bool  # trained with instructions on how to speak
     llm: LLMConfig
     flow: FlowConfig
     hift: HiftConfig
@@ -147,7 +149,7 @@ class Config:
 
 
 def load_config(model_dir: Path) -> Config:
-    """Reads `<model_dir>/cosyvoice2.yaml`. Raises ConfigError naming the file and the key."""
+    """Read `<model_dir>/cosyvoice2.yaml`. Raises ConfigError naming the file and the key."""
     root = hyperyaml.load(Path(model_dir) / YAML_NAME)
     chunk_size = root.int("chunk_size", _encoder_chunk_size(root))
     flow = _flow(root.node("flow"), chunk_size)
@@ -203,7 +205,7 @@ def _sampling(sampling: Node) -> SamplingRule:
     )
     for name, value in vars(rule).items():
         if value <= 0:
-            raise sampling.error(name, f"expected a number above 0, found {value}")
+            raise sampling.error(name, f"expected a positive number, found {value}")
     return rule
 
 
@@ -231,10 +233,10 @@ def _flow(flow: Node, chunk_size: int) -> FlowConfig:
 
 
 def _timesteps(cfm: Node) -> int:
-    """Released checkpoints do not name it."""
+    """Return the number of Euler steps; released checkpoints do not specify it."""
     steps = cfm.int("n_timesteps", DEFAULT_TIMESTEPS)
     if steps < 1:
-        raise cfm.error("n_timesteps", f"expected a number above 0, found {steps}")
+        raise cfm.error("n_timesteps", f"expected a positive number, found {steps}")
     return steps
 
 
@@ -316,7 +318,9 @@ def _mel(mel: Node) -> MelConfig:
 
 
 def _check(config: Config, root: Node) -> None:
-    """The parts must fit one another: a mismatch would be heard, not seen."""
+    """Raise ConfigError if the components do not match; a mismatch would only become apparent by
+    listening.
+    """
     mel, flow, hift = config.mel, config.flow, config.hift
     if mel.sampling_rate != config.sample_rate or hift.sampling_rate != config.sample_rate:
         raise root.error("sample_rate", "differs from feat_extractor.sampling_rate or hift.sampling_rate")

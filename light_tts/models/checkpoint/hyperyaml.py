@@ -1,9 +1,9 @@
 """Reads HyperPyYAML files as plain data: no class is imported, no function is called.
 
-`!new:`, `!name:` and `!apply:` tags are dropped and their mapping, list or scalar is kept. `!ref <key>` is
-looked up when it is read, so a reference in a part nobody reads (training settings) may be anything.
-Arithmetic of references and numbers (`!ref <chunk_size> * <token_mel_ratio>`) is evaluated by walking the
-parsed expression.
+`!new:`, `!name:` and `!apply:` tags are dropped, and their mapping, list or scalar is kept. `!ref <key>` is
+resolved on access, so references in unused sections (training settings) may be invalid. Arithmetic on
+references and numbers (`!ref <chunk_size> * <token_mel_ratio>`) is evaluated by walking the parsed
+expression.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _Loader.add_constructor("!copy", _construct_reference)
 
 
 class Node:
-    """A mapping of the file with typed access; errors name the file and the dotted key."""
+    """A mapping in the file with typed access; errors name the file and the dotted key."""
 
     def __init__(self, file: Path, root: dict, mapping: dict, path: str = "") -> None:
         self.file = file
@@ -88,7 +88,7 @@ class Node:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.error(key, f"expected a whole number, found {value!r}")
+            raise self.error(key, f"expected an integer, found {value!r}")
         return value
 
     def bool(self, key: str, default: Any = _REQUIRED) -> bool:
@@ -107,13 +107,13 @@ class Node:
             raise self.error(key, f"expected a number, found {value!r}") from None
 
     def optional_float(self, key: str) -> builtins.float | None:
-        """None where the key is missing or null."""
+        """Return the value, or None if the key is missing or null."""
         return self.float(key) if self._value(key, None) is not None else None
 
     def ints(self, key: str) -> tuple[builtins.int, ...]:
         value = self._value(key, _REQUIRED)
         if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self.error(key, f"expected a list of whole numbers, found {value!r}")
+            raise self.error(key, f"expected a list of integers, found {value!r}")
         return tuple(value)
 
     def int_lists(self, key: str) -> tuple[tuple[builtins.int, ...], ...]:
@@ -123,7 +123,9 @@ class Node:
         return tuple(Node(self.file, self._root, {key: item}, self._path).ints(key) for item in value)
 
     def require(self, key: str, allowed: Any) -> None:
-        """Accepts a missing key or `allowed`; the models implement no other value."""
+        """Raise ConfigError unless the key is missing or has the value `allowed`, the only one
+        implemented.
+        """
         value = self._value(key, allowed)
         if value != allowed:
             raise self.error(key, f"only {allowed!r} is supported, found {value!r}")
@@ -143,7 +145,7 @@ class Node:
 
     def _resolve(self, value: Any, key: str, depth: builtins.int) -> Any:
         if depth > _MAX_REFERENCE_DEPTH:
-            raise self.error(key, "references go round in a circle")
+            raise self.error(key, "circular references")
         if isinstance(value, str) and "!ref" in value:  # quoted: '[!ref <a>, !ref <b>]'
             value = self._parse(value, key)
         if isinstance(value, list):
@@ -201,7 +203,7 @@ class Node:
 
 
 def load(file: Path) -> Node:
-    """Raises ConfigError for a missing, unreadable or malformed file."""
+    """Parse a file. Raises ConfigError if it is missing, unreadable or malformed."""
     try:
         root = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:

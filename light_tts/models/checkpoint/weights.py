@@ -1,4 +1,4 @@
-"""Reading checkpoint files into modules. Whatever is wrong with a file becomes one CheckpointError."""
+"""Loads checkpoint files into modules. Any problem with a file is reported as a CheckpointError."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 
 class CheckpointError(Exception):
-    """A checkpoint file that cannot be used; the message names the file and the tensor, if any."""
+    """A checkpoint file that cannot be used; the message names the file and, if applicable, the tensor."""
 
 
 def load_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a flat `torch.save` file, on the CPU (mapped, not copied, where the format allows).
-    Entries that are no tensors (training counters) are left out."""
+    """Return the tensors of a flat `torch.save` file, on the CPU (memory-mapped if the format allows).
+    Entries that are not tensors (training counters) are omitted."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:  # its message advises to switch the safe mode off
+    except pickle.UnpicklingError:  # its message suggests disabling the safe mode
         raise CheckpointError(
             f"{path}: expected a torch.save file of tensors, found something else"
         ) from None
@@ -35,7 +35,7 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> tuple[int, ...]:
-    """The shape of a tensor whose size stands nowhere else. Raises CheckpointError."""
+    """Return the shape of a tensor that determines a size of the model. Raises CheckpointError."""
     if name not in state:
         raise CheckpointError(f"{path}: tensor {name}: expected {dims} dimensions, found none (missing)")
     shape = tuple(state[name].shape)
@@ -45,9 +45,9 @@ def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> t
 
 
 def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copies `state` into `module`, strictly: the names and shapes must be the same. Tensors of a module that
-    was made on the meta device are created on the CPU. Raises CheckpointError for the first difference and
-    says how many more there are."""
+    """Copy `state` into `module`, strictly: names and shapes must match. Tensors of a module on the meta
+    device are created on the CPU. Raises CheckpointError for the first mismatch, with the number of others.
+    """
     own = module.state_dict()
     problems = []
     for name, tensor in own.items():

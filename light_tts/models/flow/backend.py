@@ -1,5 +1,5 @@
-"""The choice of what computes the flow: packed batches on a GPU; on a CPU one item at a time, streams with a
-memory; padded batches in plain PyTorch around a TensorRT engine, or where Triton is missing."""
+"""Selects the flow implementation: packed batches on a GPU; on a CPU one item at a time with cached streams;
+padded batches in plain PyTorch with a TensorRT engine, or if Triton is missing."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def choose_flow(
     memory: int,
     gpu_memory: int = 0,
 ) -> Callable[[], FlowBackend]:
-    """Loads the flow of a checkpoint. -> makes a backend for each CUDA stream that computes; they share their
-    weights. `load_trt`: the estimator as a TensorRT engine, where that is possible; `memory`, `gpu_memory`:
-    bytes that may be kept of voices and streams on a CPU and on a GPU (0: nothing is). Raises
-    CheckpointError, and TooLittleMemory where `gpu_memory` is too little or too much."""
+    """Load the flow of a checkpoint and return a factory that creates a backend per CUDA stream; backends
+    share their weights. `load_trt`: run the estimator as a TensorRT engine if possible; `memory`,
+    `gpu_memory`: bytes for the cached state of voices and streams on a CPU and on a GPU (0: no caching).
+    Raises CheckpointError, and TooLittleMemory if `gpu_memory` is too small or not available."""
     flow = Flow.from_checkpoint(model_dir, config, device)
     estimator = choose_estimator(flow.decoder.estimator, load_trt, device, model_dir, max_batch_size)
     if device.type == "cuda" and isinstance(estimator, TorchEstimator):
@@ -42,7 +42,7 @@ def choose_flow(
             from light_tts.models.flow.packed import share
 
             return share(flow, dtype, max_batch_size, gpu_memory)
-        log.warning("the package triton is not installed: the flow runs in plain PyTorch, slowly")
+        log.warning("the package triton is not installed: running the flow in plain PyTorch, which is slow")
     if device.type == "cpu":
         limit = MemoLimit(memory)
         return lambda: chunk_flow(flow, limit)

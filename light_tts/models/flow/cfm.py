@@ -1,5 +1,5 @@
-"""Conditional flow matching: from fixed noise to a mel spectrogram in some Euler steps with classifier-free
-guidance."""
+"""Conditional flow matching: integrates fixed noise to a mel spectrogram in a few Euler steps with
+classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ MAX_FRAMES = 15000  # 300 s
 
 @cache
 def fixed_noise(channels: int, device: torch.device) -> Tensor:
-    """(1, channels, MAX_FRAMES) float32: the start of every integration, so that equal inputs sound equal.
-    Drawn on the CPU, whose generator gives the same numbers everywhere."""
+    """Return (1, channels, MAX_FRAMES) float32: the start of every integration, so that equal inputs sound
+    the same. Generated on the CPU, whose generator is the same on every machine."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(1, channels, MAX_FRAMES, generator=generator).to(device)
 
 
 def time_steps(count: int) -> Tensor:
-    """(count + 1,) float32: 1 - cos(pi/2 * k/count), small steps first."""
+    """Return (count + 1,) float32: 1 - cos(pi/2 * k/count), small steps first."""
     return 1 - torch.cos(torch.linspace(0, 1, count + 1) * 0.5 * math.pi)
 
 
@@ -49,7 +49,7 @@ class ConditionalFlowMatching(nn.Module):
         prompt, zero after it. Returns mel (B, 80, T). Raises ValueError above MAX_FRAMES frames."""
         frames = mu.shape[2]
         if frames > MAX_FRAMES:
-            raise ValueError(f"{frames} mel frames of prompt and speech are more than {MAX_FRAMES}")
+            raise ValueError(f"{frames} mel frames of prompt and speech exceed {MAX_FRAMES}")
         x = fixed_noise(mu.shape[1], mu.device)[:, :, :frames].to(mu.dtype).repeat(len(mu), 1, 1)
         masks = EstimatorMasks.build(
             lengths, frames, self.chunk_size if streaming else None, mu.dtype, copies=2
@@ -65,12 +65,13 @@ class ConditionalFlowMatching(nn.Module):
         spks: Tensor,
         cond: Tensor,
     ) -> Tensor:
-        """Goes `steps` (t, dt) along the path from x. masks: two copies of the batch; the rest as in
+        """Integrate from x over `steps` (t, dt). masks: for two copies of the batch; the rest as in
         `forward`. Returns (B, 80, T)."""
-        # The first half of the batch is conditioned, the second is not.
+        # The first half of the batch is conditioned, the second half is not.
         mu, spks, cond = (torch.cat([value, torch.zeros_like(value)]) for value in (mu, spks, cond))
         for t, dt in steps:
-            time = torch.full((len(mu),), t, device=mu.device)  # float32: it becomes angles of up to 1000 t
+            # float32, because it is multiplied to angles of up to 1000 t
+            time = torch.full((len(mu),), t, device=mu.device)
             velocity = self.backend(torch.cat([x, x]), masks, mu, time, spks, cond)
             conditioned, unconditioned = velocity.chunk(2)
             x = x + dt * ((1 + self.guidance) * conditioned - self.guidance * unconditioned)
@@ -79,8 +80,8 @@ class ConditionalFlowMatching(nn.Module):
 
 @cache
 def euler_steps(count: int) -> list[tuple[float, float]]:
-    """(t, dt) of each of `count` steps; t is the float32 sum of the steps so far, as the models were tuned
-    with."""
+    """Return (t, dt) of each of `count` steps. t is the float32 sum of the steps so far, which the models
+    were tuned with."""
     span = time_steps(count)
     steps, t = [], span[0]
     for following in span[1:]:

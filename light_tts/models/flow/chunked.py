@@ -1,9 +1,9 @@
-"""The flow on a CPU, one item at a time: a stream goes on where its last chunk ended.
+"""The flow on a CPU, one item at a time; each chunk of a stream continues the previous one.
 
-With the chunk mask nothing before a chunk depends on what follows it. So what later chunks need of earlier
-ones is kept, a chunk costs what its own frames cost, and requests with the same voice share what its
-recording costs. The sequence is always computed one attention chunk after the other, so the samples are the
-same bit for bit, whether something was still there or had to be computed again.
+With the chunk mask, earlier frames do not depend on later ones. So the state that later chunks need is
+cached, a chunk costs only its own frames, and requests with the same voice share the cost of its recording.
+The sequence is always computed in units of one attention chunk, so the samples are bit-identical whether
+state was cached or had to be recomputed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHORTEST_STREAM = 500  # frames: 10 s of prompt and speech
 
 @dataclass
 class FlowMemory:
-    """What the chunks so far, all of them full, leave to the next. mel: their frames, (frames, mels)."""
+    """State after a number of full chunks. mel: their frames, (frames, mels)."""
 
     encoder: EncoderMemory
     estimator: EstimatorMemory
@@ -35,20 +35,20 @@ class FlowMemory:
 
     @property
     def bytes(self) -> int:
-        return self.estimator.bytes  # the rest is a hundredth of it
+        return self.estimator.bytes  # the rest is about one percent of it
 
     @property
     def tokens(self) -> int:
         return self.encoder.tokens
 
     def copy(self) -> FlowMemory:
-        """Another one, to go on from here."""
+        """Return an independent copy to continue from."""
         return FlowMemory(self.encoder, self.estimator.copy(), self.mel)
 
 
 class Speech:
     """Prompt and speech of one item as one sequence: `ids`, of which `tokens` are spoken. Raises ValueError
-    when there is nothing to speak or too much."""
+    if there is nothing to speak or too much."""
 
     def __init__(self, flow: Flow, item: FlowItem) -> None:
         self.ids = torch.cat([torch.from_numpy(item.prompt).long(), torch.tensor(item.tokens).long()])
@@ -61,14 +61,14 @@ class Speech:
                 f"flow: {len(item.tokens)} tokens leave nothing to speak (finalize: {item.finalize})"
             )
         if self.frames > MAX_FRAMES:
-            raise ValueError(f"{self.frames} mel frames of prompt and speech are more than {MAX_FRAMES}")
+            raise ValueError(f"{self.frames} mel frames of prompt and speech exceed {MAX_FRAMES}")
         self._flow = flow
         self._speaker = flow.speaker(item.embedding[None])
         self._prompt_mel = item.prompt_mel[: self.prompt_frames]
 
     def given(self, features: Tensor, start: int) -> Tensor:
-        """features: (1, frames, width) of the encoder, from frame `start` on -> what the estimator is given
-        with them, (frames, 3 mels)"""
+        """Return the estimator's input besides noise, (frames, 3 mels), for encoder features: (frames, width)
+        from frame `start` on."""
         mu = self._flow.encoder_proj(features[0])
         known = torch.zeros_like(mu)
         prompt = self._prompt_mel[start : start + len(mu)]
@@ -77,8 +77,9 @@ class Speech:
 
 
 class ChunkFlow:
-    """`limit`: for what is kept; it and the models are shared by all instances. Where a stream of
-    SHORTEST_STREAM would be more than the limit, streams are computed from their beginning each time."""
+    """Backend for a CPU. `limit`: memory limit of the cached state; it and the models are shared by all
+    instances. If a stream of SHORTEST_STREAM would exceed the limit, streams are computed from the beginning
+    each time."""
 
     packed = False
 
@@ -94,7 +95,7 @@ class ChunkFlow:
         self._from_the_beginning = None if remembers else PaddedFlow(flow)
 
     def warm_up(self, items: int) -> None:
-        """Nothing is waited for."""
+        """Nothing to prepare."""
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
@@ -110,7 +111,7 @@ class ChunkFlow:
         return mel[speech.prompt_frames :]
 
     def _whole(self, speech: Speech, item: FlowItem) -> Tensor:
-        """Each frame sees all others."""
+        """Return the mel frames with full attention."""
         length = torch.tensor([len(speech.ids)])
         features, _ = self._flow.encode(speech.ids[None], length, streaming=False, finalize=item.finalize)
         return self._estimator(self._noise[: speech.frames], speech.given(features, 0))
@@ -119,13 +120,13 @@ class ChunkFlow:
         memory = item.stream_memo.content or self._voice(speech, item)
         self._go_on(speech, memory, speech.tokens)
         mel = memory.mel
-        if memory.tokens < speech.tokens:  # what is left is no full chunk: more may come to it
+        if memory.tokens < speech.tokens:  # the remainder is not a full chunk and may be extended
             mel = torch.cat([mel, self._advance(speech, memory, speech.tokens, commit=False)])
         self._limit.put(item.stream_memo, memory)
         return mel
 
     def _voice(self, speech: Speech, item: FlowItem) -> FlowMemory:
-        """What the prompt leaves to its speech, by those of its chunks that see none of the speech."""
+        """Return the state after the prompt's chunks, except those that see part of the speech."""
         memory = item.voice_memo.content
         if memory is None:
             mel = self._noise[:0]
@@ -135,13 +136,15 @@ class ChunkFlow:
         return memory.copy()
 
     def _go_on(self, speech: Speech, memory: FlowMemory, end: int) -> None:
-        """All full chunks up to token `end`."""
+        """Advance through all full chunks up to token `end`."""
         while memory.tokens + self._chunk <= end:
             mel = self._advance(speech, memory, memory.tokens + self._chunk, commit=True)
             memory.mel = torch.cat([memory.mel, mel])
 
     def _advance(self, speech: Speech, memory: FlowMemory, end: int, commit: bool) -> Tensor:
-        """The mel frames of the next chunk, which ends with token `end`. `commit`: the memory moves on."""
+        """Return the mel frames of the next chunk, which ends with token `end`. `commit`: update the
+        memory.
+        """
         start = memory.tokens
         embedded = self._flow.input_embedding(speech.ids[None, start : end + self._flow.lookahead])
         features, encoder = self._flow.encoder.extend(embedded, end - start, memory.encoder)
@@ -154,6 +157,6 @@ class ChunkFlow:
 
 
 def chunk_flow(flow: Flow, limit: MemoLimit) -> ChunkFlow:
-    """For a flow on the CPU in float32."""
+    """Return a ChunkFlow for a flow on the CPU in float32."""
     estimator = ChunkEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance)
     return ChunkFlow(flow, estimator, limit)

@@ -1,7 +1,7 @@
 """The flow's encoder: speech tokens at 25 Hz to features at the mel frame rate.
 
 Look-ahead convolutions, conformer blocks (without convolution module) with relative positions, up-sampling,
-and more blocks at the higher rate. In the streaming mode attention is causal at the granularity of a chunk.
+and more blocks at the higher rate. In streaming mode, attention is causal at chunk granularity.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from light_tts.models.checkpoint.config import EncoderConfig
 from light_tts.models.flow.masks import AttentionMask, length_mask, query_pieces
 
-# Scores (batch * heads * queries * keys) held at once by device type: few stay in a CPU's cache, a GPU wants
-# more.
+# Attention scores (batch * heads * queries * keys) computed at once, by device type: few, so that they stay
+# in a CPU's cache; more on a GPU.
 SCORES_AT_ONCE = {"cpu": 2**19, "cuda": 2**27}
 
 
 @dataclass(frozen=True)
 class EncoderMemory:
-    """What the features of later tokens need of the `tokens` so far (one item). ahead: (1, channels, 2) and
+    """State after `tokens` tokens of one item, for the features of later ones. ahead: (1, channels, 2) and
     up: (1, width, 2 * ratio), the last inputs of convolutions; keys_values: of each block."""
 
     tokens: int
@@ -34,7 +34,8 @@ class EncoderMemory:
 
 
 class UpsampleConformerEncoder(nn.Module):
-    """`lookahead`: tokens after a position that its features depend on. `ratio`: frames a token."""
+    """`lookahead`: number of following tokens that a position's features depend on. `ratio`: frames per
+    token."""
 
     def __init__(
         self,
@@ -83,15 +84,15 @@ class UpsampleConformerEncoder(nn.Module):
         return self.after_norm(x), lengths
 
     def memory(self) -> EncoderMemory:
-        """For a sequence that begins."""
+        """Return the memory at the start of a sequence."""
         blocks = len(self.encoders) + len(self.up_encoders)
         ahead, up = self.pre_lookahead_layer.before(1), self.up_layer.before(1)
         return EncoderMemory(0, ahead, up, [None] * blocks)
 
     def extend(self, x: Tensor, tokens: int, memory: EncoderMemory) -> tuple[Tensor, EncoderMemory]:
-        """The features of the next `tokens` tokens of one sequence, each of which attends to all up to the
-        last of these: what `forward` computes for the last chunk. x: (1, T, input_size), these tokens and up
-        to `lookahead` after them. Returns (1, ratio * tokens, width) and the memory with these tokens."""
+        """Return the features of the next `tokens` tokens of one sequence, each of which attends to
+        everything up to the last of them, as `forward` computes the last chunk. x: (1, T, input_size), these
+        tokens and up to `lookahead` more. Returns (1, ratio * tokens, width) and the updated memory."""
         x, ahead = self.pre_lookahead_layer.extend(self.embed(x), tokens, memory.ahead)
         pasts = [Past(earlier) for earlier in memory.keys_values]
         x = self._extend_blocks(self.encoders, x, memory.tokens, pasts[: len(self.encoders)])
@@ -112,7 +113,7 @@ class UpsampleConformerEncoder(nn.Module):
 
     @staticmethod
     def _chunk(streaming: bool | Tensor, size: int, chunk: int) -> int | Tensor | None:
-        """See `AttentionMask`."""
+        """Return the chunk size in the form of `AttentionMask`."""
         if isinstance(streaming, Tensor):
             return torch.where(streaming, chunk, size)
         return chunk if streaming else None
@@ -127,7 +128,8 @@ def _run_blocks(blocks: nn.ModuleList, x: Tensor, lengths: Tensor, chunk: int | 
 
 
 def relative_positions(size: int, width: int, device: torch.device) -> Tensor:
-    """(2 * size - 1, width) float32: sines and cosines of the distances size-1 ... -(size-1), interleaved."""
+    """Return (2 * size - 1, width) float32: sines and cosines of the distances size-1 ... -(size-1),
+    interleaved."""
     distance = torch.arange(size - 1, -size, -1, dtype=torch.float32, device=device)
     frequency = torch.exp(torch.arange(0, width, 2, device=device) * -(math.log(10000.0) / width))
     angle = distance[:, None] * frequency
@@ -147,7 +149,7 @@ class InputProjection(nn.Module):
 
 
 class PreLookaheadLayer(nn.Module):
-    """Position t sees t-2 ... t+lookahead; zeros beyond both ends."""
+    """Position t depends on t-2 ... t+lookahead, zero-padded at both ends."""
 
     def __init__(self, width: int, channels: int, lookahead: int) -> None:
         super().__init__()
@@ -160,19 +162,19 @@ class PreLookaheadLayer(nn.Module):
         return self.extend(x, x.shape[1], self.before(len(x)))[0]
 
     def before(self, batch: int) -> Tensor:
-        """What stands before the first position: (batch, channels, 2)"""
+        """Return the padding before the first position: (batch, channels, 2)"""
         return self.conv2.weight.new_zeros(batch, self.conv2.in_channels, 2)
 
     def extend(self, x: Tensor, size: int, before: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, T, width), `size` positions and some that are only seen -> the result for `size` positions,
-        and what stands before those that follow."""
+        """x: (B, T, width), `size` positions and some look-ahead. Returns the result for `size` positions,
+        and the inputs to keep for the following ones."""
         y = F.pad(x.transpose(1, 2), (0, size + self.lookahead - x.shape[1]))
         y = torch.cat([before, F.leaky_relu(self.conv1(y))], dim=2)
         return x[:, :size] + self.conv2(y).transpose(1, 2), y[:, :, -2:]
 
 
 class CausalUpsample(nn.Module):
-    """Repeats each position `ratio` times, then a convolution that sees only the past."""
+    """Repeats each position `ratio` times, followed by a causal convolution."""
 
     def __init__(self, width: int, channels: int, ratio: int) -> None:
         super().__init__()
@@ -184,11 +186,11 @@ class CausalUpsample(nn.Module):
         return self.extend(x, self.before(len(x)))[0]
 
     def before(self, batch: int) -> Tensor:
-        """What stands before the first position: (batch, width, 2 * ratio)"""
+        """Return the padding before the first position: (batch, width, 2 * ratio)"""
         return self.conv.weight.new_zeros(batch, self.conv.in_channels, 2 * self.ratio)
 
     def extend(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        """-> the result, and what stands before the positions that follow."""
+        """Return the result and the inputs to keep for the following positions."""
         y = torch.cat([before, x.transpose(1, 2).repeat_interleave(self.ratio, dim=2)], dim=2)
         return self.conv(y).transpose(1, 2), y[:, :, -2 * self.ratio :]
 
@@ -200,7 +202,9 @@ class Past:
         self.keys_values = keys_values
 
     def join(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """-> all of them, which are the past of what follows."""
+        """Append new keys and values; return all of them, which become the past of the following
+        positions.
+        """
         if self.keys_values is not None:
             k, v = (torch.cat(both, dim=2) for both in zip(self.keys_values, (k, v), strict=True))
         self.keys_values = k, v
@@ -236,8 +240,8 @@ class FeedForward(nn.Module):
 
 
 class RelativeAttention(nn.Module):
-    """score_ij = ((q_i + u) . k_j + (q_i + v) . W_pos pe(i - j)) / sqrt(head_dim), after Transformer-XL
-    (Dai et al. 2019, section 3.3)."""
+    """score_ij = ((q_i + u) . k_j + (q_i + v) . W_pos pe(i - j)) / sqrt(head_dim), as in Transformer-XL (Dai
+    et al. 2019, section 3.3)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -253,8 +257,9 @@ class RelativeAttention(nn.Module):
     def forward(
         self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: Past | None = None
     ) -> Tensor:
-        """x: (B, T, width); positions: (T+S-1, width), of the distances S-1 ... -(T-1), S the number of keys:
-        T, and those of the past. The queries are taken in pieces, so that memory grows linearly."""
+        """x: (B, T, width); positions: (T+S-1, width), for the distances S-1 ... -(T-1), where S is the
+        number of keys: T, plus those of the past. Queries are processed in pieces, so that memory grows
+        linearly."""
         q, k, v = (self._split(linear(x)) for linear in (self.linear_q, self.linear_k, self.linear_v))
         if past is not None:
             k, v = past.join(k, v)
@@ -263,7 +268,8 @@ class RelativeAttention(nn.Module):
         pieces = []
         for start, end in query_pieces(q, keys, SCORES_AT_ONCE[q.device.type]):
             queries = q[:, :, start:end]
-            near = p[:, :, size - end : size + keys - 1 - start]  # distances from these queries to any key
+            # distances between these queries and any key
+            near = p[:, :, size - end : size + keys - 1 - start]
             by_distance = (queries + self.pos_bias_v[:, None]) @ near.transpose(2, 3)
             bias = _distance_to_key(by_distance, keys) * scale
             if mask is not None:
@@ -278,8 +284,8 @@ class RelativeAttention(nn.Module):
 
 
 def _distance_to_key(x: Tensor, keys: int) -> Tensor:
-    """(B, heads, n, keys + n - 1), in row i column n-1-i+j for key j -> (B, heads, n, keys), column j; a
-    view: each row begins one further to the left."""
+    """Return (B, heads, n, keys), column j for key j, from (B, heads, n, keys + n - 1), where key j is in
+    column n-1-i+j of row i. A view: each row starts one column further left."""
     batch, heads, queries, columns = x.shape
     x = x.contiguous()
     strides = (heads * queries * columns, queries * columns, columns - 1, 1)

@@ -1,4 +1,4 @@
-"""Who computes the estimator. The flow calls it through one object, chosen when the process starts."""
+"""Selects the implementation of the estimator when the process starts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class EstimatorBackend(Protocol):
-    """One evaluation of the velocity; shapes as in `Estimator.forward`."""
+    """One evaluation of the velocity field; shapes as in `Estimator.forward`."""
 
     def __call__(
         self, x: Tensor, masks: EstimatorMasks, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
@@ -24,7 +24,7 @@ class EstimatorBackend(Protocol):
 
 
 class TorchEstimator:
-    """The built-in path."""
+    """The PyTorch implementation."""
 
     def __init__(self, module: Estimator) -> None:
         self._module = module
@@ -42,8 +42,8 @@ def choose_estimator(
     model_dir: Path | None = None,
     max_batch_size: int = 1,
 ) -> EstimatorBackend:
-    """`load_trt`: prefer TensorRT, with an engine for `max_batch_size` requests at once that is kept in
-    `model_dir`; where it cannot serve, whatever the cause, one log line says why."""
+    """Return the estimator. `load_trt`: prefer TensorRT, with an engine for `max_batch_size` concurrent
+    requests that is kept in `model_dir`; if that fails for any reason, one log line says why."""
     if load_trt:
         reason = _missing(device)
         if not reason:
@@ -51,12 +51,12 @@ def choose_estimator(
                 from light_tts.models.flow.trt import engine as estimator_trt
 
                 backend = estimator_trt.load(module, device, model_dir, max_batch_size)
-                log.info("load_trt: a TensorRT engine serves")
+                log.info("load_trt: using a TensorRT engine")
                 return backend
-            except Exception as error:  # TensorRT is an option: its failure must not end the start
+            except Exception as error:  # TensorRT is optional: its failure must not prevent the start
                 log.debug("TensorRT cannot be used", exc_info=True)
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        log.warning("load_trt: %s; the built-in flow estimator serves", reason)
+        log.warning("load_trt: %s; using the built-in flow estimator", reason)
     return TorchEstimator(module)
 
 

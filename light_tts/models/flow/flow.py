@@ -18,7 +18,7 @@ from light_tts.models.flow.encoder import UpsampleConformerEncoder
 
 @dataclass(frozen=True)
 class FlowShapes:
-    """Sizes that stand only in the checkpoint."""
+    """Sizes that are determined by the checkpoint's tensors only."""
 
     num_up_blocks: int
     lookahead_channels: int
@@ -59,7 +59,7 @@ class Flow(nn.Module):
     def from_checkpoint(
         cls, model_dir: Path, config: Config, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> Flow:
-        """Reads `<model_dir>/flow.pt`. Raises CheckpointError."""
+        """Read `<model_dir>/flow.pt`. Raises CheckpointError."""
         path = Path(model_dir) / "flow.pt"
         state = load_state_dict(path)
         with torch.device("meta"):
@@ -79,13 +79,13 @@ class Flow(nn.Module):
         streaming: bool,
         finalize: bool | Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The mel spectrogram of `token`, spoken in the voice of the prompt.
+        """Return the mel spectrogram of `token`, spoken in the voice of the prompt.
 
         token: (B, N) int64 padded, token_len: (B,); prompt_token: (B, P) int64 padded, prompt_len: (B,) may
         be zero; prompt_feat: (B, ratio * P, 80) its mel; embedding: (B, spk_embed_dim). streaming: attention
-        in chunks. finalize: bool or (B,) bool, False: the last `lookahead` tokens are only context.
-        Returns mel (B, 80, frames) float32, zero after the end, and its lengths (B,), `ratio` for each token
-        spoken. Raises ValueError if an item has nothing to speak or is too long.
+        in chunks. finalize: bool or (B,) bool, False: the last `lookahead` tokens are only context. Returns
+        mel (B, 80, frames) float32, zero after the end, and its lengths (B,), `ratio` per spoken token.
+        Raises ValueError if an item has nothing to speak or is too long.
         """
         if int((token_len - self.lookahead * ~torch.as_tensor(finalize)).min()) <= 0:
             raise ValueError(
@@ -115,13 +115,13 @@ class Flow(nn.Module):
         finalize: bool | Tensor,
         longest: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """ids: (B, T) int64 -> features (B, frames, width) and their lengths (B,). The rest as for the
+        """ids: (B, T) int64 -> features (B, frames, width) and their lengths (B,). Other arguments as in the
         encoder."""
         return self.encoder(self.input_embedding(ids.clamp(min=0)), lengths, streaming, finalize, longest)
 
 
 def _join(first: Tensor, first_len: Tensor, second: Tensor, second_len: Tensor) -> Tensor:
-    """Two padded (B, .) batches item by item behind one another; (B, longest) int64, zero after the end."""
+    """Concatenate two padded (B, .) batches item by item; returns (B, longest) int64, zero after the end."""
     lengths = list(zip(first_len.tolist(), second_len.tolist(), strict=True))
     joined = first.new_zeros(len(lengths), max(n + m for n, m in lengths))
     for row, (n, m) in enumerate(lengths):
@@ -131,7 +131,7 @@ def _join(first: Tensor, first_len: Tensor, second: Tensor, second_len: Tensor) 
 
 
 def _cut(mel: Tensor, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """mel: (B, 80, T) -> the frames [start, end) of each item at the front, and how many they are."""
+    """mel: (B, 80, T) -> the frames [start, end) of each item, moved to the front, and their number."""
     lengths = end - start
     cut = mel.new_zeros(*mel.shape[:2], int(lengths.max()))
     for row, (first, last) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):

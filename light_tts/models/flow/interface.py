@@ -1,4 +1,4 @@
-"""What computes the flow, as the engine sees it: items in, mel spectrograms out."""
+"""The engine's interface to the flow: items in, mel spectrograms out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from light_tts.models.flow.memos import Memo
 class FlowItem:
     """prompt: (p,) int ids on the host; prompt_mel: (ratio * p or more, mels) and embedding: (size,) on the
     device; tokens: ids to speak. streaming: attention in chunks; finalize: False: the last `lookahead` tokens
-    are only context. The memos of voice and stream: for a backend that keeps something of them; a stream's
-    next item has the same ones, and its tokens begin with these."""
+    are only context. The memos of voice and stream hold state that a backend caches; the next item of a
+    stream has the same ones, and its tokens extend these."""
 
     prompt: np.ndarray
     prompt_mel: Tensor
@@ -30,12 +30,12 @@ class FlowItem:
 
 
 class FlowBackend(Protocol):
-    """`packed`: a batch costs what its items cost, whatever their lengths and attention."""
+    """`packed`: the cost of a batch is the sum of its items' costs, whatever their lengths and attention."""
 
     packed: bool
 
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
-        """The mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
+        """Return the mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
 
     def warm_up(self, items: int) -> None:
-        """Do what a first batch of up to `items` would have to wait for."""
+        """Do in advance what a first batch of up to `items` would have to wait for."""

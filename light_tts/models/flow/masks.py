@@ -1,4 +1,4 @@
-"""Masks of padded batches, and how attention is cut so that its memory grows linearly with the frames."""
+"""Masks of padded batches, and splitting of attention so that its memory grows linearly with the frames."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 class AttentionMask:
-    """Which keys a query may see, for any piece of the queries: a mask for all of them grows with the square
-    of their number.
+    """Computes the mask for any subset of the queries, because a full mask grows quadratically.
 
-    `chunk`: query i sees the keys before the end of its chunk, j < (i // chunk + 1) * chunk; (B,) int: each
-    item its own; None: all keys.
-    Key 0 is always seen, so that the rows of padding stay finite.
+    `chunk`: query i sees the keys before the end of its chunk, j < (i // chunk + 1) * chunk; (B,) int: one
+    value per item; None: all keys. Key 0 is always visible, so that padding rows stay finite.
     """
 
     def __init__(self, lengths: Tensor, size: int, chunk: int | Tensor | None) -> None:
@@ -28,23 +26,23 @@ class AttentionMask:
 
     @classmethod
     def build(cls, lengths: Tensor, size: int, chunk: int | Tensor | None) -> AttentionMask | None:
-        """None: every query sees all keys."""
+        """Return the mask, or None if every query sees all keys."""
         if chunk is None and len(lengths) == 1:
             return None  # a batch of one has no padding
         return cls(lengths, size, chunk)
 
     def repeat(self, copies: int) -> AttentionMask:
-        """The mask of a batch that repeats this often; that of a batch of one broadcasts."""
+        """Return the mask of a batch repeated this often; that of a batch of one broadcasts."""
         if len(self._lengths) == 1:
             return self
         chunk = self._chunk.repeat(copies) if isinstance(self._chunk, Tensor) else self._chunk
         return AttentionMask(self._lengths.repeat(copies), self._size, chunk)
 
     def rows(self, start: int, end: int) -> Tensor:
-        """The mask of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
+        """Return the mask of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
         if (start, end) != (0, self._size):
             return self._build(start, end)
-        if self._whole is None:  # the layers share it
+        if self._whole is None:  # shared by all layers
             self._whole = self._build(0, self._size)
         return self._whole
 
@@ -59,8 +57,8 @@ class AttentionMask:
 
 
 def query_pieces(q: Tensor, keys: int, scores: int) -> list[tuple[int, int]]:
-    """q: (B, heads, T, head_dim) -> the borders of pieces of the queries, each with at most `scores` scores
-    for so many keys (one query at least)."""
+    """q: (B, heads, T, head_dim) -> (start, end) of pieces of the queries, each with at most `scores` scores
+    for this number of keys (at least one query)."""
     batch, heads, size, _ = q.shape
     most = max(1, scores // (batch * heads * keys))
     return [(start, min(start + most, size)) for start in range(0, size, most)]

@@ -1,4 +1,4 @@
-"""What a backend keeps of voices and streams in order not to compute it again, within a limit of bytes."""
+"""Cached state of voices and streams, within a memory limit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ class Sized(Protocol):
 
 
 class Memo:
-    """Belongs to a voice or a stream, and what is kept of it ends with it. `content` may vanish at any time:
-    whoever needs it holds it."""
+    """Belongs to a voice or a stream; the cached state is freed with it. `content` may be evicted at any
+    time, so code that uses it must hold a reference."""
 
     def __init__(self) -> None:
-        self.content: Any = None  # the backend's own
+        self.content: Any = None  # specific to the backend
 
 
 class MemoLimit:
-    """Empties the memos used longest ago where all together become more than `limit` bytes. Thread-safe."""
+    """Evicts the least recently used memos while their total exceeds `limit` bytes. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._sizes: weakref.WeakKeyDictionary[Memo, int] = weakref.WeakKeyDictionary()  # last used last
+        # most recently used last
+        self._sizes: weakref.WeakKeyDictionary[Memo, int] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     @property
@@ -33,7 +34,7 @@ class MemoLimit:
         return sum(list(self._sizes.values()))
 
     def put(self, memo: Memo, content: Sized | None) -> None:
-        """Keep this, or nothing; also to say that it has grown or was used."""
+        """Store `content`, or nothing; also called when it has grown or was used."""
         with self._lock:
             self._sizes.pop(memo, None)
             memo.content = content

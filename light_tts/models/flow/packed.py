@@ -1,12 +1,12 @@
-"""The flow on a GPU: speech tokens of any mixture of requests to mel frames, in one packed batch.
+"""The flow on a GPU: speech tokens of any mix of requests to mel frames, in one packed batch.
 
-Long and short, first chunks and later ones, with and without the chunk mask: all share the rows of one batch
-(see unet/packed.py), so nothing is spent on padding but for the encoder, a fiftieth of the work. Encoder
-and Euler step are CUDA graphs by size.
+Long and short items, first and later chunks, with and without the chunk mask, all share the rows of one batch
+(see unet/packed.py). Only the encoder, two percent of the work, uses padding. Encoder and Euler step are CUDA
+graphs by size.
 
-With a memory a stream goes on where its last chunk ended, and requests with the same voice share what its
-recording costs: with the chunk mask nothing before a chunk depends on what follows it. Only the encoder sees
-everything anew. Where no page is left, a chunk is computed again with the next one.
+With a memory, each chunk of a stream continues the previous one, and requests with the same voice share the
+cost of its recording: with the chunk mask, earlier frames do not depend on later ones. Only the encoder
+reprocesses everything. If no page is left, a chunk is recomputed together with the next one.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from light_tts.models.flow.unet.kept import COPIES
 from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.models.flow.unet.rows import Rows
 
-ROW_LIMIT = 8192  # frames of one solve; more would not be faster. One longer item is solved alone.
-WIDTH_STEP = 32  # tokens; sizes of the encoder
+ROW_LIMIT = 8192  # frames per solve; more would not be faster. A single longer item is solved alone.
+WIDTH_STEP = 32  # tokens; granularity of the encoder's sizes
 WARM_TOKENS = 256  # 10 s of prompt and speech
-FEW_ROWS = 1024  # frames up to which fewer, smaller kernels are faster (see packed_linear)
-ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 of one encoder run: bounds the memory of its attention
+FEW_ROWS = 1024  # up to this many frames, fewer and smaller kernels are faster (see packed_linear)
+ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 per encoder run; bounds the memory of its attention
 
 
 def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
-    """The estimator of a flow that is in float32, with weights in `dtype`."""
+    """Return the estimator of a flow in float32, with weights in `dtype`."""
     return PackedEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance, dtype)
 
 
 def share(flow: Flow, dtype: torch.dtype, items: int, room: int) -> Callable[[], PackedFlow]:
-    """Makes instances that share weights in `dtype` and a memory of `room` bytes (0: none) of a flow that is
-    in float32, and whose weights this takes. Raises TooLittleMemory."""
+    """Return a factory of instances that share weights in `dtype` and a memory of `room` bytes (0: none).
+    Takes over the weights of `flow`, which is in float32. Raises TooLittleMemory."""
     estimator = pack(flow, dtype)
     memory = remember(flow, estimator, room) if room else None
     del flow.decoder.estimator
@@ -52,8 +52,8 @@ def share(flow: Flow, dtype: torch.dtype, items: int, room: int) -> Callable[[],
 
 
 def remember(flow: Flow, estimator: PackedEstimator, room: int) -> FlowMemory:
-    """A memory of `room` bytes for all instances. Raises TooLittleMemory, and ValueError where the attention
-    chunks of the flow's encoder and estimator differ."""
+    """Return a memory of `room` bytes, shared by all instances. Raises TooLittleMemory, and ValueError if the
+    attention chunks of the flow's encoder and estimator differ."""
     frames = flow.decoder.chunk_size
     if frames != flow.ratio * flow.encoder.chunk_size:
         raise ValueError("the attention chunks of the flow's encoder and estimator differ")
@@ -61,9 +61,9 @@ def remember(flow: Flow, estimator: PackedEstimator, room: int) -> FlowMemory:
 
 
 class PackedFlow:
-    """`estimator`: `pack(flow)`, shared by all instances; `items`: most that come at once; `memory`: None:
-    every chunk is computed from the beginning. The results of one call do not depend on which items share it
-    but for rounding. Not thread-safe; all work is done in the current CUDA stream, which must not change."""
+    """`estimator`: `pack(flow)`, shared by all instances; `items`: maximum batch size; `memory`: None: every
+    chunk is computed from the beginning. The results of a call do not depend on the other items in it, except
+    for rounding. Not thread-safe; all work uses the current CUDA stream, which must not change."""
 
     packed = True
 
@@ -89,18 +89,19 @@ class PackedFlow:
         self._encoder_inputs: dict[tuple[int, int], Tensor] = {}
 
     def frames(self, item: FlowItem) -> int:
-        """Mel frames of prompt and speech. Raises ValueError when there is nothing to speak or too much."""
+        """Return the number of mel frames of prompt and speech. Raises ValueError if there is nothing to
+        speak or too much."""
         spoken = len(item.tokens) - (0 if item.finalize else self._flow.lookahead)
         if spoken <= 0:
             raise ValueError(f"flow: {len(item.tokens)} tokens leave nothing to speak")
         frames = self._flow.ratio * (len(item.prompt) + spoken)
         if frames > MAX_FRAMES:
-            raise ValueError(f"{frames} mel frames of prompt and speech are more than {MAX_FRAMES}")
+            raise ValueError(f"{frames} mel frames of prompt and speech exceed {MAX_FRAMES}")
         return frames
 
     @torch.inference_mode()
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
-        """The mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
+        """Return the mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
         spans = [self._span(item) for item in items]
         order = sorted(range(len(items)), key=lambda index: spans[index].frames)
         mels: dict[int, Tensor] = {}
@@ -111,8 +112,8 @@ class PackedFlow:
 
     @torch.inference_mode()
     def warm_up(self, items: int) -> None:
-        """Compile and record what batches of up to `items` need whose prompts and speech are together up to
-        WARM_TOKENS long. The rest is recorded when it is first met."""
+        """Compile and record what batches of up to `items` need if their prompts and speech are together at
+        most WARM_TOKENS long. Other sizes are recorded on first use."""
         sizes = list(_buckets(min(ROW_LIMIT, items * WARM_TOKENS * self._flow.ratio)))
 
         def rehearse() -> None:
@@ -149,7 +150,7 @@ class PackedFlow:
         return found
 
     def _integrate(self, spans: list[Span]) -> Tensor:
-        """-> (frames of all spans, mels)"""
+        """Return (frames of all spans, mels)."""
         total = sum(span.frames for span in spans)
         rows = self._rows(_bucket(total))
         self._prepare(rows)
@@ -162,11 +163,11 @@ class PackedFlow:
     # ---- rows
 
     def _rows(self, size: int) -> Rows:
-        """The rows for `size` frames; all sizes share the memory of the largest so far."""
+        """Return the rows for `size` frames; all sizes share the memory of the largest one so far."""
         if size in self._sizes:
             return self._sizes[size]
         if size > len(self._largest.x):
-            self._graphs.clear()  # they know the old addresses
+            self._graphs.clear()  # they refer to the old addresses
             self._encoder_inputs.clear()
             self._sizes.clear()
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
@@ -179,13 +180,13 @@ class PackedFlow:
         return rows
 
     def _prepare(self, rows: Rows) -> None:
-        """Record the step while the rows are empty: running it moves x and counts."""
+        """Record the step while the rows are empty, because running it changes x and the step counter."""
         if self._graphs.enabled and ("step", rows.size) not in self._graphs:
             rows.clear()
             self._graphs.record(("step", rows.size), lambda: self._estimator.step(rows))
 
     def _place(self, rows: Rows, spans: list[Span]) -> None:
-        """Say on the device where each item's rows are, and begin at step 0."""
+        """Write the position of each item's rows to the device and reset to step 0."""
         table = rows.empty()
         parts = rows.parts(table)
         lengths = [span.frames for span in spans]
@@ -197,8 +198,8 @@ class PackedFlow:
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
 
     def _fill(self, rows: Rows, spans: list[Span]) -> None:
-        """What the estimator is given: noise, encoded tokens, speaker and the prompt's mel, side by side; of
-        these the unconditioned copy has the noise only."""
+        """Write the estimator's inputs: noise, encoded tokens, speaker and the prompt's mel, side by side;
+        the unconditioned copy has only the noise."""
         mels, size, total = self._mels, rows.size, sum(span.frames for span in spans)
         x = rows.buffers.x[:total]
         frame = np.concatenate([np.arange(span.start, span.end, dtype=np.int32) for span in spans])
@@ -225,12 +226,12 @@ class PackedFlow:
     # ---- encoder
 
     def _encode(self, spans: list[Span]) -> Tensor:
-        """-> (frames of all spans, mels), the encoder's features one after the other."""
+        """Return (frames of all spans, mels): the concatenated features of the encoder."""
         ids = [np.concatenate([span.item.prompt, span.item.tokens]) for span in spans]
         width = _round_up(max(map(len, ids)), WIDTH_STEP)
         height = _batch_bucket(len(spans))
         table = np.zeros((height, 3 + width), np.int32)
-        table[:, 0], table[:, 2] = 1, 1  # items that are not there: one token, finalize
+        table[:, 0], table[:, 2] = 1, 1  # unused items: one token, finalize
         for row, (span, own) in enumerate(zip(spans, ids, strict=True)):
             table[row, :3] = len(own), span.item.streaming, span.item.finalize
             table[row, 3 : 3 + len(own)] = own
@@ -263,7 +264,7 @@ class PackedFlow:
 
 
 def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
-    """Cut into runs of neighbours that fit (one alone always does)."""
+    """Split into runs of consecutive items that fit (a single one always does)."""
     batches: list[list] = []
     for item in items:
         if batches and fits([*batches[-1], item]):
@@ -279,12 +280,12 @@ def _encoder_has_room(spans: list[Span]) -> bool:
 
 
 def _bucket(frames: int) -> int:
-    """The next size of which there are buffers: steps of an eighth to a quarter, at least 64."""
+    """Return the next size for which there are buffers: at least 64, in steps of an eighth to a quarter."""
     return _round_up(frames, max(64, 2 ** (frames.bit_length() - 1) // 4))
 
 
 def _buckets(most: int) -> Iterator[int]:
-    """All sizes up to `most`."""
+    """Yield all sizes up to `most`."""
     size = _bucket(1)
     while size <= most:
         yield size

@@ -1,4 +1,5 @@
-"""What the packed flow keeps of earlier frames, and which frames of an item are left to be computed."""
+"""The state of earlier frames cached by the packed flow, and the frames of an item that remain to be
+computed."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from light_tts.models.flow.unet.rows import Parts
 
 @dataclass(frozen=True)
 class Span:
-    """The frames [start, end) of prompt and speech are to be computed. prompt: frames of the prompt. mel: of
-    the speech before `start`; past: what that was kept in; lease: the pages of the frames before `start`, and
-    behind them those of the chunks that are to be kept."""
+    """The frames [start, end) of prompt and speech are to be computed. prompt: number of prompt frames. mel:
+    of the speech before `start`; past: the state it was cached in; lease: the pages of the frames before
+    `start`, followed by those for the chunks to be cached."""
 
     item: FlowItem
     prompt: int
@@ -36,8 +37,8 @@ class Span:
 
 
 class FlowMemory:
-    """`kept`: the pages; `ratio`: frames a token; `lookahead`: tokens after a chunk that it depends on.
-    Shared by all instances of a process; thread-safe."""
+    """`kept`: the pages; `ratio`: frames per token; `lookahead`: number of tokens after a chunk that it
+    depends on. Shared by all instances of a process; thread-safe."""
 
     def __init__(self, kept: Kept, ratio: int, lookahead: int) -> None:
         self.kept = kept
@@ -48,9 +49,9 @@ class FlowMemory:
         self._on_gpu = kept.layers[0].device.type == "cuda"
 
     def span(self, item: FlowItem, prompt: int, end: int) -> Span:
-        """Of an item that is streamed, with frames up to `end`."""
+        """Return the span of a streamed item with frames up to `end`."""
         past: Past | None = item.stream_memo.content or item.voice_memo.content
-        # An item that is tried again has had its own frames: its last chunk is computed again.
+        # A retried item has already stored its own frames; its last chunk is computed again.
         known = past.lease.pages[: (end - 1) // self._page] if past else ()
         start = self._page * len(known)
         lease = self.pool.lease(known, 0 if item.finalize else end // self._page - len(known))
@@ -58,14 +59,14 @@ class FlowMemory:
         return Span(item, prompt, start, end, mel, past, lease)
 
     def wait(self, spans: Sequence[Span]) -> None:
-        """Let the current stream wait until others have written what these go on from."""
+        """Make the current stream wait until others have written the state that these spans continue."""
         for span in spans:
             if span.past is not None and span.past.ready is not None:
                 torch.cuda.current_stream().wait_event(span.past.ready)
 
     def hold(self, spans: Sequence[Span]) -> torch.cuda.Event | None:
-        """Nobody else gets the pages of `spans` until the device has done what is queued by now. -> when it
-        has; None: at once."""
+        """Keep the pages of `spans` from being reused until the device has finished the work queued so far.
+        Returns the event of that, or None if it is immediate."""
         if not self._on_gpu:
             return None
         ready = torch.cuda.Event()
@@ -94,8 +95,8 @@ class FlowMemory:
         self.pool.use_voice(item.voice_memo, voice)
 
     def place(self, parts: Parts, spans: Sequence[Span]) -> list[Prefix]:
-        """Write into `parts` which pages the items have, and which rows their convolutions go on from and
-        leave to others."""
+        """Write into `parts` the pages of the items, and the rows that their convolutions read from and save
+        to the cache."""
         prefixes, first_page, first_row = [], 0, 0
         for span in spans:
             pages = span.lease.pages if span.lease else ()

@@ -1,4 +1,6 @@
-"""The flow over padded batches in plain PyTorch, which runs everywhere and is the reference of the others."""
+"""The flow over padded batches in plain PyTorch. It runs on every device and is the reference for the
+others.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from light_tts.models.flow.interface import FlowItem
 
 
 class PaddedFlow:
-    """Items whose attention agrees share a padded batch."""
+    """Items with the same attention mode share a padded batch."""
 
     packed = False
 
@@ -23,7 +25,7 @@ class PaddedFlow:
         self._device = flow.spk_embed_affine_layer.weight.device
 
     def warm_up(self, items: int) -> None:
-        """Nothing is waited for."""
+        """Nothing to prepare."""
 
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
         groups: dict[bool, list[int]] = defaultdict(list)

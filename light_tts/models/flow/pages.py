@@ -1,4 +1,4 @@
-"""Who has which pages of the memory of earlier frames: streams, voices that streams share, and batches that
+"""Allocation of the pages with cached state: to streams, to voices that streams share, and to batches that
 the device has not finished."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from light_tts.models.flow.memos import Memo
 
 
 class Lease:
-    """The right to `pages`, in the order of their frames. They are given back when nobody refers to it any
-    more."""
+    """Ownership of `pages`, in the order of their frames. They are freed when the last reference to the lease
+    is gone."""
 
     def __init__(self, pages: tuple[int, ...]) -> None:
         self.pages = pages
@@ -25,8 +25,8 @@ class Lease:
 
 @dataclass(frozen=True)
 class Past:
-    """The first chunks of a stream or of a voice. mel: of their frames those behind the prompt, (frames,
-    mels); ready: the pages are written when this has happened; None: they are."""
+    """The first chunks of a stream or a voice. mel: of their frames those after the prompt, (frames, mels);
+    ready: event after which the pages are written, None: they are written already."""
 
     lease: Lease
     mel: Tensor
@@ -34,15 +34,17 @@ class Past:
 
 
 class PagePool:
-    """Counts how many leases a page is in. Where pages run short, voices that nobody speaks in make room, the
-    one used longest ago first; streams keep what they have. Thread-safe."""
+    """Counts the leases of each page. When pages run short, the least recently used voices that are not in
+    use are evicted; streams keep theirs. Thread-safe."""
 
     def __init__(self, count: int) -> None:
         self._free = list(range(count))
-        self._leases: Counter[int] = Counter()  # by page
-        self._ended: deque[tuple[int, ...]] = deque()  # finalizers run anywhere: they must not take the lock
+        self._leases: Counter[int] = Counter()  # per page
+        # finalizers may run anywhere, so they must not take the lock
+        self._ended: deque[tuple[int, ...]] = deque()
         self._in_flight: deque[tuple[torch.cuda.Event, Lease]] = deque()
-        self._voices: weakref.WeakKeyDictionary[Memo, None] = weakref.WeakKeyDictionary()  # last used last
+        # most recently used last
+        self._voices: weakref.WeakKeyDictionary[Memo, None] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     @property
@@ -52,7 +54,7 @@ class PagePool:
             return len(self._free)
 
     def lease(self, shared: Sequence[int], more: int = 0) -> Lease:
-        """`shared`, pages of a lease that lives, and behind them up to `more` that are free."""
+        """Return a lease of `shared`, pages of a live lease, followed by up to `more` free pages."""
         with self._lock:
             self._settle()
             if more > len(self._free):
@@ -64,14 +66,14 @@ class PagePool:
         return lease
 
     def use_voice(self, memo: Memo, past: Past) -> None:
-        """Keep this for the voice that `memo` belongs to, or say that it was used."""
+        """Cache this state for the voice of `memo`, or record that it was used."""
         with self._lock:
             self._voices.pop(memo, None)
             memo.content = past
             self._voices[memo] = None
 
     def hold(self, lease: Lease, until: torch.cuda.Event) -> None:
-        """The device reads or writes these pages until then."""
+        """Keep these pages from being reused until the event, because the device reads or writes them."""
         with self._lock:
             self._in_flight.append((until, lease))
 
@@ -86,7 +88,7 @@ class PagePool:
                 self._settle()
 
     def _settle(self) -> None:
-        """Take back the pages of leases that have ended."""
+        """Free the pages of leases that have ended."""
         while self._in_flight and self._in_flight[0][0].query():
             self._in_flight.popleft()
         while self._ended:

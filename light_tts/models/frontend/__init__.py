@@ -1,1 +1,1 @@
-"""Texts and recordings to token ids and features."""
+"""Converts texts and recordings to token ids and features."""

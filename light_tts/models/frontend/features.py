@@ -1,4 +1,4 @@
-"""Spectral features of a recording: one for each model that listens to it."""
+"""Spectral features of a recording, one kind for each model that takes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from light_tts.models.checkpoint.config import MelConfig
 
-SPEECH_RATE = 16_000  # Hz, of the speech tokenizer and the speaker encoder
+SPEECH_RATE = 16_000  # Hz; input rate of the speech tokenizer and the speaker encoder
 
 _WHISPER_N_FFT = 400
 _WHISPER_HOP = 160
@@ -21,7 +21,8 @@ _WHISPER_MELS = 128
 
 @lru_cache
 def _mel_filters(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, device: torch.device) -> Tensor:
-    """Triangular filters (mels, n_fft // 2 + 1) on Slaney's scale with Slaney's norm (librosa's default)."""
+    """Return triangular filters (mels, n_fft // 2 + 1) on Slaney's scale with Slaney's norm (librosa's
+    default)."""
     filters = mel_filter_bank(
         num_frequency_bins=n_fft // 2 + 1,
         num_mel_filters=mels,
@@ -35,12 +36,13 @@ def _mel_filters(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, dev
 
 
 def whisper_log_mel(samples: np.ndarray) -> np.ndarray:
-    """What the speech tokenizer hears. samples: (n,) float32 at 16 kHz. Returns (128, n // 160) float32."""
+    """Input of the speech tokenizer. samples: (n,) float32 at 16 kHz. Returns (128, n // 160) float32."""
     return whisper_log_mels(torch.from_numpy(samples)[None])[0].numpy()
 
 
 def whisper_log_mels(signal: Tensor) -> Tensor:
-    """Whisper's feature without padding to 30 s. signal: (batch, n) at 16 kHz -> (batch, 128, n // 160)"""
+    """Whisper's log-mel spectrogram without padding to 30 s. signal: (batch, n) at 16 kHz -> (batch, 128, n
+    // 160)"""
     window = torch.hann_window(_WHISPER_N_FFT, device=signal.device)
     spectrum = torch.stft(signal, _WHISPER_N_FFT, _WHISPER_HOP, window=window, return_complex=True)
     power = spectrum[..., :-1].abs() ** 2
@@ -51,7 +53,7 @@ def whisper_log_mels(signal: Tensor) -> Tensor:
 
 
 def kaldi_fbank(samples: np.ndarray) -> np.ndarray:
-    """What the speaker encoder hears: Kaldi's log filter banks less their mean over time.
+    """Input of the speaker encoder: Kaldi's log filter banks minus their mean over time.
 
     samples: (n,) float32 at 16 kHz, full scale 1. Returns (1 + (n - 400) // 160, 80) float32.
     """
@@ -68,7 +70,7 @@ def kaldi_fbank(samples: np.ndarray) -> np.ndarray:
 
 
 def flow_mel(samples: np.ndarray, config: MelConfig) -> np.ndarray:
-    """The mel spectrogram that the flow continues.
+    """Prompt mel spectrogram of the flow.
 
     samples: (n,) float32 at config.sampling_rate. Returns (n // hop_size, num_mels) float32, natural log.
     """
@@ -76,7 +78,7 @@ def flow_mel(samples: np.ndarray, config: MelConfig) -> np.ndarray:
 
 
 def flow_mels(signal: Tensor, config: MelConfig) -> Tensor:
-    """The same of a batch. signal: (batch, n) -> (batch, num_mels, n // hop_size)"""
+    """The same for a batch. signal: (batch, n) -> (batch, num_mels, n // hop_size)"""
     padding = (config.n_fft - config.hop_size) // 2
     spectrum = torch.stft(
         torch.nn.functional.pad(signal, (padding, padding), mode="reflect"),

@@ -1,4 +1,4 @@
-"""From what a client sends (texts, a recording or the name of a voice) to what the models take."""
+"""Converts a client's input (texts, a recording or the name of a voice) to the models' input."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ KEPT_PROMPT_TEXTS = 1024
 
 @dataclass(frozen=True)
 class PromptText:
-    """What the LLM gets of a prompt: `ids` before the text, then the prompt's speech tokens or none."""
+    """The LLM's input for a prompt: `ids` precede the text; `with_speech`: whether the prompt's speech tokens
+    follow it."""
 
     ids: list[int]
     with_speech: bool
 
 
 class Frontend:
-    """All of a checkpoint that runs before the LLM. Thread-safe."""
+    """All components of a checkpoint that run before the LLM. Thread-safe."""
 
     def __init__(
         self,
@@ -40,8 +41,8 @@ class Frontend:
         spellers: dict[str, Spell] | None = None,
         spelled_at_once: int = 1,
     ) -> None:
-        """`spellers` and how many texts they work on at a time: those of the TextNormalizer. Raises
-        CheckpointError naming the file that is missing or damaged."""
+        """`spellers`, `spelled_at_once`: see TextNormalizer. Raises CheckpointError naming the file that is
+        missing or damaged."""
         self._config = config
         self.tokenizer = TextTokenizer(model_dir)
         self.normalizer = TextNormalizer(
@@ -51,25 +52,26 @@ class Frontend:
         self._speaker_encoder = SpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)
         self.takes_instructions = config.instructions
-        self._prompt_texts: dict[str, PromptText] = {}  # those used last at the end
+        self._prompt_texts: dict[str, PromptText] = {}  # LRU cache, most recent last
 
     def split_text(self, text: str, wanted: Wanted = always) -> list[list[int]]:
-        """The pieces of a text to speak, normalised, as ids; empty if there is nothing to say. Raises
-        Abandoned where it is not wanted any more."""
+        """Return the normalised pieces of a text as ids; empty if there is nothing to say. Raises Abandoned
+        when the result is no longer wanted."""
         pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text, wanted)]
         return [ids for ids in pieces if ids]
 
     def words(self, ids: list[int]) -> list[tuple[str, int]]:
-        """The words of a piece of `split_text`, and how many ids each has."""
+        """Return the words of a piece from `split_text`, and the number of ids of each."""
         return self.tokenizer.words_of(ids)
 
     def text_stream(self) -> TextStream:
-        """For a text that arrives while it is spoken. Not thread-safe."""
+        """Return a stream for text that arrives while it is spoken. Not thread-safe."""
         return TextStream(self.normalizer, self.tokenizer)
 
     def features(self, samples: np.ndarray, rate: int) -> PromptFeatures:
-        """Features of a recording (n,) float32 at `rate` Hz: each from the recording itself, not from one
-        resampled for another. Tokens and mel are cut to the same duration."""
+        """Return the features of a recording (n,) float32 at `rate` Hz. Each feature is computed from the
+        original recording, not from a version resampled for another. Tokens and mel are cut to the same
+        duration."""
         speech = resample(samples, rate, SPEECH_RATE)
         tokens = self._speech_tokenizer(speech)
         mel = flow_mel(resample(samples, rate, self._config.sample_rate), self._config.mel)
@@ -78,8 +80,8 @@ class Frontend:
         return PromptFeatures(tokens[:length], mel[: ratio * length], self._speaker_encoder(speech))
 
     def prompt_text(self, text: str, wanted: Wanted = always) -> PromptText:
-        """What the text of a recording becomes; kept for the texts used last, since voices come again. Raises
-        Abandoned where it is not wanted any more."""
+        """Return the LLM's input for a recording's transcript. The most recent ones are cached, since voices
+        are reused. Raises Abandoned when the result is no longer wanted."""
         made = self._prompt_texts.pop(text, None) or self._make_prompt_text(text, wanted)
         self._prompt_texts[text] = made
         if len(self._prompt_texts) > KEPT_PROMPT_TEXTS:
@@ -87,8 +89,9 @@ class Frontend:
         return made
 
     def _make_prompt_text(self, text: str, wanted: Wanted) -> PromptText:
-        """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|> (the voice is
-        then for the flow only), cross-lingual if it is empty (likewise), else what the recording says."""
+        """The mode follows from the prompt text: an instruction if it ends with <|endofprompt|>, or
+        cross-lingual if it is empty (in both cases only the flow uses the voice), else the transcript of the
+        recording."""
         if text.endswith(END_OF_PROMPT):
             return PromptText(self.tokenizer.encode(text), with_speech=False)
         if not text.strip():
@@ -96,7 +99,8 @@ class Frontend:
         return PromptText(self.tokenizer.encode(self.normalizer.normalize(text, wanted)), with_speech=True)
 
     def speaker_prompt_text(self, text: str, speaker: str) -> PromptText:
-        """The same for a stored voice, with its own transcript: `text` counts as an instruction only."""
+        """The same for a stored voice, which has its own transcript: `text` is used only if it is an
+        instruction."""
         if text.endswith(END_OF_PROMPT):
             return self.prompt_text(text)
         stored = self.speakers[speaker]

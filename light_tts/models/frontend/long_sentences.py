@@ -1,17 +1,18 @@
-"""Sentences without end marks that are too long to be spoken in one go, in parts at the best places there
-are: a model is trained with half a minute of speech, and one part has a limit of tokens."""
+"""Splits overlong sentences at the best available places. Models are trained on up to half a minute of
+speech, and a part has a limited number of tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-# Between these a sentence may be cut, the best first: after commas, before blanks, anywhere.
+# Places to split a sentence, in order of preference: after commas, before spaces, anywhere.
 _PLACES = (re.compile(r"(?<=[,，、])(?!\d)"), re.compile(r"(?=\s)"), re.compile(r""))
 
 
 def shorten(text: str, length: Callable[[str], int], most: int) -> list[str]:
-    """`text` in parts of at most `most` each, as far as characters allow; joined they are the text again."""
+    """Split `text` into parts with a length of at most `most`, as far as characters allow; joined they are
+    the original text."""
     return _shorten(text, length, most, _PLACES)
 
 

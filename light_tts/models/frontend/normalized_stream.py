@@ -1,4 +1,4 @@
-"""Text that arrives bit by bit, made speakable as it comes."""
+"""Normalises text incrementally."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from light_tts.models.frontend.text_groups import Group, TextGroups
 
 
 class NormalizedStream:
-    """Text as it will be spoken, of a text that arrives bit by bit; a blank at its end counts for nothing."""
+    """Normalises text that arrives in pieces; trailing whitespace has no effect."""
 
     def __init__(self, normalizer: TextNormalizer, language: str = "en") -> None:
         self._normalizer = normalizer
@@ -22,11 +22,11 @@ class NormalizedStream:
         self._chinese = ChineseTidier()
 
     def append(self, text: str) -> list[Group]:
-        """What later text cannot change."""
+        """Return the normalised text that later text cannot change."""
         return [self._normalized(group) for group in self._groups.append(text)]
 
     def finish(self) -> list[Group]:
-        """The rest."""
+        """Return the rest."""
         rest = [self._normalized(group) for group in self._groups.finish()]
         tidied = self._chinese.finish()
         return [*rest, Group(tidied, "zh")] if tidied else rest
@@ -38,23 +38,23 @@ class NormalizedStream:
 
 
 class ChineseTidier:
-    """Chinese text without blanks and symbols that nobody reads, of text that arrives bit by bit."""
+    """Removes spaces and unspoken symbols from Chinese text that arrives in pieces."""
 
-    _UNSETTLED = "- ，,、—（）【】`"  # until it is known what follows
+    _UNSETTLED = "- ，,、—（）【】`"  # held back until the next character is known
 
     def __init__(self) -> None:
-        self._before = ""  # the last character given away, as it was
+        self._before = ""  # the last character returned, before processing
         self._waiting = ""
 
     def append(self, text: str) -> str:
-        """What later text cannot change."""
+        """Return the text that later text cannot change."""
         text = self._waiting + text.replace("\n", "")
         settled = len(text.rstrip(self._UNSETTLED))
         self._waiting = text[settled:]
         return self._tidy(text[:settled])
 
     def finish(self) -> str:
-        """The rest: here the Chinese text ends."""
+        """Return the rest; the Chinese text ends here."""
         rest, self._waiting = self._waiting.rstrip(" "), ""
         return end_chinese(self._tidy(rest))
 
@@ -65,17 +65,17 @@ class ChineseTidier:
 
 
 class SentenceMarks:
-    """What `split_sentences` does to the marks of a text, of text that arrives bit by bit."""
+    """Applies the punctuation rules of `split_sentences` to text that arrives in pieces."""
 
     def __init__(self) -> None:
         self._language: str | None = None
-        self._after_mark = True  # or at the begin
+        self._after_mark = True  # or at the beginning
         self._quote_may_follow = False
-        self._sentences = False  # there is one
+        self._sentences = False  # whether there has been a sentence
         self._last = ""
 
     def take(self, text: str, language: str | None) -> str:
-        """The text without marks that follow a mark."""
+        """Return the text without marks that follow another mark."""
         self._language = language
         if language is None:
             return text
@@ -83,7 +83,7 @@ class SentenceMarks:
         return "".join(character for character in text if self._keeps(character, END_MARKS[language]))
 
     def missing(self) -> str:
-        """The full stop, if the text has no mark at its end."""
+        """Return the full stop to append if the text does not end with a mark."""
         if self._language is None or not self._last:
             return ""
         ended = self._last in END_MARKS[self._language]

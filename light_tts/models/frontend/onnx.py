@@ -1,4 +1,4 @@
-"""The checkpoint's ONNX models, on the CPU."""
+"""Runs the checkpoint's ONNX models on the CPU."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from light_tts.models.checkpoint.weights import CheckpointError
 
 
 class OnnxModel:
-    """One ONNX file; `run` may be called from several threads at once, each call uses one core."""
+    """One ONNX model. `run` may be called from several threads concurrently; each call uses one core."""
 
     def __init__(self, path: Path, inputs: int) -> None:
         """Raises CheckpointError if the file is missing, damaged, or does not take `inputs` inputs."""
@@ -26,7 +26,7 @@ class OnnxModel:
             self._session = onnxruntime.InferenceSession(
                 str(path), sess_options=options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime has a type for each kind of damage
+        except Exception as error:  # onnxruntime has an exception type for each kind of damage
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{path}: expected an ONNX model: {reason}") from None
         self._names = [node.name for node in self._session.get_inputs()]
@@ -34,5 +34,5 @@ class OnnxModel:
             raise CheckpointError(f"{path}: expected a model with {inputs} inputs, found {self._names}")
 
     def run(self, values: Sequence[np.ndarray]) -> np.ndarray:
-        """The first output for these inputs, given in the model's order."""
+        """Return the model's first output. `values`: inputs in the model's order."""
         return self._session.run(None, dict(zip(self._names, values, strict=True)))[0]

@@ -1,10 +1,10 @@
-"""English text that wetext would give back as it is, recognised without it.
+"""Recognises English text that wetext would not change, without running it.
 
-wetext takes milliseconds for a sentence, most of which have nothing in them that it changes. Its grammar
-was tried: of 750,000 strings of small letters (a large word list, and all strings of up to four letters),
-alone and with a full stop behind them, it changes none, and of sentences of such words only those with
-"per" in front of a unit. Words with a capital may be abbreviations (Dr., Mon, Aff), which are the same in
-any sentence: so each is tried once, alone. "World" in front of "War I" is the exception.
+wetext takes milliseconds per sentence, and does not change most sentences. Its grammar was tested on 750,000
+lower-case strings (a large word list, and all strings of up to four letters), alone and followed by a full
+stop. It changes none of them, and of sentences made of such words only those with "per" before a unit.
+Capitalised words may be abbreviations (Dr., Mon, Aff), which are treated the same in every sentence, so each
+one is tested once, alone. The only exception is "World" before "War I".
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import re
 from light_tts.models.frontend.spellers import Spell
 
 KEPT_WORDS = 16384
-MOST_TRIALS = 8  # of words of one text; with more of them, to spell the text itself costs less
+MOST_TRIALS = 8  # words tested per text; with more of them it is cheaper to run wetext on the text itself
 _SMALL = re.compile(r"(?!per\b)[a-z]+(?:['-][a-z]+)*[,.;:!?]?")
 _CAPITAL = re.compile(r"(?!World\b)[A-Z][a-z]*(?:'[a-z]+)?[,.;:!?]?")
 
 
 class PlainEnglish:
-    """Thread-safe, as `spell` is: wetext's speller for English."""
+    """Tests whether text is unaffected by `spell`, wetext's English speller. Thread-safe if `spell` is."""
 
     def __init__(self, spell: Spell) -> None:
         self._spell = spell
-        self._tried: dict[str, bool] = {}  # words with a capital, and whether they stay as they are
+        self._tried: dict[str, bool] = {}  # capitalised word -> whether it stays unchanged
 
     def known(self, text: str) -> bool:
-        """Whether it is sure, without asking `spell`, that it would not change the text."""
+        """Return whether the text is certainly unaffected, without calling `spell`."""
         return all(self._tried.get(word, False) for word in _odd_words(text))
 
     def __call__(self, text: str) -> bool:
-        """Whether `spell` would not change the text; where that is not sure: False."""
+        """Return whether `spell` would leave the text unchanged; False if unknown."""
         words = _odd_words(text)
         untried = [word for word in words if word not in self._tried]
         if len(untried) > MOST_TRIALS or not all(map(_CAPITAL.fullmatch, words)):
@@ -47,5 +47,5 @@ class PlainEnglish:
 
 
 def _odd_words(text: str) -> set[str]:
-    """Those that are not of small letters."""
+    """Return the words that are not all lower-case letters."""
     return {word for word in text.split(" ") if not _SMALL.fullmatch(word)}

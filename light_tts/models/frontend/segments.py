@@ -1,15 +1,17 @@
-"""A long text in segments that are normalised one after the other, so that none keeps others waiting long."""
+"""Splits long texts into segments that are normalised one by one, so that none keeps others waiting for
+long.
+"""
 
 from __future__ import annotations
 
 import re
 from itertools import accumulate
 
-MAX_COST = 160  # of a segment: 0.03 to 0.05 s of wetext on one core
-ODD_COST = 4  # of a character that is neither letter nor blank; these cost 1
+MAX_COST = 160  # per segment: 0.03 to 0.05 s of wetext on one core
+ODD_COST = 4  # per character that is neither a letter nor a space; those cost 1
 
-# Places to cut, the best first. Nothing that is read as one, like "Dr. No", "12, 5 km" or "3.5", lies across
-# the first three.
+# Places to cut, in order of preference. The first three never separate text that is read as a unit, like "Dr.
+# No", "12, 5 km" or "3.5".
 _CUTS = (
     re.compile(r"\n\s*\n|(?:(?<=[a-z]{4})\.|[!?;])[\"')\]”’]*\s+(?!\d)|[。！？；…][”’」』）]*"),
     re.compile(r"(?<=[^\W\d_])(?:[,:]\s+|[，、：])(?=[^\W\d_])"),
@@ -19,7 +21,7 @@ _CUTS = (
 
 
 def segments(text: str) -> list[str]:
-    """Parts of `text`, which joined are the text again; none costs more than MAX_COST."""
+    """Split `text` into parts that cost at most MAX_COST each; joined they are the original text."""
     costs = [0, *accumulate(map(_cost, text))]
     parts: list[str] = []
     start = 0
@@ -39,7 +41,7 @@ def _cost(character: str) -> int:
 
 
 def _cut(text: str, least: int, most: int) -> int:
-    """The last of the best places between the two; where there is none, `most`."""
+    """Return the last of the best places between `least` and `most`, or `most` if there is none."""
     for pattern in _CUTS:
         ends = [found.end() for found in pattern.finditer(text, least, most)]
         if ends:

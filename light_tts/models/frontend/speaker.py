@@ -1,4 +1,4 @@
-"""Who speaks: the embedding of a recording (campplus.onnx), and the voices stored in spk2info.pt."""
+"""Speaker embeddings of recordings (campplus.onnx), and the voices stored in spk2info.pt."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ class SpeakerEncoder:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice of the checkpoint. `prompt_text_ids`: the transcript of the recording it was saved from; empty
-    where there is an embedding only."""
+    """A voice of the checkpoint. `prompt_text_ids`: transcript of the recording it was created from; empty if
+    there is only an embedding."""
 
     features: PromptFeatures
     prompt_text_ids: list[int]
 
 
 def load_speakers(model_dir: Path, config: Config) -> dict[str, Speaker]:
-    """The voices in spk2info.pt by name; none if the file is missing. Raises CheckpointError."""
+    """Return the voices in spk2info.pt by name; empty if the file is missing. Raises CheckpointError."""
     path = model_dir / SPEAKERS_FILE
     if not path.is_file():
         return {}
@@ -53,7 +53,7 @@ def load_speakers(model_dir: Path, config: Config) -> dict[str, Speaker]:
 
 def _speaker(path: Path, name: str, entry: Any, config: Config) -> Speaker:
     def values(key: str, dtype: torch.dtype, *tail: int) -> np.ndarray:
-        """entry[key] as (..., *tail) without the batch dimension."""
+        """Return entry[key] as (..., *tail) without the batch dimension."""
         try:
             return torch.as_tensor(entry[key]).to(dtype).reshape(-1, *tail).numpy()
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -17,7 +17,7 @@ class SpeechTokenizer:
         self._model = OnnxModel(model_dir / FILE_NAME, inputs=2)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """samples: (n,) float32 at 16 kHz. Returns about n / 640 ids, (tokens,) int32, 25 a second."""
+        """samples: (n,) float32 at 16 kHz. Returns about n / 640 ids, (tokens,) int32, 25 per second."""
         mel = whisper_log_mel(samples)
         length = np.array([mel.shape[1]], np.int32)
         return self._model.run([mel[None], length]).reshape(-1).astype(np.int32)

@@ -1,10 +1,11 @@
-"""Numbers, dates, units and the like in words, by wetext: in this process, or in a few processes beside it.
+"""Expands numbers, dates, units and the like to words with wetext, in this process or in worker processes.
 
-wetext holds the GIL while it works, milliseconds for a sentence; in a process of its own it stops nobody.
+wetext holds the GIL for milliseconds per sentence; in a separate process it blocks nothing else.
 
-    python -m light_tts.models.frontend.spellers PARENT
+python -m light_tts.models.frontend.spellers PARENT
 
-answers, on the socket that is its standard input, each line [language, text] by {"text"} or {"error"}.
+reads lines [language, text] from the socket that is its standard input, and answers each with {"text"} or
+{"error"}.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from functools import partial
 from light_tts.common import process
 
 LANGUAGES = ("zh", "en")
-START_SECONDS = 60.0  # for a process to load the grammars while every other process loads as well
-ANSWER_SECONDS = 10.0  # for an answer; a long text gets more, by
-CHARACTERS_PER_SECOND = 500  # several times slower than a core that has nothing else to do
+START_SECONDS = 60.0  # for a process to load the grammars while all other processes load as well
+ANSWER_SECONDS = 10.0  # for an answer; longer texts get additional time according to
+CHARACTERS_PER_SECOND = 500  # several times slower than an idle core
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +36,17 @@ Spell = Callable[[str], str]
 
 
 class SpellError(Exception):
-    """A text that wetext cannot spell, or nobody there to do it."""
+    """wetext cannot expand the text, or no process is available."""
 
 
 def wetext_spellers() -> dict[str, Spell]:
-    """One for each language, working in this process; none without the wetext package. Thread-safe."""
+    """Return a speller per language that runs in this process; empty if the wetext package is missing.
+    Thread-safe."""
     try:
         from wetext import Normalizer
     except ImportError:
         return {}
-    lock = threading.Lock()  # wetext does not promise to be thread-safe
+    lock = threading.Lock()  # wetext does not guarantee thread safety
 
     def speller(language: str) -> Spell:
         normalizer = Normalizer(lang=language, operator="tn", remove_erhua=False)
@@ -59,17 +61,18 @@ def wetext_spellers() -> dict[str, Spell]:
 
 
 class SpellerPool:
-    """`spellers` that share so many processes; with none of them, those of this process. Thread-safe.
+    """Provides `spellers` that run in a number of worker processes, or in this process if there are none.
+    Thread-safe.
 
-    The processes load in the background. They end with `close`, and with this process whatever ends it.
+    The processes load in the background. They end with `close`, and with this process however it ends.
     """
 
     def __init__(self, processes: int) -> None:
         if importlib.util.find_spec("wetext") is None:
             processes = 0
-        self.at_once = max(1, processes)  # texts that are spelled at the same time
+        self.at_once = max(1, processes)  # number of texts processed concurrently
         self._children = [_Child() for _ in range(processes)]
-        # The one used last comes first: the caches of its core are warm.
+        # Last in, first out: the process used last has warm caches.
         self._idle: queue.LifoQueue[_Child] = queue.LifoQueue()
         for child in self._children:
             self._idle.put(child)
@@ -80,13 +83,13 @@ class SpellerPool:
         )
 
     def wait_until_ready(self) -> None:
-        """Wait until every process has spelled something in each language. Raises SpellError or OSError."""
+        """Wait until every process has processed a text in each language. Raises SpellError or OSError."""
         for child in self._children:
             for language in LANGUAGES:
                 child.spell(language, "1", START_SECONDS)
 
     def close(self) -> None:
-        """End the processes; texts in work and later ones raise SpellError."""
+        """Stop the processes; current and later texts raise SpellError."""
         for child in self._children:
             child.close()
 
@@ -100,7 +103,7 @@ class SpellerPool:
 
 
 class _Child:
-    """One process that spells one text at a time; if it ends or does not answer, another takes its place."""
+    """A worker process that handles one text at a time and is replaced if it ends or does not answer."""
 
     def __init__(self) -> None:
         self._busy = threading.Lock()
@@ -108,8 +111,8 @@ class _Child:
         self._start()
 
     def spell(self, language: str, text: str, seconds: float) -> str:
-        """Raises SpellError, also if no answer came within `seconds` and none from a new process either;
-        OSError if no new process can be started."""
+        """Return the expanded text. Raises SpellError, also if neither this process nor a new one answered
+        within `seconds`; OSError if no new process can be started."""
         with self._busy:
             for _ in range(2):
                 if self._closed:
@@ -120,18 +123,19 @@ class _Child:
                     failure = error
                     self._end()
                     if not self._closed:
-                        logger.warning("a process that spells texts is replaced: %r", error)
+                        logger.warning("replacing a speller process: %r", error)
                         self._start()
             raise SpellError(f"no answer: {failure!r}")
 
     def close(self) -> None:
         self._closed = True
-        self._process.kill()  # ends the wait for an answer
+        self._process.kill()  # interrupts the wait for an answer
         with self._busy:
             self._end()
 
     def _ask(self, language: str, text: str, seconds: float) -> str:
-        """Raises OSError if there is no answer in time, SpellError if it is an error."""
+        """Return the expanded text. Raises OSError if there is no answer in time, SpellError if the answer is
+        an error."""
         self._socket.settimeout(seconds)
         self._socket.sendall(json.dumps([language, text]).encode() + b"\n")
         line = self._answers.readline()
@@ -143,7 +147,7 @@ class _Child:
         return answer["text"]
 
     def _start(self) -> None:
-        self._socket, theirs = socket.socketpair()  # unlike a pipe it knows timeouts
+        self._socket, theirs = socket.socketpair()  # supports timeouts, unlike a pipe
         self._answers = self._socket.makefile("rb")
         with theirs:
             self._process = subprocess.Popen([sys.executable, "-m", __name__, str(os.getpid())], stdin=theirs)
@@ -156,12 +160,12 @@ class _Child:
 
 
 def main() -> None:
-    """Spell for the parent until it closes the socket or ends."""
-    # The parent decides when we end; a signal to the whole group must not.
+    """Serve the parent until it closes the socket or ends."""
+    # The parent decides when we exit; a signal to the process group must not.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # The socket's end would be noticed only between two texts. What the kernel watches is the thread that
-    # started us: if that ends before its process does, we are replaced at the next text.
+    # A closed socket would only be noticed between two texts. The kernel watches the thread that started us;
+    # if that ends before its process does, we are replaced at the next text.
     process.die_with_parent(int(sys.argv[1]))
     spellers = wetext_spellers()
     with open(0, "wb", closefd=False) as answers:

@@ -1,4 +1,4 @@
-"""Written text to speakable text, in pieces of a length that the model speaks well."""
+"""Converts written text to speakable text, in pieces of a length that the model speaks well."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_LENGTH = 80  # of a piece: characters in Chinese, tokens in other languages
-MIN_LENGTH = 60  # a piece ends only after this
-MERGE_LENGTH = 20  # a last piece shorter than this joins the one before
-LONGEST_SENTENCE = 120  # a longer one is cut; with what is before it in its piece it takes less than a minute
+MAX_LENGTH = 80  # length of a piece: characters in Chinese, tokens in other languages
+MIN_LENGTH = 60  # a piece ends only beyond this length
+MERGE_LENGTH = 20  # a last piece shorter than this is appended to the previous one
+# longer ones are split; together with the preceding text of its piece it takes less than a minute
+LONGEST_SENTENCE = 120
 
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _DIGITS = re.compile(r"\d+")
@@ -49,11 +50,11 @@ FULL_STOP = {"zh": "。", "en": "."}
 CLOSING_QUOTES = ('"', "”")
 
 
-Wanted = Callable[[], bool]  # whether somebody still wants what is being made; asked again and again
+Wanted = Callable[[], bool]  # whether the result is still wanted; called repeatedly
 
 
 class Abandoned(Exception):
-    """Nobody wants it any more."""
+    """The result is no longer wanted."""
 
 
 def always() -> bool:
@@ -61,10 +62,11 @@ def always() -> bool:
 
 
 class TextNormalizer:
-    """`count_tokens` measures text that is not Chinese; `spellers` are wetext's in this process unless given,
-    which work on `at_once` texts at a time. Thread-safe, as they are.
+    """Normalises and splits texts. `count_tokens` measures text that is not Chinese; `spellers` handle
+    `at_once` texts at a time (default: wetext in this process). Thread-safe if they are.
 
-    Long texts are normalised in segments, and between two of them other texts have their turn."""
+    Long texts are normalised in segments, so that other texts can run in between.
+    """
 
     def __init__(
         self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None, at_once: int = 1
@@ -75,12 +77,12 @@ class TextNormalizer:
         self._plain = PlainEnglish(self._spellers["en"]) if "en" in self._spellers else None
 
     def normalize(self, text: str, wanted: Wanted = always) -> str:
-        """The whole text as it will be spoken. Text with `<|` and `|>` is left as it is. Raises Abandoned
-        where it is not wanted any more."""
+        """Return the whole text as it will be spoken. Text with `<|` and `|>` is returned unchanged. Raises
+        Abandoned when the result is no longer wanted."""
         return self._normalize(text, wanted)[0]
 
     def split(self, text: str, wanted: Wanted = always) -> list[str]:
-        """The same in pieces, without those that have nothing to say (symbols only)."""
+        """Return the same in pieces, without those that contain only symbols."""
         text, language = self._normalize(text, wanted)
         if language is None:
             return [text]
@@ -93,7 +95,7 @@ class TextNormalizer:
         return [piece for piece in pieces if is_speakable(piece)]
 
     def _normalize(self, text: str, wanted: Wanted) -> tuple[str, str | None]:
-        """(normalised text, its language: zh, en, or None if it must stay as it is)."""
+        """Return (normalised text, its language: zh, en, or None if it must not be changed)."""
         if not text or ("<|" in text and "|>" in text):
             return text, None
         text = CONTROL.sub("", text).strip()
@@ -102,8 +104,8 @@ class TextNormalizer:
         return _DIGITS.sub(_number_in_words, self._spell(text, "en", wanted)), "en"
 
     def spell(self, group: Group) -> str:
-        """A group with its numbers and the like in words; its blanks: one between words in English and one at
-        the end if it has any, as they are in Chinese."""
+        """Expand numbers and the like in a group. Whitespace becomes one space between words in English, and
+        at most one at the end; in Chinese it is unchanged."""
         text = group.text
         if group.language == "zh":
             words = text.strip()
@@ -115,7 +117,7 @@ class TextNormalizer:
         return text
 
     def _spell(self, text: str, language: str, wanted: Wanted) -> str:
-        """The text in words, as far as its grammars can parse it: the rest is spoken as written."""
+        """Expand the text as far as the grammars can parse it; the rest is spoken as written."""
         if language not in self._spellers or not text:
             return text
         spelled = ""
@@ -125,7 +127,7 @@ class TextNormalizer:
             if not inner or (language == "en" and self._plain.known(inner)):
                 spelled += segment
                 continue
-            before, after = (" " * bool(blanks) for blanks in segment.split(inner, 1))  # as wetext would
+            before, after = (" " * bool(blanks) for blanks in segment.split(inner, 1))  # as wetext does
             try:
                 with self._turns.turn(number):
                     if not wanted():
@@ -134,29 +136,29 @@ class TextNormalizer:
             except Abandoned:
                 raise
             except Exception as error:
-                logger.warning("text normalisation failed, text is left as it is: %r", error)
+                logger.warning("text normalisation failed, leaving the text unchanged: %r", error)
                 return spelled + "".join(parts[number:])
         return spelled
 
     def _spell_segment(self, text: str, language: str) -> str:
         if language == "en":
-            text = " ".join(text.split())  # wetext fails at two blanks
+            text = " ".join(text.split())  # wetext fails on two consecutive spaces
             if self._plain(text):
                 return text
         return self._spellers[language](text)
 
 
-_inflecting = threading.Lock()  # an engine keeps state while it works
+_inflecting = threading.Lock()  # the engine is stateful
 
 
 def _number_in_words(digits: re.Match[str]) -> str:
-    import inflect  # takes seconds, and wetext leaves hardly any digits
+    import inflect  # takes seconds to import, and wetext leaves hardly any digits
 
     with _inflecting:
         numbers = _inflect_engine()
         try:
             return numbers.number_to_words(digits[0])
-        except inflect.NumOutOfRangeError:  # 37 digits and more are read one by one
+        except inflect.NumOutOfRangeError:  # numbers of 37 digits and more are read digit by digit
             return numbers.number_to_words(digits[0], group=1, comma="")
 
 
@@ -168,20 +170,20 @@ def _inflect_engine() -> inflect.engine:
 
 
 def tidy_chinese(text: str, before: str = "") -> str:
-    """Without blanks and symbols that nobody reads; `before`: the character before the text, no blank."""
+    """Remove spaces and unspoken symbols. `before`: the character before the text, which is not a space."""
     text = _BLANK_NOT_IN_ASCII.sub("", before + text.replace("\n", ""))[len(before) :]
     return text.translate(_CHINESE_SYMBOLS).replace(" - ", "，").replace("——", " ")
 
 
 def end_chinese(text: str) -> str:
-    """With a full stop instead of commas at the end."""
+    """Replace trailing commas by a full stop."""
     without = text.rstrip(_COMMAS)
     return text if without == text else without + "。"
 
 
 def split_sentences(text: str, language: str) -> list[str]:
-    """Cut after each end mark; a closing quote stays with the sentence before it, a mark directly after a
-    mark is dropped. A missing last mark is added."""
+    """Split after each end mark. A closing quote stays with the sentence before it, and a mark directly after
+    another one is dropped. A missing final mark is added."""
     marks = END_MARKS[language]
     if not text:
         return []
@@ -202,7 +204,7 @@ def split_sentences(text: str, language: str) -> list[str]:
 
 
 def pack_sentences(sentences: list[str], length: Callable[[str], int]) -> list[str]:
-    """Join sentences greedily into pieces of at most MAX_LENGTH where they allow."""
+    """Join sentences greedily into pieces of at most MAX_LENGTH, if possible."""
     pieces: list[str] = []
     current = ""
     for sentence in sentences:

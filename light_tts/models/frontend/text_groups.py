@@ -1,10 +1,10 @@
-"""Where a text may be cut so that its groups, normalised one by one, give what the whole would give.
+"""Splits a text so that normalising the groups one by one gives the same result as normalising the whole.
 
-A cut is made where the text before it and what is known of the text behind it allow, first things first, so
-cuts depend on the text alone and not on how it arrived. What wetext's grammars read as one was looked up in
-them. English: a word of letters stays alone unless a number or an abbreviation is up to three words before
-it ("5 sq ft", "12 Main Street", "World War II"), or unless it is one of those that such a thing may follow
-("May 5", "No. 5", "call 555 1234"). Chinese: a number goes with few characters before and behind it.
+The text is cut at the first place where the text before it and the known text after it allow, so cuts depend
+on the text alone and not on how it arrived. The rules follow wetext's grammars. English: a word of letters is
+independent unless a number or an abbreviation is up to three words before it ("5 sq ft", "12 Main Street",
+"World War II"), or unless it is one that a number may follow ("May 5", "No. 5", "call 555 1234"). Chinese: a
+number depends on a few characters before and after it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from light_tts.common.speakable import is_speakable
 
-MAX_GROUP = 200  # characters; a text with no place to cut is cut after so many
+MAX_GROUP = 200  # characters; a text without a place to cut is cut at this length
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -23,7 +23,7 @@ _WORD = re.compile(r"\S+")
 _AROUND = "\"'“”‘’()[]{}*_.,;:!?…"
 _LETTERS = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 _CLAUSE_END = re.compile(r"(?:[,;:!?]|\d\.)[\"'”’)\]]*$")
-_REACH = 3  # words of letters that a number or an abbreviation may take in
+_REACH = 3  # number of words that a number or an abbreviation may combine with
 _LEADING_WORDS = """
 january february march april may june july august september october november december
 jan feb mar apr jun jul aug sep sept oct nov dec mon tu tue tues wed th thu thur thurs fri sat sun
@@ -37,7 +37,7 @@ _CHINESE_ENDS = "。！？；\n"
 
 
 class Group(NamedTuple):
-    """`language`: zh, en, or None if the text must stay as it is; `forced`: cut where nothing else ended."""
+    """`language`: zh, en, or None if the text must not be changed; `forced`: cut because of its length."""
 
     text: str
     language: str | None
@@ -45,10 +45,10 @@ class Group(NamedTuple):
 
 
 class TextGroups:
-    """The groups of a text that arrives bit by bit. At most MAX_GROUP characters and a few wait.
+    """The groups of a text that arrives in pieces. At most MAX_GROUP characters and a few more are held back.
 
-    The text is English until a Chinese character comes and Chinese from then on, like a whole text with one;
-    with `<|` and `|>` in it, it stays as it is from there on.
+    The text is English until the first Chinese character and Chinese from then on, like a whole text that
+    contains one. From `<|` and `|>` on it is not changed.
     """
 
     def __init__(self, language: str = "en") -> None:
@@ -57,7 +57,7 @@ class TextGroups:
         self._begun = False
 
     def append(self, text: str) -> list[Group]:
-        """The groups that later text cannot change."""
+        """Return the groups that later text cannot change."""
         text = self._waiting + CONTROL.sub("", text)
         if not self._begun:
             text = text.lstrip()
@@ -74,7 +74,7 @@ class TextGroups:
         return groups
 
     def finish(self) -> list[Group]:
-        """The rest of the text, without the blanks at its end."""
+        """Return the rest of the text without trailing whitespace."""
         rest, self._waiting = self._waiting.rstrip(), ""
         return [self._group(rest)] if rest else []
 
@@ -82,7 +82,7 @@ class TextGroups:
         if self._language is None:
             return Group(text[start:], None)
         window = start + MAX_GROUP
-        known = window + _BEFORE_A_NUMBER  # nothing behind it has a say
+        known = window + _BEFORE_A_NUMBER  # later text has no influence
         end = None
         if self._language == "en":
             end = _english_cut(text, start)
@@ -103,7 +103,9 @@ class TextGroups:
 
 
 def _english_cut(text: str, start: int) -> int | None:
-    """The end of the first words that can be normalised without what follows, with the blank behind them."""
+    """Return the end of the first words that do not depend on what follows, including the space after
+    them.
+    """
     reach = 0
     for match in _WORD.finditer(text, start, start + MAX_GROUP + 1):
         if match.end() >= min(len(text), start + MAX_GROUP):
@@ -116,7 +118,7 @@ def _english_cut(text: str, start: int) -> int | None:
             reach = 0
         if not letters or core == "World" or reach or _leads(core):
             continue
-        if word[-1] == ",":  # may be followed by the letters of a state, as in "Jackson, MS"
+        if word[-1] == ",":  # may be followed by the abbreviation of a state, as in "Jackson, MS"
             ahead = _WORD.search(text, match.end(), start + MAX_GROUP)
             if ahead is None:
                 return None
@@ -127,13 +129,13 @@ def _english_cut(text: str, start: int) -> int | None:
 
 
 def _leads(core: str) -> bool:
-    """Whether a number behind the word may be read with it."""
+    """Return whether a number after the word may be read together with it."""
     last = core.rpartition("-")[2].lower()
     return len(last) == 1 or last in _LEADING
 
 
 def _chinese_cut(text: str, start: int) -> int | None:
-    number = start - _BEHIND_A_NUMBER - 1  # where the last digit is
+    number = start - _BEHIND_A_NUMBER - 1  # position of the last digit
     speakable = False
     for end in range(start + 1, min(len(text), start + MAX_GROUP + 1)):
         before = text[end - 1]
@@ -155,7 +157,7 @@ def _chinese_cut(text: str, start: int) -> int | None:
 
 
 def _last_resort(text: str, start: int, window: int) -> int:
-    """Behind the last blank of the window that has something before it, else the window's end."""
+    """Return the position after the last space in the window that has text before it, or the window's end."""
     part = text[start:window]
     blank = len(part.rstrip()) if part[-1:].isspace() else max(part.rfind(" "), part.rfind("\n"))
     if blank > len(part) - len(part.lstrip()):

@@ -1,4 +1,4 @@
-"""Text that arrives while it is spoken, as ids."""
+"""Converts text that arrives while it is spoken to ids."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from light_tts.models.frontend.tokenizer import TextTokenizer
 
 
 class TextStream:
-    """The ids of one text, given as soon as later text cannot change them: those that the whole text would
-    give as one part, however it is cut."""
+    """Returns the ids of one text as soon as later text cannot change them. They are the ids of the whole
+    text as one part, however it is divided."""
 
     def __init__(self, normalizer: TextNormalizer, tokenizer: TextTokenizer) -> None:
         self._text = NormalizedStream(normalizer)
@@ -21,11 +21,11 @@ class TextStream:
         self._speakable = False
 
     def append(self, text: str) -> list[int]:
-        """The ids that are certain with this text."""
+        """Return the ids that are final with this text."""
         return self._ids(self._text.append(text))
 
     def finish(self) -> list[int]:
-        """The rest. There are none at all of a text that has nothing to say."""
+        """Return the rest. A text with nothing to say has no ids at all."""
         ids = self._ids(self._text.finish())
         if not self._speakable:
             return []

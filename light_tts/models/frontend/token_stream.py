@@ -1,9 +1,9 @@
-"""Ids of a text that arrives bit by bit: those of the whole text, as soon as later text cannot change them.
+"""Incremental tokenization: returns the ids of the whole text as soon as later text cannot change them.
 
-The tokenizer takes special tokens out, composes accents (NFC), cuts what is left into words by a pattern and
-encodes each word alone. So all words but the last are settled: text behind it may only make it longer. Of a
-word of letters that cannot wait for its end (Chinese has no blanks: a clause is a word), those tokens are
-settled that all its continuations begin with.
+The tokenizer extracts special tokens, composes accents (NFC), splits the rest into words by a pattern and
+encodes each word alone. So all words except the last one are final: later text can only extend that one. If
+the end of a word of letters cannot be awaited (Chinese has no spaces, so a clause is a word), the tokens with
+which all its continuations begin are final.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from itertools import accumulate
 
 from light_tts.models.frontend.tokenizer import TextTokenizer
 
-_COMPOSED = re.compile("[\u4e00-\u9fff]")  # characters that no accent changes
+_COMPOSED = re.compile("[\u4e00-\u9fff]")  # characters that combining accents do not change
 
 
 class TokenStream:
-    """The ids that `tokenizer` gives for a text, piece by piece."""
+    """Returns the ids that `tokenizer` produces for a text, piece by piece."""
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -29,7 +29,7 @@ class TokenStream:
         self._waiting = ""
 
     def append(self, text: str) -> list[int]:
-        """The ids that are settled now."""
+        """Return the ids that are final now."""
         text = self._waiting + text
         end = max((match.end() for match in self._special.finditer(text)), default=0)
         ids = self._tokenizer.encode(text[:end]) if end else []
@@ -42,18 +42,18 @@ class TokenStream:
         return ids + settled
 
     def flush(self) -> list[int]:
-        """The ids of all that has come, but for blanks at its end, whatever may follow."""
+        """Return the ids of the text so far, except trailing whitespace, whatever may follow."""
         text = self._waiting.rstrip()
         self._waiting = self._waiting[len(text) :]
         return self._tokenizer.encode(text)
 
     def finish(self, ending: str = "") -> list[int]:
-        """The rest of the ids: without blanks at the end, with `ending` instead."""
+        """Return the remaining ids, with `ending` instead of trailing whitespace."""
         text, self._waiting = self._waiting.rstrip() + ending, ""
         return self._tokenizer.encode(text)
 
     def _settled_words(self, text: str) -> int:
-        """How far a text without special tokens has words that stay as they are."""
+        """Return the end of the final words in a text without special tokens."""
         known = text[: self._begun(text)]
         solid = known.rstrip()
         borders = self._tokenizer.words(solid)
@@ -62,15 +62,15 @@ class TokenStream:
         return max((border for border in borders if _divides(text, border)), default=0)
 
     def _begun(self, text: str) -> int:
-        """Where a special token begins that is not complete yet, if there is one; else the end."""
+        """Return the start of an incomplete special token, or the end if there is none."""
         longest = max(map(len, self._begun_special))
         begins = range(max(0, len(text) - longest), len(text))
         return next((begin for begin in begins if text[begin:] in self._begun_special), len(text))
 
     def _settled_tokens(self, word: str) -> tuple[list[int], int]:
-        """(ids of the begin of a word of letters, how many of its characters they are); what is left of it
-        has to be a word by itself."""
-        letters = word.isalpha() or (word[1:].isalpha() and word[0] != "'")  # as in it's
+        """Return (final ids at the start of a word of letters, number of characters they cover); the
+        remainder must form a word by itself."""
+        letters = word.isalpha() or (word[1:].isalpha() and word[0] != "'")  # as in "it's"
         if not letters or len(self._tokenizer.words(word)) > 1 or self._begun(word) < len(word):
             return [], 0
         if not unicodedata.is_normalized("NFC", word):
@@ -79,7 +79,7 @@ class TokenStream:
         tokens = self._tokenizer.settled(known) if known else []
         ids: list[int] = []
         size = 0
-        whole: tuple[list[int], int] = ([], 0)  # up to a border between characters
+        whole: tuple[list[int], int] = ([], 0)  # up to a character boundary
         ends = set(accumulate(len(character.encode()) for character in known))
         for token, length in tokens:
             ids.append(token)
@@ -90,8 +90,9 @@ class TokenStream:
 
 
 def _divides(text: str, border: int) -> bool:
-    """Whether the text can be encoded in two there: no accent behind it joins what is before, and blanks
-    before it, which become other words with text behind them than without, are not left alone."""
+    """Return whether the text can be encoded in two parts split there: no accent after it combines with a
+    character before it, and spaces before it, which form other words depending on what follows, are not
+    separated."""
     after = text[border]
     joins = unicodedata.category(after).startswith("M") or "\u1160" <= after <= "\u11ff"
     return not joins and not text[border - 1 : border].isspace()

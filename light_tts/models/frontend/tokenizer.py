@@ -15,7 +15,7 @@ from light_tts.models.checkpoint.weights import CheckpointError
 FOLDER = "CosyVoice-BlankEN"
 FILES = ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
-# Added in this order, which gives them the ids that the model was trained with.
+# In this order, which assigns the ids that the model was trained with.
 SPECIAL_TOKENS = (
     "<|im_start|>",
     "<|im_end|>",
@@ -52,7 +52,7 @@ class TextTokenizer:
                 raise CheckpointError(f"{folder / name}: no such file")
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever a damaged file leads to
+        except Exception as error:  # any exception that a damaged file causes
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{folder}: cannot load the tokenizer: {reason}") from error
         tokenizer.add_special_tokens(
@@ -66,23 +66,24 @@ class TextTokenizer:
         self.eos_token_id: int = tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens written in it become theirs, none are added."""
+        """Return the ids of `text`. Special tokens in the text become their ids; none are added."""
         return self._encoding.encode(text, add_special_tokens=False).ids
 
     @cached_property
     def special_tokens(self) -> list[str]:
-        """What is a token by itself wherever it is written."""
+        """Strings that are always single tokens."""
         return [token.content for token in self._encoding.get_added_tokens_decoder().values()]
 
     def words(self, text: str) -> list[int]:
-        """Where each word begins that is encoded alone; `text` is composed (NFC), without special tokens."""
+        """Return the start of each separately encoded word; `text` is composed (NFC) and contains no special
+        tokens."""
         return [begin for _, (begin, _) in self._encoding.pre_tokenizer.pre_tokenize_str(text)]
 
     def words_of(self, ids: list[int]) -> list[tuple[str, int]]:
-        """The words that these ids spell, with what is written close to them, and how many ids each has; a
-        character of a script without blanks is a word."""
+        """Return the words that these ids spell, including adjacent punctuation, with the number of ids of
+        each. In scripts without spaces each character is a word."""
         words: list[list[int]] = []
-        whole = True  # what came before ends with a whole character
+        whole = True  # whether the text so far ends with a complete character
         for token in ids:
             text = self._encoding.decode([token], skip_special_tokens=False)
             begins = text.startswith(" ") or (text[:1] >= FIRST_CJK and text[:1].isalnum())
@@ -94,13 +95,14 @@ class TextTokenizer:
         return [(text, len(word)) for text, word in zip(spelled, words, strict=True)]
 
     def settled(self, word: str) -> list[tuple[int, int]]:
-        """(id, bytes of UTF-8) of the tokens that a word begins with whatever comes behind it.
+        """Return (id, number of UTF-8 bytes) of the tokens at the start of a word that any continuation
+        keeps.
 
-        What a word's encoding has up to one of its token borders is the encoding of the word up to there.
-        The first token that goes beyond the end known so far begins with what is known behind some position:
-        the encodings of the word up to each such position share what is settled.
+        The encoding of a word up to a token boundary is the encoding of the word's prefix up to there. The
+        first token that extends beyond the known end starts with the known text after some position. So the
+        tokens shared by the encodings of all prefixes up to such positions are final.
         """
-        ((word_bytes, _),) = self._encoding.pre_tokenizer.pre_tokenize_str(word)  # a character for each byte
+        ((word_bytes, _),) = self._encoding.pre_tokenizer.pre_tokenize_str(word)  # one character per byte
         size = len(word_bytes)
         borders = [begin for begin in range(size) if self._grows(word_bytes[begin:])] + [size]
         tokenize = self._encoding.model.tokenize
@@ -109,7 +111,7 @@ class TextTokenizer:
         return [tokens[0] for tokens in agreed]
 
     def _grows(self, begin: str) -> bool:
-        """Whether a longer token begins so."""
+        """Return whether `begin` is a proper prefix of a longer token."""
         following = bisect_right(self._sorted_tokens, begin)
         return following < len(self._sorted_tokens) and self._sorted_tokens[following].startswith(begin)
 
@@ -118,7 +120,7 @@ class TextTokenizer:
         return sorted(self._encoding.get_vocab(with_added_tokens=False))
 
     def token_id(self, token: str) -> int:
-        """The id of one token, special or not. Raises KeyError."""
+        """Return the id of a token, special or not. Raises KeyError."""
         found = self._encoding.token_to_id(token)
         if found is None:
             raise KeyError(token)

@@ -1,4 +1,4 @@
-"""Who may work next, where many texts wait for few workers."""
+"""Fair scheduling of many texts over few workers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import count
 
 
 class Turns:
-    """`places` workers, each for one turn at a time. Of those who wait, the one that has had the fewest turns
-    is next, and of these the one that came first: so a short text passes a long one in the middle of it."""
+    """Grants `places` turns at a time. Of the waiting texts, the one that has had the fewest turns is next,
+    then the one that arrived first, so a short text overtakes a long one."""
 
     def __init__(self, places: int) -> None:
         self._lock = threading.Lock()
@@ -21,7 +21,8 @@ class Turns:
 
     @contextmanager
     def turn(self, had: int) -> Iterator[None]:
-        """Wait for a place and have it inside `with`; `had` is how many turns the same text has had."""
+        """Context manager that waits for a place and holds it; `had` is the number of turns the text has
+        already had."""
         self._take(had)
         try:
             yield

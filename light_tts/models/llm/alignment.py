@@ -1,5 +1,5 @@
-"""Which word is spoken when, from the language model itself: some of its heads look at the text that they are
-speaking. They stand in the checkpoint's configuration, `alignment_heads`."""
+"""Word timing from the language model's attention: some heads attend to the text being spoken. The
+checkpoint's configuration lists them as `alignment_heads`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.llm.speech_lm import SpeechLM, rotary_table
 
-Heads = tuple[tuple[int, int], ...]  # (layer, head)
-_LEAST = 1e-4  # share of the attention that any word has
+Heads = tuple[tuple[int, int], ...]  # (layer, head) pairs
+_LEAST = 1e-4  # minimum attention share of any word
 
 
 class AttentionAligner:
-    """Reads the attention of `heads` for a part that has been spoken, in one pass through the layers up to
-    theirs. It needs nothing of the run that spoke it, so that nothing is slower for those who do not ask."""
+    """Computes the attention of `heads` for a finished part in one pass through the layers up to theirs. It
+    needs nothing from the generation, which is therefore not slowed down for other requests."""
 
     def __init__(self, model: SpeechLM, heads: Heads) -> None:
-        """Raises CheckpointError for heads that the model has not."""
+        """Raises CheckpointError if the model does not have these heads."""
         backbone = model.backbone
         layers, count = backbone.num_hidden_layers, backbone.num_attention_heads
         if not all(layer < layers and head < count for layer, head in heads):
@@ -34,17 +34,17 @@ class AttentionAligner:
 
     @torch.inference_mode()
     def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> list[int]:
-        """See `Aligner`."""
+        """Implements `Aligner`."""
         if not words or not len(speech):
             return [0] * 2 * len(words)
-        said_by = slice(speech.start - 1, speech.stop - 1)  # the positions whose outputs the tokens are
+        said_by = slice(speech.start - 1, speech.stop - 1)  # positions whose outputs are the speech tokens
         share = self._attention(inputs)[said_by, text.start : text.stop]  # (tokens, text)
         borders = np.cumsum([0, *words])[:-1]
         share = np.add.reduceat(share, borders, axis=1)  # (tokens, words)
         return spans(np.log(share + _LEAST))
 
     def _attention(self, inputs: list[int]) -> np.ndarray:
-        """(queries, keys) float32, the mean over the heads."""
+        """Return (queries, keys) float32, the mean over the heads."""
         model, found = self._model, []
         device = model.embedding.weight.device
         ids = torch.tensor(inputs, device=device)
@@ -70,9 +70,9 @@ class AttentionAligner:
 
 
 def spans(scores: np.ndarray) -> list[int]:
-    """scores: (tokens, words), how well each word suits each token -> of each word its first token and the
-    one behind its last, on the way from the first word to the last that suits best. It never goes back and
-    leaves none out, unless there are fewer tokens than words."""
+    """scores: (tokens, words), how well each word matches each token -> for each word its first token and the
+    one after its last, on the best monotonic path from the first word to the last. No word is skipped unless
+    there are fewer tokens than words."""
     tokens, words = scores.shape
     best = np.full(words, -np.inf)
     best[0] = scores[0, 0]

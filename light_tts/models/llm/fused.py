@@ -1,5 +1,5 @@
-"""The speech language model for a GPU: the weights of `SpeechLM` with as few and as large kernels a layer as
-possible, over the KV pool."""
+"""The speech language model for a GPU: the weights of `SpeechLM` with as few and as large kernels per layer
+as possible, over the KV pool."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from light_tts.models.llm.speech_lm import Layer, SpeechLM, rotary_table
 LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Attend = Callable[[Tensor, LayerPool], Tensor]
 """(qkv: (tokens, (heads + 2 * kv_heads) * head_dim), the layer's pool) -> (tokens, heads, head_dim). Rotates
-q and k, writes k and v into the pool and attends."""
-_FEW = 32  # tokens, where it was not measured up to how many fused linears are faster
+q and k, writes k and v to the pool and attends."""
+_FEW = 32  # tokens, used if the crossover to separate kernels has not been measured
 
 
 @dataclass(frozen=True)
 class FusedLayer:
-    """`qkv`, `gate_up`: the weights of linears with the same input, one below the other, each with the weight
-    of the norm in front of it."""
+    """`qkv`, `gate_up`: concatenated weights of linears with the same input, multiplied by the weight of the
+    preceding norm."""
 
     qkv: Tensor
     qkv_bias: Tensor
@@ -37,10 +37,10 @@ class FusedLayer:
 
 
 class FusedLM:
-    """`max_len`: positions are below it; `few`: up to so many tokens each linear is one kernel with what is
-    around it, since then reading the weights is all that takes time. The model stays what it is, but its own
-    linears become views of the joined weights, so that these take no more memory, and its norms' weights
-    one."""
+    """`max_len`: upper bound of positions; `few`: up to this many tokens each linear is fused with the
+    surrounding operations into one kernel, because the time is dominated by reading the weights. The model
+    remains usable: its linears become views of the joined weights, so that these take no extra memory, and
+    its norms' weights become one."""
 
     def __init__(self, model: SpeechLM, pool: KVPool, max_len: int, few: int | None = None) -> None:
         backbone = model.backbone
@@ -56,8 +56,8 @@ class FusedLM:
         self.rope = cos[:, 0].contiguous(), sin[:, 0].contiguous()
 
     def __call__(self, residual: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
-        """residual: (tokens, hidden) embeddings, overwritten; last: (n,) the tokens whose logits are wanted,
-        None: all -> (n, speech ids) of the weights' dtype"""
+        """residual: (tokens, hidden) embeddings, overwritten; last: (n,) indices of the tokens whose logits
+        are needed, None: all -> (n, speech ids) in the weights' dtype"""
         layers = zip(self._layers, self._pool, strict=True)
         if len(residual) <= self._few:
             for layer, pool in layers:
@@ -86,8 +86,8 @@ def _fuse(layer: Layer) -> FusedLayer:
 
 
 def _join(norm: nn.Module, *linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """-> weight and bias of one linear that does what all do together with the norm in front of them; theirs
-    become views of it"""
+    """Return weight and bias of one linear that combines the given ones with the norm before them; their
+    weights become views of it."""
     weight = fold_rms_norm(torch.cat([linear.weight.data for linear in linears]), norm.weight.data)
     norm.weight.data = torch.ones_like(norm.weight)
     sizes = [len(linear.weight) for linear in linears]

@@ -1,4 +1,4 @@
-"""What the LLM stage asks of a model besides tokens."""
+"""The LLM stage's interface to a model besides token generation."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Protocol
 
 
 class Aligner(Protocol):
-    """Says when words are spoken."""
+    """Determines when words are spoken."""
 
     def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> list[int]:
-        """inputs: unified ids of a part; text, speech: where its words and its speech tokens are; words: how
-        many ids each has -> (2 * words,): of each word the speech token with which it begins, and the one
-        behind its last."""
+        """inputs: unified ids of a part; text, speech: ranges of its words and its speech tokens; words:
+        number of ids of each word -> (2 * words,): for each word its first speech token and the one after its
+        last."""

@@ -1,4 +1,4 @@
-"""The speech language model for a CPU, where a step is as long as it takes to read the weights."""
+"""The speech language model for a CPU, where the time of a step is that of reading the weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from light_tts.models.llm.speech_lm import AttentionContext, Layer, SpeechLM, ro
 
 
 class JoinedLM:
-    """`SpeechLM` with linears of the same input as one, and with their weights in the order in
-    which the product with a single row reads them fastest: by rows of what goes in. The model's own linears
-    become views of these, so that they take no more memory."""
+    """`SpeechLM` with linears of the same input joined, and with their weights stored by input rows, which is
+    the fastest layout for the product with a single row. The model's own linears become views of these, so
+    that they take no extra memory."""
 
     def __init__(self, model: SpeechLM) -> None:
         self.ids = model.ids
@@ -71,7 +71,7 @@ def _join(layer: Layer) -> JoinedLayer:
 
 
 def _side_by_side(*linears: nn.Linear) -> Tensor:
-    """-> (in, out of all) in this order in memory; the linears' weights become views of it."""
+    """Return (in, out of all), stored in this order; the linears' weights become views of it."""
     weight = torch.cat([linear.weight.data.T for linear in linears], dim=1)
     sizes = [linear.out_features for linear in linears]
     for linear, view in zip(linears, weight.split(sizes, dim=1), strict=True):

@@ -3,12 +3,12 @@
 Text ids, speech ids and the two marks (start of sequence, task) share one embedding table, so a request is
 one list of unified ids:
 
-    [0, text)              text ids of the tokenizer
-    [text, text + speech)  speech ids, the special ones included
-    sos, task              the last two rows
+[0, text)              text ids of the tokenizer
+[text, text + speech)  speech ids, the special ones included
+sos, task              the last two rows
 
-Batches are flat: the tokens of all requests one after the other, without padding. Only attention knows where
-one request ends; it is passed in.
+Batches are flat: the tokens of all requests are concatenated without padding. Only the attention, which is
+passed in, knows where each request ends.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Qwen2Config:
 
     @classmethod
     def load(cls, model_dir: Path) -> Qwen2Config:
-        """From the backbone's config.json. Raises CheckpointError naming the file and the key."""
+        """Read the backbone's config.json. Raises CheckpointError naming the file and the key."""
         path = Path(model_dir) / BACKBONE_DIR / "config.json"
         try:
             values = json.loads(path.read_text())
@@ -51,7 +51,7 @@ class Qwen2Config:
             raise CheckpointError(f"{path}: {error}") from None
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: expected an object")
-        # transformers 5 keeps the rotary settings in a group of their own
+        # transformers 5 keeps the rotary settings in a separate group
         values = {**(values.get("rope_parameters") or {}), **values}
         if values.get("rope_scaling") or values.get("hidden_act", "silu") != "silu":
             raise CheckpointError(f"{path}: rope_scaling or hidden_act is not supported")
@@ -64,7 +64,7 @@ class Qwen2Config:
 
 @dataclass(frozen=True)
 class SpeechIds:
-    """Where ids lie: `speech_tokens` speech ids below the special ones."""
+    """The layout of unified ids; `speech_tokens` is the number of speech ids below the special ones."""
 
     text_vocab: int
     speech_tokens: int
@@ -72,7 +72,7 @@ class SpeechIds:
 
     @property
     def speech_vocab(self) -> int:
-        """Number of speech ids, the special ones included."""
+        """Number of speech ids, including the special ones."""
         return self.speech_tokens + self.special.count
 
     @property
@@ -101,7 +101,7 @@ class SpeechIds:
         return self.sos + 1
 
     def speech(self, token: int) -> int:
-        """Unified id of a speech id."""
+        """Return the unified id of a speech id."""
         return self.text_vocab + token
 
 
@@ -109,8 +109,8 @@ class AttentionContext(Protocol):
     """Attention of one batch over the KV cache (see engine/llm/attention.py)."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keeps k and v and attends, causally within each request.
-        q: (tokens, heads, head_dim); k, v: (tokens, kv_heads, head_dim) -> (tokens, heads, head_dim)"""
+        """Store k and v, then attend causally within each request. q: (tokens, heads, head_dim); k, v:
+        (tokens, kv_heads, head_dim) -> (tokens, heads, head_dim)"""
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -127,7 +127,7 @@ def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dt
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, first half against second half. x: (tokens, heads, head_dim)"""
+    """Apply rotary position embedding to (first half, second half) pairs. x: (tokens, heads, head_dim)"""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
@@ -186,7 +186,7 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.dropout = nn.Dropout(0.0)  # training raises it
+        self.dropout = nn.Dropout(0.0)  # training increases it
 
     def forward(
         self, x: Tensor, rotary: tuple[Tensor, Tensor], layer: int, attention: AttentionContext
@@ -204,7 +204,7 @@ class Qwen2(nn.Module):
 
 
 class CausalLM(nn.Module):
-    """The backbone as it lies in the checkpoint, with the text head that speech does not use."""
+    """The backbone as stored in the checkpoint, including the text head, which speech does not use."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class CausalLM(nn.Module):
 
 class SpeechLM(nn.Module):
     """As constructed, parameters have the names and shapes of llm.pt; `merge_embeddings` (called by
-    `from_checkpoint`) then makes the model ready to run."""
+    `from_checkpoint`) then prepares the model for inference."""
 
     def __init__(self, backbone: Qwen2Config, config: LLMConfig) -> None:
         super().__init__()
@@ -234,7 +234,7 @@ class SpeechLM(nn.Module):
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> SpeechLM:
-        """Loads `llm_path` strictly. Raises CheckpointError."""
+        """Load `llm_path` strictly. Raises CheckpointError."""
         backbone = Qwen2Config.load(model_dir)
         if not backbone.hidden_size == config.llm.input_size == config.llm.output_size:
             raise CheckpointError(
@@ -248,12 +248,12 @@ class SpeechLM(nn.Module):
 
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The embeddings in the order of the unified ids, until they are merged."""
+        """The embeddings in the order of the unified ids, before they are merged."""
         embeddings = (self.llm.model.model.embed_tokens, self.speech_embedding, self.llm_embedding)
         return tuple(embedding.weight for embedding in embeddings)
 
     def merge_embeddings(self) -> SpeechLM:
-        """Puts the three embedding tables into one and drops them and the text head."""
+        """Merge the three embedding tables into one and delete them and the text head."""
         self.embedding = nn.Embedding.from_pretrained(torch.cat(self.tables))
         del self.llm.model.model.embed_tokens, self.llm.model.lm_head
         del self.speech_embedding, self.llm_embedding
@@ -264,12 +264,12 @@ class SpeechLM(nn.Module):
         return self.embedding(input_ids)
 
     def forward(self, input_ids: Tensor, positions: Tensor, attention: AttentionContext) -> Tensor:
-        """input_ids: (tokens,) unified ids; positions: (tokens,) in their requests -> (tokens, hidden), after
-        the final norm"""
+        """input_ids: (tokens,) unified ids; positions: (tokens,) within their requests -> (tokens, hidden),
+        after the final norm"""
         return self.hidden(self.embed(input_ids), positions, attention)
 
     def hidden(self, x: Tensor, positions: Tensor, attention: AttentionContext) -> Tensor:
-        """What `forward` gives, for embeddings x: (tokens, hidden)"""
+        """The same as `forward`, for embeddings x: (tokens, hidden)"""
         backbone = self.llm.model.model
         rotary = rotary_table(positions, self.backbone.head_dim, self.backbone.rope_theta, x.dtype)
         for index, layer in enumerate(backbone.layers):

@@ -1,5 +1,4 @@
-"""The choice of what turns mel spectrograms into waves: `Hift` in PyTorch, or its kernels in CUDA graphs on a
-GPU."""
+"""Selects the vocoder: `Hift` in PyTorch, or its kernels in CUDA graphs on a GPU."""
 
 from __future__ import annotations
 
@@ -12,9 +11,9 @@ from light_tts.models.vocoder.plain import TorchVocoder
 
 
 def choose_vocoder(hift: Hift, cached_samples: int, cuda_graphs: bool = True) -> Callable[[], Vocoder]:
-    """The fastest that runs where `hift` is. -> makes one for each CUDA stream that computes; they share
-    their weights. cached_samples: the most that a source begins with; cuda_graphs: record the kernels of each
-    size when it is first met."""
+    """Return a factory for the fastest vocoder on the device of `hift`. It creates one per CUDA stream; they
+    share their weights. cached_samples: maximum length of a cached source; cuda_graphs: record the kernels of
+    each size on first use."""
     device = next(hift.parameters()).device
     if device.type != "cuda" or importlib.util.find_spec("triton") is None or hift.n_fft != 4 * hift.hop:
         return lambda: TorchVocoder(hift)

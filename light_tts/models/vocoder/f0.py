@@ -13,7 +13,9 @@ LAYERS = 5
 
 
 class F0Predictor(nn.Module):
-    """Parameter names are the checkpoint's: `condnet.0,2,4,6,8` (activations lie between), `classifier`."""
+    """Parameter names are the checkpoint's: `condnet.0,2,4,6,8` (with activations in between),
+    `classifier`.
+    """
 
     def __init__(self, in_channels: int, channels: int, classes: int) -> None:
         super().__init__()
@@ -27,8 +29,8 @@ class F0Predictor(nn.Module):
         self.classifier = nn.Linear(channels, classes)
 
     def forward(self, mel: Tensor, mask: Tensor | None) -> Tensor:
-        """mel: (batch, in_channels, frames), zero where padded; mask: (batch, 1, frames), None: nothing is
-        padded -> pitch in Hz (batch, frames), zero where padded."""
+        """mel: (batch, in_channels, frames), zero in the padding; mask: (batch, 1, frames), None: no padding
+        -> pitch in Hz (batch, frames), zero in the padding."""
         x = mel
         for conv in self.condnet[::2]:
             x = F.elu(conv(x))

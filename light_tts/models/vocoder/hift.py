@@ -1,10 +1,10 @@
-"""HiFT, the vocoder: mel spectrogram -> wave, by way of a source signal and an inverse STFT.
+"""HiFT, the vocoder: mel spectrogram -> waveform, via a source signal and an inverse STFT.
 
-Takes padded batches: what lies beyond an item's length is kept at zero before every convolution, which is
-the padding that the item would have alone, so an item's samples do not depend on its neighbours.
+Takes padded batches. Everything beyond an item's length is set to zero before every convolution, which equals
+the padding the item would have alone, so its samples do not depend on the other items.
 
-Lengths are numbers on the host, or a tensor on the model's device: then nothing is read back from there, as
-a CUDA graph demands.
+Lengths are numbers on the host, or a tensor on the model's device; in that case nothing is read back, as a
+CUDA graph requires.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Lengths = Sequence[int] | Tensor  # (batch,)
 
 
 def snake(x: Tensor, alpha: Tensor) -> Tensor:
-    """x + sin^2(alpha x) / alpha. Keeps zero at zero."""
+    """Return x + sin^2(alpha x) / alpha, which is zero at zero."""
     return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
 
 
@@ -48,7 +48,7 @@ class Snake(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual pairs of a dilated and a plain convolution, each behind a snake."""
+    """Residual pairs of a dilated and a plain convolution, each preceded by a snake activation."""
 
     def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class ResBlock(nn.Module):
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: (batch, channels, frames), zero where padded -> the same."""
+        """x: (batch, channels, frames), zero in the padding -> the same."""
         for snake1, conv1, snake2, conv2 in zip(
             self.activations1, self.convs1, self.activations2, self.convs2, strict=True
         ):
@@ -78,7 +78,7 @@ class Hift(nn.Module):
         super().__init__()
         self.config = config
         self.n_fft, self.hop = config.istft_n_fft, config.istft_hop_len
-        self.spectrum_frames = math.prod(config.upsample_rates)  # frames of the small STFT for one mel frame
+        self.spectrum_frames = math.prod(config.upsample_rates)  # frames of the small STFT per mel frame
         self.samples_per_frame = self.spectrum_frames * self.hop
         bins = self.n_fft // 2 + 1
         channels = [config.base_channels >> level for level in range(len(config.upsample_rates) + 1)]
@@ -102,7 +102,7 @@ class Hift(nn.Module):
         self.source_resblocks: Any = nn.ModuleList()
         self.resblocks: Any = nn.ModuleList()
         for level, width in enumerate(channels[1:]):
-            # The source's spectrum has the last level's rate.
+            # The source's spectrum has the frame rate of the last level.
             rate = math.prod(config.upsample_rates[level + 1 :])
             kernel, padding = (2 * rate, rate // 2) if rate > 1 else (1, 0)
             self.source_downs.append(nn.Conv1d(2 * bins, width, kernel, rate, padding))
@@ -123,7 +123,7 @@ class Hift(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, model_dir: Path, config: Config, device: torch.device | str) -> Hift:
-        """The vocoder of `<model_dir>/hift.pt`, float32. Raises CheckpointError."""
+        """Load `<model_dir>/hift.pt` in float32. Raises CheckpointError."""
         path = Path(model_dir) / FILE_NAME
         with torch.device("meta"):
             hift = cls(config.hift)
@@ -142,9 +142,9 @@ class Hift(nn.Module):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """mel: (batch, mel channels, frames); lengths: frames of each item; cache_source: for each item the
-        samples that its source shall begin with, or None; noise: standard normal (batch, samples,
-        harmonics + 1), None: zero -> wave and source, both (batch, samples). Beyond an item's length the
-        wave is zero and the source means nothing."""
+        samples that its source must start with, or None; noise: standard normal (batch, samples, harmonics +
+        1), None: zero -> waveform and source, both (batch, samples). Beyond an item's length the waveform is
+        zero and the source is undefined."""
         source = self.m_source(self.f0(mel, lengths), noise)
         for row, cached in enumerate(cache_source or ()):
             if cached is not None:
@@ -157,8 +157,8 @@ class Hift(nn.Module):
         return self.f0_predictor(_masked(mel, mask), mask)
 
     def decode(self, mel: Tensor, source: Tensor, lengths: Lengths) -> Tensor:
-        """mel: (batch, mel channels, frames), source: (batch, samples) -> wave (batch, samples), zero where
-        padded."""
+        """mel: (batch, mel channels, frames), source: (batch, samples) -> waveform (batch, samples), zero in
+        the padding."""
         lengths = torch.as_tensor(lengths)
         spectrum = self.source_spectrum(source, lengths)
         mask = _mask(lengths, mel)
@@ -168,7 +168,8 @@ class Hift(nn.Module):
             x = up(F.leaky_relu(x, self.config.lrelu_slope))
             rate *= self.config.upsample_rates[level]
             if level == last:
-                x = F.pad(x, (1, 0), mode="reflect")  # the spectrum has one frame more: both ends are centres
+                # the spectrum has one more frame, since both ends are frame centres
+                x = F.pad(x, (1, 0), mode="reflect")
             mask = _mask(lengths * rate + int(level == last), x)
             x = _masked(x, mask)
             excitation = _masked(self.source_downs[level](spectrum), mask)
@@ -182,11 +183,11 @@ class Hift(nn.Module):
         return wave.clamp(-self.config.audio_limit, self.config.audio_limit)
 
     def source_spectrum(self, source: Tensor, lengths: Lengths) -> Tensor:
-        """source: (batch, samples) -> real and imaginary parts (batch, 2 * bins, spectrum frames), zero where
-        padded. Centred frames; each item is mirrored at its own end."""
+        """source: (batch, samples) -> real and imaginary parts (batch, 2 * bins, spectrum frames), zero in
+        the padding. Centred frames; each item is reflected at its own end."""
         lengths = torch.as_tensor(lengths)
         if _is_full(lengths * self.samples_per_frame, source.shape[1]):
-            samples = source.shape[1]  # no copy to the device: a CUDA graph may be recorded of this
+            samples = source.shape[1]  # no copy to the device, because a CUDA graph may be recorded
         else:
             samples = lengths.to(source.device)[:, None] * self.samples_per_frame
         half = self.n_fft // 2
@@ -205,8 +206,9 @@ class Hift(nn.Module):
         return _masked(spectrum, _mask(lengths * self.spectrum_frames + 1, spectrum))
 
     def istft(self, magnitude: Tensor, phase: Tensor, frames: Lengths) -> Tensor:
-        """magnitude, phase: (batch, bins, spectrum frames); frames: of each item -> wave (batch, samples),
-        zero where padded: the overlap-add of windowed frames over that of the squared window."""
+        """magnitude, phase: (batch, bins, spectrum frames); frames: of each item -> waveform (batch,
+        samples), zero in the padding: the overlap-add of windowed frames divided by that of the squared
+        window."""
         frames = torch.as_tensor(frames)
         window = torch.hann_window(self.n_fft, device=magnitude.device)[:, None]
         spectrum = torch.polar(magnitude.clamp(max=MAX_MAGNITUDE), phase)
@@ -227,8 +229,8 @@ class Hift(nn.Module):
 
 
 def _mask(lengths: Lengths, x: Tensor) -> Tensor | None:
-    """1 within each item's length: (batch, 1, frames); None where nothing of x (batch, ..., frames) is
-    padded, so far as the host knows."""
+    """Return 1 within each item's length: (batch, 1, frames), or None if x (batch, ..., frames) has no
+    padding as far as the host knows."""
     lengths = torch.as_tensor(lengths)
     if _is_full(lengths, x.shape[-1]):
         return None
@@ -237,7 +239,7 @@ def _mask(lengths: Lengths, x: Tensor) -> Tensor | None:
 
 
 def _is_full(lengths: Tensor, size: int) -> bool:
-    """Whether the host knows that no item is shorter."""
+    """Return whether the host knows that no item is shorter."""
     return lengths.device.type == "cpu" and int(lengths.min()) >= size
 
 
@@ -246,7 +248,7 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _current_name(name: str) -> str:
-    """Names of older files: a `generator.` prefix, and weight norm as `weight_g` and `weight_v`."""
+    """Convert names of older files: a `generator.` prefix, and weight norm as `weight_g` and `weight_v`."""
     name = name.removeprefix("generator.")
     for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
         if name.endswith("." + old):

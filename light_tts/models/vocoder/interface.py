@@ -1,4 +1,4 @@
-"""What turns mel spectrograms into waves, as the engine sees it."""
+"""The engine's interface to the vocoder, which converts mel spectrograms to waveforms."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from light_tts.common import random
 
 @dataclass(frozen=True)
 class SourceNoise:
-    """The noise of one item's source: a function of seed, part, and place in the part. first_sample: place of
-    the item's first sample."""
+    """The noise of one item's source: a function of seed, part, and position in the part. first_sample:
+    position of the item's first sample."""
 
     seed: int
     part: int
@@ -33,12 +33,12 @@ class Vocoder(Protocol):
         cache_source: Sequence[Tensor | None],
         noises: Sequence[SourceNoise | None],
     ) -> tuple[Tensor, Tensor]:
-        """mel: (batch, mel channels, frames) float32 on the device; for each item: its frames, the samples
-        that its source shall begin with (None: none), its noise (None: none) -> wave and source, both (batch,
-        samples) float32 and the caller's own; beyond an item's end the wave is zero and the source means
-        nothing. An item's samples do not depend on its neighbours."""
+        """mel: (batch, mel channels, frames) float32 on the device; for each item: its number of frames, the
+        samples that its source must start with (None: none), its noise (None: none) -> waveform and source,
+        both (batch, samples) float32 and owned by the caller; beyond an item's end the waveform is zero and
+        the source is undefined. An item's samples do not depend on the other items."""
         ...
 
     def warm_up(self, items: int) -> None:
-        """Do what a first batch of up to `items` would have to wait for."""
+        """Do in advance what a first batch of up to `items` would have to wait for."""
         ...

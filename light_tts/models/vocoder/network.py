@@ -1,9 +1,9 @@
-"""HiFT on the kernels of `light_tts.kernels.hift_*`: what `Hift.inference` computes, in some fifty launches.
+"""HiFT on the kernels of `light_tts.kernels.hift_*`: computes `Hift.inference` in about fifty launches.
 
-Frames are channels-last. The residual blocks multiply float16 frames and weights; their running sums and all
-else are float32 (as three products of TF32 on tensor cores). Against float32 that changes the wave by about
-5e-4 of its level. Nothing is read back from the device and no shape depends on the lengths, so that the whole
-can be recorded as a CUDA graph.
+Frames are channels-last. The residual blocks multiply float16 frames and weights; their running sums and
+everything else are float32 (as three TF32 products on tensor cores). Compared with float32 that changes the
+waveform by about 5e-4 of its level. Nothing is read back from the device and no shape depends on the lengths,
+so that the whole can be recorded as a CUDA graph.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from light_tts.kernels.vocoder.spectrum import Transform, istft, stft
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.parts import exact, levels
 
-LAST_SLOPE = 0.01  # of the leaky ReLU before `conv_post`: the default of PyTorch
+LAST_SLOPE = 0.01  # of the leaky ReLU before `conv_post`: PyTorch's default
 
 
 class HiftNetwork:
-    """Keeps its own copy of the weights. `dtype`: of what the residual blocks multiply: float16, or float32
-    for TF32."""
+    """Holds its own copy of the weights. `dtype`: type of the products in the residual blocks: float16, or
+    float32 for TF32."""
 
     def __init__(self, hift: Hift, dtype: torch.dtype = torch.float16) -> None:
         source = hift.m_source
@@ -55,9 +55,9 @@ class HiftNetwork:
     def __call__(
         self, mel: Tensor, lengths: Tensor, draws: Draws, cached: Cached, source: Tensor, wave: Tensor
     ) -> None:
-        """mel: (batch, frames, mel channels); lengths: (batch,) int32, 0 for a row without an item; source,
-        wave: (batch, samples), both written: the wave is zero beyond an item's end, the source means nothing
-        there."""
+        """mel: (batch, frames, mel channels); lengths: (batch,) int32, 0 for an unused row; source, wave:
+        (batch, samples), both written: beyond an item's end the waveform is zero and the source is undefined.
+        """
         f0 = self.pitch(mel, lengths)
         phase = f0.new_empty(*f0.shape, self.waves)
         source_phase(f0, lengths, self._voicing, phase)
@@ -67,7 +67,7 @@ class HiftNetwork:
         self.decode(mel, source, lengths, wave)
 
     def pitch(self, mel: Tensor, lengths: Tensor) -> Tensor:
-        """mel: (batch, frames, mel channels) -> (batch, frames) in Hz, meaningless beyond an item's end."""
+        """mel: (batch, frames, mel channels) -> (batch, frames) in Hz, undefined beyond an item's end."""
         level, x = Frames(lengths), mel[None]
         for conv in self._pitch:
             before, x = x, x.new_empty(*x.shape[:3], conv.channels_out)
@@ -77,8 +77,8 @@ class HiftNetwork:
         return f0.view(f0.shape[1:3])
 
     def decode(self, mel: Tensor, source: Tensor, lengths: Tensor, wave: Tensor) -> None:
-        """mel: (batch, frames, mel channels), source: (batch, samples) -> wave (batch, samples), zero beyond
-        an item's end."""
+        """mel: (batch, frames, mel channels), source: (batch, samples) -> waveform (batch, samples), zero
+        beyond an item's end."""
         batch, frames, _ = mel.shape
         below, top = Frames(lengths), Frames(lengths, self._transform.frames, 1)
         spectrum = mel.new_empty(1, batch, frames * top.rate + 1, self._transform.forward.shape[1])

@@ -1,4 +1,4 @@
-"""The parts of HiFT with weights as the kernels take them."""
+"""The components of HiFT with weights in the kernels' layout."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from light_tts.models.vocoder.hift import Hift, ResBlock
 
 
 class ResBlocks:
-    """Residual blocks that differ in their kernel sizes only: one launch for all convolutions of one depth.
-    The frames between the convolutions have `dtype`; the running sums are float32."""
+    """Residual blocks that differ only in their kernel sizes: one launch for all convolutions of the same
+    depth. The frames between the convolutions have `dtype`; the running sums are float32."""
 
     def __init__(self, blocks: Sequence[ResBlock], dtype: torch.dtype) -> None:
-        # the longest first: what starts last should end soon
+        # longest first, so that the last one to start ends soon
         blocks = sorted(blocks, key=lambda block: -block.convs1[0].kernel_size[0])
         self.branches, self.dtype = len(blocks), dtype
         self._pairs = [
@@ -42,7 +42,7 @@ class ResBlocks:
         )
 
     def entrance(self, x: Tensor) -> Active:
-        """Room for what the blocks begin with: `x` (1, batch, frames, channels) behind their first snakes."""
+        """Return memory for the blocks' input: `x` (1, batch, frames, channels) after their first snakes."""
         return self._snake(x, self._alphas1[0])
 
     def __call__(
@@ -53,8 +53,8 @@ class ResBlocks:
         addend: Tensor | None = None,
         leaving: Active | None = None,
     ) -> Tensor:
-        """x: (1, batch, frames, channels) float32, of which `entered` (branches, ...) is what `entrance` asks
-        for; both are overwritten -> results (branches, ...) float32, to which `addend` (1, ...) is added;
+        """x: (1, batch, frames, channels) float32; `entered` (branches, ...): the result of `entrance` for
+        it; both are overwritten. Returns results (branches, ...) float32, with `addend` (1, ...) added;
         `leaving`: an activation of them."""
         out = x if self.branches == 1 else x.new_empty(self.branches, *x.shape[1:])
         between = torch.empty_like(entered)
@@ -72,7 +72,7 @@ class ResBlocks:
 
 @dataclass(frozen=True)
 class Level:
-    """One step of upsampling. rate: its frames for one mel frame; extra: 1 at the last, which is padded on
+    """One upsampling level. rate: its frames per mel frame; extra: 1 at the last level, which is padded on
     the left by reflection."""
 
     rate: int
@@ -105,7 +105,7 @@ def levels(hift: Hift, dtype: torch.dtype) -> list[Level]:
 
 
 def exact(conv: nn.Conv1d) -> Convolutions:
-    """A convolution of float32 frames, about as exact as in float32."""
+    """Return a convolution of float32 frames that is about as exact as float32."""
     weight = conv.weight.detach().float().permute(2, 1, 0)
     return Convolutions([weight], conv.bias.detach()[None], [_taps(conv)], conv.stride[0], exact=True)
 

@@ -1,4 +1,4 @@
-"""The vocoder in plain PyTorch, on any device: the reference of `HiftRunner`."""
+"""The vocoder in plain PyTorch, on any device: the reference for `HiftRunner`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOISE_BLOCK = 32768  # samples
 
 
 class TorchVocoder:
-    """The plain path, on any device."""
+    """The PyTorch implementation, on any device."""
 
     def __init__(self, hift: Hift) -> None:
         self._hift = hift
@@ -31,7 +31,7 @@ class TorchVocoder:
         return self._hift.inference(mel, lengths, cache_source, self._noise(mel, noises))
 
     def warm_up(self, items: int) -> None:
-        """Nothing is waited for."""
+        """Nothing to prepare."""
 
     def _noise(self, mel: Tensor, noises: Sequence[SourceNoise | None]) -> Tensor | None:
         if not any(noises):
@@ -48,6 +48,6 @@ class TorchVocoder:
 
 
 def _normal(noise: SourceNoise, places: Tensor) -> Tensor:
-    """By blocks that stay in a processor's cache: it takes some fifty operations."""
+    """Computed in blocks that fit in a processor's cache, because it takes about fifty operations."""
     blocks = places.split(NOISE_BLOCK)
     return torch.cat([random.normal(noise.seed, noise.stream, block) for block in blocks])

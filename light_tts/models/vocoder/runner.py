@@ -1,4 +1,4 @@
-"""The vocoder on a GPU: batches are laid into one of a few sizes, each of which is one CUDA graph."""
+"""The vocoder on a GPU: batches are padded to one of a few sizes, each of which is one CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from light_tts.models.vocoder.interface import SourceNoise
 from light_tts.models.vocoder.network import HiftNetwork
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-NUMBERS = 6  # of each row: length, seed, stream, first counter, noisy or not, cached samples
+NUMBERS = 6  # per row: length, seed, stream, first counter, noisy or not, cached samples
 WARM_FRAMES = (64, 96, 128, 160, 224, 256)
-MAX_FRAMES = 8192  # mel frames of one graph: 32 items of 256
+MAX_FRAMES = 8192  # maximum mel frames of a graph: 32 items of 256
 
 
 class HiftRunner:
-    """Not for several threads at once; several may share a network. cached_samples: the most that a source
-    begins with."""
+    """Not thread-safe; several runners may share a network. cached_samples: maximum length of a cached
+    source."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class HiftRunner:
         self._cached_samples = cached_samples
         self._room = _Room(self._network, max_frames, cached_samples, device)
         self._graphs = GraphCache(device, cuda_graphs)
-        # in place of the default stream, which cannot be recorded
+        # replaces the default stream, which cannot be recorded
         self._stream = torch.cuda.Stream(device) if self._graphs.enabled else None
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ class HiftRunner:
         cache_source: Sequence[Tensor | None],
         noises: Sequence[SourceNoise | None],
     ) -> tuple[Tensor, Tensor]:
-        """As `Vocoder.speak`."""
+        """Implements `Vocoder.speak`."""
         batch, _, frames = mel.shape
         wave = mel.new_empty(batch, frames * self._network.samples_per_frame)
         source = torch.empty_like(wave)
@@ -60,8 +60,8 @@ class HiftRunner:
 
     @torch.inference_mode()
     def warm_up(self, items: int) -> None:
-        """Compile and record what batches of up to `items` chunks of a stream, or short parts, need. The rest
-        is recorded when it is first met."""
+        """Compile and record what batches of up to `items` chunks of a stream, or short parts, need. Other
+        sizes are recorded on first use."""
         device = self._network.device
         sizes = [
             (rows, frames)
@@ -95,7 +95,7 @@ class HiftRunner:
         rows = next(rows for rows in ROWS if rows >= len(mel))
         fits = rows * capacity <= self._max_frames
         room = self._room
-        if not fits:  # one very long item: launches cost little beside the work
+        if not fits:  # a very long item: launch overhead is negligible compared with the work
             room = _Room(self._network, rows * capacity, self._cached_samples, mel.device)
         room.fill(mel, lengths, cache_source, noises, rows, capacity)
 
@@ -117,7 +117,7 @@ class HiftRunner:
 
 
 class _Room:
-    """Tensors that stay where they are: inputs and results of up to `frames` mel frames."""
+    """Tensors at fixed addresses: inputs and results for up to `frames` mel frames."""
 
     def __init__(self, network: HiftNetwork, frames: int, cached_samples: int, device: torch.device) -> None:
         samples = frames * network.samples_per_frame
@@ -174,7 +174,7 @@ class _Room:
 
 
 def frames_of_graph(frames: int) -> int:
-    """The size that a batch of so many mel frames is computed in."""
+    """Return the padded size in which a batch of this many mel frames is computed."""
     step = 32 if frames <= 256 else 64 if frames <= 1024 else 256
     return -(-frames // step) * step
 
@@ -184,5 +184,5 @@ def _rows(flat: Tensor, rows: int, width: int) -> Tensor:
 
 
 def _signed(value: int) -> int:
-    """The low 64 bits as int64."""
+    """Return the low 64 bits as int64."""
     return (value + 2**63) % 2**64 - 2**63

@@ -1,7 +1,7 @@
 """The excitation of the vocoder: harmonics of the pitch plus noise, mixed to one signal.
 
-The reference draws a random initial phase for each harmonic as well; it is added to a sample that the
-following resampling never reads, so it has no effect and is left out.
+The reference also draws a random initial phase for each harmonic. It is added to a sample that the following
+resampling never reads, so it has no effect and is omitted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class SourceModule(nn.Module):
         noise_level: float,
         voiced_threshold: float,
     ) -> None:
-        """harmonics: overtones beside the fundamental; amplitude: of each sine; noise_level: standard
+        """harmonics: overtones besides the fundamental; amplitude: of each sine; noise_level: standard
         deviation of the noise where the pitch is above voiced_threshold (Hz)."""
         super().__init__()
         self.sample_rate = sample_rate
@@ -39,7 +39,7 @@ class SourceModule(nn.Module):
     def sines(self, f0: Tensor) -> Tensor:
         """f0: (batch, frames) in Hz -> harmonics (batch, samples, waves), voiced or not.
 
-        The phase is summed by frames and interpolated linearly between them. float32 throughout: the rounding
+        The phase is summed per frame and interpolated linearly in between. float32 throughout: the rounding
         of large phases is part of what the reference computes.
         """
         multiples = torch.arange(1, self.waves + 1, device=f0.device)
@@ -54,8 +54,8 @@ class SourceModule(nn.Module):
         return voiced.repeat_interleave(self.samples_per_frame, dim=1).unsqueeze(2)
 
     def forward(self, f0: Tensor, noise: Tensor | None) -> Tensor:
-        """f0: (batch, frames) in Hz; noise: standard normal (batch, samples, waves), None: zero
-        -> source signal (batch, samples)."""
+        """f0: (batch, frames) in Hz; noise: standard normal (batch, samples, waves), None: zero -> source
+        signal (batch, samples)."""
         voiced = self.voiced(f0)
         waves = self.sines(f0) * voiced
         if noise is not None:

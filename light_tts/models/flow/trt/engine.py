@@ -17,11 +17,11 @@ TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-
 
 
 class TensorRtEstimator:
-    """Runs the engine on the caller's current stream, without waiting for it. Sizes beyond the engine's are
-    computed by the module.
+    """Runs the engine on the caller's current stream without waiting for it. Sizes that the engine does not
+    support are computed by the module.
 
-    A context may be used by one stream at a time, so each thread has one for each stream it uses. Their
-    activations lie in memory of PyTorch's allocator, as much as a call's shapes need.
+    A context may be used by one stream at a time, so each thread has one per stream. Their activations use
+    PyTorch's allocator, sized by each call's shapes.
     """
 
     def __init__(self, trt: Any, engine: Any, module: Estimator, sizes: Sizes) -> None:
@@ -41,7 +41,7 @@ class TensorRtEstimator:
         context = self._context(stream.cuda_stream)
         inputs = graph_inputs(x, masks, mu, t, spks, cond)
         for name, value in inputs.items():
-            value.record_stream(stream)  # it may have been made on another one
+            value.record_stream(stream)  # it may have been created on another stream
             if not context.set_input_shape(name, tuple(value.shape)):
                 raise TensorRtError(f"{name} of shape {tuple(value.shape)} is refused")
             _set_address(context, name, value)
@@ -53,8 +53,9 @@ class TensorRtEstimator:
         activations = torch.empty(size, dtype=torch.uint8, device=x.device)
         context.set_device_memory(activations.data_ptr(), size)
         if not context.execute_async_v3(stream.cuda_stream):
-            raise TensorRtError("the execution was refused")
-        # Inputs and activations are freed here, not before: what others put there comes later in the stream.
+            raise TensorRtError("execution failed")
+        # Free inputs and activations here, not earlier: memory reused by others is then written later in the
+        # stream.
         del inputs, activations
         return velocity
 
@@ -64,7 +65,7 @@ class TensorRtEstimator:
             strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
             context = self._engine.create_execution_context(strategy)
             if context is None or not context.set_optimization_profile_async(0, stream):
-                raise TensorRtError("no execution context can be made")
+                raise TensorRtError("cannot create an execution context")
             self._contexts[key] = context
         return self._contexts[key]
 
@@ -77,9 +78,9 @@ def _set_address(context: Any, name: str, value: Tensor) -> None:
 def load(
     module: Estimator, device: torch.device, model_dir: Path | None, max_batch_size: int
 ) -> TensorRtEstimator:
-    """The engine for `max_batch_size` requests at once (each is two rows), tried out against the module.
+    """Return the engine for `max_batch_size` concurrent requests (two rows each), checked against the module.
 
-    Takes minutes where it must be built. Raises TensorRtError, or what the export raises.
+    Takes minutes if it must be built. Raises TensorRtError, or any exception of the export.
     """
     import tensorrt as trt
 
@@ -92,7 +93,7 @@ def load(
 
 @torch.inference_mode()
 def check(estimator: TensorRtEstimator, module: Estimator) -> None:
-    """Compare with the module on random inputs. Raises TensorRtError where they do not agree."""
+    """Compare with the module on random inputs. Raises TensorRtError if the results differ."""
     weight = module.final_proj.weight
     lengths = torch.tensor([64, 41], device=weight.device)
     generator = torch.Generator().manual_seed(0)

@@ -1,8 +1,8 @@
-"""The flow estimator as an ONNX graph, made from the loaded weights, for TensorRT.
+"""Exports the flow estimator with the loaded weights as an ONNX graph for TensorRT.
 
-Unlike the checkpoint's flow.decoder.estimator.fp32.onnx it takes the attention mask, which streaming needs,
-and any batch size. The types in the graph are what is computed: products (linear, convolution, attention) in
-the module's type, everything between them in float32, as PyTorch's kernels do inside.
+Unlike the checkpoint's flow.decoder.estimator.fp32.onnx, it takes the attention mask, which streaming needs,
+and any batch size. The graph specifies the types: products (linear, convolution, attention) use the module's
+type, everything in between float32, as PyTorch's kernels do internally.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ DYNAMIC_AXES = {
 
 
 def input_shapes(channels: int, batch: int, frames: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each input. Types: `attention` bool (True: is seen), `t` float32, others the module's."""
+    """Return the shape of each input. Types: `attention` bool (True: visible), `t` float32, others the
+    module's."""
     signal = (batch, channels, frames)
     return {
         "x": signal,
@@ -58,7 +59,7 @@ def input_shapes(channels: int, batch: int, frames: int) -> dict[str, tuple[int,
 def graph_inputs(
     x: Tensor, masks: EstimatorMasks, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
 ) -> dict[str, Tensor]:
-    """The arguments of `Estimator.forward` as contiguous inputs of the graph."""
+    """Return the arguments of `Estimator.forward` as contiguous inputs of the graph."""
     size = x.shape[2]
     if masks.attention is None:
         seen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=x.device)
@@ -78,12 +79,12 @@ def graph_inputs(
 
 @torch.no_grad()
 def export(module: Estimator) -> bytes:
-    """The serialized ONNX model. The module stays as it is."""
+    """Return the serialized ONNX model. The module is not modified."""
     graph = _Graph(module).eval()
     weight = module.final_proj.weight
     example = example_inputs(weight.shape[0], 2, 8, weight)
     with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the TorchScript exporter: that it is the older of two
+        warnings.simplefilter("ignore")  # the TorchScript exporter warns that it is the older one
         path = Path(directory) / "estimator.onnx"
         torch.onnx.export(
             graph,
@@ -99,7 +100,7 @@ def export(module: Estimator) -> bytes:
 
 
 def example_inputs(channels: int, batch: int, frames: int, like: Tensor) -> Mapping[str, Tensor]:
-    """Random inputs of the graph with the type and device of `like`; every mask is open."""
+    """Return random inputs of the graph with the type and device of `like`; nothing is masked."""
     generator = torch.Generator().manual_seed(0)
     shapes = input_shapes(channels, batch, frames)
     inputs = {name: torch.randn(shape, generator=generator).to(like) for name, shape in shapes.items()}
@@ -110,7 +111,7 @@ def example_inputs(channels: int, batch: int, frames: int, like: Tensor) -> Mapp
 
 
 class _Graph(nn.Module):
-    """A copy of the estimator with plain tensors as arguments and its types written out."""
+    """A copy of the estimator with plain tensors as arguments and explicit types."""
 
     def __init__(self, module: Estimator) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class _Graph(nn.Module):
 
 
 def _rewrite(parent: nn.Module) -> None:
-    """Replace, in place, what has implicit types or exports to needlessly many nodes."""
+    """Replace, in place, modules that have implicit types or export to needlessly many nodes."""
     for name, child in parent.named_children():
         if isinstance(child, nn.LayerNorm | nn.Mish | TimeMLP):
             setattr(parent, name, _InFloat32(child))
@@ -157,7 +158,7 @@ class _Gelu(nn.Module):
 
 
 class _CausalConv(nn.Module):
-    """Padded on both sides by the convolution itself; what has seen the right side is cut off."""
+    """The convolution pads both sides; outputs that depend on the right side are cut off."""
 
     def __init__(self, module: CausalConv1d) -> None:
         super().__init__()
@@ -170,7 +171,7 @@ class _CausalConv(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Two products with a softmax in float32 between them, the pattern that TensorRT fuses."""
+    """Two products with a float32 softmax in between, a pattern that TensorRT fuses."""
 
     def __init__(self, module: SelfAttention) -> None:
         super().__init__()
@@ -184,7 +185,7 @@ class _Attention(nn.Module):
             for linear in (self.module.to_q, self.module.to_k, self.module.to_v)
         )
         scores = ((q * self.head_dim**-0.5) @ k.transpose(2, 3)).float()
-        # Finite, so that no sum of infinities can arise; far below any score.
+        # Finite, so that no sums of infinities occur; far below any score.
         hidden = torch.full((), torch.finfo(torch.float16).min, device=x.device)
         weights = torch.softmax(torch.where(mask, scores, hidden), dim=-1).to(x.dtype)
         joined = (weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.module.heads * self.head_dim)

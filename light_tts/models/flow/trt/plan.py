@@ -1,6 +1,6 @@
-"""Plans: TensorRT engines of the flow estimator as files. Built once for a GPU, then only read.
+"""Plans: TensorRT engines of the flow estimator as files. Built once per GPU, then only read.
 
-Written to the documented Python API of TensorRT 10 (and 11, whose networks are always strongly typed).
+Uses the documented Python API of TensorRT 10 (and 11, whose networks are always strongly typed).
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ import torch
 from light_tts.models.flow.trt import onnx_graph as estimator_onnx
 from light_tts.models.flow.unet.estimator import Estimator
 
-WORKSPACE = 4 << 30  # bytes that one layer may use beyond its inputs and outputs
-FORMAT = 1  # to be raised with every change of the graph or of how it is built
+WORKSPACE = 4 << 30  # workspace of a layer in bytes, beyond its inputs and outputs
+FORMAT = 1  # increase with every change of the graph or the build
 PROGRESS_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
 
 class TensorRtError(Exception):
-    """TensorRT refuses something; the message says what."""
+    """TensorRT failed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What an engine takes: batches of 2 (guided and unguided) to `max_batch` rows of 2 to `max_frames`."""
+    """Supported sizes of an engine: batches of 2 (guided and unguided) to `max_batch` rows of 2 to
+    `max_frames`."""
 
     max_batch: int
     max_frames: int = 3000  # 60 s of prompt and speech
-    usual_frames: int = 600  # what the engine is tuned for, with the whole batch
+    usual_frames: int = 600  # the size the engine is tuned for, with the full batch
     min_batch: int = 2
     min_frames: int = 2
 
@@ -52,8 +53,9 @@ class Sizes:
 def open_engine(
     trt: Any, logger: Any, module: Estimator, device: torch.device, model_dir: Path | None, sizes: Sizes
 ) -> Any:
-    """The engine of these weights on this GPU: read from beside the checkpoint or from the user's cache, else
-    built and kept there. Of several processes one builds, the others wait. Raises TensorRtError, OSError."""
+    """Return the engine of these weights for this GPU: read from the checkpoint's directory or the user's
+    cache, or built and stored there. If several processes need it, one builds it and the others wait. Raises
+    TensorRtError, OSError."""
     name = plan_name(trt.__version__, module, device, sizes)
     runtime = trt.Runtime(logger)
     directories = [directory for directory in (model_dir, _cache_dir()) if directory is not None]
@@ -63,7 +65,7 @@ def open_engine(
             return engine
     plan = _writable(directories) / name
     with _one_builder(plan):
-        engine = _read(runtime, plan)  # another process may have built it meanwhile
+        engine = _read(runtime, plan)  # another process may have built it in the meantime
         if engine is None:
             _write(plan, _build(trt, logger, module, sizes))
             engine = _read(runtime, plan)
@@ -73,7 +75,7 @@ def open_engine(
 
 
 def plan_name(version: str, module: Estimator, device: torch.device, sizes: Sizes) -> str:
-    """Names everything that an engine depends on."""
+    """Return a file name that identifies everything an engine depends on."""
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device)).strip("-")
     capability = "".join(map(str, torch.cuda.get_device_capability(device)))
     precision = str(module.final_proj.weight.dtype).removeprefix("torch.")
@@ -82,7 +84,7 @@ def plan_name(version: str, module: Estimator, device: torch.device, sizes: Size
 
 
 def _digest(module: Estimator) -> str:
-    """Digest of the weights and of how the engine is made from them."""
+    """Return a digest of the weights and the build settings."""
     digest = hashlib.sha256(f"{FORMAT} {estimator_onnx.OPSET} {WORKSPACE}".encode())
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
@@ -103,11 +105,11 @@ def _writable(directories: Sequence[Path]) -> Path:
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
                 return directory
-    raise TensorRtError(f"no engine can be kept in {' or '.join(map(str, directories))}: not writable")
+    raise TensorRtError(f"cannot store an engine in {' or '.join(map(str, directories))}: not writable")
 
 
 def _read(runtime: Any, plan: Path) -> Any:
-    """The engine in a file; None where there is none that this TensorRT can read."""
+    """Return the engine in a file, or None if there is none that this TensorRT version can read."""
     try:
         data = plan.read_bytes()
     except OSError:
@@ -119,7 +121,7 @@ def _read(runtime: Any, plan: Path) -> Any:
 
 
 def _write(plan: Path, data: bytes) -> None:
-    """All of it or nothing."""
+    """Write the file atomically."""
     descriptor, name = tempfile.mkstemp(dir=plan.parent, prefix=f"{plan.name}.")
     try:
         with open(descriptor, "wb") as file:
@@ -139,7 +141,7 @@ def _one_builder(plan: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            log.info("load_trt: another process builds the engine; waiting for it")
+            log.info("load_trt: another process is building the engine; waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -148,19 +150,19 @@ def _one_builder(plan: Path) -> Iterator[None]:
 
 
 def _build(trt: Any, logger: Any, module: Estimator, sizes: Sizes) -> bytes:
-    log.info("load_trt: building an engine for this GPU, once; this takes minutes")
+    log.info("load_trt: building an engine for this GPU; this takes minutes and happens only once")
     started = time.monotonic()
     builder = trt.Builder(logger)
-    # Strongly typed: the types in the graph are obeyed, float32 where it says so included.
+    # Strongly typed: TensorRT keeps the types of the graph, including float32.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(estimator_onnx.export(module)):
         errors = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise TensorRtError(f"the ONNX graph is refused: {errors}")
+        raise TensorRtError(f"TensorRT cannot parse the ONNX graph: {errors}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
-    config.max_aux_streams = 0  # all work in the caller's stream, in whose order memory is reused
+    config.clear_flag(trt.BuilderFlag.TF32)  # use full float32
+    config.max_aux_streams = 0  # use only the caller's stream, which orders the reuse of memory
     if hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
         config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     config.progress_monitor = progress = _progress_monitor(trt)  # must outlive the build
@@ -168,7 +170,7 @@ def _build(trt: Any, logger: Any, module: Estimator, sizes: Sizes) -> bytes:
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise TensorRtError(f"the engine cannot be built: {logger.last_error or 'no reason given'}")
-    log.info("load_trt: the engine is built (%.0f s, %d steps)", time.monotonic() - started, progress.steps)
+    log.info("load_trt: built the engine (%.0f s, %d steps)", time.monotonic() - started, progress.steps)
     return bytes(plan)
 
 
@@ -188,7 +190,7 @@ def _profile(builder: Any, channels: int, sizes: Sizes) -> Any:
 
 
 def make_logger(trt: Any) -> Any:
-    """TensorRT's messages as log lines; `last_error` for messages of our own."""
+    """Return a TensorRT logger that writes to the log; `last_error` is used in our own messages."""
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
@@ -206,7 +208,9 @@ def make_logger(trt: Any) -> Any:
 
 
 def _progress_monitor(trt: Any) -> Any:
-    """Says now and then how far the build is. TensorRT calls it from several threads."""
+    """Return a monitor that logs the build's progress occasionally. TensorRT calls it from several
+    threads.
+    """
 
     class Progress(trt.IProgressMonitor):
         def __init__(self) -> None:
@@ -228,7 +232,7 @@ def _progress_monitor(trt: Any) -> Any:
                     log.info(
                         "load_trt: building: %s, step %d of %d", phase_name, step + 1, self._sizes[phase_name]
                     )
-            return True  # go on
+            return True  # continue
 
         def phase_finish(self, phase_name: str) -> None:
             with self._lock:

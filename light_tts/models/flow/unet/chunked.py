@@ -1,9 +1,9 @@
-"""The estimator on a CPU: ten Euler steps over the next frames of one sequence, whose earlier frames a memory
-stands for.
+"""The estimator on a CPU: ten Euler steps over the next frames of one sequence, with cached state for the
+earlier ones.
 
-The same arithmetic as estimator.py, in a layout without transposes: (COPIES, EDGE + frames, channels), each
-copy with the last frames before these in front, which is what a causal convolution reads. What depends on the
-time alone, which takes ten fixed values, is computed once, and what all steps read once for each run.
+The same arithmetic as estimator.py, in a layout without transposes: (COPIES, EDGE + frames, channels), where
+each copy starts with the last frames before these, which a causal convolution reads. Values that depend only
+on the time, which takes ten fixed values, are computed once, and values shared by all steps once per run.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from light_tts.models.flow.unet.estimator import (
 )
 
 COPIES = 2  # with and without guidance
-EDGE = 2  # frames before a frame that a convolution reads
-ROOM = 128  # frames more than are needed, so that keys and values are seldom moved
+EDGE = 2  # number of preceding frames that a convolution reads
+ROOM = 128  # extra frames allocated, so that keys and values are rarely moved
 
 
 class EstimatorMemory:
-    """State that the estimator keeps of the first `frames` frames for those after them: keys and values of
-    each step and transformer, and what stands before the next frames in each convolution's input (empty:
-    zeros)."""
+    """State of the first `frames` frames for later ones: keys and values of each step and transformer, and
+    the preceding frames of each convolution's input (empty: zeros)."""
 
     def __init__(self, layers: int, inner: int) -> None:
-        """layers: transformers in all steps together; inner: channels of a key."""
+        """layers: number of transformers in all steps together; inner: channels of a key."""
         self.frames = 0
-        self.edges: list[Tensor] = []  # in the order in which a run comes upon them
+        self.edges: list[Tensor] = []  # in the order in which a run uses them
         self._keys_values = torch.empty(layers, 2, COPIES, 0, inner)
 
     @property
@@ -45,14 +44,14 @@ class EstimatorMemory:
         return self._keys_values.nbytes
 
     def copy(self) -> EstimatorMemory:
-        """Another one, to go on from here."""
+        """Return an independent copy to continue from."""
         other = copy.copy(self)
         other._move(self.frames + ROOM)
         return other
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """keys, values: (COPIES, new frames, inner), behind those of earlier frames -> all of them. The next
-        ones overwrite them if `frames` has not been moved on by then."""
+        """Append keys, values: (COPIES, new frames, inner) to those of earlier frames; return all of them.
+        They are overwritten by the next call unless `frames` has been advanced."""
         end = self.frames + keys.shape[1]
         if end > self._keys_values.shape[3]:
             self._move(end + ROOM)
@@ -67,7 +66,7 @@ class EstimatorMemory:
 
 
 class _Run:
-    """Access of one run to an `EstimatorMemory`: reads its state and writes the next one; None: no memory."""
+    """One run's access to an `EstimatorMemory`: reads its state and writes the next one; None: no memory."""
 
     def __init__(self, memory: EstimatorMemory | None) -> None:
         self.edges: list[Tensor] = []
@@ -76,14 +75,14 @@ class _Run:
         self._layer = 0
 
     def join(self, x: Tensor) -> Tensor:
-        """x: (copies, EDGE + frames, channels) -> the same, its EDGE filled."""
+        """x: (copies, EDGE + frames, channels) -> the same with its EDGE filled."""
         x[:, :EDGE] = next(self._earlier, 0)
         if self._memory is not None:
             self.edges.append(x[:, -EDGE:].clone())
         return x
 
     def all_keys(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(COPIES, frames, inner) -> with those of earlier frames."""
+        """(COPIES, frames, inner) -> including those of earlier frames."""
         if self._memory is None:
             return keys, values
         self._layer += 1
@@ -91,7 +90,7 @@ class _Run:
 
 
 class ChunkEstimator:
-    """`steps`: t and dt of each Euler step; `guidance`: of classifier-free guidance."""
+    """`steps`: t and dt of each Euler step; `guidance`: strength of classifier-free guidance."""
 
     def __init__(self, estimator: Estimator, steps: Sequence[tuple[float, float]], guidance: float) -> None:
         [(first, blocks, conv)] = estimator.down_blocks
@@ -118,19 +117,19 @@ class ChunkEstimator:
 
     @property
     def frame_bytes(self) -> int:
-        """Memory for one frame."""
+        """Memory per frame in bytes."""
         return self._layers * 2 * COPIES * self._inner * torch.float32.itemsize
 
     def memory(self) -> EstimatorMemory:
-        """For a sequence that begins."""
+        """Return the memory at the start of a sequence."""
         return EstimatorMemory(self._layers, self._inner)
 
     def __call__(
         self, noise: Tensor, given: Tensor, memory: EstimatorMemory | None = None, commit: bool = False
     ) -> Tensor:
         """noise: (frames, mels); given: (frames, 3 mels), encoder output, speaker and prompt mel; memory:
-        of the frames before these, None: there are none -> mel (frames, mels). Each frame attends to all up
-        to the last of these. `commit`: these frames become part of the memory."""
+        state of the earlier frames, None: there are none. Returns mel (frames, mels). Each frame attends to
+        everything up to the last of these. `commit`: add these frames to the memory."""
         run = _Run(memory)
         first, side = self._entrance.given(F.pad(given, (0, 0, EDGE, 0))[None], run)
         x = noise
@@ -159,7 +158,7 @@ class ChunkEstimator:
 
 
 class _Conv:
-    """A causal convolution of three frames, as a product for each."""
+    """A causal convolution over three frames, as one product per tap."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         """weight: (out, in, 3)"""
@@ -170,11 +169,11 @@ class _Conv:
         return cls(conv.weight, conv.bias)
 
     def __call__(self, x: Tensor, run: _Run) -> Tensor:
-        """x: (copies, EDGE + frames, in) -> (copies, EDGE + frames, out), its EDGE without meaning."""
+        """x: (copies, EDGE + frames, in) -> (copies, EDGE + frames, out), with undefined EDGE."""
         rows = run.join(x).flatten(0, 1)
         out = x.new_empty(len(rows), self._taps.shape[2])
         out[:EDGE] = 0
-        # All copies at once: a row reads the two before it, so only the second copy's EDGE is a mixture.
+        # All copies at once: a row reads the two before it, so only the second copy's EDGE mixes both.
         torch.addmm(self._bias, rows[:-EDGE], self._taps[0], out=out[EDGE:])
         out[EDGE:].addmm_(rows[1:-1], self._taps[1]).addmm_(rows[EDGE:], self._taps[2])
         return out.view(*x.shape[:2], -1)
@@ -200,9 +199,8 @@ class _Block:
 
 
 class _Entrance:
-    """The first residual block, whose input is the state and what is given, side by side. The state is the
-    same in both copies; what is given does not change from step to step, and the unconditioned copy has none
-    of it."""
+    """The first residual block, whose input is the state and the conditioning, side by side. The state is the
+    same in both copies. The conditioning is constant over the steps and absent in the unconditioned copy."""
 
     def __init__(self, block: ResnetBlock, mels: int) -> None:
         conv, _, norm, _ = block.block1.block
@@ -215,8 +213,8 @@ class _Entrance:
         self._side_bias = block.res_conv.bias
 
     def given(self, given: Tensor, run: _Run) -> tuple[Tensor, Tensor]:
-        """given: (1, EDGE + frames, channels) -> its share of convolution and of side path, biases included:
-        both (COPIES, EDGE + frames, width)"""
+        """given: (1, EDGE + frames, channels) -> its contribution to the convolution and to the side path,
+        biases included: both (COPIES, EDGE + frames, width)"""
         first, side = self._of_given(given, run), F.linear(given, self._side_of_given)
         first, side = (torch.cat([share, torch.zeros_like(share)]) for share in (first, side))
         return first + self._bias, side + self._side_bias
@@ -258,12 +256,13 @@ class _Transformer:
 
 
 def mish_(x: Tensor) -> Tensor:
-    """x * tanh(log(1 + exp(x))) in place, as x - 2 x / ((1 + exp(x))^2 + 1): much faster than PyTorch's."""
+    """Compute x * tanh(log(1 + exp(x))) in place as x - 2 x / ((1 + exp(x))^2 + 1), much faster than
+    PyTorch's."""
     divisor = x.clamp(max=20).exp_().add_(1).square_().add_(1)
     return x.addcdiv_(x, divisor, value=-2)
 
 
 def _shifts(estimator: Estimator, resnets: Sequence[ResnetBlock], times: Sequence[float]) -> list[Tensor]:
-    """Time embeddings of the residual blocks, for each step: (blocks, width)"""
+    """Return the time embeddings of the residual blocks for each step: (blocks, width)"""
     embedded = F.mish(estimator.time_mlp(sinusoids(torch.tensor(times), estimator.time_channels)))
     return list(torch.stack([block.mlp[1](embedded) for block in resnets], dim=1))

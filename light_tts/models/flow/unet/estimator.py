@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from light_tts.models.checkpoint.config import EstimatorConfig
 from light_tts.models.flow.masks import AttentionMask, length_mask, query_pieces
 
-# Scores (batch * heads * queries * keys) of one call where a mask is needed, which is as large as these for
-# one head, by device type.
+# Maximum attention scores (batch * heads * queries * keys) per call by device type, if a mask is needed; the
+# mask is as large as the scores of one head.
 SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**29}
 
 
 @dataclass(frozen=True)
 class EstimatorMasks:
-    """frames: (B, 1, T), 1 where there is data; attention: None: every frame sees all."""
+    """frames: (B, 1, T), 1 where there is data; attention: None: every frame sees all others."""
 
     frames: Tensor
     attention: AttentionMask | None
@@ -29,8 +29,8 @@ class EstimatorMasks:
     def build(
         cls, lengths: Tensor, size: int, chunk: int | Tensor | None, dtype: torch.dtype, copies: int = 1
     ) -> EstimatorMasks:
-        """`chunk`: attention chunk in frames, (B,) for each item its own, None: full; `copies`: the batch
-        repeats this often."""
+        """`chunk`: attention chunk in frames, (B,): one value per item, None: full attention; `copies`: how
+        often the batch is repeated."""
         frames = length_mask(lengths, size)[:, None].to(dtype).repeat(copies, 1, 1)
         attention = AttentionMask.build(lengths, size, chunk)
         return cls(frames, attention if attention is None else attention.repeat(copies))
@@ -85,7 +85,7 @@ class Estimator(nn.Module):
 
 
 def sinusoids(t: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width) float32: sines, then cosines, of 1000 t times falling frequencies."""
+    """(B,) -> (B, width) float32: sines, then cosines, of 1000 t times decreasing frequencies."""
     half = width // 2
     frequency = torch.exp(torch.arange(half, device=t.device) * -(math.log(10000.0) / (half - 1)))
     angle = 1000.0 * t.float()[:, None] * frequency
@@ -111,7 +111,7 @@ class TimeMLP(nn.Module):
 
 
 class CausalConv1d(nn.Conv1d):
-    """Sees only the past: zeros on the left."""
+    """Causal: zero-padded on the left."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))
@@ -129,7 +129,7 @@ class CausalBlock(nn.Module):
         super().__init__()
         self.block: Any = nn.Sequential(
             CausalConv1d(in_channels, out_channels, 3),
-            nn.Identity(),  # checkpoints number the norm 2
+            nn.Identity(),  # the norm has index 2 in checkpoints
             ChannelNorm(out_channels, eps=1e-5),
             nn.Mish(),
         )

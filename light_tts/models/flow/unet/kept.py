@@ -1,4 +1,4 @@
-"""Memory on the device for what earlier frames leave to later ones, in pages of one attention chunk."""
+"""Device memory for the state of earlier frames, in pages of one attention chunk."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from collections.abc import Sequence
 import torch
 
 COPIES = 2  # of a batch: with and without guidance
-EDGE = 2  # frames before a frame that a convolution reads
+EDGE = 2  # number of preceding frames that a convolution reads
 
 
 class TooLittleMemory(Exception):
-    """The room for pages is too small, or not there."""
+    """The memory for pages is too small or not available."""
 
 
 class Kept:
-    """As many pages as fit into `room` bytes, at least one. Each has for all Euler steps the keys and values
-    of `frames` frames in each attention layer, and the last EDGE inputs of each convolution.
+    """As many pages as fit in `room` bytes, at least one. A page holds, for all Euler steps, the keys and
+    values of `frames` frames in each attention layer, and the last EDGE inputs of each convolution.
 
     layers: for each, (pages, steps, COPIES, frames, 2 * inner); edges: for each convolution, (pages, steps,
-    COPIES, EDGE, inputs)."""
+    COPIES, EDGE, inputs).
+    """
 
     def __init__(
         self,
@@ -33,8 +34,8 @@ class Kept:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        """inner: channels of a key; inputs: channels of each convolution's input. Raises TooLittleMemory
-        where not even one page fits, or where the device has not so much memory."""
+        """inner: channels of a key; inputs: channels of each convolution's input. Raises TooLittleMemory if
+        not even one page fits or the device does not have enough memory."""
         keys = (steps, layers, COPIES, frames, 2 * inner)
         edges = [(steps, COPIES, EDGE, channels) for channels in inputs]
         self.frames = frames

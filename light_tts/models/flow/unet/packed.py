@@ -1,8 +1,8 @@
-"""The estimator on a GPU: one Euler step of a packed batch in about 320 kernels, ready to be a CUDA graph.
+"""The estimator on a GPU: one Euler step of a packed batch in about 320 kernels, suitable for a CUDA graph.
 
 The same arithmetic as estimator.py, over the rows of all sequences without padding (see
-kernels/flow/packed_conv.py). The batch stands in the rows twice, conditioned and not. What depends on the
-time alone, which takes ten fixed values, is computed once.
+kernels/flow/packed_conv.py). The batch appears in the rows twice, conditioned and unconditioned. Values that
+depend only on the time, which takes ten fixed values, are computed once.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ConvBlock:
 @dataclass(frozen=True)
 class Resnet:
     first: ConvBlock
-    shift: Tensor  # (steps, width) float32: what the time adds
+    shift: Tensor  # (steps, width) float32: contribution of the time
     second: ConvBlock
     side: Conv
 
@@ -75,7 +75,7 @@ class Resnet:
         )
 
     def __call__(self, run: Run, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
-        """x: (2 rows, in) -> out: (2 rows, width); `eps`: of the norm that follows"""
+        """x: (2 rows, in) -> out: (2 rows, width); `eps`: of the following norm"""
         rows, position = run.rows, run.rows.position
         first, second = self.first, self.second
         packed_conv(
@@ -161,7 +161,7 @@ class Transformer:
 
 @dataclass(frozen=True)
 class Stage:
-    """A residual block and transformer blocks over its result."""
+    """A residual block followed by transformer blocks."""
 
     resnet: Resnet
     blocks: list[Transformer]
@@ -174,8 +174,8 @@ class Stage:
 
 
 class PackedEstimator:
-    """`steps`: (t, dt) of each Euler step; `guidance`: of classifier-free guidance; `dtype`: of weights and
-    activations; sums, norms and the state of the integration are float32."""
+    """`steps`: (t, dt) of each Euler step; `guidance`: strength of classifier-free guidance; `dtype`: type of
+    weights and activations; sums, norms and the integration state are float32."""
 
     def __init__(
         self,
@@ -210,7 +210,7 @@ class PackedEstimator:
         self._inner = self._down.blocks[0].out[0].shape[0]
 
     def step(self, rows: Rows) -> None:
-        """One Euler step: moves x on, also in the inputs, and adds 1 to `rows.step`."""
+        """Run one Euler step: updates x, also in the inputs, and adds 1 to `rows.step`."""
         width, run = self._width, Run(rows)
         joined, skip = rows.buffers.joined[:, :width], rows.buffers.joined[:, width:]
         a, b, between = rows.buffers.hidden
@@ -241,7 +241,7 @@ class PackedEstimator:
         rows.step.add_(1)
 
     def keep(self, room: int, frames: int) -> Kept:
-        """Memory of `room` bytes for pages of `frames` frames. Raises TooLittleMemory."""
+        """Return a memory of `room` bytes for pages of `frames` frames. Raises TooLittleMemory."""
         stages = [self._down, *self._mid, self._up]
         convs = [conv for stage in stages for conv in (stage.resnet.first.conv, stage.resnet.second.conv)]
         convs = [*convs[:2], self._down_conv, *convs[2:], self._up_conv, self._final.conv]
@@ -250,7 +250,7 @@ class PackedEstimator:
         return Kept(room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device)
 
     def allocate(self, rows: int) -> Buffers:
-        """For `rows` frames."""
+        """Return buffers for `rows` frames."""
         width, device = self._width, self.device
 
         def matrix(columns: int) -> Tensor:

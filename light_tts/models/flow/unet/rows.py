@@ -1,4 +1,4 @@
-"""What one Euler step of a packed batch computes with, and the tables that say what lies where."""
+"""The buffers of one Euler step of a packed batch, and the tables that describe their layout."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Table = Tensor | np.ndarray
 
 
 class Parts(NamedTuple):
-    """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 without meaning; blocks: see
+    """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; blocks: see
     `attention_blocks`; before, keep: (2 rows,), see KeptEdges; pages: see KeptKeys. The last three are empty
-    where nothing is kept."""
+    if nothing is cached."""
 
     step: Any
     position: Any
@@ -33,7 +33,7 @@ class Parts(NamedTuple):
 
 @dataclass(frozen=True)
 class Buffers:
-    """What a step computes with, for some number of frames (rows), COPIES times.
+    """The buffers of a step for a number of frames (rows), COPIES times.
 
     x: (rows, mels) float32, the state of the integration; inputs: (2 rows, estimator input).
     """
@@ -41,14 +41,14 @@ class Buffers:
     x: Tensor
     inputs: Tensor
     hidden: tuple[Tensor, Tensor, Tensor]  # (2 rows, width)
-    joined: Tensor  # (2 rows, 2 width): what the up block reads, its skip in the second half
+    joined: Tensor  # (2 rows, 2 width): input of the up block, with the skip connection in the second half
     qkv: Tensor  # (2 rows, 3 inner)
     attended: Tensor  # (2 rows, inner)
     feed: Tensor  # (2 rows, 4 width)
-    normal: Tensor | None  # (2 rows, width); None: see packed_linear, few rows
+    normal: Tensor | None  # (2 rows, width); None for few rows, see packed_linear
 
     def first(self, rows: int, few: bool) -> Buffers:
-        """The beginning of these, for fewer frames. `few`: without `normal`."""
+        """Return the first part of these buffers, for fewer frames. `few`: without `normal`."""
         both = COPIES * rows
         return Buffers(
             x=self.x[:rows],
@@ -63,14 +63,14 @@ class Buffers:
 
 
 class Rows:
-    """Buffers, and tables on the device that say what is in their rows: parts of one tensor, so that one copy
-    brings them up to date."""
+    """Buffers and the device tables that describe their rows. The tables are views of one tensor, so that a
+    single copy updates them."""
 
     def __init__(
         self, buffers: Buffers, blocks: int, block_rows: int, kept: Kept | None = None, pages: int = 0
     ) -> None:
-        """`blocks`: most of them, of `block_rows` queries each; `pages`: most of all sequences together;
-        `kept`: None: nothing is. No row has a meaning yet."""
+        """`blocks`: maximum number of attention blocks, of `block_rows` queries each; `pages`: maximum number
+        over all sequences; `kept`: the cache, None: no caching. All rows start unused."""
         self.buffers = buffers
         self.block_rows = block_rows
         self.kept = kept
@@ -88,13 +88,13 @@ class Rows:
         return len(self.buffers.x)
 
     def parts(self, table: Table) -> Parts:
-        """Views of a table of this layout."""
+        """Return views of a table with this layout."""
         found = [table[start : start + size] for start, size in zip(self._starts, self._sizes, strict=True)]
         found[2] = found[2].reshape(-1, BLOCK_ENTRIES)
         return Parts(*found)
 
     def empty(self) -> np.ndarray:
-        """A table on the host in which no row has a meaning."""
+        """Return a table on the host in which all rows are unused."""
         table = np.zeros(len(self.table), np.int32)
         parts = self.parts(table)
         for part in (parts.position, parts.before, parts.keep):
@@ -102,15 +102,15 @@ class Rows:
         return table
 
     def clear(self) -> None:
-        """No row has a meaning; step 0."""
+        """Mark all rows unused; reset to step 0."""
         self.table.zero_()
         for part in (self.position, self.before, self.keep):
             part.fill_(-1)
 
 
 class Run:
-    """One evaluation over `rows`: gives each convolution and each attention layer, in the order in which they
-    come, what is kept for it; None where nothing is."""
+    """One evaluation over `rows`: hands each convolution and each attention layer, in order, its part of the
+    cache; None if there is no cache."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
