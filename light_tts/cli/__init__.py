@@ -1,4 +1,4 @@
-"""The command `light-tts`: one module for each of its subcommands."""
+"""The `light-tts` command, with one module per subcommand."""
 
 from light_tts.cli.main import main
 

@@ -1,4 +1,4 @@
-"""Cuts a text, which may be a whole book, into chapters and parts that are spoken one by one."""
+"""Splits a text, which may be a whole book, into chapters and parts that are spoken one by one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-PART = 400  # characters of a part, at most
-SUBTITLE = 90  # of one that is shown while it is spoken
+PART = 400  # maximum characters per part
+SUBTITLE = 90  # maximum characters per part if it is shown as a subtitle
 AFTER_SENTENCE, AFTER_PARAGRAPH, AFTER_HEADING = 0.2, 0.5, 1.0  # seconds of silence
 
 _NUMBER = r"(?:\d+|[ivxlc]+|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)"
@@ -24,7 +24,7 @@ _SPOKEN = re.compile(r"[^\W_]")
 
 @dataclass(frozen=True)
 class Part:
-    """`pause`: seconds of silence after it."""
+    """A part of a chapter. `pause`: seconds of silence after it."""
 
     text: str
     pause: float
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass
 class Chapter:
-    """`title`: empty before the first heading."""
+    """A chapter. `title`: empty before the first heading."""
 
     title: str
     parts: list[Part] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Chapter:
 
 
 def chapters(text: str, longest: int = PART) -> list[Chapter]:
-    """Those that have something to say, in parts of at most `longest` characters. A heading is a line of its
-    own: `# Title`, `Chapter 3`, `第三章`."""
+    """Return the chapters that have something to say, in parts of at most `longest` characters. A heading is
+    a line of its own: `# Title`, `Chapter 3`, `第三章`."""
     found = [Chapter("")]
     for paragraph in _paragraphs(text):
         if _is_heading(paragraph):
@@ -60,7 +60,7 @@ def _is_heading(paragraph: str) -> bool:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Lines that follow each other are one paragraph, as in plain-text books, but for headings."""
+    """Yield paragraphs: consecutive lines form one paragraph, as in plain-text books, except for headings."""
     lines: list[str] = []
     for line in [*text.replace("\r\n", "\n").split("\n"), ""]:
         line = line.strip()
@@ -75,7 +75,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _join(lines: list[str]) -> str:
-    """Without a blank between two lines of Chinese."""
+    """Join lines, without a space between two lines of Chinese."""
     joined = lines[0]
     for line in lines[1:]:
         joined += line if _CJK.fullmatch(joined[-1]) and _CJK.fullmatch(line[0]) else f" {line}"
@@ -89,7 +89,7 @@ def _parts(paragraph: str, longest: int) -> list[Part]:
 
 
 def _gather(pieces: Iterator[str], longest: int) -> Iterator[str]:
-    """As many pieces together as a part holds."""
+    """Combine pieces up to the length of a part."""
     held = ""
     for piece in pieces:
         if held and len(held) + len(piece) > longest:
@@ -101,7 +101,7 @@ def _gather(pieces: Iterator[str], longest: int) -> Iterator[str]:
 
 
 def _pieces(paragraph: str, longest: int) -> Iterator[str]:
-    """Sentences; clauses of one that is too long; words of a clause that is."""
+    """Yield sentences, the clauses of a sentence that is too long, or the words of such a clause."""
     for sentence in _SENTENCE.findall(paragraph):
         if len(sentence) <= longest:
             yield sentence

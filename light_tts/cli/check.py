@@ -1,4 +1,4 @@
-"""`light-tts check DIR`: whether this machine can serve a checkpoint directory, and what is missing."""
+"""`light-tts check DIR`: checks whether this machine can serve a checkpoint directory."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ SPEAKERS = "spk2info.pt"
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "check",
-        help="a checkpoint directory and this machine: what will run, what is missing",
-        description="Load every part of a checkpoint as the server does, and say what this machine has for "
-        "it. Exit code 1 where a server could not start.",
+        help="check whether this machine can serve a checkpoint",
+        description="Load every component of a checkpoint like the server and report what this machine "
+        "provides. Exit code 1 if a server could not start.",
     )
     parser.add_argument(
         "directory", metavar="DIR", nargs="?", help="default: the voice that comes with Light-TTS"
     )
-    parser.add_argument("--quick", action="store_true", help="only look whether the files are there")
-    parser.add_argument("--host", default=Settings().host, help="address to try (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="only check that the files exist")
+    parser.add_argument("--host", default=Settings().host, help="address to check (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=Settings().port, help="port to try (default: %(default)s)"
+        "--port", type=int, default=Settings().port, help="port to check (default: %(default)s)"
     )
     parser.set_defaults(run=run)
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     except SettingsError as error:
         raise Problem(str(error)) from None
     if not directory.is_dir():
-        raise Problem(f"{directory}: there is no such directory")
+        raise Problem(f"{directory}: no such directory")
     findings = Findings()
     machine.look(findings)
     _port(findings, args.host, args.port)
@@ -82,7 +82,7 @@ def _port(findings: Findings, host: str, port: int) -> None:
 
 
 def _files(findings: Findings, directory: Path) -> bool:
-    """Whether all are there."""
+    """Return whether all files exist."""
     missing = [name for name in FILES if not (directory / name).exists()]
     try:
         styles = load_styles(directory)
@@ -100,12 +100,12 @@ def _files(findings: Findings, directory: Path) -> bool:
 
 
 def _load(findings: Findings, directory: Path) -> None:
-    """Each part in turn, as the stages do it, on the CPU."""
+    """Load each component in turn, like the stages, on the CPU."""
     for what, load in _parts(directory):
         begun = time.monotonic()
         try:
             text = load()
-        except Exception as error:  # whatever is wrong with a file: its name is in the message
+        except Exception as error:  # any error in a file; the message names it
             findings.fail(what, str(error))
         else:
             findings.ok(what, f"{text} ({time.monotonic() - begun:.1f} s)")

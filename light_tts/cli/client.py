@@ -1,4 +1,4 @@
-"""The server as the command's client sees it: one that runs, or one that is started for a while."""
+"""The client for a server that is running, or that is started temporarily."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ DEFAULT_URL = "http://localhost:8080"
 KEY_VARIABLE = "LIGHT_TTS_API_KEY"
 START_SECONDS = 600.0  # kernels are compiled at the first start on a GPU
 STOP_SECONDS = 30.0
-SILENCE_SECONDS = 300.0  # without a byte, after which a request has failed
-TRIES = 8  # of a request that the server is too busy for, or whose connection breaks
-LONGEST_WAIT = 30.0  # seconds between two
+SILENCE_SECONDS = 300.0  # without receiving any data, after which a request has failed
+TRIES = 8  # attempts per request if the server is too busy or the connection breaks
+LONGEST_WAIT = 30.0  # seconds between two attempts
 
 
 class Problem(Exception):
-    """The command cannot do what it was asked for; the message says why, and what to do."""
+    """The command cannot be carried out; the message says why and what to do."""
 
 
 @dataclass
 class Voice:
-    """One that the server knows by name, or that of a recording with what is said in it."""
+    """A voice known to the server by name, or a recording with its transcript."""
 
     name: str | None = None
     recording: bytes | None = None
@@ -43,7 +43,7 @@ class Voice:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Fields of /v1/audio/speech that choose the voice."""
+        """Return the fields of /v1/audio/speech that select the voice."""
         if self.recording is None:
             return {"voice": self.name}
         return {"ref_audio": base64.b64encode(self.recording).decode(), "ref_text": self.text}
@@ -51,7 +51,7 @@ class Voice:
 
 @dataclass
 class Client:
-    """`key`: an API key, where the server wants one."""
+    """HTTP client for one server. `key`: API key, if the server requires one."""
 
     url: str
     key: str = ""
@@ -63,7 +63,7 @@ class Client:
         self.http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Raises Problem, unless the server answers well."""
+        """Send a request. Raises Problem unless it succeeds."""
         try:
             answer = self.http.request(method, path, **options)
         except httpx.HTTPError as error:
@@ -75,12 +75,12 @@ class Client:
         return answer
 
     def voices(self) -> dict[str, list[str]]:
-        """As /spk_list says."""
+        """Return the response of /spk_list."""
         return self.ask("GET", "/spk_list").json()
 
     def speech(self, text: str, voice: Voice, options: Mapping[str, Any]) -> Iterator[tuple[int, bytes]]:
-        """Sample rate and PCM as they come; `options`: further fields of /v1/audio/speech. Waits where the
-        server is busy; a connection that breaks before the first byte is tried again. Raises Problem."""
+        """Yield (sample rate, PCM) as they arrive; `options`: further fields of /v1/audio/speech. Waits while
+        the server is busy, and retries if the connection breaks before the first byte. Raises Problem."""
         body = {"input": text, "response_format": "pcm", **voice.fields, **options}
         for attempt in range(TRIES):
             begun = False
@@ -99,7 +99,7 @@ class Client:
                         return
             except httpx.HTTPError as error:
                 if begun or attempt == TRIES - 1:
-                    raise Problem(f"{self.url}: the speech broke off: {error}") from None
+                    raise Problem(f"{self.url}: the speech was cut off: {error}") from None
                 wait = 2.0**attempt
             time.sleep(min(wait, LONGEST_WAIT))
 
@@ -114,18 +114,18 @@ def _reason(answer: httpx.Response) -> str:
     return f"the server answered {answer.status_code}: {message}{hint}"
 
 
-# ---------------------------------------------------------------- which server
+# ---------------------------------------------------------------- choice of the server
 
 
 def add_server_arguments(parser: argparse.ArgumentParser, nested: bool = False) -> None:
-    """`nested`: the parser before this one has them too, so that they may stand on either side."""
+    """`nested`: the parent parser has the same arguments, so that they may be given on either side."""
     url, key = (argparse.SUPPRESS, argparse.SUPPRESS) if nested else (None, os.environ.get(KEY_VARIABLE, ""))
     parser.add_argument("--url", default=url, help=f"the server (default: {DEFAULT_URL})")
     parser.add_argument("--key", default=key, help=f"API key (default: ${KEY_VARIABLE})")
 
 
 def running(args: argparse.Namespace) -> Client:
-    """The server that the arguments name, which must be there. Raises Problem."""
+    """Return a client for the server given by the arguments. Raises Problem if it is not running."""
     client = Client(args.url or DEFAULT_URL, args.key)
     client.ask("GET", "/liveness")
     return client
@@ -133,13 +133,13 @@ def running(args: argparse.Namespace) -> Client:
 
 @contextlib.contextmanager
 def running_or_started(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Client]:
-    """The server that the arguments name, or the one at the default address; where none is there, one of its
-    own, which is stopped at the end. `args.model_dir` and `args.device` are for that one."""
+    """Context manager for the server given by the arguments, or the one at the default address, or else a
+    temporary one with `args.model_dir` and `args.device`, which is stopped at the end."""
     url = args.url or DEFAULT_URL
     if args.url or (not args.model_dir and _alive(url)):
         yield running(args)
         return
-    say("starting a server (a running one saves this: light-tts serve) ...")
+    say("starting a server (to avoid this, keep one running: light-tts serve) ...")
     with _started(args) as own:
         yield Client(own)
 
@@ -153,7 +153,9 @@ def _alive(url: str) -> bool:
 
 @contextlib.contextmanager
 def _started(args: argparse.Namespace) -> Iterator[str]:
-    """The address of a server on a free port. It ends with this process, whatever ends it."""
+    """Context manager for the address of a server on a free port, which ends with this process in any
+    case.
+    """
     port = free_port()
     command = [
         sys.executable,
@@ -172,7 +174,7 @@ def _started(args: argparse.Namespace) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for this process, which stops the server then
+            start_new_session=True,  # Ctrl-C is meant for this process, which then stops the server
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
         try:

@@ -1,4 +1,4 @@
-"""`light-tts doctor`: what an operator asks first when something is wrong with a server."""
+"""`light-tts doctor`: first diagnosis when something is wrong with a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from light_tts.server.core.settings import Settings
 
 TROUBLES = re.compile(r'[ "](WARNING|ERROR|CRITICAL)[ "]')
 LINES = 5
-MANY_FAILURES = 0.02  # of the requests
+MANY_FAILURES = 0.02  # fraction of the requests
 HEALTH_SECONDS = 70.0
 
 
@@ -28,9 +28,9 @@ def add_parser(commands: Any) -> None:
     defaults = Settings()
     parser = commands.add_parser(
         "doctor",
-        help="what is wrong with the server of this machine",
-        description="Ask a running server how it is, look at its log, at this machine, and at what dead "
-        "servers have left. Exit code 1 where something does not work.",
+        help="diagnose the server on this machine",
+        description="Check the state of a running server, its log, this machine, and files left by dead "
+        "servers. Exit code 1 if something does not work.",
     )
     add_server_arguments(parser)
     parser.add_argument("--log_dir", type=Path, default=Path(defaults.log_dir), help="default: %(default)s")
@@ -57,11 +57,11 @@ def _server(findings: Findings, client: Client) -> None:
         client.http.get("/liveness", timeout=10).raise_for_status()
         ready = client.http.get("/readiness", timeout=10).json()
     except httpx.HTTPError as error:
-        findings.fail("answers", f"{error}; is it started, and is this its --url?")
+        findings.fail("answers", f"{error}; is it running, and is this its --url?")
         return
     findings.ok("answers")
     if ready["draining"]:
-        findings.note("draining", "it is about to end, new requests get 503")
+        findings.note("draining", "it is shutting down; new requests get 503")
     for stage in ready["stages"]:
         name = f"{stage['stage']}-{stage['index']}"
         reason = f": {stage['reason']}" if stage["reason"] else ""
@@ -109,7 +109,7 @@ def _requests(findings: Findings, text: str) -> None:
 
 def _log(findings: Findings, path: Path) -> None:
     if not path.is_file():
-        findings.note("log", f"{path} is not there (--log_dir)")
+        findings.note("log", f"{path} does not exist (--log_dir)")
         return
     with open(path, encoding="utf-8", errors="replace") as file:
         last = deque((line.rstrip() for line in file if TROUBLES.search(line)), LINES)
@@ -117,7 +117,7 @@ def _log(findings: Findings, path: Path) -> None:
 
 
 def _run_directories(findings: Findings) -> None:
-    """The servers of this machine: those that run, and what dead ones have left."""
+    """Report the servers of this machine: running ones and files left by dead ones."""
     running: list[str] = []
     dead: list[str] = []
     for directory in sorted(SHARED_MEMORY.glob(f"{PREFIX}*")):

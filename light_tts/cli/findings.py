@@ -1,4 +1,4 @@
-"""Prints and counts the findings of `check` and `doctor`, a line each."""
+"""Prints and counts the findings of `check` and `doctor`, one per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLOURS = {"ok": "\033[32m", "note": "\033[33m", "bad": "\033[31m"}
 
 @dataclass
 class Findings:
-    """Printed as they come. `bad`: those that something does not work for."""
+    """Prints findings as they come. `bad`: number of findings that prevent something from working."""
 
     bad: list[str] = field(default_factory=list)
 

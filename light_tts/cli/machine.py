@@ -1,4 +1,4 @@
-"""Findings about this machine: processors, memory, GPUs, TensorRT, open files, disk space."""
+"""Checks of this machine: processors, memory, GPUs, TensorRT, open files, disk space."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from light_tts.server.core.rundir import SHARED_MEMORY
 
 GB = 1e9
 FEW_FILES = 4096
-LITTLE_SHARED_MEMORY = 0.2  # GB; containers have 64 MB unless told otherwise
+LITTLE_SHARED_MEMORY = 0.2  # GB; containers have 64 MB by default
 LITTLE_DISK = 1.0  # GB
 
 
 def look(findings: Findings) -> None:
-    """Whatever does not depend on a checkpoint."""
+    """Report everything that does not depend on a checkpoint."""
     findings.heading("This machine")
     findings.ok("Light-TTS", f"{__version__}, Python {platform.python_version()}, {_version_of('torch')}")
     memory = psutil.virtual_memory()
@@ -40,7 +40,7 @@ def look(findings: Findings) -> None:
 
 
 def disk(findings: Findings, what: str, directory: Path) -> None:
-    """Whether there is room where this directory is or will be."""
+    """Report whether there is space in the file system of this directory, which may not exist yet."""
     place = directory.resolve()
     while not place.exists():
         place = place.parent
@@ -62,7 +62,9 @@ def _gpus(findings: Findings) -> None:
 
     seen = visible_gpus()
     if not torch.cuda.is_available():
-        why = "this PyTorch has no CUDA" if torch.version.cuda is None else "PyTorch cannot use them"
+        why = (
+            "this PyTorch was built without CUDA" if torch.version.cuda is None else "PyTorch cannot use them"
+        )
         if seen:
             findings.fail(
                 "GPUs", f"the driver shows {seen}, but {why}; pip install torch without a CPU index"
@@ -79,7 +81,7 @@ def _gpus(findings: Findings) -> None:
     triton = _version_of("triton")
     findings.add("bad" if triton.startswith("no") else "ok", "kernels", triton)
     tensorrt = _version_of("tensorrt")
-    built_in = ": the built-in path serves (pip install '.[trt]' for --load_trt)"
+    built_in = ": the built-in estimator is used (pip install '.[trt]' for --load_trt)"
     findings.add(
         *(("note", "TensorRT", tensorrt + built_in) if tensorrt[:2] == "no" else ("ok", "TensorRT", tensorrt))
     )

@@ -1,4 +1,4 @@
-"""Reads the command line and calls a subcommand. Exit codes: 0 done; 1 it failed; 2 the command is wrong."""
+"""Parses the command line and calls a subcommand. Exit codes: 0 success; 1 failure; 2 usage error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from light_tts import __version__
 from light_tts.cli import bench, check, doctor, serve, speak, voices
 from light_tts.cli.client import Problem
 
-# What these take is read by programs of their own, --help included.
+# These subcommands parse their own arguments, including --help.
 PASSED_ON = {"serve": serve.run, "bench": bench.run}
 
 
@@ -21,10 +21,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"light-tts {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="start the server (all its flags)", add_help=False)
+    commands.add_parser("serve", help="start the server (accepts all its flags)", add_help=False)
     speak.add_parser(commands)
     voices.add_parser(commands)
-    commands.add_parser("bench", help="put a running server under load and measure it", add_help=False)
+    commands.add_parser("bench", help="measure a running server under load", add_help=False)
     check.add_parser(commands)
     doctor.add_parser(commands)
     return parser
@@ -43,6 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("light-tts: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # of a pager or `head` that has seen enough
+    except BrokenPipeError:  # a pager or `head` that has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

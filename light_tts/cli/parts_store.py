@@ -1,5 +1,6 @@
-"""The spoken parts of a long text, kept beside the file that they are for, so that a run that was broken off
-goes on where it was."""
+"""Stores the spoken parts of a long text next to the output file, so that an interrupted run can be
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from light_tts.cli.client import Voice
 
 
 class PartsStore:
-    """One file of PCM a part, named by all that the sound depends on and its sample rate."""
+    """One PCM file per part, named by a hash of everything the sound depends on and the sample rate."""
 
     def __init__(self, output: Path, voice: Voice, options: Mapping[str, Any]) -> None:
         self.directory = output.with_name(f"{output.name}.parts")
@@ -22,7 +23,7 @@ class PartsStore:
         self._key = repr((voice.name, recording, voice.text, sorted(options.items())))
 
     def find(self, text: str) -> tuple[int, Path] | None:
-        """Sample rate and file of a part that has been spoken."""
+        """Return sample rate and file of a stored part, or None."""
         for path in self.directory.glob(f"{self._name(text)}.*.pcm"):
             return int(path.name.split(".")[1]), path
         return None

@@ -1,5 +1,5 @@
-"""`light-tts serve`: the server, as `python -m light_tts.server.api_server` starts it; with `--ray N`, so
-many of them behind Ray Serve."""
+"""`light-tts serve`: starts the server like `python -m light_tts.server.api_server`; with `--ray N`, N of
+them behind Ray Serve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
             print("light-tts: error: --ray: install Ray with: pip install 'light-tts[ray]'", file=sys.stderr)
             return 2
         return ray_serve.run(argv)
-    from light_tts.server import api_server  # imports what only a server needs
+    from light_tts.server import api_server  # only a server needs these imports
 
     api_server.main(argv)
     return 0

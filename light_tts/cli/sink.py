@@ -1,4 +1,4 @@
-"""Where PCM goes: a file of any format, or the loudspeaker."""
+"""Outputs for PCM: a file of any supported format, or the loudspeaker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Protocol
 
 from light_tts.cli.client import Problem
 
-# Extension -> FFmpeg's codec, and options.
+# Extension -> FFmpeg codec and options.
 CODECS = {
     ".mp3": ("libmp3lame", 96_000),
     ".opus": ("libopus", 48_000),
@@ -39,11 +39,11 @@ PLAYERS = (
 
 class Sink(Protocol):
     def write(self, pcm: bytes) -> None:
-        """Whole 16-bit mono samples."""
+        """Write complete 16-bit mono samples."""
 
 
 def check_path(path: Path) -> None:
-    """Raises Problem where a file of this name cannot be written."""
+    """Raise Problem if a file of this name cannot be written."""
     extension = path.suffix.lower()
     if extension not in EXTENSIONS:
         raise Problem(f"-o {path}: the name must end with one of {', '.join(EXTENSIONS)}")
@@ -55,7 +55,7 @@ def check_path(path: Path) -> None:
 
 @contextmanager
 def file_sink(path: Path, rate: int) -> Iterator[Sink]:
-    """A file that has its name only once it is complete."""
+    """Context manager for a file that gets its final name only when it is complete."""
     unfinished = path.with_name(f".{path.stem}.unfinished{path.suffix}")
     try:
         with (_wav if path.suffix.lower() == ".wav" else _coded)(unfinished, rate) as sink:
@@ -109,7 +109,7 @@ class _Coded:
 
 
 def find_player() -> str:
-    """The command of the first player that is installed. Raises Problem."""
+    """Return the command of the first installed player. Raises Problem."""
     for player in PLAYERS:
         if shutil.which(player.partition(" ")[0]):
             return player
@@ -119,7 +119,8 @@ def find_player() -> str:
 
 @contextmanager
 def loudspeaker(player: str, rate: int) -> Iterator[Sink]:
-    """Returns when all has been heard. Raises Problem where the player fails."""
+    """Context manager for the loudspeaker; waits until everything has been played. Raises Problem if the
+    player fails."""
     command = player.format(rate=rate).split()
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:

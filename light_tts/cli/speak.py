@@ -1,4 +1,5 @@
-"""`light-tts speak TEXT|FILE|-`: to the loudspeaker, to a file, or the chapters of a book to files."""
+"""`light-tts speak TEXT|FILE|-`: plays a text, writes it to a file, or writes the chapters of a book to
+files."""
 
 from __future__ import annotations
 
@@ -21,45 +22,50 @@ from light_tts.cli.client import Client, Problem, Voice
 from light_tts.cli.parts_store import PartsStore
 
 AT_ONCE = 4
-LONGEST_NAME = 60  # characters of a chapter's title in a file name
+LONGEST_NAME = 60  # maximum characters of a chapter's title in a file name
 
 
 def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "speak",
-        help="say a text, a file or a book",
-        description="Say a text: to the loudspeaker, to a file whose name says the format, or, chapter by "
-        "chapter, to files in a directory. A long text that was broken off goes on with the same command.",
+        help="speak a text, a file or a book",
+        description="Speak a text: to the loudspeaker, to a file whose extension selects the format, or "
+        "to one file per chapter in a directory. The same command resumes a long text that "
+        "was interrupted.",
     )
     parser.add_argument("text", metavar="TEXT|FILE|-", help="a text, the name of a text file, or - for stdin")
     parser.add_argument(
         "-o",
         "--output",
         metavar="FILE|DIR/",
-        help=f"a file ({' '.join(sink.EXTENSIONS)}), or a directory for one file a chapter "
-        "(default: the loudspeaker)",
+        help=f"a file ({' '.join(sink.EXTENSIONS)}), or a directory for one file per chapter (default: "
+        "the loudspeaker)",
     )
-    parser.add_argument("--format", default="mp3", help="of the files in a directory (default: %(default)s)")
-    parser.add_argument("--voice", help="a voice of `light-tts voices` (default: the first)")
     parser.add_argument(
-        "--recording", type=Path, metavar="FILE", help="speak with the voice of this recording"
+        "--format", default="mp3", help="format of the files in a directory (default: %(default)s)"
     )
-    parser.add_argument("--recording_text", default="", metavar="TEXT", help="what is said in it")
-    parser.add_argument("--style", help="a style of the checkpoint (tts_model_name)")
+    parser.add_argument("--voice", help="a voice from `light-tts voices` (default: the first)")
+    parser.add_argument("--recording", type=Path, metavar="FILE", help="use the voice of this recording")
+    parser.add_argument("--recording_text", default="", metavar="TEXT", help="transcript of the recording")
+    parser.add_argument("--style", help="style of the checkpoint (tts_model_name)")
     parser.add_argument("--speed", type=float, default=1.0, help="0.25 to 4 (default: 1)")
     parser.add_argument(
-        "--srt", action="store_true", help="write subtitles beside each file; cuts the text in short parts"
+        "--srt",
+        action="store_true",
+        help="write subtitles next to each file; splits the text into short parts",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another reading (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="random seed; another seed gives another reading (default: 0)"
+    )
     parser.add_argument(
         "--at_once",
         type=int,
         default=AT_ONCE,
-        help="parts of a long text spoken at once (default: %(default)s)",
+        help="number of parts of a long text generated at once (default: %(default)s)",
     )
-    parser.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    parser.add_argument("--quiet", action="store_true", help="print only errors")
     server.add_server_arguments(parser)
-    own = parser.add_argument_group("without a running server one is started for the time")
+    own = parser.add_argument_group("if no server is running, one is started temporarily")
     own.add_argument("--model_dir", default="", help="its checkpoint")
     own.add_argument("--device", default="auto", choices=("auto", "cuda", "cpu"))
     parser.set_defaults(run=run)
@@ -89,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_text(argument: str) -> str:
-    """Raises Problem."""
+    """Return the text. Raises Problem."""
     if argument == "-":
         return sys.stdin.read()
     path = Path(argument)
@@ -98,17 +104,17 @@ def read_text(argument: str) -> str:
             return path.read_text("utf-8-sig")
     except UnicodeDecodeError:
         raise Problem(f"{path}: not a text in UTF-8") from None
-    except OSError:  # a text that is too long for the name of a file
+    except OSError:  # the argument is too long for a file name
         return argument
     if re.fullmatch(r"\S+\.(txt|md)", argument):
-        raise Problem(f"{path}: there is no such file")
+        raise Problem(f"{path}: no such file")
     return argument
 
 
 def files_to_write(
     output: str, format: str, found: Sequence[Chapter]
 ) -> list[tuple[Path, Sequence[Chapter]]]:
-    """Each with the chapters in it: one file, or one for each chapter in a directory."""
+    """Return each file with the chapters in it: a single file, or one per chapter in a directory."""
     directory = Path(output)
     if not (output.endswith("/") or directory.is_dir()):
         return [(directory, found)]
@@ -123,7 +129,7 @@ def files_to_write(
 
 
 def choose_voice(args: argparse.Namespace, client: Client) -> Voice:
-    """Raises Problem."""
+    """Return the voice. Raises Problem."""
     if args.recording is not None:
         try:
             return Voice(recording=args.recording.read_bytes(), text=args.recording_text)
@@ -138,7 +144,7 @@ def choose_voice(args: argparse.Namespace, client: Client) -> Voice:
 
 
 class Speaker:
-    """Speaks chapters with one voice; shows how far it is."""
+    """Speaks chapters with one voice and shows progress."""
 
     def __init__(
         self, client: Client, voice: Voice, args: argparse.Namespace, say: Any, characters: int
@@ -150,7 +156,7 @@ class Speaker:
         self._srt = args.srt
         self._at_once = max(1, args.at_once)
         self._say = say
-        hidden = True if args.quiet else None  # None: only where nobody looks
+        hidden = True if args.quiet else None  # None: hidden unless the output is a terminal
         self.bar = tqdm(total=characters, unit=" characters", disable=hidden, leave=False)
 
     def to_loudspeaker(self, found: Sequence[Chapter], player: str) -> None:
@@ -160,7 +166,7 @@ class Speaker:
             speaker = None
             for index, part in enumerate(parts):
                 pieces = following.result() if following else self._pieces(part)
-                if index + 1 < len(parts):  # asked for while this one is heard
+                if index + 1 < len(parts):  # requested while the current part is playing
                     following = None if speaker is None else pool.submit(self._whole, parts[index + 1])
                 for rate, pcm in pieces:
                     if speaker is None:
@@ -174,7 +180,7 @@ class Speaker:
                 self.bar.update(len(part.text))
 
     def to_file(self, found: Sequence[Chapter], path: Path, keep: bool = False) -> None:
-        """`keep`: a file that is there already is complete, and stays."""
+        """`keep`: an existing file is complete and is not written again."""
         if keep and path.exists():
             self.bar.update(sum(chapter.characters for chapter in found))
             return
@@ -192,7 +198,7 @@ class Speaker:
         self._say(f"{path}: {seconds:.1f} s of audio in {took:.1f} s")
 
     def _one_part(self, part: Part, path: Path) -> float:
-        """Written while it is made."""
+        """Write a single part while it is generated."""
         with ExitStack() as stack:
             output = None
             written = 0
@@ -205,7 +211,7 @@ class Speaker:
         return written / 2 / rate
 
     def _speak_all(self, parts: Sequence[Part], store: PartsStore) -> None:
-        """All parts are in the store afterwards; those of a run before count at once."""
+        """Speak all parts into the store; those of an earlier run are skipped."""
         missing = []
         for text in dict.fromkeys(part.text for part in parts):
             if store.find(text):
@@ -228,7 +234,7 @@ class Speaker:
             pool.shutdown(cancel_futures=True)
 
     def _join(self, parts: Sequence[Part], store: PartsStore, path: Path) -> float:
-        """Seconds of audio in the file."""
+        """Return the seconds of audio in the file."""
         rate, _ = store.find(parts[0].text)
         written = 0
         lines = []
@@ -248,7 +254,7 @@ class Speaker:
         return list(self._pieces(part))
 
     def _pieces(self, part: Part) -> Iterator[tuple[int, bytes]]:
-        """Sample rate and whole samples, as they come."""
+        """Yield (sample rate, complete samples) as they arrive."""
         half = b""
         for rate, piece in self._client.speech(part.text, self._voice, self._options):
             piece = half + piece
@@ -259,7 +265,7 @@ class Speaker:
 
 
 def subtitle(number: int, begun: float, ended: float, text: str) -> str:
-    """One of an SRT file."""
+    """Return one subtitle of an SRT file."""
 
     def clock(seconds: float) -> str:
         whole, milliseconds = divmod(round(seconds * 1000), 1000)

@@ -15,14 +15,12 @@ def add_parser(commands: Any) -> None:
     parser.set_defaults(run=list_voices)
     add_server_arguments(parser)
     actions = parser.add_subparsers(metavar="ACTION")
-    listing = actions.add_parser("list", help="the voices there are (also without an action)")
+    listing = actions.add_parser("list", help="list the voices (default)")
     listing.set_defaults(run=list_voices)
     adding = actions.add_parser("add", help="store the voice of a recording under a name")
     adding.add_argument("name")
     adding.add_argument("recording", type=Path, help="WAV, FLAC, OGG or MP3")
-    adding.add_argument(
-        "--text", help="what is said in it (default: of the file RECORDING.txt, else unknown)"
-    )
+    adding.add_argument("--text", help="its transcript (default: the contents of RECORDING.txt, else none)")
     adding.set_defaults(run=add_voice)
     removing = actions.add_parser("remove", help="forget a voice")
     removing.add_argument("name")

@@ -1,9 +1,9 @@
-"""Finding the last program to arrive: programs that share an output count themselves, and the one that finds
-all others counted before it puts their partial results together. So a split reduction needs no second kernel,
-and its order of summation stays fixed.
+"""Detects the last program to finish: programs that share an output count themselves, and the last one
+combines their partial results. So a split reduction needs no second kernel, and its order of summation is
+fixed.
 
-A kernel takes `counters` and returns every counter to zero. Kernels that run one after the other share them;
-kernels with such counters must not run on several streams at the same time.
+A kernel takes `counters` and returns every counter to zero. Kernels that run sequentially share them; kernels
+with such counters must not run concurrently on several streams.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ COUNTERS = 1 << 16
 
 @cache
 def counters(device: torch.device) -> Tensor:
-    """(COUNTERS,) int32, all zero between kernels; made at the first call, which must not be under graph
-    capture."""
+    """Return (COUNTERS,) int32, all zero between kernels. Created at the first call, which must not be during
+    graph capture."""
     return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
 
 @triton.jit
 def is_last(counter, programs):
-    """Called by each of `programs` programs after its stores. True for the last one, which may then load what
-    all have stored (with cache_modifier=".cg": other SMs wrote it); the counter is zero again."""
-    tl.debug_barrier()  # all threads' stores come before the one thread's count
+    """Called by each of `programs` programs after its stores. Returns True in the last one, which may then
+    load what all have stored (with cache_modifier=".cg", because other SMs wrote it); the counter is zero
+    again."""
+    tl.debug_barrier()  # the stores of all threads precede the increment by one thread
     last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
     if last:
         tl.store(counter, 0)

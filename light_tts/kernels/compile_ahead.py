@@ -1,8 +1,8 @@
-"""Compiling kernels before they are launched, many at the same time.
+"""Compiles kernels in parallel before they are launched.
 
-Triton compiles a kernel at its first launch, which waits for it: a start that meets a hundred of them takes
-minutes, in which one core works. So what the start is about to run is rehearsed: each launch only hands its
-kernel to a pool of threads.
+Triton compiles a kernel at its first launch, which waits for it. A start with a hundred new kernels would
+take minutes on one core. So the work of the start is rehearsed: each launch only submits its kernel to a
+thread pool.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from triton.runtime import JITFunction
 
 log = logging.getLogger(__name__)
 
-MOST_THREADS = 16  # about a fifth of a compilation holds Python's lock: more would only wait for it
+MOST_THREADS = 16  # about a fifth of a compilation holds the GIL, so more threads would only wait for it
 PROGRESS_SECONDS = 10.0
 
 
 def compile_ahead(device: torch.device, rehearse: Callable[[], None]) -> None:
-    """Compiles and loads the kernels that `rehearse` launches. It is called once, but launches none of them:
-    what they would write is left as it is, so it must not use that as an index, nor read it on the host. All
-    its other operations run. Raises what the compilation of a kernel raises, when all others have ended.
+    """Compile and load the kernels that `rehearse` launches. It is called once, but its launches do nothing:
+    output tensors keep their content, so it must not use them as indices or read them on the host. All its
+    other operations run. Re-raises a compilation error once all compilations have ended.
 
-    Without a GPU, in Triton's interpreter and with an old Triton nothing happens: then kernels are compiled
-    when they are launched, if at all. No other thread may launch a kernel meanwhile."""
+    Does nothing without a GPU, in Triton's interpreter and with an old Triton; kernels are then compiled when
+    they are launched. No other thread may launch a kernel in the meantime.
+    """
     if device.type != "cuda" or not hasattr(triton, "AsyncCompileMode") or triton.knobs.runtime.interpret:
         return
     started = time.monotonic()
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     pool = ThreadPoolExecutor(threads, "compile", initializer=torch.cuda.set_device, initargs=(device,))
-    # errors are raised below: raised by the mode, they would leave it active
+    # Errors are raised below; raised by the mode, they would leave it active.
     with pool, _Compilations(pool, ignore_errors=True) as compilations:
         with _launching_nothing():
             rehearse()
@@ -49,7 +50,7 @@ def compile_ahead(device: torch.device, rehearse: Callable[[], None]) -> None:
 
 
 class _Compilations(getattr(triton, "AsyncCompileMode", object)):
-    """Those under way or done, each kernel's once."""
+    """Compilations in progress or done, one per kernel."""
 
     def submit(
         self,
@@ -57,12 +58,14 @@ class _Compilations(getattr(triton, "AsyncCompileMode", object)):
         compile_kernel: Callable[[], CompiledKernel],
         keep: Callable[[CompiledKernel], None],
     ) -> object:
-        """Called by Triton in place of `compile_kernel`; `keep` lets later launches find the kernel."""
+        """Called by Triton instead of `compile_kernel`; `keep` makes the kernel available to later
+        launches.
+        """
 
         def prepare() -> CompiledKernel:
             kernel = compile_kernel()
-            kernel._init_handles()  # as the first launch would; up to Triton 3.6 it calls a C compiler
-            keep(kernel)  # not only in the end: a launch of a kernel that is not there yet takes long
+            kernel._init_handles()  # as the first launch would; up to Triton 3.6 this calls a C compiler
+            keep(kernel)  # immediately, because launching a kernel that is not available yet is slow
             return kernel
 
         return super().submit(key, prepare, keep)
@@ -70,8 +73,8 @@ class _Compilations(getattr(triton, "AsyncCompileMode", object)):
 
 @contextlib.contextmanager
 def _launching_nothing() -> Iterator[None]:
-    """A launch ends when its kernel is compiled, or on its way to be. Of any kernel, also of those that have
-    long been there: they would read what the others have not written."""
+    """Context manager in which launches return as soon as their kernel is compiled or submitted. This
+    includes kernels compiled earlier, which would read data that the others have not written."""
     run = JITFunction.run
 
     def prepare(self: JITFunction, *args, grid, warmup: bool, **options) -> object:

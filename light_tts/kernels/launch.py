@@ -1,4 +1,4 @@
-"""Launch configurations of the packed kernels: what was measured on this GPU, else sane defaults."""
+"""Launch configurations of the packed kernels: measured on this GPU, else default values."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from light_tts.kernels import configs
 
 
 def geometry(kernel: str, x: Tensor, rows: int) -> dict[str, int] | None:
-    """The entry for the smallest measured number of rows that is not below `rows`, else the largest; None:
-    nothing was measured. Keys: BLOCK_*, num_warps, num_stages and whatever else the kernel knows."""
+    """Return the entry for the smallest measured number of rows that is at least `rows`, else the largest;
+    None: nothing was measured. Keys: BLOCK_*, num_warps, num_stages and others specific to the kernel."""
     entries = configs.entries(kernel, x.device, x.dtype)
     if not entries:
         return None

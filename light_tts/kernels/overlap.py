@@ -1,19 +1,19 @@
-"""Letting a kernel begin before the one in front of it has ended (programmatic dependent launch, from Hopper
-on): it is launched early, fetches its weights into the L2 cache, and only then waits.
+"""Starts a kernel before the previous one has ended (programmatic dependent launch, from Hopper on): it is
+launched early, prefetches its weights into the L2 cache, and only then waits.
 
-In a chain of small kernels this hides their launch and keeps the memory busy. From large ones the waiting
-programs take room that they could use, so it is chosen by size.
+In a chain of small kernels this hides launch latency and keeps the memory busy. With large kernels the
+waiting programs occupy resources that the running ones could use, so it is enabled depending on size.
 
 A kernel of such a chain calls `begin` before it writes anything, and before it reads what a kernel of the
-chain writes. Weights and tables that say where the batch lies may be read earlier; but not even they may come
-from the kernel in front, whose results are only sure to be seen after the wait, ended or not. Every kernel
-waits, so that none runs ahead of two others. Loads stay on their side of the wait: Triton makes both of them
+chain writes. Weights and tables that describe the batch may be read earlier, but even those must not be
+written by the previous kernel, whose results are only guaranteed to be visible after the wait. Every kernel
+waits, so none runs ahead of two others. Loads stay on their side of the wait: Triton makes both of them
 volatile assembly, which is not reordered.
 
-A program that has nothing to do may return before `begin`: a grid ends with its last program, thus not before
-those that wait. Were all programs to return, the kernel behind would no longer wait for those in front; but
-the flow's kernels agree about which rows exist, so then (a graph is recorded without a sequence) none of them
-has any data.
+A program with nothing to do may return before `begin`, because a grid ends only with its last program, hence
+not before those that wait. If all programs returned, the next kernel would no longer wait for the earlier
+ones. The flow's kernels agree about which rows exist, so in that case (a graph recorded without a sequence)
+none of them has any data.
 """
 
 from __future__ import annotations
@@ -26,21 +26,22 @@ from light_tts.kernels import configs
 
 
 def enabled(device: torch.device, kernel: str, rows: int) -> bool:
-    """Whether it was measured to be faster for so many rows on this GPU: for "llm", all kernels of a decode
-    step (rows: tokens of the batch), or for one of the flow's (rows of the packed batch, all copies)."""
+    """Return whether overlap was measured to be faster for this number of rows on this GPU: for "llm", all
+    kernels of a decode step (rows: tokens of the batch), or for one of the flow's (rows of the packed batch,
+    all copies)."""
     ranges = configs.load(device).get("overlap", {}).get(kernel, [])
     return any(first <= rows <= last for first, last in ranges)
 
 
 def options(device: torch.device, kernel: str, rows: int) -> dict[str, bool]:
-    """What to pass to a kernel that has the parameter `OVERLAP: tl.constexpr = False`. The kernel in front
-    may be any: one that does not call `begin` is waited for before this one is launched."""
+    """Return the options for a kernel with the parameter `OVERLAP: tl.constexpr = False`. The previous kernel
+    may be any: if it does not call `begin`, this one is launched when it has ended."""
     return {"OVERLAP": True, "launch_pdl": True} if enabled(device, kernel, rows) else {}
 
 
 @triton.jit
 def begin():
-    """Lets the next kernel begin and waits for all results of the one in front."""
+    """Let the next kernel start and wait for all results of the previous one."""
     tl.extra.cuda.gdc_launch_dependents()
     tl.extra.cuda.gdc_wait()
 
@@ -55,13 +56,13 @@ def prefetch(
     BLOCK_OUT: tl.constexpr,
     SHARE: tl.constexpr,
 ):
-    """Fetches the inputs [input, input + SHARE) of BLOCK_OUT rows from `output` on of a weight (OUTPUTS,
+    """Prefetch the inputs [input, input + SHARE) of BLOCK_OUT rows from `output` on of a weight (OUTPUTS,
     INPUTS) into L2, each thread a piece of a row."""
     SIZE: tl.constexpr = weight_ptr.dtype.element_ty.primitive_bitwidth // 8
     THREADS: tl.constexpr = tl.extra.cuda.num_threads()
     PIECES: tl.constexpr = (THREADS + BLOCK_OUT - 1) // BLOCK_OUT
     PIECE: tl.constexpr = ((SHARE + PIECES - 1) // PIECES * SIZE + 15) // 16 * 16 // SIZE
-    if INPUTS * SIZE % 16 == 0:  # pieces are counted in 16 bytes
+    if INPUTS * SIZE % 16 == 0:  # pieces have 16 bytes
         thread = tl.arange(0, THREADS)
         row = output + thread % BLOCK_OUT
         start = input + thread // BLOCK_OUT * PIECE
@@ -86,11 +87,11 @@ def prefetch(
 
 @triton.jit
 def prefetch_columns(weight, first, IN: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr):
-    """Fetches COLUMNS columns (a power of two from 16), `first` and behind it, of a weight (IN, OUT) into L2.
-    The programs of axis 0 share them and fetch a part each: to be called by all."""
+    """Prefetch COLUMNS columns (a power of two from 16), starting at `first`, of a weight (IN, OUT) into L2.
+    The programs of axis 0 share the work, so all of them must call it."""
     SECTOR: tl.constexpr = 256 // weight.dtype.element_ty.primitive_bitwidth  # 32 bytes
     SECTORS: tl.constexpr = COLUMNS // SECTOR
-    ROWS: tl.constexpr = max(1, 128 // SECTORS)  # at a time: one sector a thread
+    ROWS: tl.constexpr = max(1, 128 // SECTORS)  # at a time: one sector per thread
     column = tl.minimum(first + tl.arange(0, SECTORS) * SECTOR, OUT - 1)
     for start in range(tl.program_id(0) * ROWS, IN, tl.num_programs(0) * ROWS):
         row = tl.minimum(start + tl.arange(0, ROWS), IN - 1)

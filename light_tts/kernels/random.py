@@ -1,4 +1,4 @@
-"""The numbers of light_tts/common/random.py inside a kernel, with the same bits."""
+"""The random numbers of light_tts/common/random.py inside a kernel, bit-identical."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def gumbel(seed, stream, counters):
     return (-tl.log(-tl.log(uniform))).to(tl.float32)
 
 
-_COMPILED = tl.constexpr(isinstance(gumbel, triton.JITFunction))  # not by the interpreter
+_COMPILED = tl.constexpr(isinstance(gumbel, triton.JITFunction))  # False in the interpreter
 
 
 @triton.jit
 def gumbel_estimate(seed, stream, counters):
-    """`gumbel` within 1e-4, without float64: much faster."""
+    """`gumbel` to within 1e-4 but without float64, which is much faster."""
     LN_2: tl.constexpr = 0.6931471805599453
     drawn = _bits(seed, stream, counters)
     uniform = drawn.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
@@ -31,7 +31,7 @@ def gumbel_estimate(seed, stream, counters):
 
 @triton.jit
 def _log2(x):
-    """One instruction, where tl.log2 and tl.log are dozens; exact to about 2^-22."""
+    """One instruction, whereas tl.log2 and tl.log take dozens; accurate to about 2^-22."""
     if _COMPILED:
         return tl.inline_asm_elementwise(
             "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -49,7 +49,7 @@ def _bits(seed, stream, counters):
 
 @triton.jit
 def keys_of(seed, stream):
-    """The two keys, uint32, of all numbers of this seed and stream, int64."""
+    """Return the two keys, uint32, of all numbers of this seed and stream, int64."""
     key0 = _absorb(_absorb(tl.full([], 0x243F6A88, tl.uint32), seed), stream)
     key1 = _absorb(_absorb(tl.full([], 0x13198A2E, tl.uint32), seed), stream)
     return key0, key1
@@ -57,14 +57,14 @@ def keys_of(seed, stream):
 
 @triton.jit
 def bits(key0, key1, counters):
-    """32 random bits, uint32, for each counter, int64."""
+    """Return 32 random bits, uint32, for each counter, int64."""
     low = _mix(counters.to(tl.uint32) ^ key0)
     return _mix(low + (counters >> 32).to(tl.uint32) + key1)
 
 
 @triton.jit
 def _absorb(state, value):
-    """`state`, uint32, stirred with both words of `value`, int64."""
+    """Return `state`, uint32, mixed with both words of `value`, int64."""
     GOLDEN: tl.constexpr = 0x9E3779B9
     state = _mix(state + value.to(tl.uint32) + GOLDEN)
     return _mix(state + (value >> 32).to(tl.uint32) + GOLDEN)

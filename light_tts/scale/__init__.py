@@ -1,1 +1,1 @@
-"""Many servers behind one address."""
+"""Runs several servers behind one address."""

@@ -1,4 +1,4 @@
-"""An ASGI app that passes requests and WebSockets on to a server, and its answers back while they come."""
+"""ASGI app that forwards requests and WebSockets to a server and streams back its responses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 CONNECT_SECONDS = 5.0
-# Of one connection only, or written anew for the next one (RFC 9110, 7.6.1).
+# Headers of a single connection, or written anew for the next one (RFC 9110, 7.6.1).
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
@@ -24,17 +24,17 @@ WEBSOCKET_HANDSHAKE = (b"host", b"content-length", b"sec-websocket-")
 CLOSE_BY_ERROR = 1011
 
 Fields = list[tuple[bytes, bytes]]
-Piece = tuple[int, Fields] | bytes  # of an answer: status and header first, then the body
+Piece = tuple[int, Fields] | bytes  # of a response: status and headers first, then the body
 log = logging.getLogger("light_tts.scale")
 
 
 class NotBegun(Exception):
-    """The server is gone, and nothing of the answer had come: the request may be made elsewhere."""
+    """The server is gone before any of the response arrived; the request may be sent to another one."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """`target`: path and query, as in the request line."""
+    """An HTTP request. `target`: path and query, as in the request line."""
 
     method: str
     target: bytes
@@ -46,11 +46,11 @@ Elsewhere = Callable[[Request], AsyncIterator[Piece]]
 
 
 class Forward:
-    """Passes everything on to the server at `url`. A request whose answer has not begun when that server
-    ends is given to `elsewhere`, which raises NotBegun where nobody can serve it; then the answer is 503. An
-    answer that has begun breaks off with the server.
+    """Forwards everything to the server at `url`. If that server ends before a response has started, the
+    request is passed to `elsewhere`, which raises NotBegun if nobody can serve it; the client then gets 503.
+    A response that has started is cut off with the server.
 
-    `max_body`: bytes of a request; beyond: 413.
+    `max_body`: maximum bytes of a request body; beyond: 413.
     """
 
     def __init__(self, url: str, max_body: int, elsewhere: Elsewhere) -> None:
@@ -72,7 +72,8 @@ class Forward:
             await _lifespan(receive, send)
 
     async def answer(self, request: Request) -> AsyncIterator[Piece]:
-        """What this server answers. Raises NotBegun, and httpx.TransportError once the answer has begun."""
+        """Yield the server's response. Raises NotBegun, or httpx.TransportError once the response has
+        started."""
         sent = httpx.Request(
             request.method,
             self._url.copy_with(raw_path=request.target),
@@ -113,7 +114,7 @@ class Forward:
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
     async def _body(self, receive: Any) -> bytes | None:
-        """None: the client has gone. Not more than just above the limit."""
+        """Return the body, or None if the client is gone. Reads only slightly beyond the limit."""
         body, more = bytearray(), True
         while more and len(body) <= self._max_body:
             message = await receive()
@@ -127,7 +128,7 @@ class Forward:
         try:
             await _send_pieces(self.answer(request), send)
         except NotBegun:
-            log.warning("the server at %s is gone: a request is made elsewhere", self._url)
+            log.warning("the server at %s is gone: sending a request elsewhere", self._url)
             try:
                 await _send_pieces(self._elsewhere(request), send)
             except NotBegun:
@@ -156,7 +157,7 @@ class Forward:
                 proxy=None,
             )
         except (OSError, WebSocketException) as error:
-            log.info("a WebSocket was not accepted: %s", error)
+            log.info("WebSocket not accepted: %s", error)
             await send({"type": "websocket.close", "code": CLOSE_BY_ERROR})  # 403 to the client
             return
         async with server:
@@ -186,7 +187,7 @@ async def _to_client(server: ClientConnection, send: Any) -> None:
             kind = "text" if isinstance(message, str) else "bytes"
             await send({"type": "websocket.send", kind: message})
     code = server.close_code or CLOSE_BY_ERROR
-    # 1005 and 1006 say that no code came; they may not be sent.
+    # 1005 and 1006 mean that no code was received; they must not be sent.
     code = {1005: 1000, 1006: CLOSE_BY_ERROR}.get(code, code)
     await send({"type": "websocket.close", "code": code, "reason": server.close_reason or ""})
 
@@ -227,7 +228,7 @@ def _target(scope: Any) -> bytes:
 
 
 def _for_the_client(headers: Any) -> Fields:
-    """Without what the proxy writes itself: of the request's id both stay."""
+    """Return the headers except those the proxy writes itself; both request ids are kept."""
     names = {b"x-request-id": b"x-replica-request-id"}
     return [
         (names.get(name.lower(), name), value)

@@ -1,7 +1,7 @@
 """Replicas of the whole server behind the proxy of Ray Serve.
 
-`light-tts serve --ray 2 --port 8080 ...` starts them on this machine, or on the cluster that RAY_ADDRESS
-names; `serve deploy config/ray_serve.yaml` on a cluster.
+`light-tts serve --ray 2 --port 8080 ...` starts them on this machine, or on the cluster given by RAY_ADDRESS;
+`serve deploy config/ray_serve.yaml` on a cluster.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from light_tts.server import api_cli
 from light_tts.server.core.settings import Settings, SettingsError
 
 NAME = "light-tts"
-STATUS_REQUESTS = 64  # beside the speech in work in a replica: its own limit shall refuse, with a reason
-PATIENCE = 60.0  # seconds that a request is tried whose server has gone: Serve may choose the same replica
-PAUSE = 0.5  # seconds between two tries
+# in addition to the speech requests of a replica, which should itself refuse excess requests, with a reason
+STATUS_REQUESTS = 64
+# seconds during which a request of a dead server is retried; Serve may choose the same replica
+PATIENCE = 60.0
+PAUSE = 0.5  # seconds between retries
 STOP_SECONDS = 15.0  # beyond --drain_timeout
 
 
 @serve.deployment(health_check_period_s=2, health_check_timeout_s=10)
 @serve.ingress()
 class Replica:
-    """A server of its own in a process beside this one, and the way to it."""
+    """A server in a separate process, and a proxy for it."""
 
     def __init__(self, flags: Sequence[str], directory: str) -> None:
         context = serve.get_replica_context()
         settings = api_cli.parse(_within(flags, directory)).settings
-        flags = [*flags, "--ssl_certfile", "", "--ssl_keyfile", ""]  # the proxy's
+        flags = [*flags, "--ssl_certfile", "", "--ssl_keyfile", ""]  # the proxy terminates TLS
         if settings.log_dir:
             flags = [*flags, "--log_dir", os.path.join(settings.log_dir, context.replica_id.unique_id)]
         self._stop_seconds = settings.drain_timeout + STOP_SECONDS
@@ -55,13 +57,13 @@ class Replica:
         await self._server.check()
 
     async def answer(self, request: Request) -> AsyncIterator[Piece]:
-        """For another replica whose server has gone. Raises NotBegun."""
+        """Yield a response for another replica whose server is gone. Raises NotBegun."""
         async for piece in self._forward.answer(request):
             yield piece
 
     async def _elsewhere(self, request: Request) -> AsyncIterator[Piece]:
-        """The answer of whichever replica Serve chooses, again where the server of that one has gone. It may
-        be this one, whose server has been started again by then. Raises NotBegun."""
+        """Yield the response of any replica chosen by Serve, retrying if its server is gone. It may be this
+        replica, whose server may have been restarted. Raises NotBegun."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             begun = False
@@ -82,9 +84,9 @@ class Replica:
 
 
 def build(args: Mapping[str, Any]) -> serve.Application:
-    """The application of a `serve deploy` file. `args`: `flags`, the server's, as one string or a list;
-    `replicas` (1); `gpus` and `cpus` of each (0, 1); `directory` that relative paths begin at (the present
-    one). Raises SettingsError."""
+    """Return the application of a `serve deploy` file. `args`: `flags`, the server's flags as a string or a
+    list; `replicas` (1); `gpus` and `cpus` of each (0, 1); `directory` that relative paths start from (the
+    current one). Raises SettingsError."""
     unknown = set(args) - {"flags", "replicas", "gpus", "cpus", "directory"}
     if unknown:
         raise SettingsError(f"args of {NAME}: there is no {', '.join(sorted(unknown))}")
@@ -93,7 +95,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
     directory = str(args.get("directory", os.getcwd()))
     settings = api_cli.parse(_within(flags, directory)).settings
     _check(settings)
-    deployment: Any = Replica  # what the decorator makes of it has no type where Ray is missing
+    deployment: Any = Replica  # the decorator's result has no type if Ray is missing
     return deployment.options(
         name=NAME,
         num_replicas=int(args.get("replicas", 1)),
@@ -105,7 +107,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
 
 
 def _within(flags: Sequence[str], directory: str) -> list[str]:
-    """The same flags; relative paths in them are meant from `directory`."""
+    """Return the flags with relative paths resolved from `directory`."""
     os.chdir(directory)
     return list(flags)
 
@@ -116,7 +118,7 @@ def _check(settings: Settings) -> None:
 
 
 def run(argv: Sequence[str]) -> int:
-    """`light-tts serve --ray N`: until SIGTERM or Ctrl-C. Returns the exit code."""
+    """Run `light-tts serve --ray N` until SIGTERM or Ctrl-C. Returns the exit code."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--ray", type=int, required=True)
     parser.add_argument("--ray_gpus", type=float, default=1 if gpu.visible_gpus() else 0)
@@ -130,7 +132,7 @@ def run(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     tls = {}
-    if settings.ssl_certfile:  # of the proxy
+    if settings.ssl_certfile:  # terminated by the proxy
         tls = {"ssl_certfile": settings.ssl_certfile, "ssl_keyfile": settings.ssl_keyfile}
     ray.init(include_dashboard=False, log_to_driver=True, ignore_reinit_error=True)
     serve.start(http_options={"host": settings.host, "port": settings.port, **tls})

@@ -1,4 +1,4 @@
-"""One server among many: a process of its own at a port of this machine."""
+"""One of several servers: a separate process on a port of this machine."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ import httpx
 from light_tts.common import process
 
 ASK_SECONDS = 5.0
-PAUSE = 0.2  # seconds between two questions whether it is ready
+PAUSE = 0.2  # seconds between readiness checks
 
 log = logging.getLogger("light_tts.scale")
 
 
 class ServerGone(Exception):
-    """The server has ended, or cannot serve any more."""
+    """The server has exited or can no longer serve."""
 
 
 class ReplicaServer:
-    """A server with these flags, started in `directory`, and started again when it has ended. It ends with
-    the process that has made this."""
+    """A server with these flags, started in `directory` and restarted when it has exited. It ends with the
+    process that created this object."""
 
     def __init__(self, flags: Sequence[str], directory: str) -> None:
-        """Returns when it is ready. Raises ServerGone where it cannot start."""
+        """Returns when the server is ready. Raises ServerGone if it cannot start."""
         port = process.free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._command = [sys.executable, "-m", "light_tts.server.api_server", *flags]
         self._command += ["--host", "127.0.0.1", "--port", str(port)]
         self._directory = directory
-        self._ready = False  # it has been, since it was started
+        self._ready = False  # it has been ready since it was started
         self._start()
         while not self._ready:
             self._check_process()
@@ -60,11 +60,11 @@ class ReplicaServer:
             raise ServerGone(f"the server has ended with code {self._process.returncode}; see its log")
 
     async def check(self) -> None:
-        """Starts a server that has ended once more. Raises ServerGone where that one ends before it is ready
-        or a stage is given up, httpx.TransportError where it does not answer. A stage that is being restarted
-        is no reason: its requests go on."""
+        """Restart a server that has exited, once. Raises ServerGone if the new one exits before it is ready
+        or a stage has been given up, httpx.TransportError if it does not answer. A stage being restarted is
+        not an error: its requests continue."""
         if self._process.poll() is not None and self._ready:
-            log.error("the server has ended with code %s: it is started again", self._process.returncode)
+            log.error("the server has exited with code %s: restarting it", self._process.returncode)
             self._start()
         self._check_process()
         async with httpx.AsyncClient(timeout=ASK_SECONDS, trust_env=False) as client:
@@ -73,7 +73,7 @@ class ReplicaServer:
             except httpx.TransportError:
                 if self._ready:
                     raise
-                return  # it is loading
+                return  # still loading
         self._ready = self._ready or answer.is_success
         stages = answer.json().get("stages", [])
         failed = [f"{stage['stage']}-{stage['index']}" for stage in stages if stage["state"] == "failed"]
@@ -81,7 +81,7 @@ class ReplicaServer:
             raise ServerGone(f"given up: {', '.join(failed)}")
 
     def stop(self, seconds: float) -> None:
-        """Let it finish its requests, for at most so many seconds."""
+        """Let the server finish its requests, for at most `seconds`."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(seconds)

@@ -1,4 +1,4 @@
-"""Types of command line arguments that several tools share."""
+"""Argument types shared by several tools."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import argparse
 
 def parse_count(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)

@@ -1,11 +1,11 @@
-"""Makes a complete CosyVoice2 checkpoint with random weights, in the real file formats.
+"""Creates a complete CosyVoice2 checkpoint with random weights in the real file formats.
 
-It speaks noise, but everything runs: for tests and for measuring speed.
+It produces noise, but everything runs, which is enough for tests and speed measurements.
 
 python scripts/make_tiny_checkpoint.py --out pretrained_models/tiny                a small one, 4 MB
 python scripts/make_tiny_checkpoint.py --out pretrained_models/full --size full    sizes of CosyVoice2-0.5B
 
-The text tokenizer and the two ONNX models are the small ones of the golden data, whatever the size.
+The text tokenizer and the two ONNX models are always the small ones of the golden data.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "generat
 
 @dataclass(frozen=True)
 class Sizes:
-    """The first group goes into the yaml, the second into the backbone's config.json; the third shows in the
-    shapes of tensors only; the last is no size, but goes into the yaml too: how tokens are sampled, and the
-    flow's steps."""
+    """Sizes of a checkpoint. The first group is written to the yaml, the second to the backbone's
+    config.json; the third only determines tensor shapes; the last holds other settings in the yaml: sampling
+    parameters and the flow's steps."""
 
     hidden_size: int
     speech_token_size: int
@@ -122,14 +122,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="directory to make; must not exist or be empty"
+        "--out", type=Path, required=True, help="directory to create; must not exist or must be empty"
     )
     parser.add_argument("--size", choices=sorted(SIZES), default="tiny")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         sys.exit(f"{args.out} exists and is not an empty directory")
-    # Renamed when complete: what stands there under its name can be used.
+    # Renamed when complete, so that a directory with the final name is always usable.
     partial = args.out.with_name(args.out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_checkpoint(partial, SIZES[args.size], args.seed)
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def make_checkpoint(out: Path, sizes: Sizes, seed: int) -> None:
-    """Write all files of a checkpoint into the new directory `out`."""
+    """Write all files of a checkpoint to the new directory `out`."""
     backbone_dir = out / BACKBONE_DIR
     backbone_dir.mkdir(parents=True)
     for name in ONNX_FILES:
@@ -179,7 +179,7 @@ def save(path: Path, content: Mapping[str, object]) -> None:
 
 
 class RandomWeights:
-    """Tensors that keep signals at about the level at which they come in."""
+    """Generates tensors that preserve the level of their input."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -188,16 +188,16 @@ class RandomWeights:
         return torch.randn(shape, generator=self._generator).mul_(std).add_(mean)
 
     def like(self, module: nn.Module) -> dict[str, Tensor]:
-        """Random values for every tensor of `module`, which may be on the meta device."""
+        """Return random values for every tensor of `module`, which may be on the meta device."""
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         return {name: self._tensor(name, shapes) for name in shapes}
 
     def _tensor(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Tensor:
         shape = shapes[name]
         last = name.rsplit(".", 1)[-1]
-        if last == "alpha":  # of the snakes
+        if last == "alpha":  # of a snake
             return self.normal(*shape, mean=1.0, std=0.2).clamp_(min=0.3)
-        if last == "original0":  # length of the rows of a weight-normed tensor
+        if last == "original0":  # row lengths of a weight-normed tensor
             return self.normal(*shape, mean=1.0, std=0.1) * row_length(
                 name, shapes[name.removesuffix("0") + "1"]
             )
@@ -211,39 +211,42 @@ class RandomWeights:
 
 
 def row_length(name: str, shape: tuple[int, ...]) -> float:
-    """So long are the rows (first axis) of a weight-normed convolution that keeps the level of its input."""
-    if name.startswith("ups."):  # transposed: a row for each input channel; kernels are two strides long
+    """Return the length of the rows (first axis) of a weight-normed convolution that preserves the level of
+    its input."""
+    if name.startswith("ups."):  # transposed: one row per input channel; kernels are two strides long
         return math.sqrt(shape[1] * (shape[2] / 2) / shape[0])
-    quiet = {"conv_pre": 0.2, "conv_post": 0.3}  # a mel spectrogram is loud, a spectrum's logarithm is not
+    # mel spectrograms have a high level, the logarithms of spectra do not
+    quiet = {"conv_pre": 0.2, "conv_post": 0.3}
     return 0.35 if ".convs2." in name else quiet.get(name.split(".")[0], 1.0)
 
 
 def llm_state(state: dict[str, Tensor], config: Config) -> dict[str, Tensor]:
-    """Logits that differ enough for lively sampling, and an end that comes about once in 40 steps."""
+    """Set logits that differ enough for varied sampling, and an end about once in 40 steps."""
     spread, end_probability = 2.5, 0.025
     eos = config.llm.speech_token_size
     state["llm_decoder.weight"].mul_(spread)[eos:] *= 0.01
     state["llm_decoder.bias"][eos] = math.log(end_probability * eos) + spread**2 / 2
-    state["llm_decoder.bias"][eos + 1 :] = -20.0  # nothing in training ends on these
+    state["llm_decoder.bias"][eos + 1 :] = -20.0  # no training example ends with these
     state["llm.model.lm_head.weight"] = state["llm.model.model.embed_tokens.weight"]  # tied
     return state
 
 
 def flow_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mel frames about as loud as speech: the bias of the velocity is what the noise drifts by."""
+    """Set a level of mel frames similar to speech: the bias of the velocity determines the drift of the
+    noise."""
     state["decoder.estimator.final_proj.bias"] -= 5.0
     return state
 
 
 def hift_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A pitch of a human voice."""
+    """Set a pitch typical of a human voice."""
     state["f0_predictor.classifier.weight"].mul_(40.0)
     state["f0_predictor.classifier.bias"].fill_(180.0)
     return state
 
 
 def speakers(weights: RandomWeights, config: Config) -> dict[str, dict[str, object]]:
-    """One voice of each kind: an embedding only, and one saved from a recording."""
+    """Return one voice of each kind: only an embedding, and one created from a recording."""
     width, mels, tokens = config.spk_embed_dim, config.mel.num_mels, 50
     token = weights.normal(1, tokens, std=100.0).abs().long() % config.llm.speech_token_size
     mel = weights.normal(1, tokens * config.token_mel_ratio, mels, mean=-5.0, std=1.5)

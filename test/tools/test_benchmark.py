@@ -454,7 +454,7 @@ def test_a_recording_that_cannot_be_cut_is_named(tmp_path: Path, capsys):
 def test_plot_takes_the_points_that_have_a_value():
     rows = [{"rate": "4", "rtf_avg": "0.5"}, {"rate": "2", "rtf_avg": ""}, {"rate": "1", "rtf_avg": "0.25"}]
     assert curve(rows, "rate", "rtf_avg") == [(1.0, 0.25), (4.0, 0.5)]
-    with pytest.raises(ValueError, match="one mode"):
+    with pytest.raises(ValueError, match="same mode"):
         draw([{"mode": "open"}, {"mode": "closed"}], Path("never.png"))
 
 

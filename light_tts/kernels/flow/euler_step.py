@@ -1,4 +1,4 @@
-"""The end of one Euler step of the flow: last projection, guidance, and the next state, in one kernel."""
+"""The end of one Euler step of the flow: output projection, guidance and the next state in one kernel."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ def flow_step(
     inputs: Tensor,
 ) -> None:
     """x += dt[step] * ((1 + guidance) * v_conditioned - guidance * v_unconditioned) with v = h @ weight +
-    bias; the new x is also what the next step's `inputs` begin with, in both copies.
+    bias. The new x is also written to the first columns of the next step's `inputs`, in both copies.
 
     h: (2 * rows, width), conditioned rows first; weight: (width, mels); bias: (mels,) float32; dt: (steps,)
-    float32; step: one int32; position: (2 * rows,) int32, rows below 0 are left out; x: (rows, mels) float32;
-    inputs: (2 * rows, at least mels)."""
+    float32; step: one int32; position: (2 * rows,) int32, rows with negative position are skipped; x: (rows,
+    mels) float32; inputs: (2 * rows, at least mels).
+    """
     rows, mels = x.shape
     block_rows = 16 if rows <= 2048 else 32
     _flow_step[(triton.cdiv(rows, block_rows),)](

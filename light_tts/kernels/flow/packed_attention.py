@@ -1,9 +1,9 @@
-"""Self-attention inside each sequence of a packed batch (see packed_conv.py), full or in chunks.
+"""Self-attention within each sequence of a packed batch (see packed_conv.py), full or in chunks.
 
-The batch stands in the buffer several times (with and without guidance), each copy with the same layout.
-What a program does is looked up in `blocks`, so that one grid serves every mixture of lengths. A sequence may
-go on after frames that are not in the batch: their keys and values lie in pages, and those of its own frames
-can be left in pages for later batches.
+The buffer holds several copies of the batch (with and without guidance), all with the same layout. A program
+looks up its work in `blocks`, so that one grid serves any mixture of lengths. A sequence may continue frames
+that are not in the batch: their keys and values are in pages, and those of its own frames can be stored in
+pages for later batches.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ BLOCK_ENTRIES = 7
 @dataclass(frozen=True)
 class Prefix:
     """The frames of a sequence that are in pages. past: its frames before those of the batch; pages: index of
-    its first page in `KeptKeys.pages`; kept: its frames that are in pages afterwards, `past` of them before.
-    Both are whole pages."""
+    its first page in `KeptKeys.pages`; kept: its frames that are in pages afterwards, including `past`. Both
+    are multiples of the page size."""
 
     past: int = 0
     pages: int = 0
@@ -36,9 +36,9 @@ class Prefix:
 
 @dataclass(frozen=True)
 class KeptKeys:
-    """Keys and values of one layer. store: (pages, steps, copies, frames of a page, 2 * heads * head_dim),
-    may be strided in the first three, keys first; pages: int32, the pages of each sequence one after the
-    other; step: one int32 on the device."""
+    """Cached keys and values of one layer. store: (pages, steps, copies, frames of a page, 2 * heads *
+    head_dim), may be strided in the first three, keys first; pages: int32, the concatenated pages of all
+    sequences; step: one int32 on the device."""
 
     store: Tensor
     pages: Tensor
@@ -52,9 +52,9 @@ def attention_blocks(
     count: int,
     prefixes: Sequence[Prefix] | None = None,
 ) -> np.ndarray:
-    """(count, BLOCK_ENTRIES) int32: for each block of queries its first position among the rows of the
-    sequence, the sequence's first row, length and chunk (0: full attention), and its prefix; length 0 where
-    there is nothing left to do. Raises ValueError when `count` is too small."""
+    """Return (count, BLOCK_ENTRIES) int32: for each block of queries its first position within the sequence,
+    the sequence's first row, length and chunk (0: full attention), and its prefix; length 0 for unused
+    blocks. Raises ValueError if `count` is too small."""
     found, first_row = [], 0
     prefixes = prefixes or [Prefix()] * len(lengths)
     for length, chunk, prefix in zip(lengths, chunks, prefixes, strict=True):
@@ -64,7 +64,7 @@ def attention_blocks(
     if len(found) > count:
         raise ValueError(f"{len(found)} blocks of queries do not fit into {count}")
     blocks = np.zeros((count, BLOCK_ENTRIES), np.int32)
-    # long sequences first: what starts last should end soon
+    # long sequences first, so that the last program to start ends soon
     blocks[: len(found)] = sorted(found, key=lambda block: -(block[2] + block[4]))
     return blocks
 
@@ -80,8 +80,8 @@ def packed_attention(
 ) -> Tensor:
     """qkv: (copies * rows, 3 * heads * head_dim); blocks: (n, BLOCK_ENTRIES) int32 from `attention_blocks`;
     out: (copies * rows, heads * head_dim). With chunk c, position i sees the positions before the end of its
-    chunk, j < (i // c + 1) * c, and all of the past; `past` is a multiple of c. kept: None where no sequence
-    has a prefix."""
+    chunk, j < (i // c + 1) * c, and the whole past; `past` is a multiple of c. kept: None if no sequence has
+    a prefix."""
     width = out.shape[1]
     head_dim = width // heads
     shape = geometry(f"packed_attention_{block_rows}", qkv, len(qkv)) or {
@@ -89,14 +89,14 @@ def packed_attention(
         "num_warps": 4 if block_rows <= 64 else 8,
         "num_stages": 3,
     }
-    # what is absent is never read; any tensor serves in its place
+    # tensors that are absent are never read, so any tensor can stand in for them
     store, pages, step = (qkv, blocks, blocks) if kept is None else (kept.store, kept.pages, kept.step)
     _attention[(blocks.shape[0], heads, copies)](
         qkv,
         blocks,
         out,
         out.shape[0] // copies,
-        head_dim**-0.5 * 1.4426950408889634,  # softmax in powers of two
+        head_dim**-0.5 * 1.4426950408889634,  # for a softmax with powers of two
         store,
         pages,
         step,
@@ -206,7 +206,7 @@ def _attention(
     mass = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
     total = tl.zeros((BLOCK_ROWS, BLOCK_HEAD), dtype=tl.float32)
     if KEPT:
-        # `step` is read after the wait: without a graph the kernel in front may have written it
+        # `step` is read after the wait: without a graph, the previous kernel may have written it
         store += tl.load(step).to(tl.int64) * step_stride + tl.program_id(2).to(tl.int64) * copy_stride
         for start in range(0, past, BLOCK_KEYS):
             key = start + tl.arange(0, BLOCK_KEYS)
@@ -256,7 +256,7 @@ def _attention(
 
 @triton.jit
 def _attend(q, k, v, seen, scale, highest, mass, total):
-    """Highest score, mass and weighted sum with a tile of keys, where `seen`."""
+    """Update highest score, mass and weighted sum with a tile of keys, where `seen`."""
     scores = tl.dot(q, k, input_precision="ieee") * scale
     scores = tl.where(seen, scores, -1.0e30)
     new_highest = tl.maximum(highest, tl.max(scores, axis=1))

@@ -1,9 +1,10 @@
-"""Causal convolution over packed rows, with all that follows it in the flow's residual blocks.
+"""Causal convolution over packed rows, fused with the operations that follow it in the flow's residual
+blocks.
 
-A packed batch is the frames of several sequences one after the other, without padding between them: rows
-(rows, channels). `position` says for each row its frame in its sequence, -1 for rows without meaning at the
-end of the buffer; those are neither computed nor written. A sequence may go on after frames that are not in
-the batch, whose last ones have been kept.
+A packed batch is the concatenated frames of several sequences without padding: rows (rows, channels).
+`position` is each row's frame index in its sequence, or -1 for unused rows at the end of the buffer, which
+are neither computed nor written. A sequence may continue frames that are not in the batch, the last of which
+have been cached.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from light_tts.kernels.launch import geometry
 
 @dataclass(frozen=True)
 class Norm:
-    """LayerNorm over the channels, then Mish. weight, bias: (channels,)"""
+    """LayerNorm over the channels, followed by Mish. weight, bias: (channels,)"""
 
     weight: Tensor
     bias: Tensor
@@ -32,7 +33,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Residual:
-    """x @ weight + bias is added at the end. x: (rows, in); weight: (in, out); bias: (out,)"""
+    """x @ weight + bias, added at the end. x: (rows, in); weight: (in, out); bias: (out,)"""
 
     x: Tensor
     weight: Tensor
@@ -41,10 +42,10 @@ class Residual:
 
 @dataclass(frozen=True)
 class KeptEdges:
-    """The inputs at the last frames of each page (see packed_attention.py). store: (pages, steps, copies,
-    taps - 1, in); before: (rows,) int32, the page in front of the row's sequence, -1: zeros are; keep:
-    (rows,) int32, page * (taps - 1) + place where the row is to be kept, -1: nowhere. step: one int32 on the
-    device."""
+    """The cached inputs at the last frames of each page (see packed_attention.py). store: (pages, steps,
+    copies, taps - 1, in); before: (rows,) int32, the page preceding the row's sequence, -1: zeros; keep:
+    (rows,) int32, page * (taps - 1) + position where the row is to be stored, -1: not stored. step: one int32
+    on the device."""
 
     store: Tensor
     before: Tensor
@@ -66,21 +67,21 @@ def packed_conv(
     eps: float = 0.0,
     kept: KeptEdges | None = None,
 ) -> Tensor:
-    """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the present frame;
-    position: (rows,) int32; out: (rows, out), no part of x. After convolution, norm and Mish, row `step` of
-    `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device. normal: (rows,
-    out), is given the LayerNorm (without gain and offset) of the result. kept: None where every sequence
-    begins in the batch and nothing is kept of it."""
+    """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the current frame;
+    position: (rows,) int32; out: (rows, out), must not overlap x. After convolution, norm and Mish, row
+    `step` of `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device.
+    normal: (rows, out), receives the LayerNorm (without gain and offset) of the result. kept: None if every
+    sequence begins in the batch and nothing is cached."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
     shape = geometry(f"conv_{channels_in}x{channels_out}", x, rows) or {
         "BLOCK_ROWS": 16 if rows <= 1024 else 32 if rows <= 4096 else 64,
         "BLOCK_IN": 64,
         "num_warps": 4 if rows <= 4096 else 8,
-        "num_stages": 3 if x.element_size() == 2 else 2,  # what fits the shared memory
+        "num_stages": 3 if x.element_size() == 2 else 2,  # limited by shared memory
     }
     shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
-    # what is absent is never read; any tensor serves in its place
+    # tensors that are absent are never read, so any tensor can stand in for them
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
     edges = KeptEdges(x, position, position, position) if kept is None else kept
@@ -172,7 +173,7 @@ def packed_conv_reference(
 
 
 def _copy(row: Tensor, x: Tensor, kept: KeptEdges) -> Tensor:
-    """Which copy of the batch each row belongs to."""
+    """Return the index of the batch copy that each row belongs to."""
     return row // (len(x) // kept.store.shape[2])
 
 
@@ -235,7 +236,7 @@ def _conv(
             side_added = vector(side_bias, column, OUT)
         overlap.begin()
         if SHIFT or KEPT:
-            now = tl.load(step)  # after the wait: without a graph the kernel in front has written it
+            now = tl.load(step)  # after the wait: without a graph the previous kernel has written it
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
         back = TAPS - 1 - tap

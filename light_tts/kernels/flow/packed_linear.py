@@ -1,9 +1,9 @@
-"""Linear layers over packed rows (see packed_conv.py) with what stands before and behind them in the flow's
-transformer blocks: a LayerNorm before, a GELU or a residual sum behind.
+"""Linear layers over packed rows (see packed_conv.py), fused with the surrounding operations in the flow's
+transformer blocks: a LayerNorm before, a GELU or a residual sum after.
 
-There are two ways from the residual stream through a norm into a linear layer. Few rows: the linear layer
-normalises what it reads (`layer_norm_linear`). Many rows: whoever wrote the residual stream has left its norm
-as well (`packed_linear_add_` with `normal`), and `linear` only multiplies.
+There are two variants of norm plus linear layer. With few rows the linear layer normalises its input
+(`layer_norm_linear`). With many rows the kernel that wrote the residual stream has also written its norm
+(`packed_linear_add_` with `normal`), and `linear` only multiplies.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from light_tts.kernels.launch import geometry
 def layer_norm_linear(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
 ) -> Tensor:
-    """LayerNorm without gain and offset, which are part of `weight` and `bias` (see `fold_layer_norm`),
-    linear, and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias: (out,)
-    float32; position: (rows,) int32, rows below 0 are left out; out: (rows, out)."""
+    """LayerNorm without gain and offset, which are folded into `weight` and `bias` (see `fold_layer_norm`),
+    linear layer, and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias:
+    (out,) float32; position: (rows,) int32, rows with negative position are skipped; out: (rows, out)."""
     rows, (width, out_width) = x.shape[0], weight.shape
     shape = geometry(f"norm_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 32 if rows <= 1024 else 64,
@@ -61,7 +61,7 @@ def layer_norm_linear_reference(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool) -> Tensor:
-    """x @ weight + bias, and exact GELU if `gelu`. Shapes as for `layer_norm_linear`; x is contiguous."""
+    """x @ weight + bias, and exact GELU if `gelu`. Shapes as in `layer_norm_linear`; x is contiguous."""
     rows, (width, out_width) = x.shape[0], weight.shape
     shape = geometry(f"linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 128,
@@ -99,8 +99,8 @@ def linear_reference(
 def fold_layer_norm(
     gain: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Weight (in, out) and bias (out,) such that linear(layer_norm(x)) = layer_norm_without_affine(x) @
-    weight + bias. gain, offset: (in,); weight: (out, in); all float32."""
+    """Return weight (in, out) and bias (out,) such that linear(layer_norm(x)) = layer_norm_without_affine(x)
+    @ weight + bias. gain, offset: (in,); weight: (out, in); all float32."""
     folded = (weight * gain).T.contiguous()
     return folded, weight @ offset if bias is None else weight @ offset + bias
 
@@ -115,8 +115,8 @@ def packed_linear_add_(
     eps: float = 0.0,
 ) -> Tensor:
     """x += y @ weight + bias, in place. x: (rows, out), may be strided; y: (rows, in); weight: (in, out);
-    bias: (out,) float32; position: (rows,) int32, rows below 0 are left out; normal: (rows, out), is given
-    the LayerNorm (without gain and offset) of the new x."""
+    bias: (out,) float32; position: (rows,) int32, rows with negative position are skipped; normal: (rows,
+    out), receives the LayerNorm (without gain and offset) of the new x."""
     rows, (width, out_width) = y.shape[0], weight.shape
     small = rows <= 2048
     if normal is None:
@@ -132,7 +132,7 @@ def packed_linear_add_(
             "BLOCK_ROWS": 64,
             "BLOCK_IN": 64,
             "num_warps": 8,
-            "num_stages": 3 if x.element_size() == 2 else 2,  # what fits the shared memory
+            "num_stages": 3 if x.element_size() == 2 else 2,  # limited by shared memory
         }
         shape["BLOCK_OUT"] = max(16, triton.next_power_of_2(out_width))  # a norm needs whole rows
     shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
@@ -175,7 +175,7 @@ def linear_add_reference_(
 @triton.jit
 def gelu(y, EXACT: tl.constexpr):
     """y times the normal distribution function of y. Not EXACT: erf within 1.5e-7 (Abramowitz and Stegun
-    7.1.26), at a third of the cost, for results that are rounded to 16 bits anyway."""
+    7.1.26) at a third of the cost, for results that are rounded to 16 bits anyway."""
     x = y * 0.7071067811865476
     if EXACT:
         erf = tl.erf(x)
@@ -193,7 +193,7 @@ def gelu(y, EXACT: tl.constexpr):
 
 @triton.jit
 def layer_norm(y, column, OUT: tl.constexpr, eps):
-    """Over the first OUT columns of y (rows, columns); the others must be zero."""
+    """LayerNorm over the first OUT columns of y (rows, columns); the others must be zero."""
     mean = tl.sum(y, axis=1) / OUT
     centred = tl.where((column < OUT)[None, :], y - mean[:, None], 0.0)
     return centred * tl.rsqrt(tl.sum(centred * centred, axis=1) / OUT + eps)[:, None]
@@ -201,7 +201,7 @@ def layer_norm(y, column, OUT: tl.constexpr, eps):
 
 @triton.jit
 def weight_tile(weight, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
-    """Rows `channel` and columns `column` of a weight (IN, OUT)."""
+    """Load rows `channel` and columns `column` of a weight (IN, OUT)."""
     return tl.load(
         weight + channel[:, None] * OUT + column[None, :],
         mask=(channel < IN)[:, None] & (column < OUT)[None, :],
@@ -222,8 +222,8 @@ def multiply_add(
     OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):
-    """`total`, float32, and the product of rows `row` of x, where `inside`, with columns `column` of weight
-    (IN, OUT)."""
+    """Return `total`, float32, plus the product of rows `row` of x, where `inside`, with columns `column` of
+    weight (IN, OUT)."""
     for start in range(0, IN, BLOCK_IN):
         channel = start + tl.arange(0, BLOCK_IN)
         known = channel < IN
@@ -237,7 +237,7 @@ def multiply_add(
 
 @triton.jit
 def vector(values, column, OUT: tl.constexpr):
-    """Columns of `values`, (OUT,)."""
+    """Load columns of `values`, (OUT,)."""
     return tl.load(values + column, mask=column < OUT, other=0.0)
 
 
@@ -270,7 +270,7 @@ def _norm_linear(
         return
     channel = tl.arange(0, BLOCK_IN)
     known = channel < IN
-    EARLY: tl.constexpr = OVERLAP and TILES == 1  # all of the weight that the program needs
+    EARLY: tl.constexpr = OVERLAP and TILES == 1  # all weights the program needs
     if EARLY:
         column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
         w = weight_tile(weight, channel, column, IN, OUT)

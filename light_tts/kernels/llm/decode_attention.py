@@ -1,9 +1,9 @@
-"""Attention of one new token a request over the KV pool: flash decoding, split along the sequence. The
-rotation of q and k and the write of k and v into the pool are done by the same kernel.
+"""Attention of one new token per request over the KV pool: flash decoding, split along the sequence. The same
+kernel rotates q and k and writes k and v to the pool.
 
-All query heads that share a kv head are one program's, so K and V are read once. A row is cut every `split`
-positions; the last program to arrive joins the parts. What takes time is the chain of loads that wait for one
-another (row, slots, K and V): so K, V and slots are loaded one tile, or two, ahead of their use.
+All query heads that share a kv head are processed by one program, so K and V are read once. A row is cut
+every `split` positions; the last program to finish combines the parts. The time is dominated by a chain of
+dependent loads (row, slots, K and V), so K, V and slots are loaded one or two tiles ahead of their use.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from light_tts.kernels.llm.pool_read import load_tokens, read_reference
 from light_tts.kernels.llm.rotary import quantized, rotary_kv_write_reference, scale_of
 
 _LOG2_E = math.log2(math.e)
-_PROGRAMS = 256  # about as many fill a GPU
+_PROGRAMS = 256  # approximate number that fills a GPU
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """`split`: positions of one program, in tiles of `block`, which divides it."""
+    """`split`: positions per program, in tiles of `block`, which divides it."""
 
     block: int = 64
     split: int = 128
@@ -37,8 +37,8 @@ class DecodeConfig:
 
 @cache
 def decode_config(device: torch.device, dtype: torch.dtype, groups: int, max_length: int) -> DecodeConfig:
-    """What was measured to be fastest for `groups` (tokens x kv heads) of up to `max_length` positions on
-    this GPU."""
+    """Return the fastest measured configuration for `groups` (tokens x kv heads) of up to `max_length`
+    positions on this GPU."""
     entries = configs.entries("decode_attention", device, dtype)
     for entry in sorted(entries, key=lambda entry: (entry["groups"], entry["max_length"])):
         if entry["groups"] >= groups and entry["max_length"] >= max_length:
@@ -61,13 +61,14 @@ def decode_attention(
     max_length: int,
     config: DecodeConfig | None = None,
 ) -> Tensor:
-    """Token i, at position lengths[i] - 1 of table row rows[i], is written into the pool and attends to all
-    positions up to its own; one of length 0 (which only fills up the batch) gets zeros.
+    """Write token i, at position lengths[i] - 1 of table row rows[i], to the pool, and let it attend to all
+    positions up to its own; one of length 0 (batch padding) gets zeros.
 
     qkv, cos, sin, k, v, k_scale, v_scale: as in `rotary_kv_write`, head_dim a power of two from 16; table:
-    (rows, max_len) int32 slots; rows, lengths: (tokens,) int32; max_length: bound of all lengths, which fixes
-    the grid; config: None for the measured one -> (tokens, heads, head_dim). With overlapping kernels table,
-    rows, lengths and the older tokens of the pool must not come from the kernel in front."""
+    (rows, max_len) int32 slots; rows, lengths: (tokens,) int32; max_length: upper bound of all lengths, which
+    determines the grid; config: None for the measured one -> (tokens, heads, head_dim). With overlapping
+    kernels, table, rows, lengths and the older tokens of the pool must not be written by the previous kernel.
+    """
     tokens, size = qkv.shape
     kv_heads, head_dim = k.shape[1:]
     heads = size // head_dim - 2 * kv_heads
@@ -167,21 +168,21 @@ def _decode_kernel(
     TINY: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """One program a split, kv head and token. `HEADS`: the GROUP query heads of a kv head, rounded up;
-    `scale`: with log2(e), so that powers are of two; `CHUNK`: parts joined at a time."""
+    """One program per split, kv head and token. `HEADS`: the GROUP query heads of a kv head, rounded up;
+    `scale`: includes log2(e), because powers of two are used; `CHUNK`: number of parts combined at a time."""
     split = tl.program_id(0)
     kv_head = tl.program_id(1)
     token = tl.program_id(2)
     kv_heads = tl.num_programs(1)
     HALF: tl.constexpr = HEAD_DIM // 2
     dtype = qkv_ptr.dtype.element_ty
-    # .cg: what lies in the L1 cache may be of the step before, where kernels overlap.
+    # .cg: with overlapping kernels, the L1 cache may hold data of the previous step.
     length = tl.load(lengths_ptr + token, cache_modifier=".cg")
     row = tl.maximum(tl.load(rows_ptr + token, cache_modifier=".cg"), 0).to(tl.int64)
     slots_ptr = table_ptr + row * max_len
     first = split * SPLIT
     end = tl.minimum(first + SPLIT, length)
-    written = tl.minimum(end, length - 1)  # the tokens before lie in the pool
+    written = tl.minimum(end, length - 1)  # the earlier tokens are in the pool
     position = first + tl.arange(0, BLOCK)
     slots = tl.load(slots_ptr + position, mask=position < max_len, other=0, cache_modifier=".cg")
     if SPLIT > BLOCK:
@@ -189,7 +190,7 @@ def _decode_kernel(
         next_slots = tl.load(slots_ptr + later, mask=later < max_len, other=0, cache_modifier=".cg")
     k = load_tokens(k_ptr, k_scale_ptr, slots, position < written, kv_head, kv_heads, HEAD_DIM, INT8, dtype)
     v = load_tokens(v_ptr, v_scale_ptr, slots, position < written, kv_head, kv_heads, HEAD_DIM, INT8, dtype)
-    # Rotated: x * cos + (the other half of x) * sin, the sine negative in the first half.
+    # Rotation: x * cos + (the other half of x) * sin, with negative sine in the first half.
     i = tl.arange(0, HEAD_DIM)
     newest = tl.maximum(length - 1, 0)
     angle = newest.to(tl.int64) * HALF + i % HALF
@@ -296,6 +297,6 @@ def _decode_kernel(
 
 @triton.jit
 def _stored(x, dtype: tl.constexpr, TINY: tl.constexpr):
-    """x: (heads, n) -> as the pool keeps it: int8 (heads, n), scale (heads,)"""
+    """x: (heads, n) -> the pool's representation: int8 (heads, n), scale (heads,)"""
     scale = scale_of(tl.max(tl.abs(x.to(tl.float32)), 1), dtype, TINY)
     return quantized(x, scale), scale

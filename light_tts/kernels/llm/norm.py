@@ -1,5 +1,5 @@
-"""RMS norm without a weight (which is in the linear behind it, see `small_linear.fold_rms_norm`), alone and
-fused with the residual addition before it."""
+"""RMS norm without a weight (which is folded into the following linear layer, see
+`small_linear.fold_rms_norm`), alone and fused with the residual addition before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def rms_norm_reference(x: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm_(residual: Tensor, x: Tensor, eps: float) -> Tensor:
-    """Adds `x` to `residual` in place. -> the norm of the new residual. All (tokens, size)"""
+    """Add `x` to `residual` in place; return the norm of the new residual. All (tokens, size)"""
     out = torch.empty_like(x)
     _launch(residual, x, out, eps, add=True)
     return out
@@ -41,7 +41,7 @@ def _launch(residual: Tensor, x: Tensor, out: Tensor, eps: float, add: bool) -> 
 
 @triton.jit
 def _norm_kernel(residual_ptr, x_ptr, out_ptr, size, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
-    """One program a token."""
+    """One program per token."""
     i = tl.arange(0, BLOCK)
     inside = i < size
     offset = tl.program_id(0).to(tl.int64) * size + i
@@ -50,6 +50,7 @@ def _norm_kernel(residual_ptr, x_ptr, out_ptr, size, eps, ADD: tl.constexpr, BLO
     if ADD:
         x += tl.load(residual_ptr + offset, mask=inside, other=0.0).to(tl.float32)
         x = x.to(dtype).to(tl.float32)
-        tl.debug_barrier()  # threads beyond a short row repeat the others' loads: all come before the store
+        # threads beyond a short row repeat the others' loads, so all loads must precede the store
+        tl.debug_barrier()
         tl.store(residual_ptr + offset, x.to(dtype), mask=inside)
     tl.store(out_ptr + offset, (x * tl.rsqrt(tl.sum(x * x, 0) / size + eps)).to(dtype), mask=inside)

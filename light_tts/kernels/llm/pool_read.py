@@ -1,4 +1,4 @@
-"""Reading tokens of the KV pool inside a kernel."""
+"""Reads tokens of the KV pool inside a kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_tokens(
     INT8: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """One head of the tokens in `slots`, (tokens,) int. -> (tokens, HEAD_DIM) of `dtype`, zero where not
+    """Load one head of the tokens in `slots`, (tokens,) int. -> (tokens, HEAD_DIM) of `dtype`, zero where not
     `exists`"""
     index = slots.to(tl.int64) * kv_heads + kv_head
     pointers = pool_ptr + index[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
@@ -31,6 +31,6 @@ def load_tokens(
 
 
 def read_reference(pool: Tensor, scales: Tensor | None, slots: Tensor, dtype: torch.dtype) -> Tensor:
-    """-> (slots, kv_heads, head_dim) float32, what `KVPool.read` gives in `dtype`"""
+    """Return (slots, kv_heads, head_dim) float32, equal to `KVPool.read` in `dtype`"""
     x = pool[slots.long()].to(dtype)
     return (x if scales is None else x * scales[slots.long(), :, None]).float()

@@ -1,5 +1,5 @@
-"""Causal attention of many new tokens a request over the KV pool, where these and earlier ones lie already:
-flash attention over a batch without padding."""
+"""Causal attention of many new tokens per request over the KV pool, which already holds these and earlier
+ones: flash attention over a batch without padding."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from light_tts.kernels.llm.pool_read import load_tokens, read_reference
 
-QUERY_BLOCK = 64  # new tokens of one program
+QUERY_BLOCK = 64  # new tokens per program
 _KEY_BLOCK = 64
 _LOG2_E = math.log2(math.e)
 
 
 def prefill_blocks(lengths: list[int]) -> list[tuple[int, int]]:
-    """The programs of spans of these lengths: (span, its first token of the block). To be filled up with
-    (-1, 0) to any number."""
+    """Return the programs for spans of these lengths: (span, first token of the block within it). May be
+    padded with (-1, 0)."""
     return [(span, first) for span, n in enumerate(lengths) for first in range(0, n, QUERY_BLOCK)]
 
 
@@ -36,11 +36,12 @@ def prefill_attention(
     offsets: Tensor,
     blocks: Tensor,
 ) -> Tensor:
-    """Span s holds the positions [starts[s], starts[s] + lengths[s]) of table row rows[s]; its tokens are
-    q[offsets[s] : offsets[s] + lengths[s]]. Each attends to all positions up to its own.
+    """Span s covers the positions [starts[s], starts[s] + lengths[s]) of table row rows[s]; its tokens are
+    q[offsets[s] : offsets[s] + lengths[s]]. Each token attends to all positions up to its own.
 
     q, pool and table as in `rotary_kv_write`; rows, starts, lengths, offsets: (spans,) int32; blocks:
-    (programs, 2) int32, see `prefill_blocks` -> like q, zero for tokens of no block"""
+    (programs, 2) int32, see `prefill_blocks` -> like q, zero for tokens in no block
+    """
     out = torch.zeros_like(q)
     _, heads, head_dim = q.shape
     _prefill_kernel[(heads, blocks.shape[0])](
@@ -120,7 +121,9 @@ def _prefill_kernel(
     KEYS: tl.constexpr,
     INT8: tl.constexpr,
 ):
-    """One program a head and block of queries; `scale`: with log2(e), so that powers are of two."""
+    """One program per head and block of queries; `scale`: includes log2(e), because powers of two are
+    used.
+    """
     head = tl.program_id(0)
     block = tl.program_id(1)
     span = tl.load(blocks_ptr + 2 * block)

@@ -21,12 +21,13 @@ def rotary_kv_write(
     k_scale: Tensor | None,
     v_scale: Tensor | None,
 ) -> Tensor:
-    """Rotates q and k, first half against second half, and writes k and v into one layer of the pool.
+    """Rotate q and k, first half against second half, and write k and v to one layer of the pool.
 
     qkv: (tokens, (heads + 2 * kv_heads) * head_dim); cos, sin: (max_positions, head_dim / 2) float32;
-    positions, slots: (tokens,) int32, a negative slot writes nothing (a token that only fills up a batch);
-    k, v: (pool slots, kv_heads, head_dim) of qkv's dtype, or int8 with scales (pool slots, kv_heads) of
-    qkv's dtype, quantised as `kv_pool.quantize` does -> rotated q: (tokens, heads, head_dim)"""
+    positions, slots: (tokens,) int32, nothing is written for a negative slot (batch padding); k, v: (pool
+    slots, kv_heads, head_dim) of qkv's dtype, or int8 with scales (pool slots, kv_heads) of qkv's dtype,
+    quantised as in `kv_pool.quantize` -> rotated q: (tokens, heads, head_dim)
+    """
     kv_heads, head_dim = k.shape[1:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     q = qkv.new_empty(qkv.shape[0], heads, head_dim)
@@ -99,7 +100,8 @@ def _rotary_kernel(
     INT8: tl.constexpr,
     TINY: tl.constexpr,
 ):
-    """One program a token. `ROTATED`, `VALUES`: heads of q and k, and of v, rounded up to a power of two."""
+    """One program per token. `ROTATED`, `VALUES`: number of heads of q and k, and of v, rounded up to a power
+    of two."""
     token = tl.program_id(0).to(tl.int64)
     position = tl.load(positions_ptr + token).to(tl.int64)
     slot = tl.load(slots_ptr + token).to(tl.int64)
@@ -158,10 +160,9 @@ def scale_of(largest, dtype: tl.constexpr, TINY: tl.constexpr):
 
 @triton.jit
 def quantized(x, scale):
-    """x: (heads, n); scale: (heads,) -> (heads, n) int8. Each step is rounded to x's dtype, as PyTorch
-    does."""
+    """x: (heads, n); scale: (heads,) -> (heads, n) int8. Each step is rounded to x's dtype, as in PyTorch."""
     divisor = tl.broadcast_to(scale.to(tl.float32)[:, None], x.shape)
     ratio = tl.div_rn(x.to(tl.float32), divisor).to(x.dtype).to(tl.float32)
-    MAGIC: tl.constexpr = 12582912.0  # 1.5 * 2^23: adding it leaves no fraction, rounded half to even
+    MAGIC: tl.constexpr = 12582912.0  # 1.5 * 2^23: adding it rounds to an integer, half to even
     rounded = (ratio + MAGIC) - MAGIC
     return tl.minimum(tl.maximum(rounded, -127.0), 127.0).to(tl.int8)

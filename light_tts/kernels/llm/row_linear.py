@@ -1,8 +1,8 @@
-"""A linear layer for one row or very few, fused with what surrounds it.
+"""A linear layer for one or two rows, fused with the surrounding operations.
 
 Such a layer takes as long as reading its weight. Each program loads all inputs of a few outputs into
-registers in one go, so that the memory always has as many requests as it can serve, and with overlapping
-kernels (see overlap.py) it does so before the rows are there.
+registers at once, so that the memory always has enough outstanding requests. With overlapping kernels (see
+overlap.py) it does so before the rows are available.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 
 from light_tts.kernels import configs, overlap
 
-MAX_FEW = 2  # rows; more take longer than on the tensor cores (4 rows: 0.82 to 0.71 ms a step on an H100)
+MAX_FEW = 2  # rows; more are slower than tensor cores (4 rows: 0.82 instead of 0.71 ms a step on an H100)
 
 
 @dataclass(frozen=True)
 class RowConfig:
-    """A program computes `block_out` outputs (of a gated layer: and their gates)."""
+    """A program computes `block_out` outputs and, in a gated layer, their gates."""
 
     block_out: int = 4
     warps: int = 4
@@ -30,7 +30,8 @@ class RowConfig:
 
 @cache
 def row_config(device: torch.device, outputs: int, inputs: int, rows: int) -> RowConfig:
-    """What was measured to be fastest for a weight (outputs, inputs) and so many rows on this GPU."""
+    """Return the fastest measured configuration for a weight (outputs, inputs) and this number of rows on
+    this GPU."""
     for entry in configs.load(device).get("row_linear", []):
         if (entry["outputs"], entry["inputs"], entry["rows"]) == (outputs, inputs, rows):
             return RowConfig(entry["block_out"], entry["warps"])
@@ -49,11 +50,12 @@ def row_linear(
     add: bool = False,
     config: RowConfig | None = None,
 ) -> None:
-    """x @ weight.T + bias into `out`, or with `add` added to it. With `eps` x is divided by its root mean
-    square first; `gated`: the upper half of the weight is that of the gate, and out = silu(gate) * up.
+    """Write x @ weight.T + bias to `out`, or add it to `out` with `add`. With `eps`, x is divided by its root
+    mean square first; `gated`: the upper half of the weight is that of the gate, and out = silu(gate) * up.
 
     x: (rows, inputs) of at most MAX_FEW rows; weight: (outputs, inputs), gated: (2 * outputs, inputs); out:
-    (rows, outputs); bias: (outputs,)"""
+    (rows, outputs); bias: (outputs,)
+    """
     (rows, outputs), inputs = out.shape, x.shape[1]
     row_block = triton.next_power_of_2(rows)
     config = config or row_config(x.device, *weight.shape, row_block)
@@ -110,7 +112,7 @@ def _row_kernel(
     if OVERLAP:
         overlap.begin()
     else:
-        tl.debug_barrier()  # the compiler would wait for x between these loads
+        tl.debug_barrier()  # otherwise the compiler would wait for x between these loads
 
     r = tl.arange(0, ROWS)
     out_ptrs = out_ptr + r[None, :] * OUTPUTS + o[:, None]

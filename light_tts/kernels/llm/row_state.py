@@ -1,4 +1,4 @@
-"""The inputs of a decode step, from what the device keeps of each request."""
+"""The inputs of a decode step, from the device's per-request state."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from light_tts.common.row_state import RowState
 def advance(
     state: RowState, embedding: Tensor, schedule: Tensor, lines: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The inputs of one decode step; counts its tokens in `state.position`.
+    """Return the inputs of one decode step, and count its tokens in `state.position`.
 
-    embedding: (ids, hidden); schedule: (steps, batch) int32, in each line different rows of the state,
-    negative: only fills up the batch; lines: (batch,) int64, the line for each token of the batch
-    -> embeddings of the ids to feed (batch, hidden), zeros where a row is negative; rows, and their lengths
-    with this token, (batch,) int32, -1 and 0 where a row is negative"""
+    embedding: (ids, hidden); schedule: (steps, batch) int32, each line contains distinct rows of the state,
+    negative: batch padding; lines: (batch,) int64, the line for each token of the batch -> embeddings of the
+    ids to feed (batch, hidden), zeros for negative rows; rows, and their lengths including this token,
+    (batch,) int32, -1 and 0 for negative rows
+    """
     batch, hidden = schedule.shape[1], embedding.shape[1]
     x = embedding.new_empty(batch, hidden)
     rows, lengths = (schedule.new_empty(batch) for _ in range(2))
-    # Never overlapping: it begins when the step before has ended, so later kernels may read that step's state
-    # before they wait.
+    # Never overlapping: it starts after the previous step has ended, so later kernels may read that step's
+    # state before they wait.
     _advance_kernel[(batch,)](
         state.next_id,
         state.position,
@@ -63,7 +64,7 @@ def _advance_kernel(
     HIDDEN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One program a token."""
+    """One program per token."""
     token = tl.program_id(0)
     batch = tl.num_programs(0)
     row = tl.load(schedule_ptr + tl.load(lines_ptr + token) * batch + token)
@@ -75,7 +76,7 @@ def _advance_kernel(
     x = tl.load(embedding_ptr + id * HIDDEN + i, mask=(i < HIDDEN) & live, other=0.0)
     tl.store(x_ptr + token.to(tl.int64) * HIDDEN + i, x, mask=i < HIDDEN)
     tl.store(rows_ptr + token, tl.maximum(row, -1))
-    tl.debug_barrier()  # every thread has read the position
+    tl.debug_barrier()  # all threads have read the position
     tl.store(position_ptr + at, length, mask=live)
-    # Overlapping kernels read rows and lengths before they wait: these must be there when this one ends.
+    # Overlapping kernels read rows and lengths before they wait, so these must be visible when this one ends.
     tl.atomic_xchg(lengths_ptr + token, length, sem="release")

@@ -1,4 +1,4 @@
-"""The draw of light_tts/common/sampling.py for each request of a batch, and what it changes in their state,
+"""The sampler of light_tts/common/sampling.py for each request of a batch, including the update of its state,
 as one kernel."""
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from light_tts.kernels import overlap
 from light_tts.kernels.random import gumbel, gumbel_estimate
 
 _WARPS = 16
-_SEGMENTS = 64  # of the vocabulary; their best scores tell which ids are likely
-_CANDIDATES = 64  # likely ids that are compared with one another; of random scores there are 25 to 50
+_SEGMENTS = 64  # of the vocabulary; their best scores bound which ids are likely
+_CANDIDATES = 64  # number of likely ids that are sorted; random scores have 25 to 50
 _BANNED, _HELD = tl.constexpr(BANNED), tl.constexpr(HELD)
-_NONE = tl.constexpr(0x7F800000_7FFFFFFF)  # behind the keys of all likely ids
+_NONE = tl.constexpr(0x7F800000_7FFFFFFF)  # greater than the keys of all likely ids
 
 
 def sample(
@@ -32,13 +32,14 @@ def sample(
     speech_tokens: int,
     max_top_k: int = MAX_TOP_K,
 ) -> None:
-    """Draws the next speech id of the requests in `rows`, writes it to `out`, and brings next_id, step and
-    history up to date. What may be drawn: see `SamplingRule`, each request by its own in the state, without
-    the special ids that the state bans.
+    """Sample the next speech id of the requests in `rows`, write it to `out`, and update next_id, step and
+    history. Each request uses its own `SamplingRule` from the state and excludes the special ids that the
+    state bans.
 
-    logits: (batch, speech ids) of any float dtype; rows: (batch,) int32, all different, negative: -1 to `out`
-    and nothing else; out: (any, batch) int32; lines: (batch,) int64, the line of `out` for each request,
-    counted up here; None: the first; text_vocab, speech_tokens: see `SpeechIds`; max_top_k: of any request"""
+    logits: (batch, speech ids) of any float dtype; rows: (batch,) int32, all different; negative: write only
+    -1 to `out`; out: (any, batch) int32; lines: (batch,) int64, the line of `out` for each request,
+    incremented here; None: the first; text_vocab, speech_tokens: see `SpeechIds`; max_top_k: of any request
+    """
     batch, vocabulary = logits.shape
     block = triton.next_power_of_2(vocabulary)
     columns = min(32 * _WARPS, block)
@@ -138,10 +139,11 @@ def _sample_kernel(
     FALLBACK_STREAM: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """One program a request. `BLOCK`: the vocabulary rounded up; COLUMNS and what follows: see `_likely`;
+    """One program per request. `BLOCK`: the vocabulary rounded up; COLUMNS and the following: see `_likely`;
     `scratch_ptr`: (requests, CANDIDATES)."""
     request = tl.program_id(0)
-    # May be read before the wait: the host, `advance` or the step before wrote it. .cg: see decode_attention.
+    # May be read before the wait: written by the host, `advance` or the previous step. .cg: see
+    # decode_attention.
     if lines_ptr is not None:
         line = tl.load(lines_ptr + request, cache_modifier=".cg")
     row = tl.load(rows_ptr + request, cache_modifier=".cg")
@@ -156,7 +158,7 @@ def _sample_kernel(
     repeats = tl.load(repeats_ptr + at, cache_modifier=".cg")
     inverse_temperature = tl.load(inverse_temperature_ptr + at, cache_modifier=".cg")
     latest_ptr = history_ptr + at * WINDOW + tl.arange(0, WINDOW_BLOCK)
-    age = WINDOW - 1 - tl.arange(0, WINDOW_BLOCK)  # 0: the newest
+    age = WINDOW - 1 - tl.arange(0, WINDOW_BLOCK)  # 0 is the newest
     latest = tl.load(latest_ptr, mask=age >= 0, other=-1, cache_modifier=".cg")
     later = tl.load(latest_ptr + 1, mask=age >= 1, other=-1, cache_modifier=".cg")
     early = step < tl.load(min_outputs_ptr + at, cache_modifier=".cg")
@@ -164,7 +166,7 @@ def _sample_kernel(
     if OVERLAP:
         overlap.begin()
 
-    tl.debug_barrier()  # every thread has read what is written below
+    tl.debug_barrier()  # all threads have read what is written below
     if lines_ptr is not None:
         out_ptr += line * tl.num_programs(0)
         tl.store(lines_ptr + request, line + 1)
@@ -203,7 +205,7 @@ def _sample_kernel(
                     SPECIAL_IDS,
                     COLUMNS,
                 )
-        drawn = tl.minimum(drawn, vocabulary - 1)  # NaN must not lead outside the embedding
+        drawn = tl.minimum(drawn, vocabulary - 1)  # with NaN, stay inside the embedding
         tl.store(out_ptr + request, drawn)
         tl.store(next_id_ptr + row, text_vocab + drawn)
         tl.store(step_ptr + row, step + 1)
@@ -223,8 +225,8 @@ def _scores(
     inverse_temperature,
     SPECIAL_IDS: tl.constexpr,
 ):
-    """The logits of `ids` in float32, divided by the temperature; -inf where there are none, and for banned
-    ids. `bans_ptr`: (SPECIAL_IDS,) of the request; `early`: HELD ids are banned as well"""
+    """Return the logits of `ids` in float32, divided by the temperature; -inf for banned ids and outside the
+    vocabulary. `bans_ptr`: (SPECIAL_IDS,) of the request; `early`: HELD ids are banned as well"""
     scores = tl.load(logits_ptr + ids, mask=ids < vocabulary, other=float("-inf")).to(tl.float32)
     scores *= inverse_temperature
     special = ids - speech_tokens
@@ -245,12 +247,14 @@ def _likely(
     CANDIDATES: tl.constexpr,
 ):
     """scores: (BLOCK,) -> (CANDIDATES,) int64: the keys of the top_k most probable ids and a few others, in
-    any order, and _NONE in the rest. A key is the bits of -log(probability), then the id: smaller is better.
+    any order, padded with _NONE. A key is the bits of -log(probability) followed by the id: smaller is
+    better.
 
-    `COLUMNS`: as many as threads, so that reductions along them need no other threads; `SEGMENTS`: divides
-    COLUMNS; scratch_ptr: (CANDIDATES,) int64; CANDIDATES: at least top_k"""
+    `COLUMNS`: number of threads, so that reductions along them stay within a thread; `SEGMENTS`: divides
+    COLUMNS; scratch_ptr: (CANDIDATES,) int64; CANDIDATES: at least top_k
+    """
     ROWS: tl.constexpr = BLOCK // COLUMNS
-    # At least top_k ids reach the top_k-th highest of the segments' best scores, and few others.
+    # At least top_k ids reach the top_k-th highest of the segments' best scores, and few others do.
     best = tl.max(tl.reshape(scores, [ROWS, COLUMNS]), 0)
     best = tl.max(tl.reshape(best, [COLUMNS // SEGMENTS, SEGMENTS]), 0)
     reached = tl.sum((best[:, None] >= best[None, :]).to(tl.int32), 0)
@@ -260,7 +264,8 @@ def _likely(
     shifted = scores - most
     log_total = tl.log(tl.sum(tl.exp(shifted), 0).to(tl.float64)).to(tl.float32)
     surprisal = log_total - shifted
-    # Never negative, so its bits are ordered as it is; a fused product with the temperature might make it so.
+    # Non-negative, so that its bits sort correctly; a fused product with the temperature could make it
+    # negative.
     surprisal = tl.where(surprisal < 0, 0.0, surprisal)
     likely = surprisal <= tl.minimum(log_total - (bound - most), 3.4028234663852886e38)  # finite, no NaN
     keys = (surprisal.to(tl.int32, bitcast=True).to(tl.int64) << 32) | tl.arange(0, BLOCK)
@@ -271,7 +276,7 @@ def _likely(
     if count <= CANDIDATES:
         place = (tl.cumsum(counts, 0) - counts)[None, :] + in_column - 1
         tl.store(scratch_ptr + tl.reshape(place, [BLOCK]), keys, mask=likely)
-    else:  # most of them lie in few segments, or are equal
+    else:  # if most of them are in few segments, or are equal
         last = tl.full([], -1, tl.int64)
         for i in range(top_k):
             last = tl.min(tl.where(keys > last, keys, _NONE), 0)
@@ -288,7 +293,7 @@ def _draw_from_nucleus(keys, top_p, top_k, seed, stream, counter):
     surprisal = (keys >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     before = keys[:, None] < keys[None, :]
     rank = tl.sum(before.to(tl.int32), 0)
-    # In float64 as good as exact: the reference adds in another order.
+    # In float64 nearly exact; the reference adds in another order.
     probability = tl.exp(-surprisal).to(tl.float64)
     mass = tl.sum(tl.where(before, probability[:, None], 0.0), 0).to(tl.float32)
     noisy = gumbel(seed, stream, counter + keys.to(tl.int32)) - surprisal
@@ -311,8 +316,8 @@ def _draw_other(
     SPECIAL_IDS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """-> an id other than `drawn`, from the full distribution. Rarely called, hence a loop: it is slow, but
-    little code and few registers."""
+    """Return an id other than `drawn`, from the full distribution. Rarely called, so it is a loop: slow, but
+    with little code and few registers."""
     column = tl.arange(0, COLUMNS)
     best = tl.full([COLUMNS], float("-inf"), tl.float32)
     best_ids = column

@@ -1,11 +1,11 @@
-"""Linear layers for up to 64 rows, fused with what surrounds them.
+"""Linear layers for up to 64 rows, fused with the surrounding operations.
 
-With few rows a linear layer takes as long as reading its weight does, so the weight is read exactly once, by
-as many programs as keep all of the GPU's memory channels busy, and everything else of a transformer block's
-half (norm, bias, activation, residual) is done by the same kernel. All products are summed in float32.
+With few rows a linear layer takes as long as reading its weight. So the weight is read exactly once, by
+enough programs to keep all of the GPU's memory channels busy, and the rest of a transformer block's half
+(norm, bias, activation, residual) is done by the same kernel. All products are summed in float32.
 
-The weight of a norm is a factor of the columns of the linear behind it (see `fold_rms_norm`), so the norm is
-but a factor of each row, which may follow the product.
+The weight of a norm scales the columns of the following linear layer (see `fold_rms_norm`), so the norm
+reduces to a factor per row, which may be applied after the product.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from light_tts.kernels.arrival import is_last
 from light_tts.kernels.llm.norm import rms_norm_reference
 from light_tts.kernels.llm.row_linear import MAX_FEW, row_linear
 
-MAX_ROWS = 64  # what the tensor cores multiply at once; fewer take as long
+MAX_ROWS = 64  # what tensor cores multiply at once; fewer take as long
 
 
 @dataclass(frozen=True)
 class LinearConfig:
     """A program computes `block_out` outputs of all rows from a `splits`-th of the inputs, `block_k` inputs
-    at a time (`splits`: of `linear_add_` alone)."""
+    at a time (`splits`: only in `linear_add_`)."""
 
     block_out: int = 16
     block_k: int = 64
@@ -41,7 +41,7 @@ class LinearConfig:
 
 @cache
 def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, kernel: str) -> LinearConfig:
-    """What was measured to be fastest for a weight (outputs, inputs) on this GPU."""
+    """Return the fastest measured configuration for a weight (outputs, inputs) on this GPU."""
     outputs, inputs = weight
     for entry in configs.entries(kernel, device, dtype):
         if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
@@ -53,7 +53,8 @@ def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, 
 
 
 def fold_rms_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
-    """The weight (outputs, inputs) of a linear behind a norm, with the norm's weight, (inputs,), in it."""
+    """Return the weight (outputs, inputs) of a linear layer multiplied by the weight (inputs,) of the
+    preceding norm."""
     return (weight.float() * norm_weight.float()).to(weight.dtype)
 
 
@@ -185,7 +186,7 @@ def _norm_linear_kernel(
     GATED: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """One program a tile of outputs."""
+    """One program per tile of outputs."""
     row = tl.arange(0, ROWS)
     row_exists = row < rows
     o = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
@@ -219,7 +220,7 @@ def _norm_linear_kernel(
         if GATED:
             up = tl.load(up_ptrs + start, mask=weight_mask, other=0.0)
             up_sums = tl.dot(x, up, up_sums, input_precision="ieee")
-        # The sums of squares are its diagonal: x stays where the products read it.
+        # The sums of squares are the diagonal; this keeps x where the products read it.
         squares = tl.dot(x, tl.trans(x), squares, input_precision="ieee")
 
     squares = tl.sum(tl.where(row[:, None] == row[None, :], squares, 0.0), 1)
@@ -249,8 +250,8 @@ def _linear_add_kernel(
     SPLITS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """One program a tile of outputs and a share of the inputs; the last one to arrive adds the shares, in
-    their order."""
+    """One program per tile of outputs and share of the inputs; the last one to finish adds the shares in
+    order."""
     SHARE: tl.constexpr = (INPUTS + SPLITS * BLOCK_K - 1) // (SPLITS * BLOCK_K) * BLOCK_K
     tile = tl.program_id(0)
     split = tl.program_id(1)

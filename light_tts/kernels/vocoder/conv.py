@@ -1,14 +1,14 @@
 """The convolutions of the vocoder: one kernel, an implicit matrix product over channels-last frames.
 
-Several convolutions of one shape ("branches": the parallel residual blocks with their own kernel sizes, or
-the phases of a transposed convolution) run in one launch. For every frame q, branch b computes
+Several convolutions of the same shape ("branches": the parallel residual blocks with different kernel sizes,
+or the phases of a transposed convolution) run in one launch. For every frame q, branch b computes
 
-    out[b, q * out_stride + shift_b] = bias_b + sum over taps k of
-        in[b, q * in_stride + dilation_b * k - padding_b] @ weight_b[k]
+out[b, q * out_stride + shift_b] = bias_b + sum over taps k of
+in[b, q * in_stride + dilation_b * k - padding_b] @ weight_b[k]
 
-where frames outside an item count as zero on input and are not written on output. Behind it come a residual
-sum, and an activation whose result is stored beside (or instead of) the plain one, so that the next
-convolution reads what it needs as it is.
+where frames outside an item are zero on input and are not written on output. It is followed by a residual
+sum, and an activation whose result is stored in addition to (or instead of) the plain one, so that the next
+convolution can read its input directly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Fram
 
 @dataclass(frozen=True)
 class Tile:
-    """How the work is cut; results do not depend on it."""
+    """Block sizes; results do not depend on them."""
 
     frames: int
     channels: int
@@ -46,11 +46,11 @@ def convolve(
     tile: Tile | None = None,
 ) -> None:
     """x: (branches or 1, batch, frames, in); out: (branches or 1, batch, frames, out), may be the residual
-    itself; None: only the activated result is wanted. Branches that share one `out` write different frames of
+    itself; None: only the activated result is needed. Branches that share one `out` write different frames of
     it. `mirror`: frame 0 becomes a copy of frame 2 (a level that is padded on the left by reflection)."""
     target = active.out if out is None else out
     batch, capacity = target.shape[1:3]
-    # a transposed convolution needs one frame more than it reads: the last taps reach beyond the end
+    # a transposed convolution needs one frame more than it reads, because the last taps extend beyond the end
     steps = capacity if conv.out_stride == 1 else x.shape[2] + 1
     tile = tile or _tile(conv, batch * steps, sums)
     grid = (
@@ -70,7 +70,7 @@ def convolve(
         conv.weight,
         conv.bias,
         conv.table,
-        # what is absent is never read; any tensor serves in its place
+        # tensors that are absent are never read, so any tensor can stand in for them
         target if sums.residual is None else sums.residual,
         stride(sums.residual),
         target if sums.addend is None else sums.addend,
@@ -106,8 +106,8 @@ def convolve(
 
 
 def _tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
-    """Large tiles where they still give every multiprocessor of an H100 two programs; narrower ones where a
-    residual takes registers, so that two fit on it at once."""
+    """Return large tiles if they still give every multiprocessor of an H100 two programs, and narrower ones
+    if a residual uses registers, so that two fit on it at once."""
     channels = max(16, triton.next_power_of_2(conv.channels_out))
     programs = triton.cdiv(rows, 128) * triton.cdiv(channels, 128) * conv.branches
     if conv.weight.dtype == torch.float16 and programs >= 2 * 132:
@@ -169,8 +169,8 @@ def _activated(x: Tensor, active: Active, row: int) -> Tensor:
 
 @triton.jit
 def _sin_squared(z):
-    """The period is pi: a polynomial in r^2 for |r| <= pi/2 (error below 3e-7); pi in two parts, the first of
-    eight bits, so that the reduction is exact up to |z| of some ten thousands."""
+    """The period is pi: a polynomial in r^2 for |r| <= pi/2 (error below 3e-7); pi is split in two, with
+    eight bits in the first part, so that the reduction is exact for |z| up to some ten thousands."""
     turns = tl.floor(z * 0.3183098861837907 + 0.5)
     r = (z - turns * 3.140625) - turns * 0.0009676535897932
     u = r * r
@@ -183,13 +183,13 @@ def _sin_squared(z):
 
 @triton.jit
 def _store(at, value, mask):
-    """Saturates where float16 ends."""
+    """Saturates at the limits of float16."""
     if at.dtype.element_ty == tl.float16:
         value = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
     tl.store(at, value.to(at.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["batch"])  # else compiled anew for 1 and for multiples of 16
+@triton.jit(do_not_specialize=["batch"])  # otherwise it is recompiled for 1 and for multiples of 16
 def _convolve(
     x,
     x_branch,

@@ -1,5 +1,5 @@
-"""What the convolutions of the vocoder are told: weights of parallel branches, lengths of a level, and what
-follows the sum. Frames are channels-last: (branches, batch, frames, channels)."""
+"""Arguments of the vocoder's convolutions: weights of parallel branches, lengths of a level, and the
+operations after the sum. Frames are channels-last: (branches, batch, frames, channels)."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Taps:
 
 
 class Convolutions:
-    """Branches with weights ready for the kernel.
+    """Branches with weights in the kernel's layout.
 
-    weights: for each branch (taps, in, out); bias: (branches, out) float32; float16 weights multiply float16
-    frames, float32 ones float32 frames, with about the precision of float32 if `exact` (three products of
-    TF32), else that of TF32. The sums are float32 always."""
+    weights: for each branch (taps, in, out); bias: (branches, out) float32. float16 weights multiply float16
+    frames, float32 weights float32 frames, with about the precision of float32 if `exact` (three TF32
+    products), else that of TF32. The sums are always float32.
+    """
 
     def __init__(
         self,
@@ -76,10 +77,11 @@ class Convolutions:
 def transposed(
     weight: Tensor, bias: Tensor, stride: int, padding: int, shift: int = 0, exact: bool = False
 ) -> Convolutions:
-    """A transposed convolution, by the phases of its output: output frame i is made of the input frames
-    (i + padding) // stride - m with weights of the taps (i + padding) % stride + m * stride.
+    """Return a transposed convolution as the phases of its output: output frame i is computed from the input
+    frames (i + padding) // stride - m with the weights of the taps (i + padding) % stride + m * stride.
 
-    weight: (in, out, taps); bias: (out,). Output frames are moved by `shift`."""
+    weight: (in, out, taps); bias: (out,). Output frames are moved by `shift`.
+    """
     taps = -(-weight.shape[2] // stride)
     padded = F.pad(weight, (0, taps * stride - weight.shape[2])).permute(2, 0, 1)
     return Convolutions(
@@ -93,8 +95,8 @@ def transposed(
 
 @dataclass(frozen=True)
 class Frames:
-    """A level of the vocoder. lengths: (batch,) int32, of the items in mel frames; a level has `rate` frames
-    for one of them, and `extra` more; an item of length 0 has none."""
+    """A level of the vocoder. lengths: (batch,) int32, the items' lengths in mel frames; a level has `rate`
+    frames per mel frame, and `extra` more; an item of length 0 has none."""
 
     lengths: Tensor
     rate: int = 1
@@ -118,7 +120,7 @@ class Active:
 
 @dataclass(frozen=True)
 class Sums:
-    """What is added: `residual` (branches or 1, batch, frames, channels), `addend` (1, ...)."""
+    """Tensors to add: `residual` (branches or 1, batch, frames, channels), `addend` (1, ...)."""
 
     residual: Tensor | None = None
     addend: Tensor | None = None

@@ -1,4 +1,4 @@
-"""What joins two levels of the vocoder: the mean of the residual blocks, and a leaky ReLU."""
+"""The operation between two levels of the vocoder: the mean of the residual blocks, and a leaky ReLU."""
 
 from __future__ import annotations
 

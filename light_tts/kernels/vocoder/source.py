@@ -1,8 +1,8 @@
-"""The excitation of the vocoder from its pitch: phases by frames, then samples with their noise.
+"""The excitation of the vocoder from its pitch: phases per frame, then samples with their noise.
 
-The noise has the bits of `light_tts.common.random.normal`, so that it is the same wherever it is drawn.
-Multiplications and additions are not fused: phases are large, and how they are rounded can be seen in the
-signal."""
+The noise has the bits of `light_tts.common.random.normal`, so that it is the same on every device.
+Multiplications and additions are not fused: phases are large, and their rounding is visible in the signal.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Voicing:
-    """Numbers of the source module; frame: samples of one mel frame."""
+    """Parameters of the source module; frame: samples per mel frame."""
 
     sample_rate: int
     frame: int
@@ -33,8 +33,8 @@ class Voicing:
 
 @dataclass(frozen=True)
 class Draws:
-    """What chooses the noise of each item, all (batch,) int64: seed, stream and first counter of the hash;
-    `noisy`: 0 for an item without noise."""
+    """Seeds of each item's noise, all (batch,) int64: seed, stream and first counter of the hash; `noisy`: 0
+    for an item without noise."""
 
     seed: Tensor
     stream: Tensor
@@ -44,8 +44,8 @@ class Draws:
 
 @dataclass(frozen=True)
 class Cached:
-    """Samples that the source begins with. source: (batch, most) float32; count: (batch,) int64, how many of
-    them hold."""
+    """Samples that the source starts with. source: (batch, most) float32; count: (batch,) int64, number of
+    valid ones."""
 
     source: Tensor
     count: Tensor
@@ -53,7 +53,7 @@ class Cached:
 
 def source_phase(f0: Tensor, lengths: Tensor, voicing: Voicing, out: Tensor) -> None:
     """f0: (batch, frames) in Hz; lengths: (batch,) int32; out: (batch, frames, waves) float32: the phase of
-    each harmonic at each frame, in radians. The running sum is taken in float64 and rounded once."""
+    each harmonic at each frame, in radians. The cumulative sum is computed in float64 and rounded once."""
     batch, frames, waves = out.shape
     _phase[(batch,)](
         f0,
@@ -89,8 +89,9 @@ def source_samples(
     cached: Cached,
     out: Tensor,
 ) -> None:
-    """f0: (batch, frames); phase: (batch, frames, waves) of `source_phase`; lengths: (batch,) int32; weight:
-    (waves,) and bias: (1,) mix the harmonics; out: (batch, samples) float32, written up to an item's end."""
+    """f0: (batch, frames); phase: (batch, frames, waves) from `source_phase`; lengths: (batch,) int32;
+    weight: (waves,) and bias: (1,) mix the harmonics; out: (batch, samples) float32, written up to an item's
+    end."""
     batch, frames, waves = phase.shape
     samples = out.shape[1]
     _samples[(triton.cdiv(samples, BLOCK), batch)](
@@ -222,7 +223,7 @@ def _samples(
     if tl.program_id(0) * BLOCK >= length * FRAME:
         return
 
-    # linear interpolation between the centres of frames, as torch does it
+    # linear interpolation between frame centres, as in torch
     place = tl.maximum((sample.to(tl.float32) + 0.5) * frames_per_sample - 0.5, 0.0)
     left = place.to(tl.int32)
     share = place - left.to(tl.float32)

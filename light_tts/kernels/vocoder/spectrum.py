@@ -1,4 +1,5 @@
-"""The small Fourier transforms at both ends of the vocoder's decoder, each as a sum over its few terms."""
+"""The small Fourier transforms at both ends of the vocoder's decoder, each computed as a sum over its few
+terms."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ MAX_MAGNITUDE = 100.0
 @dataclass(frozen=True)
 class Transform:
     """Hann windows of `size` samples, `hop` apart (a quarter of the size), centred; the signal has `frames`
-    hops for each mel frame. forward: (size, 2 * bins) and inverse: (2 * bins, size) float32 have the window
-    in them; real parts come first. power: (size,) the squared window."""
+    hops per mel frame. forward: (size, 2 * bins) and inverse: (2 * bins, size) float32 include the window;
+    real parts come first. power: (size,) the squared window."""
 
     size: int
     hop: int
@@ -28,14 +29,14 @@ class Transform:
 
     @classmethod
     def of(cls, size: int, hop: int, frames: int, device: torch.device) -> Transform:
-        """Raises ValueError unless a sample lies in four frames."""
+        """Raises ValueError unless each sample is covered by four frames."""
         if size != 4 * hop:
             raise ValueError(f"a Fourier transform of {size} samples with a hop of {hop}: it must be 4 hops")
         window = torch.hann_window(size, dtype=torch.float64)
         bins = size // 2 + 1
         angle = 2 * math.pi * torch.outer(torch.arange(size), torch.arange(bins)).double() / size
         forward = torch.cat([torch.cos(angle), -torch.sin(angle)], dim=1) * window[:, None]
-        # a real signal: every bin but the first and the last stands for its mirror image as well
+        # a real signal: every bin except the first and the last also represents its mirror image
         count = torch.full((bins, 1), 2.0, dtype=torch.float64)
         count[0] = count[-1] = 1.0
         inverse = torch.cat([torch.cos(angle).T * count, -torch.sin(angle).T * count]) / size * window
@@ -44,8 +45,8 @@ class Transform:
 
 
 def stft(signal: Tensor, lengths: Tensor, transform: Transform, out: Tensor) -> None:
-    """signal: (batch, samples) float32; lengths: (batch,) int32, mel frames; out: (batch, spectrum frames,
-    2 * bins), written up to an item's end. An item is mirrored at its own ends."""
+    """signal: (batch, samples) float32; lengths: (batch,) int32, mel frames; out: (batch, spectrum frames, 2
+    * bins), written up to an item's end. Each item is reflected at both ends."""
     batch, capacity, width = out.shape
     block = 64
     _stft[(triton.cdiv(capacity, block), batch)](
@@ -76,9 +77,9 @@ def stft_reference(signal: Tensor, lengths: Tensor, transform: Transform, out: T
 
 
 def istft(x: Tensor, lengths: Tensor, transform: Transform, limit: float, out: Tensor) -> None:
-    """x: (batch, spectrum frames, 2 * bins) float32: logarithms of magnitudes, and what phases are the sines
-    of; lengths: (batch,) int32, mel frames; out: (batch, samples) float32, within +-limit, zero beyond an
-    item's end."""
+    """x: (batch, spectrum frames, 2 * bins) float32: logarithms of magnitudes, and values whose sines are the
+    phases; lengths: (batch,) int32, mel frames; out: (batch, samples) float32, clipped to +-limit, zero
+    beyond an item's end."""
     batch, capacity, width = x.shape
     block = 128
     samples = out.shape[1]
@@ -200,7 +201,7 @@ def _istft(
     place = tl.arange(0, HOP)
     total = tl.zeros((BLOCK, HOP), dtype=tl.float32)
     weight = tl.zeros((BLOCK, HOP), dtype=tl.float32)
-    # the samples of a hop lie in the four frames whose windows begin one hop before it at the latest
+    # the samples of a hop are covered by the four frames whose windows start at most one hop after its frame
     for back in range(4):
         frame = hop + 2 - back
         inside = (frame >= 0) & (frame < frames)

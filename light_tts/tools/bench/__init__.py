@@ -1,1 +1,1 @@
-"""Parts of the load generator `test/benchmark.py`."""
+"""The load generator behind `test/benchmark.py` and `light-tts bench`."""

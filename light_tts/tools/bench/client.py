@@ -1,4 +1,4 @@
-"""One request: sent, and its answer taken piece by piece with the time of each."""
+"""Sends one request and receives its response chunk by chunk, with the time of each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import aiohttp
 from light_tts.tools.bench.playback import Playback, play
 
 BYTES_PER_SAMPLE = 2  # 16-bit mono PCM
-SAMPLE_RATE = 24_000  # of a server whose answer does not say
+SAMPLE_RATE = 24_000  # assumed if the response does not say
 
 
 @dataclass
 class Outcome:
-    """One request as its client saw it. `due` and `start`: when it should have been and was sent, on the
-    clock of time.perf_counter. Other times are in seconds from `start`; `audio` is in seconds of sound;
-    `pieces`: arrival and bytes of each piece; `error`: the kind of failure, empty where the answer was
-    complete."""
+    """One request from the client's point of view. `due` and `start`: when it should have been sent and when
+    it was, on the clock of time.perf_counter. Other times are in seconds from `start`; `audio` is in seconds
+    of sound; `pieces`: arrival time and bytes of each chunk; `error`: the kind of failure, empty if the
+    response was complete."""
 
     index: int
     due: float
@@ -37,8 +37,8 @@ class Outcome:
 
 @asynccontextmanager
 async def open_session(url: str, timeout: float) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of the server at `url` with as many connections as are asked for; `timeout`: seconds without
-    a byte after which a request failed."""
+    """Context manager for a client of the server at `url` with unlimited connections; `timeout`: seconds
+    without data after which a request has failed."""
     # Shorter than the 5 s after which servers close an idle connection, so that none is closed while in use.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
     silence = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
@@ -47,7 +47,7 @@ async def open_session(url: str, timeout: float) -> AsyncIterator[aiohttp.Client
 
 
 async def speak(session: aiohttp.ClientSession, body: dict[str, Any], index: int, due: float) -> Outcome:
-    """Send request `index`, due at `due`, and take its whole answer."""
+    """Send request `index`, due at `due`, and receive the whole response."""
     start = time.perf_counter()
     outcome = Outcome(index, due, start)
     pieces = outcome.pieces

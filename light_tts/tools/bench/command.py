@@ -1,14 +1,14 @@
-"""Load generator: sends requests to a running server and prints how fast the answers came.
+"""Load generator: sends requests to a running server and prints how fast the responses arrived.
 
-    python test/benchmark.py --concurrency 8 --number 64 --stream True     8 clients, 64 requests
-    python test/benchmark.py --sweep 1,8,16,32,64 --stream True            one line for each number of clients
-    python test/benchmark.py --rate 5 --duration 60 --stream True          Poisson arrivals, 5 a second
-    python test/benchmark.py --find_rate --duration 30 --stream True       the highest rate it keeps up with
+python test/benchmark.py --concurrency 8 --number 64 --stream True     8 clients, 64 requests
+python test/benchmark.py --sweep 1,8,16,32,64 --stream True            one line per number of clients
+python test/benchmark.py --rate 5 --duration 60 --stream True          Poisson arrivals, 5 a second
+python test/benchmark.py --find_rate --duration 30 --stream True       the highest rate it keeps up with
 
-Closed loop (`--concurrency`, `--sweep`): each client sends its next request when its last one is answered.
-Open loop (`--rate`, `--find_rate`): requests are sent at random times, whatever the answers do.
-Exit code 0: every answer was complete (`--find_rate`: a rate was found); 1: some were not (they are counted
-by kind); 2: a file or an argument is wrong.
+Closed loop (`--concurrency`, `--sweep`): each client sends its next request when the previous one is
+complete. Open loop (`--rate`, `--find_rate`): requests are sent at random times, independent of the
+responses. Exit code 0: every response was complete (`--find_rate`: a rate was found); 1: some were not (they
+are counted by kind); 2: a file or an argument is invalid.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from light_tts.tools.bench.runs import Benchmark
 from light_tts.tools.bench.workload import GOLDEN, PRESETS, TEXTS, Workload, read_texts, recording
 
 NUMBER = 10
-LEAD_IN = 0.2  # of --duration, with --find_rate
+LEAD_IN = 0.2  # fraction of --duration, with --find_rate
 
 
 def parse_bool(text: str) -> bool:
@@ -53,7 +53,7 @@ def parse_positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
 
 
@@ -64,39 +64,63 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--url", default="http://127.0.0.1:8080", help="the server")
-    add("--timeout", type=parse_positive, default=300.0, help="seconds without a byte: the request failed")
+    add(
+        "--timeout",
+        type=parse_positive,
+        default=300.0,
+        help="seconds without data after which a request has failed",
+    )
 
     add = parser.add_argument_group("load").add_argument
-    add("--concurrency", type=parse_count, default=1, help="clients, each with one request under way")
-    add("--sweep", type=parse_counts, metavar="C,C,...", help="one run for each of these numbers of clients")
-    add("--rate", type=parse_positive, help="requests a second at random (Poisson) times, instead of clients")
-    add("--find_rate", action="store_true", help="search the highest rate (first try: --rate, or 1)")
-    add("--slo_first_audio", type=parse_positive, default=0.4, help="of --find_rate: P95 of first audio, s")
-    add("--precision", type=parse_positive, default=0.1, help="of --find_rate: fraction of the rate")
-    add("--number", type=parse_count, help=f"requests in all (without --duration: {NUMBER})")
+    add(
+        "--concurrency",
+        type=parse_count,
+        default=1,
+        help="number of clients, each with one request at a time",
+    )
+    add("--sweep", type=parse_counts, metavar="C,C,...", help="one run per number of clients")
+    add(
+        "--rate",
+        type=parse_positive,
+        help="requests per second at random (Poisson) times, instead of clients",
+    )
+    add("--find_rate", action="store_true", help="search for the highest rate (first try: --rate, or 1)")
+    add(
+        "--slo_first_audio",
+        type=parse_positive,
+        default=0.4,
+        help="limit of --find_rate: P95 of first audio in seconds",
+    )
+    add(
+        "--precision",
+        type=parse_positive,
+        default=0.1,
+        help="precision of --find_rate as a fraction of the rate",
+    )
+    add("--number", type=parse_count, help=f"total number of requests (without --duration: {NUMBER})")
     add("--duration", type=parse_positive, help="seconds during which requests are sent, instead of --number")
     add("--warmup", type=int, default=0, help="requests before the first run, not counted")
-    add("--lead_in", type=float, help="open loop: seconds of load before those that count")
-    add("--arrival_seed", type=int, default=0, help="of the random times")
+    add("--lead_in", type=float, help="open loop: seconds of load before requests are counted")
+    add("--arrival_seed", type=int, default=0, help="seed of the random times")
 
     add = parser.add_argument_group("requests").add_argument
-    add("--preset", choices=tuple(PRESETS), help="texts, prompt and length of known figures")
-    add("--stream", type=parse_bool, default=False, help="ask for audio while it is made")
-    add("--body", choices=("form", "json"), default="form", help="multipart form or JSON")
-    add("--text_file", type=Path, help="texts to speak, one a line (default: four short sentences)")
+    add("--preset", choices=tuple(PRESETS), help="texts, prompt and lengths of published figures")
+    add("--stream", type=parse_bool, default=False, help="stream the audio")
+    add("--body", choices=("form", "json"), default="form", help="format of the request body")
+    add("--text_file", type=Path, help="file of texts to speak, one per line (default: four short sentences)")
     add("--prompt_wav", type=Path, default=GOLDEN / "prompt.wav", help="recording of the voice")
-    add("--prompt_seconds", type=parse_positive, help="cut or repeat the recording to this length")
-    add("--prompt_text", help="what is said in it (default: the text file beside the recording)")
-    add("--spk_id", help="a voice that the server knows, instead of a recording")
+    add("--prompt_seconds", type=parse_positive, help="cut or repeat the recording to this length in seconds")
+    add("--prompt_text", help="its transcript (default: the text file next to the recording)")
+    add("--spk_id", help="name of a voice, instead of a recording")
     add("--tts_model_name", default="default", help="style")
-    add("--new_tokens", type=parse_count, help="make every part so many speech tokens long (25 a second)")
-    add("--seed", type=int, default=0, help="seed of the first request; each next one has the next seed")
+    add("--new_tokens", type=parse_count, help="number of speech tokens of every part (25 per second)")
+    add("--seed", type=int, default=0, help="seed of the first request; incremented for each further one")
 
     add = parser.add_argument_group("results").add_argument
-    add("--csv", type=Path, metavar="FILE", help="add a line for each run to this file")
+    add("--csv", type=Path, metavar="FILE", help="append one line per run to this file")
     add("--json", type=Path, metavar="FILE", help="write the figures to this file")
-    add("--records", action="store_true", help="with every request and the time of every piece in --json")
-    add("--plot", type=Path, metavar="FILE", help="draw the runs (needs matplotlib)")
+    add("--records", action="store_true", help="include every request and the time of every chunk in --json")
+    add("--plot", type=Path, metavar="FILE", help="plot the runs (requires matplotlib)")
     parser.set_defaults(texts=TEXTS)
     return parser
 
@@ -110,13 +134,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.sweep and (args.rate or args.find_rate):
         parser.error("--sweep is closed loop, --rate and --find_rate are open loop")
     if args.find_rate and not args.duration:
-        parser.error("--find_rate needs --duration")
+        parser.error("--find_rate requires --duration")
     if args.number and args.duration and not args.sweep:
-        parser.error("--number and --duration: one of them")
+        parser.error("give either --number or --duration")
     if args.lead_in and not args.duration:
-        parser.error("--lead_in needs --duration")
+        parser.error("--lead_in requires --duration")
     if args.plot and not find_spec("matplotlib"):
-        parser.error("--plot needs matplotlib: pip install -c constraints.txt -e '.[bench]'")
+        parser.error("--plot requires matplotlib: pip install -c constraints.txt -e '.[bench]'")
     if not args.number and not args.duration:
         args.number = NUMBER
     if args.lead_in is None:
@@ -125,7 +149,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def make_workload(args: argparse.Namespace) -> Workload:
-    """Read the files that the arguments name. Raises OSError or ValueError naming the file."""
+    """Read the files given by the arguments. Raises OSError or ValueError naming the file."""
     texts = read_texts(args.text_file) if args.text_file else args.texts
     fields: dict[str, Any] = {"stream": args.stream, "tts_model_name": args.tts_model_name}
     if args.new_tokens:
@@ -140,7 +164,7 @@ def make_workload(args: argparse.Namespace) -> Workload:
 
 
 async def run(args: argparse.Namespace, workload: Workload) -> Benchmark:
-    """Make the runs that the arguments ask for."""
+    """Make the runs requested by the arguments."""
     async with open_session(args.url, args.timeout) as session:
         benchmark = Benchmark(args, workload, session)
         if args.warmup:
@@ -155,7 +179,7 @@ async def run(args: argparse.Namespace, workload: Workload) -> Benchmark:
 
 
 def report(args: argparse.Namespace, benchmark: Benchmark) -> dict[str, Any]:
-    """What --json writes: the settings with the figures of the run, or with those of each run."""
+    """Return the content of --json: the settings with the figures of the run or runs."""
     settings = {name: value for name, value in vars(args).items() if name != "json"}
     if not (args.sweep or args.find_rate):
         return {"settings": settings, **benchmark.points[0]}

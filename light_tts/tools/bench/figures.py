@@ -1,4 +1,4 @@
-"""What a run means: figures for a person, a spreadsheet, a program."""
+"""Computes the figures of a run and formats them as a table, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from light_tts.tools.bench.client import Outcome
 from light_tts.tools.bench.load import Run
 
 SPREAD = ("avg", "p50", "p90", "p95", "p99", "min", "max")
-# Key in a point, title in the table.
+# Key in a point -> title in the table.
 SPREADS = {
     "first_audio": "first audio, s",
     "latency": "latency, s",
@@ -30,11 +30,11 @@ SINGLE = (
     *("underrun_requests", "underruns", "stall_seconds", "given_up"),
 )
 CSV_COLUMNS = (*SINGLE, *(f"{key}_{name}" for key in SPREADS for name in SPREAD))
-SLOW_CLIENT = 0.05  # seconds; above, the load generator's own delays show in the figures
+SLOW_CLIENT = 0.05  # seconds; above this, the load generator's own delays affect the figures
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Average, quantiles and extremes; empty where there is nothing."""
+    """Return average, quantiles and extremes; empty for no values."""
     if not values:
         return {}
     quantiles = np.percentile(values, (50, 90, 95, 99))
@@ -43,7 +43,7 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def most_under_way(outcomes: list[Outcome]) -> int:
-    """The largest number of requests that were under way at once."""
+    """Return the maximum number of concurrent requests."""
     starts = [(outcome.start, 1) for outcome in outcomes]
     ends = [(outcome.start + outcome.latency, -1) for outcome in outcomes]
     steps = [step for _, step in sorted(starts + ends)]
@@ -51,10 +51,10 @@ def most_under_way(outcomes: list[Outcome]) -> int:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-    """Figures of a run. Times in seconds. `rtf`: a request's latency divided by the length of its audio
-    (below 1: faster than the audio plays); `buffer`: the smallest start-up buffer with which its player does
-    not run dry; `gap`: its longest wait between two pieces; `late`: how long after its time it was sent;
-    `lag`: how late the event loop of the load generator was. Failed requests count as errors only."""
+    """Return the figures of a run, with times in seconds. `rtf`: a request's latency divided by the length of
+    its audio (below 1: faster than real time); `buffer`: the smallest initial buffering that avoids
+    underruns; `gap`: the longest time between two chunks; `late`: how long after its due time it was sent;
+    `lag`: delay of the load generator's event loop. Failed requests are counted as errors only."""
     good = [outcome for outcome in run.outcomes if not outcome.error]
     errors = Counter(outcome.error for outcome in run.outcomes if outcome.error)
     audio = sum(outcome.audio for outcome in good)
@@ -84,7 +84,7 @@ def summarize(run: Run) -> dict[str, Any]:
 
 
 def records(run: Run) -> list[dict[str, Any]]:
-    """One entry a request, in the order they were sent; `due` in seconds from the first one's."""
+    """Return one entry per request, in the order they were sent; `due` in seconds from the first one."""
     outcomes = sorted(run.outcomes, key=lambda outcome: outcome.index)
     first = outcomes[0].due if outcomes else 0.0
     return [
@@ -94,20 +94,20 @@ def records(run: Run) -> list[dict[str, Any]]:
 
 
 def slow_client(point: dict[str, Any]) -> str:
-    """A warning where the load generator itself was late, else empty."""
+    """Return a warning if the load generator itself was late, else an empty string."""
     worst = max(point[key].get("p99", 0.0) for key in ("late", "lag"))
     if worst <= SLOW_CLIENT:
         return ""
-    return f"this client was up to {worst:.3f} s late (P99): part of the times above is its own"
+    return f"this client was up to {worst:.3f} s late (P99), which adds to the times above"
 
 
 def load(point: dict[str, Any]) -> str:
-    """Rate or number of clients."""
+    """Return the rate or number of clients as text."""
     return f"{point['rate']:.2f}/s" if point["mode"] == "open" else f"{point['concurrency']}"
 
 
 def table(point: dict[str, Any]) -> str:
-    """One run for a person."""
+    """Return one run as a table."""
     lines = [" " * 20 + "".join(f"{name.upper() if name[0] == 'p' else name:>9}" for name in SPREAD)]
     for key, title in SPREADS.items():
         figures = "".join(f"{point[key][name]:9.3f}" for name in SPREAD) if point[key] else "        -"
@@ -147,12 +147,12 @@ LINE = (
 
 
 def heading() -> str:
-    """First line of a table with one line a run."""
+    """Return the header of a table with one line per run."""
     return " ".join(f"{title:>{max(7, len(title))}}" for title, _, _ in LINE)
 
 
 def line(point: dict[str, Any]) -> str:
-    """One run as a line of that table."""
+    """Return one run as a line of that table."""
     values = flat(point)
     values["load"] = load(point)
     cells = []
@@ -163,8 +163,8 @@ def line(point: dict[str, Any]) -> str:
 
 
 def flat(point: dict[str, Any]) -> dict[str, Any]:
-    """A point without nesting: first_audio_p95 and so on, the columns of the CSV file. What a run does not
-    have is None."""
+    """Return the point without nesting, as columns of the CSV file: first_audio_p95 and so on. Missing values
+    are None."""
     values = {name: point[name] for name in SINGLE}
     for key in SPREADS:
         values |= {f"{key}_{name}": point[key].get(name) for name in SPREAD}
@@ -172,7 +172,7 @@ def flat(point: dict[str, Any]) -> dict[str, Any]:
 
 
 def append_csv(path: Path, point: dict[str, Any]) -> None:
-    """Add one line to a CSV file; a new file gets the heading first."""
+    """Append one line to a CSV file; a new file gets the header first."""
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, CSV_COLUMNS)
         if file.tell() == 0:

@@ -1,4 +1,4 @@
-"""When requests are sent: a fixed number of clients (closed loop), or at given times whatever the answers do
+"""Schedules requests: a fixed number of clients (closed loop), or at given times independent of the responses
 (open loop)."""
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Send = Callable[[int, float], Awaitable[Outcome]]
 
 @dataclass
 class Run:
-    """What a load gave: the counted requests, the seconds from when requests count to the end of the last,
-    how late the event loop of this process woke up (seconds, every LAG_STEP), and whether the run was given
-    up before its end."""
+    """The result of a load: the counted requests, the seconds from the start of counting to the end of the
+    last request, the delays of this process's event loop (seconds, every LAG_STEP), and whether the run was
+    aborted."""
 
     outcomes: list[Outcome]
     wall: float
@@ -34,7 +34,7 @@ class Run:
 
 @dataclass
 class Progress:
-    """One line on stderr, rewritten at most five times a second."""
+    """A progress line on stderr, updated at most five times per second."""
 
     number: int | None
     start: float = field(default_factory=time.perf_counter)
@@ -56,7 +56,7 @@ class Progress:
 
 
 async def _watch_lag(lags: list[float]) -> None:
-    """What the event loop adds to a sleep is what it may add to any time stamp."""
+    """Measure the delay of the event loop, which may also affect any timestamp."""
     while True:
         before = time.perf_counter()
         await asyncio.sleep(LAG_STEP)
@@ -64,8 +64,8 @@ async def _watch_lag(lags: list[float]) -> None:
 
 
 def arrivals(rate: float, seed: int, *, number: int | None = None, until: float | None = None) -> list[float]:
-    """Times of Poisson arrivals, in seconds from now: exponential gaps of mean 1 / `rate`. Either `number`
-    of them or all before `until`."""
+    """Return Poisson arrival times in seconds from now: exponential gaps with mean 1 / `rate`. Either
+    `number` of them or all before `until`."""
     generator = np.random.default_rng(seed)
     if number is not None:
         return np.cumsum(generator.exponential(1 / rate, number)).tolist()
@@ -80,8 +80,8 @@ def arrivals(rate: float, seed: int, *, number: int | None = None, until: float 
 async def closed_loop(
     send: Send, concurrency: int, *, number: int | None = None, duration: float | None = None
 ) -> Run:
-    """`concurrency` clients, each sends its next request when its last one is answered, until `number`
-    requests are sent or `duration` seconds are over."""
+    """Run `concurrency` clients that each send the next request when the previous one is complete, until
+    `number` requests are sent or `duration` seconds have passed."""
     run = Run([], 0.0, [])
     progress = Progress(number)
     indices = iter(range(number)) if number is not None else itertools.count()
@@ -113,9 +113,9 @@ async def open_loop(
     lead_in: float = 0.0,
     hopeless: Callable[[list[Outcome]], bool] | None = None,
 ) -> Run:
-    """Requests at `times` (seconds from now), however many are under way. Those before `lead_in` fill the
-    server and are not counted. As soon as `hopeless` says so of the counted ones that are done, the rest is
-    given up: their connections are closed."""
+    """Send requests at `times` (seconds from now), regardless of how many are active. Those before `lead_in`
+    fill the server and are not counted. As soon as `hopeless` returns True for the counted ones that are
+    complete, the run is aborted and the remaining connections are closed."""
     run = Run([], 0.0, [])
     progress = Progress(len(times))
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How a streamed answer would have sounded to somebody listening while it came."""
+"""Simulates playback of a streamed response."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Playback:
-    """What a player met that starts with the first piece and plays in real time.
+    """Result of a simulated player that starts with the first chunk and plays in real time.
 
-    `underruns`: how often it ran dry before the end. `stall`: seconds of silence in all; this is also the
-    smallest start-up buffer, in seconds between the first piece and the start of the player, that would have
-    avoided every underrun: each wait is the part of the largest deficit so far that was not waited for yet,
-    so the waits add up to the largest deficit. `largest_gap`: seconds between two successive pieces."""
+    `underruns`: how often it ran out of audio. `stall`: total seconds of silence, which equals the smallest
+    initial buffering that would have avoided all underruns: each wait is the part of the largest deficit so
+    far that had not been waited for, so the waits add up to the largest deficit. `largest_gap`: seconds
+    between two successive chunks.
+    """
 
     underruns: int = 0
     stall: float = 0.0
@@ -22,7 +23,7 @@ class Playback:
 
 
 def play(pieces: Sequence[tuple[float, float]]) -> Playback:
-    """Playback of `pieces`: (seconds at which it arrived, seconds of audio in it), in order of arrival."""
+    """Simulate playback of `pieces`: (arrival time in seconds, seconds of audio), in order of arrival."""
     if not pieces:
         return Playback()
     underruns, stall = 0, 0.0

@@ -1,8 +1,8 @@
-"""Draws latency, first audio and throughput against load.
+"""Plots latency, first audio and throughput against load.
 
-    python light_tts/tools/bench/plot.py RESULTS.csv --out FIGURE.png
+python light_tts/tools/bench/plot.py RESULTS.csv --out FIGURE.png
 
-RESULTS.csv is what `test/benchmark.py --csv` wrote; needs matplotlib (pip install -e '.[bench]').
+RESULTS.csv is written by `test/benchmark.py --csv`. Requires matplotlib (pip install -e '.[bench]').
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ LOADS = {"closed": ("concurrency", "requests under way"), "open": ("rate", "requ
 
 
 def curve(points: Sequence[Mapping[str, Any]], load: str, key: str) -> list[tuple[float, float]]:
-    """(load, value) of the points that have both, by load. A CSV file has '' where there is nothing."""
+    """Return (load, value) of the points that have both, sorted by load. In a CSV file missing values
+    are ''.
+    """
     both = [(point[load], point[key]) for point in points if point[key] not in (None, "")]
     return sorted((float(x), float(y)) for x, y in both)
 
 
 def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Write a picture of runs of one mode (all closed loop or all open loop) to `path`. `points` have the
+    """Write a plot of runs of one mode (all closed loop or all open loop) to `path`. `points` have the
     columns of the CSV file. Raises ValueError for a mixture, ImportError without matplotlib."""
     modes = {point["mode"] for point in points}
     if len(modes) != 1:
-        raise ValueError(f"runs of one mode can be drawn together, found {sorted(modes)}")
+        raise ValueError(f"all runs must have the same mode, found {sorted(modes)}")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -52,8 +54,8 @@ def draw(points: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draw latency and throughput against load.")
-    parser.add_argument("results", type=Path, help="a file that test/benchmark.py --csv wrote")
+    parser = argparse.ArgumentParser(description="Plot latency and throughput against load.")
+    parser.add_argument("results", type=Path, help="a file written by test/benchmark.py --csv")
     parser.add_argument("--out", type=Path, default=Path("benchmark.png"), help="the picture")
     args = parser.parse_args()
     with args.results.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""The runs of a benchmark: one, one for each number of clients, or those that search a rate."""
+"""The runs of a benchmark: a single one, one per number of clients, or a search for the highest rate."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from light_tts.tools.bench.search import Goal, find_highest
 from light_tts.tools.bench.workload import Workload
 
 WARMUP_CLIENTS = 8
-REQUESTS_PER_CLIENT = 3  # at least, in a sweep
-FEWEST = 5  # requests of a probe; a rate at which --duration has fewer is too low to be judged
+REQUESTS_PER_CLIENT = 3  # minimum in a sweep
+FEWEST = 5  # minimum requests of a probe; rates with fewer in --duration cannot be evaluated
 
 
 class Benchmark:
-    """Makes runs as the arguments of the command line say and prints them. `points`: of each run its load
-    and its figures; `highest_rate`: what `find_rate` found, in requests a second."""
+    """Makes the runs given by the command line and prints them. `points`: load and figures of each run;
+    `highest_rate`: result of `find_rate` in requests per second."""
 
     def __init__(self, args: argparse.Namespace, workload: Workload, session: aiohttp.ClientSession) -> None:
         self.args, self.workload, self.session = args, workload, session
@@ -29,17 +29,17 @@ class Benchmark:
         self.highest_rate = 0.0
 
     async def warm_up(self) -> None:
-        """Requests that are not counted: the server meets the voice, its caches fill."""
+        """Send requests that are not counted, to fill the server's caches."""
         await closed_loop(self._send, WARMUP_CLIENTS, number=self.args.warmup)
 
     async def single(self) -> None:
-        """One run, as a table."""
+        """Make one run and print it as a table."""
         args = self.args
         point = await (self._open(args.rate) if args.rate else self._closed(args.concurrency, args.number))
         print(figures.table(point))
 
     async def sweep(self) -> None:
-        """A run for each number of clients, one line each."""
+        """Make a run per number of clients and print one line each."""
         print(figures.heading())
         for concurrency in self.args.sweep:
             number = None
@@ -48,7 +48,7 @@ class Benchmark:
             print(figures.line(await self._closed(concurrency, number)), flush=True)
 
     async def find_rate(self) -> None:
-        """Search the highest rate that reaches the goal, one line for each rate that was tried."""
+        """Search for the highest rate that meets the goal and print one line per tested rate."""
         goal = Goal(self.args.slo_first_audio)
 
         async def probe(rate: float) -> bool:
@@ -70,7 +70,7 @@ class Benchmark:
         return self._add_point(run, "closed", concurrency, None)
 
     async def _open(self, rate: float, goal: Goal | None = None) -> dict[str, Any]:
-        """One run at `rate`; with a goal, given up as soon as it is out of reach."""
+        """Make one run at `rate`; with a goal, abort it as soon as the goal cannot be met."""
         args = self.args
         if args.duration:
             times = arrivals(rate, args.arrival_seed, until=args.lead_in + args.duration)

@@ -1,4 +1,4 @@
-"""The highest rate that a server keeps up with."""
+"""Searches for the highest rate that a server keeps up with."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from light_tts.tools.bench.client import Outcome
 
 @dataclass(frozen=True)
 class Goal:
-    """What keeping up means: the P95 of the time to first audio is at most `first_audio` seconds, no player
-    runs dry, nothing fails."""
+    """Criterion for keeping up: the P95 of the time to first audio is at most `first_audio` seconds, no
+    player runs out of audio, and nothing fails."""
 
     first_audio: float
 
     def shortfall(self, point: dict[str, Any]) -> str:
-        """What the figures of a run lack, in words; empty where they reach the goal."""
+        """Return in words where the figures of a run miss the goal, or an empty string."""
         found = []
         if not point["requests"]:
             found.append("no request")
@@ -31,21 +31,22 @@ class Goal:
         return ", ".join(found)
 
     def is_hopeless(self, outcomes: list[Outcome], planned: int) -> bool:
-        """Whether `planned` requests, of which these are done, can no longer reach the goal."""
+        """Return whether `planned` requests, given those that are complete, can no longer meet the goal."""
         late = 0
         for outcome in outcomes:
             if outcome.error or outcome.playback.underruns:
                 return True
             late += outcome.first_audio > self.first_audio
-        # The P95 lies between the sorted values number 0.95 (planned - 1) and the next one.
+        # The P95 is between the sorted values number 0.95 (planned - 1) and the next one.
         return late > 0.05 * (planned - 1) + 1
 
 
 async def find_highest(
     probe: Callable[[float], Awaitable[bool]], first: float, precision: float, lowest: float
 ) -> float:
-    """The highest rate that `probe` accepts, to within the fraction `precision`: doubled from `first` until
-    one fails (or halved until one passes), then bisected. 0.0 where none from `lowest` on passes."""
+    """Return the highest rate that `probe` accepts, to within the fraction `precision`: doubled from `first`
+    until one fails (or halved until one passes), then bisected. Returns 0.0 if no rate from `lowest` on
+    passes."""
     low, high = 0.0, first
     if await probe(first):
         low, high = first, 2 * first

@@ -1,4 +1,4 @@
-"""What is sent: texts, voice and length of the answers."""
+"""The requests to send: texts, voice and length of the responses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ TEXTS = (
     "She opened the letter slowly and read it twice.",
 )
 
-# Which tokenizer the server has cannot be known here. These are words so common that each is one token in the
-# small vocabulary of test/golden/cosyvoice2/checkpoint, and most likely in a large one too.
+# The server's tokenizer is not known here. These words are so common that each is one token in the small
+# vocabulary of test/golden/cosyvoice2/checkpoint, and most likely in a large one too.
 TEXTS_OF_20_TOKENS = (
     "The day was long and bright, so we bought water for you and a train to the beach.",
     "We were on the quick train for ten minutes, and then you were out on the cold beach.",
@@ -30,9 +30,9 @@ TEXTS_OF_20_TOKENS = (
 )
 TEXT_OF_16_TOKENS = "It is about ten minutes by train to the beach, so then we walk."
 
-# Values that a preset gives to options of the command line that are not on it.
+# Values that a preset assigns to options that are not given.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The work that the published figures of LightTTS were measured with.
+    # The workload of the published LightTTS figures.
     "baseline16s": {
         "texts": TEXTS_OF_20_TOKENS,
         "prompt_text": TEXT_OF_16_TOKENS,
@@ -50,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Workload:
-    """The requests of one run; request i speaks text i (round and round) with seed `seed + i`."""
+    """The requests of one run; request i speaks text i (cyclically) with seed `seed + i`."""
 
     texts: tuple[str, ...]
     fields: dict[str, Any]
@@ -63,7 +63,7 @@ class Workload:
         return {} if self.prompt_wav is None else {"prompt_wav": base64.b64encode(self.prompt_wav).decode()}
 
     def body(self, index: int) -> dict[str, Any]:
-        """Keyword arguments of aiohttp's `post` for request `index`."""
+        """Return the keyword arguments of aiohttp's `post` for request `index`."""
         text = self.texts[index % len(self.texts)]
         fields = {**self.fields, "tts_text": text, "seed": self.seed + index}
         if self.as_json:
@@ -77,8 +77,8 @@ class Workload:
 
 
 def recording(path: Path, seconds: float | None) -> bytes:
-    """The bytes of a recording; with `seconds`, a WAV file cut or repeated to that length. Raises OSError or
-    ValueError naming the file."""
+    """Return the bytes of a recording; with `seconds`, a WAV file cut or repeated to that length. Raises
+    OSError or ValueError naming the file."""
     if seconds is None:
         return path.read_bytes()
     try:
@@ -97,7 +97,7 @@ def recording(path: Path, seconds: float | None) -> bytes:
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
-    """The lines of a file that are not blank. Raises OSError or ValueError naming the file."""
+    """Return the non-blank lines of a file. Raises OSError or ValueError naming the file."""
     texts = tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
     if not texts:
         raise ValueError(f"{path}: no text in it")

@@ -1,1 +1,1 @@
-"""Parts of `scripts/evaluate.py`."""
+"""The implementation of `scripts/evaluate.py`."""

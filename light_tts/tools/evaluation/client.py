@@ -1,4 +1,4 @@
-"""Lets a running server speak."""
+"""Generates speech with a running server."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from light_tts.tools.evaluation.takes import Take
 
 MODES = ("whole", "stream", "bistream")
 TOKENS_PER_SECOND = 25
-SAMPLE_RATE = 24_000  # of a server whose answer does not say
-LONGEST = 3.0  # times the expected length; speech of that length has lost its way
+SAMPLE_RATE = 24_000  # assumed if the response does not say
+LONGEST = 3.0  # multiple of the expected length at which speech is considered runaway
 SHORTEST_LIMIT = 2.0  # seconds
-WORDS_OF_A_PIECE = 3  # of bistream
+WORDS_OF_A_PIECE = 3  # in bistream
 
 
 class SpeechError(Exception):
-    """The server did not speak, and why."""
+    """The server produced no speech; the message says why."""
 
 
 FAILURES = (SpeechError, httpx.HTTPError, websockets.WebSocketException, OSError, asyncio.TimeoutError)
@@ -36,8 +36,8 @@ FAILURES = (SpeechError, httpx.HTTPError, websockets.WebSocketException, OSError
 
 @dataclass(frozen=True)
 class Server:
-    """`mode`: one of MODES; `style`: the server's `tts_model_name`; `timeout`: seconds without a byte after
-    which a request has failed."""
+    """A running server. `mode`: one of MODES; `style`: the server's `tts_model_name`; `timeout`: seconds
+    without data after which a request has failed."""
 
     url: str
     mode: str = "whole"
@@ -45,7 +45,7 @@ class Server:
     timeout: float = 300.0
 
     async def check(self) -> None:
-        """Raises SpeechError where no server answers."""
+        """Raise SpeechError if no server answers."""
         try:
             async with httpx.AsyncClient(base_url=self.url, timeout=self.timeout) as client:
                 (await client.get("/liveness")).raise_for_status()
@@ -55,7 +55,7 @@ class Server:
     async def speak_all(
         self, lines: list[Line], seed: int, concurrency: int, done: Callable[[Take], None]
     ) -> list[Take]:
-        """Line i with seed `seed + i`, `concurrency` at a time; `done` hears of each as it ends."""
+        """Speak line i with seed `seed + i`, `concurrency` at a time; `done` is called with each take."""
         takes: dict[int, Take] = {}
         waiting = iter(enumerate(lines))
 
@@ -68,7 +68,7 @@ class Server:
         return [take for _, take in sorted(takes.items())]
 
     async def speak(self, line: Line, seed: int) -> Take:
-        """Whatever goes wrong is in the take's `error`."""
+        """Speak one line; failures are reported in the take's `error`."""
         tokens = math.ceil(TOKENS_PER_SECOND * max(LONGEST * expected_seconds(line), SHORTEST_LIMIT))
         fields = {
             "prompt_text": line.prompt_text,
@@ -91,7 +91,7 @@ class Server:
         return Take(line, Sound(wave, rate), "", wall, first, tokens / TOKENS_PER_SECOND)
 
     async def _request(self, line: Line, fields: dict) -> AsyncIterator[tuple[bytes, int]]:
-        """Gives (PCM, sample rate)."""
+        """Yield (PCM, sample rate)."""
         form = {**fields, "tts_text": line.text, "stream": str(self.mode == "stream").lower()}
         recording = {"prompt_wav": (line.prompt_wav.name, line.prompt_wav.read_bytes())}
         async with (
@@ -106,7 +106,7 @@ class Server:
                     yield piece, rate
 
     async def _bistream(self, line: Line, fields: dict) -> AsyncIterator[tuple[bytes, int]]:
-        """The same, with the text in pieces."""
+        """The same, with the text sent in pieces."""
         url = re.sub("^http", "ws", self.url).rstrip("/") + "/inference_zero_shot_bistream"
         async with websockets.connect(url, max_size=None, open_timeout=self.timeout) as socket:
             rate = int(socket.response.headers.get("x-sample-rate", SAMPLE_RATE))
@@ -126,6 +126,6 @@ class Server:
 
 
 def pieces(text: str) -> Iterable[str]:
-    """`text` in pieces of a few words, blanks included."""
+    """Split `text` into pieces of a few words, including whitespace."""
     words = re.findall(r"\s*\S+\s*", text)
     return ("".join(words[i : i + WORDS_OF_A_PIECE]) for i in range(0, len(words), WORDS_OF_A_PIECE))

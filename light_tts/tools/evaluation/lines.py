@@ -1,4 +1,4 @@
-"""What is evaluated: lines of JSON, each a text and the voice that says it."""
+"""The input of an evaluation: JSON lines, each with a text and a voice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Line:
-    """`voice`: a name; lines with the same name are the same person. `wav`: sound that is there already.
-    `prompt_text`: what is said in `prompt_wav`; None where nobody knows."""
+    """A text with its voice. `voice`: a name that identifies the person; `wav`: existing audio to evaluate;
+    `prompt_text`: transcript of `prompt_wav`, None if unknown."""
 
     text: str
     voice: str
@@ -21,9 +21,8 @@ class Line:
 
 
 def read_lines(path: Path, needed: tuple[str, ...]) -> list[Line]:
-    """The lines of a file, paths in it being relative to it. `needed`: keys that every line must have; the
-    voice is named after `prompt_wav` where a line does not say. Raises OSError or ValueError naming the file
-    and the line."""
+    """Return the lines of a file; paths in it are relative to it. `needed`: required keys; the voice defaults
+    to the name of `prompt_wav`. Raises OSError or ValueError naming the file and the line."""
     found = []
     for number, text in enumerate(path.read_text("utf-8").splitlines(), 1):
         if text.strip():

@@ -1,5 +1,5 @@
-"""Lets a checkpoint speak without a server: many lines, each by several sampling rules, in one batch of the
-language model. What is spoken is what the server speaks to the same request."""
+"""Generates speech from a checkpoint without a server: many lines, each with several sampling rules, in one
+batch of the language model. The result is the same as the server's for the same request."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from light_tts.tools.evaluation.sound import Sound, read_sound
 
 
 def most_tokens(line: Line) -> int:
-    """Speech of that many tokens has lost its way."""
+    """Return the number of speech tokens beyond which the speech is considered runaway."""
     return math.ceil(TOKENS_PER_SECOND * max(LONGEST * expected_seconds(line), SHORTEST_LIMIT))
 
 
@@ -52,7 +52,7 @@ class LocalSpeaker:
         return Token2Wav(flow, vocoder, self.config, full_last_chunk=False, device=self._device)
 
     def tokens(self, wanted: Sequence[tuple[Line, SamplingRule, int]]) -> list[list[list[int]]]:
-        """For each (line, rule, seed) the speech tokens of its parts. Raises RequestError for a text that
+        """Return, for each (line, rule, seed), the speech tokens of its parts. Raises RequestError if a text
         cannot be spoken."""
         takes = [self._sequences(*take) for take in wanted]
         sequences = [sequence for parts in takes for sequence in parts]
@@ -67,14 +67,14 @@ class LocalSpeaker:
         )
         engine = LLMEngine(self._lm, options)
         while ready := [sequence for sequence in sequences if sequence.ready]:
-            fed = ready[0].on_device  # prompts first, together; then single tokens
+            fed = ready[0].on_device  # prompts first, in one batch; then single tokens
             batch = [sequence for sequence in ready if sequence.on_device == fed]
             engine.launch([(sequence, 1 if fed else sequence.pending) for sequence in batch])
             engine.collect()
         return [[part.outputs for part in parts] for parts in takes]
 
     def sound(self, line: Line, parts: Sequence[Sequence[int]], seed: int) -> Sound:
-        """The sound of a line's tokens."""
+        """Return the audio of a line's tokens."""
         voice = Voice.of(self._prompt(line.prompt_wav), self._device)
         waves = []
         for part, tokens in enumerate(parts):

@@ -1,4 +1,4 @@
-"""How natural it sounds, 1 to 5: DistillMOS, a small network's guess of what listeners would say."""
+"""Naturalness on a scale of 1 to 5: DistillMOS, a small network that predicts listener ratings."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import numpy as np
 
 @cache
 def _model() -> Any:
-    # distillmos imports torchaudio for its command line alone, and torchaudio's wheels load only beside the
-    # build of PyTorch that they were made for.
+    # distillmos imports torchaudio only for its command line, and torchaudio's wheels load only with the
+    # PyTorch build they were made for.
     sys.modules["torchaudio"] = ModuleType("torchaudio")
     try:
         from distillmos import ConvTransformerSQAModel
     finally:
         del sys.modules["torchaudio"]
-    with contextlib.redirect_stdout(io.StringIO()):  # it says where its weights are
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints the location of its weights
         return ConvTransformerSQAModel().eval()
 
 
 def naturalness(wave16k: np.ndarray) -> float:
-    """MOS of (samples,) float32 at 16 kHz."""
+    """Return the MOS of (samples,) float32 at 16 kHz."""
     import torch
 
     with torch.inference_mode():

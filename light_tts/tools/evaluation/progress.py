@@ -1,15 +1,15 @@
-"""How far a run is, on standard error."""
+"""Progress output on standard error."""
 
 from __future__ import annotations
 
 import sys
 import time
 
-SILENCE = 10.0  # seconds between lines where the output is no terminal
+SILENCE = 10.0  # seconds between lines if the output is not a terminal
 
 
 class Progress:
-    """A line that is written over on a terminal, and a line now and then elsewhere."""
+    """A line that is overwritten on a terminal, and occasional lines elsewhere."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -26,5 +26,5 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a permanent line."""
         print(f"\r\x1b[K{text}" if self._terminal else text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""All scores in a few figures."""
+"""Summarises all scores."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from light_tts.tools.evaluation.scores import Score
 
 
 def summarize(scores: Sequence[Score]) -> dict[str, Any]:
-    """Figures of some scores; None where nothing was measured. `wer`, `cer`: errors of all takes divided by
-    the words or characters of all references; `own_prompt_first`: share of the takes that are more similar to
-    their own prompt than to every other voice's; counts of takes: `cut_off`, `ran_away`, `with_repeats`,
+    """Return the figures of some scores; None if not measured. `wer`, `cer`: errors of all takes divided by
+    the words or characters of all references; `own_prompt_first`: fraction of the takes that are more similar
+    to their own prompt than to every other voice's; counts of takes: `cut_off`, `ran_away`, `with_repeats`,
     `at_limit`; times in seconds."""
     good = [score for score in scores if not score.error]
     compared = [score for score in good if score.other is not None]
@@ -38,7 +38,7 @@ def summarize(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def report(scores: Sequence[Score]) -> dict[str, Any]:
-    """All of it: `summary`, the same by voice, `failures`, and every take."""
+    """Return everything: `summary`, the same by voice, `failures`, and every take."""
     voices = sorted({score.voice for score in scores})
     return {
         "summary": summarize(scores),
@@ -67,7 +67,7 @@ def _spread(values: Iterable[float | None]) -> dict[str, float] | None:
     return {"mean": float(np.mean(found)), "p50": float(p50), "p95": float(p95), "max": max(found)}
 
 
-# ---------------------------------------------------------------- for a person
+# ---------------------------------------------------------------- text output
 
 # Key in a summary, title, scale, format.
 SHOWN = (
@@ -85,7 +85,7 @@ SHOWN = (
 
 
 def table(found: dict[str, Any]) -> str:
-    """A line for each voice and one for all, then times and failures."""
+    """Return a table with one line per voice and one for all, followed by times and failures."""
     rows = [["voice", "takes", "failed", *(title for _, title, _, _ in SHOWN)]]
     for name, figures in [*found["voices"].items(), ("all", found["summary"])]:
         values = [_show(figures[key], scale, form) for key, _, scale, form in SHOWN]

@@ -1,4 +1,4 @@
-"""Sound files and how long the speech in them is."""
+"""Reads sound files and measures how long the speech in them is."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import soundfile
 
 from light_tts.common.audio import AudioError, read_audio, resample
 
-RATE = 16_000  # Hz; what every evaluator hears
+RATE = 16_000  # Hz; input rate of all measures
 LONGEST = 600.0  # seconds
 FRAME = 0.02  # seconds
-AUDIBLE = 0.01  # of the loudest frame: -40 dB
+AUDIBLE = 0.01  # relative to the loudest frame: -40 dB
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Sound:
 
     @property
     def spoken_seconds(self) -> float:
-        """From the first audible frame to the last; 0 for silence."""
+        """Return the duration from the first audible frame to the last; 0 for silence."""
         size = round(FRAME * self.rate)
         frames = self.wave[: len(self.wave) // size * size].reshape(-1, size)
         loudness = np.sqrt(np.mean(np.square(frames), axis=1))
@@ -42,7 +42,7 @@ class Sound:
         return float(audible[-1] - audible[0] + 1) * FRAME if len(audible) else 0.0
 
     def save(self, path: Path) -> None:
-        """As a 16-bit WAV file."""
+        """Write a 16-bit WAV file."""
         soundfile.write(path, self.wave, self.rate, subtype="PCM_16")
 
 

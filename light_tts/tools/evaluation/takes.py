@@ -1,4 +1,4 @@
-"""One line spoken."""
+"""One spoken line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from light_tts.tools.evaluation.sound import Sound, read_sound
 
 @dataclass(frozen=True)
 class Take:
-    """`sound`: None where there is an `error`. `wall`, `first_audio`: seconds from the request to the last
-    and to the first byte of sound; `limit`: seconds that the server was allowed to speak. The three are None
-    for sound that was there already."""
+    """The result of one line. `sound`: None if there is an `error`. `wall`, `first_audio`: seconds from the
+    request to the last and to the first byte of audio; `limit`: maximum length of speech that the server was
+    allowed. These three are None for existing audio."""
 
     line: Line
     sound: Sound | None
@@ -24,7 +24,7 @@ class Take:
 
 
 def read_takes(lines: Sequence[Line]) -> Iterator[Take]:
-    """Takes of lines that have a `wav`."""
+    """Yield takes of lines that have a `wav`."""
     for line in lines:
         try:
             yield Take(line, read_sound(line.wav))

@@ -1,7 +1,7 @@
-"""Comparisons with golden values, one module a part of the model.
+"""Comparisons with golden values, one module per component of the model.
 
-A module here lists its checks as `CHECKS: list[Callable[[Golden], Iterator[Comparison]]]`; `test/parity.py`
-finds and runs them. A check reads what it needs from the golden folder, so it works for any sizes.
+Each module lists its checks as `CHECKS: list[Callable[[Golden], Iterator[Comparison]]]`; `test/parity.py`
+finds and runs them. A check reads all sizes from the golden folder, so it works for any model.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from light_tts.models.checkpoint.config import Config, load_config
 
 @dataclass(frozen=True)
 class Comparison:
-    """`got` and `expected`: arrays of one shape, or any values that are compared with ==. `tolerance`: the
-    largest absolute difference allowed; 0 means exact."""
+    """`got` and `expected`: arrays of the same shape, or any values that are compared with ==. `tolerance`:
+    the largest allowed absolute difference; 0 means exact."""
 
     stage: str
     got: Any
@@ -32,7 +32,7 @@ class Comparison:
 
 
 class MissingGolden(Exception):
-    """The folder has no such file: the check has nothing to say about it."""
+    """The folder lacks the file that the check needs."""
 
 
 class Golden:
@@ -54,7 +54,7 @@ class Golden:
         return path
 
     def _arrays(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a .npz file."""
+        """Return the arrays of a .npz file."""
         with np.load(self.path(name)) as file:
             return dict(file)
 
@@ -66,7 +66,8 @@ Check = Callable[[Golden], Iterator[Comparison]]
 
 
 def all_checks(only: set[str] | None = None) -> Iterator[tuple[str, Check]]:
-    """(part, check) of every module in this package that has checks; `only`: of these parts."""
+    """Yield (component, check) of every module in this package that has checks; `only`: restricts the
+    components."""
     for module in pkgutil.iter_modules(__path__):
         if only is None or module.name in only:
             for check in getattr(importlib.import_module(f"{__name__}.{module.name}"), "CHECKS", ()):

@@ -1,7 +1,8 @@
-"""Compares every stage of the model with golden values and prints a table; exits 1 if any of them fails.
+"""Compares every stage of the model with golden values and prints a table; exits with 1 if any comparison
+fails.
 
 python test/parity.py --golden test/golden             all golden folders in it
-python test/parity.py --golden DIR --only flow,hift    some parts of one
+python test/parity.py --golden DIR --only flow,hift    some components of one
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main() -> int:
 
 
 def golden_folders(path: Path) -> list[Path]:
-    """`path` itself, or the folders in it that hold a CosyVoice2 checkpoint."""
+    """Return `path` itself, or the folders in it that contain a CosyVoice2 checkpoint."""
     folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
     found = [folder for folder in folders if (folder / "checkpoint" / "cosyvoice2.yaml").is_file()]
     if not found:
@@ -78,7 +79,7 @@ def compare(part: str, comparison: Comparison) -> Row:
         return Row(stage, False, tolerance=tolerance, note=f"shape {got.shape}, expected {expected.shape}")
     if not got.size:
         return Row(stage, True, 0.0, 0.0, tolerance)
-    with np.errstate(invalid="ignore"):  # inf - inf; equal infinities are no difference
+    with np.errstate(invalid="ignore"):  # inf - inf: equal infinities are not a difference
         difference = np.where(got == expected, 0.0, np.abs(got - expected))
     largest = float(difference.max())
     finite = np.abs(expected[np.isfinite(expected)])
@@ -88,7 +89,7 @@ def compare(part: str, comparison: Comparison) -> Row:
 
 
 def _array(value: Any) -> np.ndarray | None:
-    """As float64 numbers; None for what has no numeric difference."""
+    """Return the value as float64 numbers, or None if it has no numeric difference."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
     array = np.asarray(value)

@@ -1,4 +1,4 @@
-"""Everything in a row: recording and texts -> speech tokens -> wave. No noise, the most probable tokens."""
+"""End to end: recording and texts -> speech tokens -> waveform, without noise and with greedy decoding."""
 
 from __future__ import annotations
 

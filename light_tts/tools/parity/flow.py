@@ -1,4 +1,4 @@
-"""Every array of flow.npz: encoder, estimator, ODE, complete flow."""
+"""Every array of flow.npz: encoder, estimator, ODE, and the complete flow."""
 
 from __future__ import annotations
 

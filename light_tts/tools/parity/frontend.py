@@ -1,4 +1,4 @@
-"""Everything before the LLM: features of the prompt, tokenizer, text normalisation."""
+"""Everything before the LLM: prompt features, tokenizer, text normalisation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.tools.parity import Check, Comparison, Golden
 
 FILE = "frontend.npz"
-BORDER_FRAMES = 2  # of the mel spectrogram, whose windows reach beyond the end of a signal
-WETEXT_VERSION = "0.1.8"  # the one that the goldens' normalised texts come from
+BORDER_FRAMES = 2  # mel frames whose windows extend beyond the end of a signal
+WETEXT_VERSION = "0.1.8"  # the version that produced the normalised texts in the goldens
 
 
 def prompt(golden: Golden) -> Iterator[Comparison]:
@@ -41,11 +41,12 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
         start = expected["wav24_from16_first24000"][0]
         yield Comparison("resample.16k_to_24k", again[: len(start)], start, 1e-6)
         mel, mels = expected["mel24_from16"][0], golden.config.mel
-        exact = len(start) // mels.hop_size - BORDER_FRAMES  # frames that see nothing behind `start`
+        # frames that do not depend on anything after `start`
+        exact = len(start) // mels.hop_size - BORDER_FRAMES
         yield Comparison("mel.16k_to_24k.given", flow_mel(start, mels)[:exact], mel[:exact], 1e-4)
-        # In the chain, rounding of the wave counts: nothing is left above 8 kHz and in pauses, and where the
-        # magnitude is near the floor of 3e-5 its logarithm turns one unit in the last place of the samples
-        # (6e-8) into up to 5e-3.
+        # In the chain, rounding of the samples matters: there is no energy above 8 kHz and in pauses, and
+        # where the magnitude is near the floor of 3e-5, one unit in the last place of the samples (6e-8)
+        # changes its logarithm by up to 5e-3.
         yield Comparison("mel.16k_to_24k", flow_mel(again, mels), mel, 5e-3)
 
 

@@ -1,4 +1,6 @@
-"""The vocoder: pitch, source, the parts of the decoder and the whole, all with the noise of the goldens."""
+"""The vocoder: pitch, source, the components of the decoder and the whole, all with the noise of the
+goldens.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The speech language model: one prefill, teacher forcing, greedy decoding in both modes, the sampler."""
+"""The speech language model: a prefill, teacher forcing, greedy decoding in both modes, and the sampler."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ SLOTS = 4096
 
 
 def load_model(golden: Golden, device: str = "cpu") -> SpeechLM:
-    return _load_model(golden, device)  # so that it is found in the cache however it was asked for
+    # positional arguments, so that the cache key does not depend on how it was called
+    return _load_model(golden, device)
 
 
 @cache
@@ -39,7 +40,7 @@ def load_engine(
     runner: Callable[..., Runner] | None = None,
     **options,
 ) -> LLMEngine:
-    """`draw`: the real one unless given; sequences say how (greedily where they do not)."""
+    """`draw`: replaces the sampler; by default each sequence's rule applies (greedy if it has none)."""
     options = {"slots": SLOTS, "rows": 8, **options}
     options = EngineOptions(**{"max_len": options["slots"], **options})
     runner = runner if draw is None else partial(TorchRunner, draw=draw)
@@ -53,13 +54,13 @@ def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
 
 
 def run(engine: LLMEngine, sequence: Sequence) -> None:
-    """One step of a sequence that is run alone."""
+    """Run one step of a single sequence."""
     engine.launch([(sequence, sequence.pending)])
     engine.collect()
 
 
 def finish(engine: LLMEngine, sequence: Sequence) -> list[int]:
-    """All outputs of a sequence that is run alone."""
+    """Return all outputs of a single sequence."""
     while sequence.ready:
         run(engine, sequence)
     engine.release(sequence)
@@ -171,7 +172,7 @@ def bistream_sequence(golden: Golden, name: str, forced: list[int] = ()) -> Bist
 
 
 def bistream_sampler(golden: Golden, name: str) -> Callable:
-    """Greedy over speech ids alone; the end once there are `limit` outputs and the text has ended."""
+    """Greedy over speech ids alone; ends once there are `limit` outputs and the text has ended."""
     limit = int(golden.arrays(FILE)[f"bi_{name}_limit"])
     size = golden.config.llm.speech_token_size
 
@@ -184,7 +185,7 @@ def bistream_sampler(golden: Golden, name: str) -> Callable:
 
 def special_ids(golden: Golden) -> Iterator[Comparison]:
     arrays, ids = golden.arrays(FILE), load_model(golden).ids
-    marks = [ids.sos - ids.sos, ids.eos, ids.task - ids.sos, ids.fill]  # sos and task: rows of their table
+    marks = [ids.sos - ids.sos, ids.eos, ids.task - ids.sos, ids.fill]  # sos and task: as rows of their table
     yield Comparison("ids_sos_eos_task_fill", marks, arrays["ids_sos_eos_task_fill"])
     yield Comparison("stop_token_ids", list(ids.stop), arrays["stop_token_ids"])
 

@@ -1,4 +1,5 @@
-"""Speech tokens to wave: both schedules of a stream, and one-chunk parts at several speeds; no noise."""
+"""Speech tokens to waveform: both chunk schedules of a stream, and one-chunk parts at several speeds, without
+noise."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.parity import Check, Comparison, Golden
 
 FILE = "token2wav.npz"
-MEMORY = 1 << 28  # bytes, for what the flow keeps
-GROWN = 4  # the official schedule grows its chunks up to so many times the first
+MEMORY = 1 << 28  # bytes for the flow's cached state
+GROWN = 4  # the official schedule grows its chunks to this multiple of the first
 
 
 def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
-    """What a server on a CPU computes with."""
+    """Return the same configuration as a server on a CPU."""
     device, config = torch.device("cpu"), golden.config
     new_flow = choose_flow(golden.checkpoint, config, device, torch.float32, False, 1, MEMORY)
     hift = Hift.from_checkpoint(golden.checkpoint, config, device)
@@ -78,7 +79,8 @@ def one_chunk(golden: Golden) -> Iterator[Comparison]:
         ("noprompt30", 1.0, False),
     ):
         expected = arrays[f"{name}_wav"]
-        count = math.ceil(expected.shape[1] * speed / per_token - 1e-6)  # the frames were rounded down
+        # the number of frames was rounded down
+        count = math.ceil(expected.shape[1] * speed / per_token - 1e-6)
         state = SpeechState(golden_voice(golden, prompt), seed=None, speed=speed)
         item = WorkItem(state, arrays["token"][:count].tolist(), Chunk(0, count, count, True), stream=False)
         yield Comparison(name, model.speak([item])[0][None], expected, 1e-2)
