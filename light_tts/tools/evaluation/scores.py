@@ -1,4 +1,4 @@
-"""What the measures say of each take."""
+"""Computes the measures of each take."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from light_tts.tools.evaluation.takes import Take
 
 @dataclass
 class Score:
-    """Figures of one take; what was not measured is None. `heard`: the recogniser's text; `length_ratio`:
-    length of the speech divided by the expected one; `at_limit`: the server spoke as long as it was allowed
-    to; `similarity`, `other`: to the own prompt and to the most similar prompt of another voice."""
+    """The measures of one take; None if not measured. `heard`: the recognised text; `length_ratio`: length of
+    the speech divided by the expected one; `at_limit`: the speech reached the server's length limit;
+    `similarity`, `other`: to its own prompt and to the most similar prompt of another voice."""
 
     text: str
     voice: str
@@ -45,14 +45,16 @@ class Score:
 
 
 class Scorer:
-    """Measures takes one by one. `measures`: of wer, similarity, mos; lengths and times are always there."""
+    """Measures takes one by one. `measures`: of wer, similarity, mos; lengths and times are always
+    included.
+    """
 
     def __init__(self, measures: Collection[str]) -> None:
         self._measures = measures
         self._embeddings: dict[Path, np.ndarray | None] = {}
 
     def score_all(self, takes: Sequence[Take], done: Callable[[Score], None]) -> list[Score]:
-        """`done` hears of each as it is there."""
+        """Score all takes; `done` is called with each score."""
         prompts = self._prompts(takes) if "similarity" in self._measures else {}
         found = []
         for take in takes:
@@ -61,7 +63,7 @@ class Scorer:
         return found
 
     def _prompts(self, takes: Sequence[Take]) -> dict[str, list[np.ndarray]]:
-        """Embeddings of all prompts of each voice."""
+        """Return the embeddings of all prompts of each voice."""
         files = {(take.line.voice, take.line.prompt_wav) for take in takes if take.line.prompt_wav}
         found: dict[str, list[np.ndarray]] = {}
         for voice, file in files:

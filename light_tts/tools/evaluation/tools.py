@@ -1,4 +1,4 @@
-"""Which measures there are, and what each needs."""
+"""The available measures and the packages they need."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 
 EXTRA = "pip install -c constraints.txt -e '.[evaluate]'"
-# These ask for packages that they do not need here: torchaudio, and some that no longer install or import.
+# These declare dependencies that are not needed here: torchaudio, and some that no longer install or import.
 ALONE = "pip install -c constraints.txt --no-deps"
 
-# Measure -> (module it needs, command that installs it).
+# Measure -> (required module, command that installs it).
 NEEDS = {
     "wer": {
         "faster_whisper": EXTRA,
@@ -23,7 +23,7 @@ NEEDS = {
 }
 
 
-# Likewise, of words in Chinese.
+# The same for word errors in Chinese.
 CHINESE = "pip install -c constraints.txt -e '.[evaluate-zh]'"
 NEEDS_CHINESE = {
     "faster_whisper": EXTRA,
@@ -37,7 +37,7 @@ WORDS_NEED = {"en": NEEDS["wer"], "zh": NEEDS_CHINESE}
 
 
 def parse_measures(text: str) -> list[str]:
-    """`none` or names with commas; empty for `none`."""
+    """Parse `none` or comma-separated names; returns an empty list for `none`."""
     names = [] if text == "none" else list(dict.fromkeys(text.split(",")))
     for name in names:
         if name not in NEEDS:
@@ -46,8 +46,8 @@ def parse_measures(text: str) -> list[str]:
 
 
 def missing(measures: Iterable[str], languages: Iterable[str] = ("en",)) -> dict[str, str]:
-    """Those of `measures` that lack a package for texts in `languages`, en or zh, with the commands that
-    install what they lack."""
+    """Return those of `measures` that lack a package for texts in `languages` (en, zh), with the commands
+    that install it."""
     found = {}
     for measure in measures:
         needs = NEEDS[measure]

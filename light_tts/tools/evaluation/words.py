@@ -1,5 +1,5 @@
-"""Written and heard text compared, both in the spelling of Whisper's English normaliser; Chinese in
-simplified characters, each of which is a word."""
+"""Compares written and recognised text: English in the spelling of Whisper's normaliser, Chinese in
+simplified characters, each of which counts as a word."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def _chinese_normaliser() -> Any:
 
 
 def language_of(text: str) -> str:
-    """zh for a text with Chinese characters, else en: as the server sees it."""
+    """Return zh for a text with Chinese characters, else en, like the server."""
     return "zh" if _CHINESE.search(text) else "en"
 
 
 def normalise(text: str, language: str = "en") -> str:
-    """In lower case, without punctuation, with numbers as digits and American spelling; Chinese: its
-    characters alone, simplified, numbers among them, with blanks between."""
+    """Return the text in lower case, without punctuation, with numbers as digits and American spelling.
+    Chinese: only its characters and numbers, simplified and separated by spaces."""
     if language == "zh":
         return " ".join(_CHINESE.findall(_chinese_normaliser().normalize(text))) if text else ""
     return _normaliser()(text).strip()
@@ -44,7 +44,7 @@ def _both(reference: str, hypothesis: str) -> tuple[str, str]:
 
 
 def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """(substitutions + deletions + insertions, words of the reference), after normalising both."""
+    """Return (substitutions + deletions + insertions, words of the reference) after normalising both."""
     import jiwer
 
     found = jiwer.process_words(*_both(reference, hypothesis))
@@ -52,7 +52,7 @@ def word_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 
 
 def character_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """The same in characters, blanks included; in Chinese the same."""
+    """The same in characters, including spaces; identical for Chinese."""
     import jiwer
 
     if language_of(reference) == "zh":
@@ -62,7 +62,7 @@ def character_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 
 
 def end_errors(reference: str, hypothesis: str) -> tuple[int, int]:
-    """(words of the reference that are missing at the end, words heard after it ended)."""
+    """Return (reference words missing at the end, recognised words after its end)."""
     import jiwer
 
     (steps,) = jiwer.process_words(*_both(reference, hypothesis)).alignments
@@ -73,7 +73,7 @@ def end_errors(reference: str, hypothesis: str) -> tuple[int, int]:
 
 
 def repeats(reference: str, hypothesis: str) -> int:
-    """How many times more often than in the reference a word or several are said twice in a row."""
+    """Return how many more immediate repetitions of one or more words there are than in the reference."""
     written, heard = _both(reference, hypothesis)
     return max(0, _doubled(heard.split()) - _doubled(written.split()))
 

@@ -1,1 +1,1 @@
-"""WS /v1/realtime: the events of OpenAI's Realtime API, with text in and speech out."""
+"""WS /v1/realtime: the events of OpenAI's Realtime API, with text input and speech output."""

@@ -1,4 +1,4 @@
-"""The Realtime API as it was before it left its beta: other names for the same events."""
+"""The beta version of the Realtime API: other names for the same events."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _FORMATS = {"audio/pcm": "pcm16", "audio/pcmu": "g711_ulaw", "audio/pcma": "g711
 
 
 def wanted(headers: Mapping[str, str], protocols: list[str]) -> bool:
-    """Whether a client that sent these speaks the beta."""
+    """Return whether a client that sent these headers and subprotocols uses the beta."""
     return headers.get("openai-beta") == "realtime=v1" or "openai-beta.realtime-v1" in protocols
 
 
 def as_beta(event: dict[str, Any]) -> dict[str, Any] | None:
-    """None: the beta had no such event."""
+    """Return the event in the beta's form, or None if the beta had no such event."""
     if event["type"] == "conversation.item.done":
         return None
     return {**_renamed(event), "type": _TYPES.get(event["type"], event["type"])}
 
 
 def _renamed(value: Any) -> Any:
-    """`audio` in place of `output_audio`, `audio.output` not nested."""
+    """Rename `output_audio` to `audio` and flatten `audio.output`."""
     if isinstance(value, list):
         return [_renamed(entry) for entry in value]
     if not isinstance(value, dict):

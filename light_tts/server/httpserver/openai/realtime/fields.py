@@ -1,4 +1,4 @@
-"""What a client's events may say: of the session, of a response, of an item."""
+"""The fields of client events: session, response and item."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from light_tts.server.httpserver.openai.fields import MAX_INSTRUCTIONS, Voice
 from light_tts.server.httpserver.sound import SoundWishes
 
 MAX_ID = 128
-# type -> container, Hz unless the client says
+# type -> container, default sample rate in Hz
 _FORMATS = {"audio/pcm": ("pcm", 24_000), "audio/pcmu": ("ulaw", 8000), "audio/pcma": ("alaw", 8000)}
 _BETA_FORMATS = {"pcm16": "audio/pcm", "g711_ulaw": "audio/pcmu", "g711_alaw": "audio/pcma"}
 
@@ -33,7 +33,7 @@ class OutputFormat(BaseModel):
 
 class SessionFields(Drawing):
     """How the session speaks: `audio.output` and its fields, or those of the beta, which are not nested.
-    Fields about listening and thinking are left alone."""
+    Fields about listening and reasoning are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -47,7 +47,7 @@ class SessionFields(Drawing):
     @model_validator(mode="before")
     @classmethod
     def _drop_blanks(cls, values: Any) -> Any:
-        """In place of BodyFields' rule: empty instructions mean none again."""
+        """Overrides the rule of BodyFields: empty instructions reset them."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -70,12 +70,12 @@ class SessionFields(Drawing):
         return ["audio"]
 
     def updated(self, other: SessionFields) -> SessionFields:
-        """With what has been set in `other`."""
+        """Return a copy updated with the values set in `other`."""
         named = other.model_fields_set & SessionFields.model_fields.keys()
         return self.model_copy(update={name: getattr(other, name) for name in named})
 
     def view(self) -> dict[str, Any]:
-        """As `audio`."""
+        """Return the fields in the form of `audio`."""
         format = self.format or OutputFormat()
         shown: dict[str, Any] = {"type": format.type}
         if format.type == "audio/pcm":
@@ -88,8 +88,8 @@ class SessionFields(Drawing):
 
 
 class ResponseFields(SessionFields):
-    """`response` of response.create: what differs from the session, and what to say where it is not the last
-    text of the conversation."""
+    """`response` of response.create: deviations from the session, and the text to speak if it is not the last
+    one of the conversation."""
 
     conversation: str | None = "auto"
     input: list[dict[str, Any]] | None = None
@@ -97,7 +97,7 @@ class ResponseFields(SessionFields):
 
     @property
     def differs(self) -> bool:
-        """Whether it is spoken otherwise than the session says."""
+        """Whether it deviates from the session."""
         return bool(self.model_fields_set & SessionFields.model_fields.keys() - {"type", "output_modalities"})
 
 
@@ -115,7 +115,7 @@ class Content(BaseModel):
 
 
 class Item(BodyFields):
-    """A message. System messages may come, and are not spoken."""
+    """A message. System messages are accepted but not spoken."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,4 +1,4 @@
-"""One response: what was asked, and how it is shown at each moment."""
+"""One response: the request and its current representation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from light_tts.server.httpserver.openai.realtime.fields import SessionFields
 
 
 class Response:
-    """`utterance` speaks it as `fields` say; `conversation`: id of the one that it joins, or None."""
+    """`utterance` speaks it according to `fields`; `conversation`: id of the conversation it is added to, or
+    None."""
 
     def __init__(
         self,
@@ -37,11 +38,11 @@ class Response:
 
     @property
     def in_output(self) -> dict[str, Any]:
-        """Where its audio is, for events."""
+        """Position of its audio, for events."""
         return {"response_id": self.id, "item_id": self.item["id"], "output_index": 0, "content_index": 0}
 
     def finish_item(self, error: RequestError | None) -> None:
-        """What was spoken of it is all that will be."""
+        """Finish the item with what has been spoken so far."""
         self.item["status"] = "completed" if error is None else "incomplete"
         self.item["content"] = [{"type": "output_audio", "transcript": self.utterance.text}]
 

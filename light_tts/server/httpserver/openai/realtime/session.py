@@ -1,7 +1,8 @@
 """WS /v1/realtime: one session.
 
-It speaks: a response says the last text of the conversation, or that of its own `input`. It recognises no
-speech and thinks of no answers. Responses are spoken in the order in which they were asked for.
+Text-to-speech only: a response speaks the last text of the conversation, or that of its own `input`. There is
+no speech recognition and no language model that answers. Responses are spoken in the order in which they were
+requested.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ async def realtime(websocket: WebSocket) -> None:
 
 
 class RealtimeSession:
-    """One connection; the audience of its own speech."""
+    """One WebSocket connection; receives the events of its own speech."""
 
     def __init__(self, websocket: WebSocket) -> None:
         self._state = websocket.app.state
@@ -63,7 +64,7 @@ class RealtimeSession:
         self._live: Live | None = None
 
     async def run(self) -> None:
-        # A browser must be answered with one of the protocols that it offers.
+        # A browser requires one of the subprotocols that it offers.
         await self._socket.websocket.accept("realtime" if "realtime" in self._protocols else None)
         try:
             self._live = live = Live(self._manager, ROUTE, await self._manner(self._fields), self)
@@ -80,10 +81,10 @@ class RealtimeSession:
                 self._live.abandon()
 
     async def _manner(self, fields: SessionFields) -> Manner:
-        # A client of OpenAI names a model that listens and thinks; here it is the first of those that speak.
+        # Clients of OpenAI name a conversational model; it stands for the default style.
         style = 0 if "realtime" in self._model else self._state.names.style(self._model)
         options = speech_options(fields, self._manager.settings.max_part_tokens, random_seed())
-        SoundOut(fields.wishes, self._manager.sample_rate)  # refuses what is impossible
+        SoundOut(fields.wishes, self._manager.sample_rate)  # raises for an unsupported format
         prompt = await wanted_voice(self._state, fields.voice, instructions=fields.instructions or None)
         return Manner(style, prompt, options, fields.seed is not None, fields.wishes)
 
@@ -100,10 +101,10 @@ class RealtimeSession:
             "max_output_tokens": "inf",
         }
 
-    # -- what the client sends
+    # -- client events
 
     async def _listen(self, live: Live) -> None:
-        """Ends with the connection alone."""
+        """Receive events until the connection ends."""
         while True:
             message: dict[str, Any] = {}
             try:
@@ -143,7 +144,7 @@ class RealtimeSession:
                 raise RequestError(400, f"unknown event type {str(kind)[:64]!r}", field="type")
 
     def _item(self, values: Any) -> dict[str, Any]:
-        """Raises RequestError, RequestValidationError."""
+        """Return a valid item. Raises RequestError, RequestValidationError."""
         item = parse(Item, values)
         check_text("text", item.text, self._manager.settings.max_text_length, may_be_empty=True)
         return as_object(item)
@@ -163,7 +164,7 @@ class RealtimeSession:
         await self._send("response.created", response=response.begun())
 
     def _text(self, fields: ResponseFields) -> str:
-        """What to say. Raises RequestError, RequestValidationError."""
+        """Return the text to speak. Raises RequestError, RequestValidationError."""
         if fields.input is None:
             text = self._conversation.last_text
         else:
@@ -184,13 +185,13 @@ class RealtimeSession:
         return text
 
     def _response(self, name: object) -> Response:
-        """The one of this id; None: the one being spoken. Raises RequestError (400)."""
+        """Return the response with this id (None: the one being spoken). Raises RequestError (400)."""
         for response in self._responses.values():
             if name in (None, response.id):
                 return response
         raise RequestError(400, "there is no such response to cancel", field="response_id")
 
-    # -- what it is sent
+    # -- server events
 
     async def _send(self, kind: str, **fields: Any) -> None:
         event = {"type": kind, "event_id": new_id("event"), **fields}
@@ -199,12 +200,12 @@ class RealtimeSession:
             await self._socket.send(shown)
 
     async def _complain(self, error: RequestError | RequestValidationError, event_id: object = None) -> None:
-        """`event_id`: of the client's event that it is about."""
+        """Send an error event. `event_id`: the client event that it refers to."""
         about = event_id[:MAX_ID] if isinstance(event_id, str) else None
         body = error_body(as_request_error(error))["error"]
         await self._send("error", error={**body, "event_id": about})
 
-    # -- as the audience
+    # -- Audience
 
     async def begins(self, utterance: Utterance) -> None:
         response = self._responses[utterance]
