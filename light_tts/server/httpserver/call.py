@@ -1,90 +1,58 @@
-"""SpeechCall: a route's handle on one request, from its arrival to its last byte."""
+"""SpeechCall: what a route holds of a request that the stages work on, up to its last byte."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import uuid
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
 
-from light_tts.server.core import messages, metrics
-from light_tts.server.httpserver.admission import Place
+from light_tts.server.core import messages
+from light_tts.server.httpserver.arrival import Arrival
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.listener import Listener
-from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import Speech, SpeechRequest
-
-HEALTH = "health"  # route of the server's own health checks
 
 log = logging.getLogger("light_tts.http")
 
 
 class SpeechCall:
-    """One client request as seen by a route. Created when the request arrives; `close` must be called at
-    least once and records the outcome.
+    """Sets the stages to work; `close` must be called, once at least, and says how it ended. Iterating gives
+    PCM in order and ends after the last sample, or raises RequestError."""
 
-    `admit` counts it as active and `submit` sends it to the stages. Iterating yields PCM in order and ends
-    after the last sample, or raises RequestError.
-    """
-
-    def __init__(self, manager: HttpServerManager, route: str) -> None:
-        self.id = uuid.uuid4().hex[:16]
-        self._request: SpeechRequest | None = None
-        self._manager = manager
-        self._route = route
-        self._arrived = time.monotonic()
-        self._timeout = manager.settings.request_timeout
-        self._deadline: asyncio.TimerHandle | None = None
-        self._place: Place | None = None
+    def __init__(self, arrival: Arrival, speech: Speech) -> None:
+        """Raises RequestError (503); the arrival is still its opener's then. The deadline counts from the
+        arrival."""
+        log.debug("%s read after %.1f ms", arrival.id, arrival.record.age * 1000)
+        arrival.record.seed = speech.options.seed
+        self.id = arrival.id
+        self.request = SpeechRequest(arrival.id, speech)
+        self.failure: RequestError | None = None
+        self._arrival = arrival
+        self._submissions = arrival.manager.submissions
         self._audio: deque[bytes] = deque()
         self._changed = asyncio.Event()
-        self._first_audio: float | None = None
-        self._listener = Listener()
-        self._samples_sent = 0
         self._closed = False
-        self._seed: int | None = None  # the seed reported to the client
-        self.failure: RequestError | None = None
-
-    @property
-    def request(self) -> SpeechRequest:
-        """The submitted request. Raises RuntimeError before `submit`."""
-        if self._request is None:
-            raise RuntimeError("the call has not been submitted")
-        return self._request
+        self._submissions.submit(self)
+        self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
 
     @property
     def remaining(self) -> float:
         """Seconds until the deadline."""
-        return self._arrived + self._timeout - time.monotonic()
+        return self._arrival.remaining
 
     @property
     def sample_rate(self) -> int:
-        """Sample rate of the PCM in Hz."""
-        return self._manager.sample_rate
-
-    def admit(self, options: messages.SpeechOptions, text: str = "") -> None:
-        """Count the request as active. Raises RequestError (429, 503)."""
-        self._place = self._manager.admit(text, options, self.remaining)
-
-    def submit(self, speech: Speech) -> None:
-        """Send the request to the stages. The deadline counts from its arrival. Raises RequestError (503)."""
-        log.debug("%s read after %.1f ms", self.id, (time.monotonic() - self._arrived) * 1000)
-        self._request = SpeechRequest(self.id, speech)
-        self._seed = speech.options.seed
-        self._manager.submit(self)
-        self._deadline = asyncio.get_running_loop().call_later(max(0.0, self.remaining), self._expire)
+        """Of the PCM."""
+        return self._arrival.manager.sample_rate
 
     def append_text(self, text: str) -> None:
         """Add the next piece of text of a bistream request."""
         self.request.texts.append(text)
-        self._manager.append(self.request, messages.AppendText(job=self.request.job, text=text))
+        self._submissions.append(self.request, messages.AppendText(job=self.request.job, text=text))
 
     def finish_text(self) -> None:
         self.request.text_finished = True
-        self._manager.append(self.request, messages.FinishText(job=self.request.job))
+        self._submissions.append(self.request, messages.FinishText(job=self.request.job))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
@@ -98,41 +66,32 @@ class SpeechCall:
             await self._changed.wait()
 
     def note_sent(self, pcm: bytes) -> None:
-        """Record that this audio is being sent to the client."""
-        if self._first_audio is None:
-            self._first_audio = time.monotonic() - self._arrived
-            metrics.time_to_first_audio_seconds.labels(self._route).observe(self._first_audio)
-            log.debug("%s first audio", self.id)
-        samples = len(pcm) // 2
-        self._samples_sent += samples
-        self._listener.hear(time.monotonic(), samples / self._manager.sample_rate)
+        """This audio is on its way to the client."""
+        self._arrival.record.note_sent(pcm, self.sample_rate)
 
-    # -- called by the manager
+    # -- what the stages answer
 
     def deliver(self, audio: list[bytes]) -> None:
         """Called with more PCM, and when all audio has arrived."""
         self._audio.extend(audio)
         self._changed.set()
         if self.request.complete:
-            self._end_work(measure=True)
+            self._end_work()
 
     def fail(self, error: RequestError) -> None:
-        """End with an error: the stages drop the request, and audio not sent yet is discarded."""
+        """No more audio will come; what has come is not sent any more."""
         if self.failure is None:
             self.failure = error
             self._audio.clear()
             self._changed.set()
-            self._manager.forget(self)
 
-    def _end_work(self, measure: bool) -> None:
-        """Record that the stages have finished. `measure`: whether the duration is representative."""
-        if self._place is not None:
-            typical = measure and not self.request.speech.bistream and self.request.attempt == 0
-            self._manager.admission.done(self._place, typical)
+    def _end_work(self) -> None:
+        self._arrival.end_work(typical=not self.request.speech.bistream and self.request.attempt == 0)
 
     def _expire(self) -> None:
-        self._end_work(measure=True)
-        self.fail(RequestError(504, f"the request took longer than {self._timeout:g} s"))
+        self._end_work()
+        self._submissions.forget(self.request)
+        self.fail(RequestError(504, f"the request took longer than {self._arrival.timeout:g} s"))
 
     # -- the end
 
@@ -146,60 +105,11 @@ class SpeechCall:
         if self._closed:
             return
         self._closed = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-        if self._request is not None:
-            self._manager.forget(self)
-        if self._place is not None:
-            self._manager.admission.leave(self._place)
+        self._deadline.cancel()
+        self._submissions.forget(self.request)
         if outcome is None:
             outcome = "ok" if self.failure is None else self.failure.outcome
-        duration = time.monotonic() - self._arrived
-        audio_seconds = self._samples_sent / self._manager.sample_rate
-        metrics.requests_total.labels(self._route, outcome).inc()
-        metrics.audio_seconds_total.inc(audio_seconds)
-        if outcome == "ok":
-            metrics.request_duration_seconds.labels(self._route).observe(duration)
-            self._measure_pace(duration, audio_seconds)
-        ttfa = "-" if self._first_audio is None else f"{self._first_audio * 1000:.0f}"
-        served = outcome == "ok" and self._route != HEALTH  # latencies are recorded for served requests only
-        log.info(
-            "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s%s %s %.0fms",
-            self.id,
-            self._route,
-            outcome,
-            audio_seconds,
-            ttfa,
-            "" if self._seed is None else f" seed={self._seed}",
-            f" error={self.failure.message!r}" if self.failure is not None else "",
-            "cost_time" if served else "after",
-            duration * 1000,
-            extra={"fields": self._figures(outcome, duration, audio_seconds)},
-        )
-
-    def _figures(self, outcome: str, duration: float, audio_seconds: float) -> dict[str, Any]:
-        """Return the values of the request's final log line as structured data."""
-        figures = {
-            "route": self._route,
-            "outcome": outcome,
-            "seconds": round(duration, 4),
-            "audio_seconds": round(audio_seconds, 2),
-        }
-        if self._first_audio is not None:
-            figures["first_audio_seconds"] = round(self._first_audio, 4)
-        if self._seed is not None:
-            figures["seed"] = self._seed
-        if self.failure is not None:
-            figures["error"] = self.failure.message
-        return figures
-
-    def _measure_pace(self, duration: float, audio_seconds: float) -> None:
-        """Record the real-time factor and underruns, only if the pace was set by the server and not by the
-        client's text."""
         speech = self.request.speech
-        if speech.bistream or not audio_seconds:
-            return
-        metrics.real_time_factor.labels(self._route).observe(duration / audio_seconds)
-        if speech.stream:
-            metrics.stream_underruns.labels(self._route).observe(self._listener.underruns)
-            metrics.stream_buffer_seconds.labels(self._route).observe(self._listener.silence)
+        if outcome == "ok" and not speech.bistream:
+            self._arrival.record.measure_pace(self.sample_rate, speech.stream)
+        self._arrival.end(outcome, self.failure)

@@ -9,10 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from light_tts.server.core.messages import SpeechOptions
-from light_tts.server.httpserver.call import HEALTH, SpeechCall
+from light_tts.server.httpserver.arrival import Arrival, closed_on_error
+from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.prompts import prompt_from_samples
+from light_tts.server.httpserver.record import HEALTH
 from light_tts.server.httpserver.request import Speech
 
 TIMEOUT = 60.0  # seconds for the whole check
@@ -100,8 +102,8 @@ class HealthCheck:
         return tuple(dict.fromkeys(names))
 
     def _silent_since(self, begun: float) -> list[int]:
-        """Return the decode processes that have sent no audio for any request since `begun`."""
-        heard = self._manager.heard
+        """Decode processes that no audio of any request has come from."""
+        heard = self._manager.submissions.heard
         return [
             info.index
             for info in self._manager.peers.of("decode")
@@ -109,11 +111,12 @@ class HealthCheck:
         ]
 
     async def _speak(self, style: int) -> None:
-        """Run one synthesis. It is not counted as an active request, so a busy server is healthy."""
-        call = SpeechCall(self._manager, HEALTH)
+        """Not counted among the requests in work: a busy server is healthy."""
+        arrival = Arrival(self._manager, HEALTH)
+        with closed_on_error(arrival):
+            call = SpeechCall(arrival, Speech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT))
         self._calls.append(call)
         try:
-            call.submit(Speech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT))
             samples = sum([len(pcm) // 2 async for pcm in call])
             if not samples:
                 raise RequestError(500, f"style {self._manager.styles[style].name} gave no audio")

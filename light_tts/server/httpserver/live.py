@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from light_tts.server.core.messages import Prompt, SpeechOptions
+from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, random_seed
@@ -142,16 +143,12 @@ class Live:
         options = manner.options
         if not manner.seeded:
             options = msgspec.structs.replace(options, seed=random_seed())
-        call = SpeechCall(self._manager, self._route)
-        try:
+        arrival = Arrival(self._manager, self._route)
+        with closed_on_error(arrival):
             sound = SoundOut(manner.wishes, self._manager.sample_rate)
-            call.admit(options, text)
-            call.submit(
-                Speech(manner.style, manner.prompt, options, text=text, stream=True, bistream=not text)
-            )
-        except RequestError as error:
-            call.refuse(error)
-            raise
+            arrival.admit(options, text)
+            speech = Speech(manner.style, manner.prompt, options, text=text, stream=True, bistream=not text)
+            call = SpeechCall(arrival, speech)
         self._calls.add(call)
         utterance = Utterance(self._count, call, sound)
         utterance.text = text

@@ -1,5 +1,5 @@
-"""HttpServerManager, one per HTTP worker: submits requests to the stages, passes their audio to the routes,
-and resubmits what a dead stage has lost."""
+"""HttpServerManager: one in each HTTP worker. Its connection to the other processes, and what it knows of
+them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import AsyncInbox, Outbox, Peers
 from light_tts.server.core.counters import ActiveRequests, ServiceRate
-from light_tts.server.core.metrics import refused_total, request_recoveries_total
+from light_tts.server.core.metrics import refused_total
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import Style
-from light_tts.server.httpserver import recovery
 from light_tts.server.httpserver.admission import Admission, Place, expected_audio
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.request import Call, LostAudio, SpeechRequest
+from light_tts.server.httpserver.submissions import Submissions
 
 HELLO_TIMEOUT = 30.0  # seconds to wait for the supervisor's answer
 DEFAULT_SAMPLE_RATE = 24_000
@@ -39,8 +37,6 @@ class HttpServerManager:
         self.peers = Peers(self._outbox)
         self.slot = -1  # this worker's slot in the shared counters
         self._connected = asyncio.Event()
-        self._calls: dict[str, Call] = {}  # by request id
-        self.heard: dict[int, float] = {}  # decode index -> time of its latest audio
 
     async def start(self) -> None:
         """Connect to the supervisor. Raises RuntimeError if it does not answer."""
@@ -48,6 +44,7 @@ class HttpServerManager:
         self._active = ActiveRequests(self._run_dir.shm)
         self._rate = ServiceRate(self._run_dir.shm)
         self._inbox = AsyncInbox(self._run_dir.worker_address())
+        self.submissions = Submissions(self.peers, self._inbox.address)
         self._receiver = asyncio.create_task(self._receive())
         self._outbox.send(
             self._run_dir.supervisor, messages.WorkerHello(address=self._inbox.address, pid=os.getpid())
@@ -59,8 +56,7 @@ class HttpServerManager:
             raise RuntimeError(f"the supervisor did not answer within {HELLO_TIMEOUT:g} s") from None
 
     async def close(self) -> None:
-        for call in list(self._calls.values()):
-            call.fail(RequestError(503, "the server is shutting down"))
+        self.submissions.fail_all(503, "the server is shutting down")
         self._receiver.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._receiver
@@ -118,76 +114,7 @@ class HttpServerManager:
             refused_total.labels(error.refusal).inc()
             raise
 
-    # -- called by SpeechCall
-
-    def submit(self, call: Call) -> None:
-        """Send the call's request to the stages, now or once they are up. Raises RequestError if a stage it
-        needs has been given up."""
-        reason = recovery.hindrance(call.request, self.peers)
-        if reason:
-            raise RequestError(503, reason)
-        self._calls[call.request.request_id] = call
-        self._try_to_send(call)
-
-    def append(self, request: SpeechRequest, *parts: messages.Message) -> None:
-        """Send more messages of a submitted bistream request to its encode process. A request not submitted
-        yet already has them in its state."""
-        if request.submitted:
-            for message in parts:
-                self._send_to_encode(request, message)
-
-    def forget(self, call: Call) -> None:
-        """Free everything that the stages hold for a call that has ended. May be called twice."""
-        request = call.request
-        if self._calls.pop(request.request_id, None) is None or not request.submitted:
-            return
-        if request.complete:
-            self._send_to_encode(request, messages.Release(job=request.job))
-        else:
-            self.peers.broadcast(messages.Abort(job=request.job))
-
-    # -- internal
-
-    def _send_to_encode(self, request: SpeechRequest, message: messages.Message) -> None:
-        self.peers.send("encode", request.encode_index(len(self.peers.of("encode"))), message)
-
-    def _try_to_send(self, call: Call) -> None:
-        request = call.request
-        reason = recovery.hindrance(request, self.peers)
-        if reason:
-            call.fail(RequestError(503, reason))
-        elif reason is None:
-            request.submitted = True
-            for message in request.submission(self._inbox.address):
-                self._send_to_encode(request, message)
-
-    def _recover(self, call: Call, why: str, after_loss: bool = False) -> None:
-        request = call.request
-        self.peers.broadcast(messages.Abort(job=request.job))
-        request.start_attempt(after_loss)
-        if request.fruitless_attempts >= recovery.MAX_FRUITLESS_ATTEMPTS:
-            call.fail(RequestError(503, f"given up after {request.fruitless_attempts} attempts: {why}"))
-            return
-        log.warning("%s attempt %d: %s", request.request_id, request.attempt, why)
-        request_recoveries_total.inc()
-        self._try_to_send(call)
-
-    def _draw_again(self, call: Call) -> None:
-        """Retry with another seed, at most once per request; then fail it."""
-        request = call.request
-        if request.drawn_again:
-            call.fail(
-                RequestError(500, "the model produced no speech in two attempts: try another seed or text")
-            )
-            return
-        log.warning(
-            "%s no speech with seed %d; retrying with another seed",
-            request.request_id,
-            request.speech.options.seed,
-        )
-        self.peers.broadcast(messages.Abort(job=request.job))
-        request.draw_again()
-        self._try_to_send(call)
+    # -- inside
 
     async def _receive(self) -> None:
         while True:
@@ -199,9 +126,7 @@ class HttpServerManager:
     def _handle(self, message: messages.Message) -> None:
         match message:
             case messages.AudioChunk() | messages.Encoded() | messages.Routed() | messages.Failed():
-                call = self._calls.get(message.job.rpartition("/")[0])
-                if call is not None and call.request.submitted and call.request.job == message.job:
-                    self._handle_answer(call, message)
+                self.submissions.take(message)
             case messages.Topology(worker_slot=slot):
                 self.peers.apply(message)
                 self.slot = slot
@@ -210,67 +135,14 @@ class HttpServerManager:
                 self._connected.set()
             case messages.StageDown(stage=stage, index=index, incarnation=incarnation, in_work=in_work):
                 self.peers.apply(message)
-                self._handle_death(stage, index, incarnation, in_work)
+                self.submissions.stage_died(stage, index, incarnation, in_work)
             case messages.StageGivenUp(stage=stage, index=index):
                 incarnation = self.peers.stages[stage, index].incarnation
                 self.peers.apply(message)
-                self._handle_death(stage, index, incarnation, [])
-                self._send_waiting()
+                self.submissions.stage_died(stage, index, incarnation, [])
+                self.submissions.send_waiting()
             case messages.StageUp():
                 self.peers.apply(message)
-                self._send_waiting()
+                self.submissions.send_waiting()
             case _:
                 self.peers.apply(message)
-
-    def _handle_answer(self, call: Call, message: messages.Message) -> None:
-        request = call.request
-        match message:
-            case messages.Encoded(text_tokens=count, words=words):
-                request.text_tokens, request.words = count, words
-            case messages.Routed():
-                request.routed = message
-                if recovery.routed_to_dead(message, self.peers):
-                    self._recover(call, f"decode {message.decode} is gone")
-            case messages.AudioChunk():
-                try:
-                    audio = request.take(message)
-                except LostAudio as error:
-                    self._recover(call, str(error), after_loss=True)
-                    return
-                if request.routed is not None:
-                    self.heard[request.routed.decode] = time.monotonic()
-                if request.lacks_speech:
-                    self._draw_again(call)
-                    return
-                call.deliver(audio)
-                if request.complete:
-                    self.forget(call)
-            case messages.Failed(retry=True, stage=stage, message=text):
-                self._recover(call, f"{stage}: {text}", after_loss=True)
-            case messages.Failed(stage=stage, code=code, message=text):
-                if code >= 500:
-                    log.error("%s failed in %s: %s", request.request_id, stage, text)
-                call.fail(RequestError(code, text))
-
-    def _handle_death(self, stage: str, index: int, incarnation: int, in_work: list[str]) -> None:
-        """Retry or fail the requests affected by the death of a stage. `in_work`: the jobs it was
-        processing.
-        """
-        encodes = len(self.peers.of("encode"))
-        for call in list(self._calls.values()):
-            if recovery.lost_with(call.request, stage, index, incarnation, encodes):
-                request = call.request
-                if request.job in in_work and request.note_strike(stage, alone=len(in_work) == 1):
-                    log.error("%s is not retried: it made %s die", request.request_id, stage)
-                    call.fail(
-                        RequestError(
-                            500, f"the {stage} stage died again while it processed only this request"
-                        )
-                    )
-                else:
-                    self._recover(call, f"{stage} {index} died")
-
-    def _send_waiting(self) -> None:
-        for call in list(self._calls.values()):
-            if not call.request.submitted:
-                self._try_to_send(call)

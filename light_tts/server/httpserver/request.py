@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import msgspec
 
 from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core import messages
-from light_tts.server.httpserver.errors import RequestError
 
 MAX_DEATHS = 5  # of stages that were processing this request alone
 
@@ -35,19 +33,6 @@ class Speech:
     text: str = ""
     stream: bool = False
     bistream: bool = False
-
-
-class Call(Protocol):
-    """Receiver of a request's audio."""
-
-    @property
-    def request(self) -> SpeechRequest: ...
-
-    def deliver(self, audio: list[bytes]) -> None:
-        """Called with more PCM, and when all audio has arrived."""
-
-    def fail(self, error: RequestError) -> None:
-        """Called when no more audio will come."""
 
 
 @dataclass

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
 from starlette.websockets import WebSocketDisconnect
 
 from light_tts.server.httpserver import prompts
+from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import (
@@ -53,6 +55,15 @@ async def inference_bistream(websocket: WebSocket) -> None:
     await BistreamSession(websocket, "bistream").run(prompt_follows=False)
 
 
+@contextlib.contextmanager
+def _wrong_fields_refused() -> Iterator[None]:
+    """Wrong fields become a RequestError (422)."""
+    try:
+        yield
+    except RequestValidationError as error:
+        raise RequestError(422, describe(error)) from None
+
+
 class BistreamSession:
     """One WebSocket from accept to close."""
 
@@ -61,39 +72,31 @@ class BistreamSession:
         self._manager: HttpServerManager = websocket.app.state.manager
         self._prompts: prompts.PromptReader = websocket.app.state.prompts
         self._settings = self._manager.settings
-        self._call = SpeechCall(self._manager, route)
+        self._arrival = Arrival(self._manager, route)
         self._socket = JsonSocket(websocket, min(IDLE_SECONDS, self._settings.request_timeout))
         self._characters = 0
         self._spoken_text = False  # whether any non-blank text has arrived
         self._seed = random_seed()  # unless the client chooses one
 
     async def run(self, prompt_follows: bool) -> None:
-        call = self._call
         headers = {
-            "X-Request-Id": call.id,
+            "X-Request-Id": self._arrival.id,
             "X-Sample-Rate": str(self._manager.sample_rate),
             "X-Seed": str(self._seed),
         }
         raw_headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         try:
-            await self._websocket.accept(headers=raw_headers)
-            speech = await self._opening(prompt_follows)
-            call.submit(speech)
-            await self._converse()
-            await self._socket.close()
-            call.close()
+            with closed_on_error(self._arrival), _wrong_fields_refused():
+                await self._websocket.accept(headers=raw_headers)
+                call = SpeechCall(self._arrival, await self._opening(prompt_follows))
+            with closed_on_error(call), _wrong_fields_refused():
+                await self._converse(call)
+                await self._socket.close()
+                call.close()
         except WebSocketDisconnect:
-            call.close("disconnected")
+            pass
         except RequestError as error:
-            call.refuse(error)
             await self._explain(error)
-        except RequestValidationError as error:
-            refusal = RequestError(422, describe(error))
-            call.refuse(refusal)
-            await self._explain(refusal)
-        except BaseException:
-            call.close("failed")
-            raise
 
     # -- opening
 
@@ -109,20 +112,20 @@ class BistreamSession:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")
             choice = choice.model_copy(update={"prompt_wav": await self._receive_recording()})
-        self._call.admit(options)
+        self._arrival.admit(options)
         prompt = await self._prompts.prompt(choice)
         return Speech(style=style, prompt=prompt, options=options, stream=True, bistream=True)
 
     # -- the conversation
 
-    async def _converse(self) -> None:
-        """Return when all audio has been sent."""
-        listening = asyncio.create_task(self._listen())
-        speaking = asyncio.create_task(self._speak())
+    async def _converse(self, call: SpeechCall) -> None:
+        """Returns when all audio has been sent."""
+        listening = asyncio.create_task(self._listen(call))
+        speaking = asyncio.create_task(self._speak(call))
         try:
             await asyncio.wait(
                 {listening, speaking},
-                timeout=max(0.0, self._call.remaining) + 5.0,
+                timeout=max(0.0, call.remaining) + 5.0,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             ended = next((task for task in (speaking, listening) if task.done()), None)
@@ -134,34 +137,34 @@ class BistreamSession:
                 task.cancel()
             await asyncio.gather(listening, speaking, return_exceptions=True)
 
-    async def _listen(self) -> None:
-        """Receive text, then only watch for a disconnect. Ends only by an exception."""
-        while not self._call.request.text_finished:
+    async def _listen(self, call: SpeechCall) -> None:
+        """Take in text; afterwards only watch the client. Ends by an exception alone."""
+        while not call.request.text_finished:
             message = await self._receive_fields(TextMessage)
             if message.tts_text is not None:
-                self._take_text(message.tts_text)
+                self._take_text(call, message.tts_text)
             if message.finish:
                 if not self._spoken_text:
                     raise RequestError(400, "finish came before any tts_text")
-                self._call.finish_text()
+                call.finish_text()
             elif message.tts_text is None:
                 raise RequestError(400, "a message must have tts_text or finish")
         while True:
             await self._socket.receive_message(may_be_silent=True)
             raise RequestError(400, "a message came after finish")
 
-    def _take_text(self, text: str) -> None:
+    def _take_text(self, call: SpeechCall, text: str) -> None:
         limit = self._settings.max_text_length
         check_text("tts_text", text, limit - self._characters, may_be_empty=True)
         self._characters += len(text)
         self._spoken_text = self._spoken_text or bool(text.strip())
         if text:
-            self._call.append_text(text)
+            call.append_text(text)
 
-    async def _speak(self) -> None:
-        async for pcm in self._call:
+    async def _speak(self, call: SpeechCall) -> None:
+        async for pcm in call:
             if pcm:
-                self._call.note_sent(pcm)
+                call.note_sent(pcm)
                 await self._websocket.send_bytes(pcm)
 
     # -- messages

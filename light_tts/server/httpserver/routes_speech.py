@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
 
 from light_tts.server.httpserver import prompts
+from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.audio_response import AudioResponse, explain
-from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import (
     SoundChoice,
@@ -18,7 +17,6 @@ from light_tts.server.httpserver.fields import (
     VoiceChoice,
     check_text,
     random_seed,
-    read_body,
     speech_options,
 )
 from light_tts.server.httpserver.manager import HttpServerManager
@@ -26,7 +24,7 @@ from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 from light_tts.server.httpserver.sound.response import SoundResponse
-from light_tts.server.httpserver.surface import arriving
+from light_tts.server.httpserver.surface import HttpArrival
 
 router = APIRouter()
 
@@ -46,14 +44,12 @@ async def answer(
     """Return the speech for a request with the fields of `model`; `voice` derives the voice from them. Raises
     RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
     manager: HttpServerManager = request.app.state.manager
-    call = SpeechCall(manager, route)
-    request.state.request_id = call.id
-    with arriving(call):
-        fields = await asyncio.wait_for(read_body(request, model), call.remaining)
+    arrival = HttpArrival(request, route)
+    with closed_on_error(arrival):
+        fields = await arrival.fields(model)
         sound = _sound(fields, manager.sample_rate)
-        speech = await _admitted_speech(call, fields, voice, request.app.state.prompts, manager)
-        request.state.upload.release()
-        call.submit(speech)
+        speech = await _admitted_speech(arrival, fields, voice, request.app.state.prompts)
+        call = arrival.submit(speech)
     seed = speech.options.seed
     if sound is not None:
         return SoundResponse(call, sound, explain, **{"X-Seed": str(seed)})
@@ -71,21 +67,21 @@ def _sound(fields: SoundChoice, source_rate: int) -> SoundOut | None:
 
 
 async def _admitted_speech(
-    call: SpeechCall,
+    arrival: Arrival,
     fields: Asked,
     voice: Callable[[Asked], VoiceChoice],
     reader: prompts.PromptReader,
-    manager: HttpServerManager,
 ) -> Speech:
     """Validate and admit the request; all client errors are raised here. Reading the recording is expensive,
     so it comes last and is done only for admitted requests."""
     if fields.stream and fields.speed != 1.0:
         raise RequestError(400, "speed change only support non-stream inference mode")
+    manager = arrival.manager
     choice = voice(fields)
     style = manager.style_index(choice.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed(), fields.speed)
-    call.admit(options, text)
+    arrival.admit(options, text)
     prompt = await reader.prompt(choice)
     return Speech(
         style=style,

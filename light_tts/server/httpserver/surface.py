@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -13,34 +12,33 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from light_tts.server.httpserver.arrival import Arrival
 from light_tts.server.httpserver.audio_response import Explain
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import describe
+from light_tts.server.httpserver.fields import Fields, describe, read_body
+from light_tts.server.httpserver.request import Speech
 
 
-@contextlib.contextmanager
-def arriving(call: SpeechCall) -> Iterator[None]:
-    """Context manager for the time until the response owns the call: any exception closes the call with the
-    corresponding outcome."""
-    try:
-        yield
-    except asyncio.TimeoutError:
-        error = RequestError(408, "the request's body did not arrive in time")
-        call.refuse(error)
-        raise error from None
-    except ClientDisconnect:
-        call.close("disconnected")
-        raise
-    except RequestError as error:
-        call.refuse(error)
-        raise
-    except (HTTPException, RequestValidationError):
-        call.close("rejected")
-        raise
-    except BaseException:
-        call.close("failed")
-        raise
+class HttpArrival(Arrival):
+    """That of an HTTP request, whose body is read within its deadline."""
+
+    def __init__(self, request: Request, route: str) -> None:
+        super().__init__(request.app.state.manager, route)
+        self._request = request
+        request.state.request_id = self.id
+
+    async def fields(self, model: type[Fields]) -> Fields:
+        """Raises RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
+        try:
+            return await asyncio.wait_for(read_body(self._request, model), self.remaining)
+        except asyncio.TimeoutError:
+            raise RequestError(408, "the request's body did not arrive in time") from None
+
+    def submit(self, speech: Speech) -> SpeechCall:
+        """What was uploaded has been read by now and counts no more. Raises RequestError (503)."""
+        self._request.state.upload.release()
+        return SpeechCall(self, speech)
 
 
 def route_class(explain: Explain) -> type[APIRoute]:

@@ -9,15 +9,15 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 
-from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.arrival import closed_on_error
 from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, VoiceSettings, explain, wishes
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import Drawing, check_text, random_seed, read_body, speech_options
+from light_tts.server.httpserver.fields import Drawing, check_text, random_seed, speech_options
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
 from light_tts.server.httpserver.sound import SoundOut
 from light_tts.server.httpserver.sound.response import SoundResponse
-from light_tts.server.httpserver.surface import arriving, route_class
+from light_tts.server.httpserver.surface import HttpArrival, route_class
 from light_tts.server.httpserver.wanted_voice import wanted_voice
 
 router = APIRouter(route_class=route_class(explain))
@@ -57,19 +57,17 @@ async def spoken_answer(
     ClientDisconnect."""
     state = request.app.state
     manager = state.manager
-    call = SpeechCall(manager, "elevenlabs_speech")
-    request.state.request_id = call.id
-    with arriving(call):
-        fields = await asyncio.wait_for(read_body(request, TextToSpeech), call.remaining)
+    arrival = HttpArrival(request, "elevenlabs_speech")
+    with closed_on_error(arrival):
+        fields = await arrival.fields(TextToSpeech)
         sound = SoundOut(wishes(output_format, fields.voice_settings, whole), manager.sample_rate)
         text = check_text("text", fields.text, manager.settings.max_text_length)
         options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
         voice = await known_voice(state, voice_id)
         options = msgspec.structs.replace(options, word_times=kind is not SoundResponse)
-        call.admit(options, text)
+        arrival.admit(options, text)
         prompt = await wanted_voice(state, voice)
-        request.state.upload.release()
-        call.submit(Speech(style=0, prompt=prompt, options=options, text=text, stream=not whole))
+        call = arrival.submit(Speech(style=0, prompt=prompt, options=options, text=text, stream=not whole))
     return kind(call, sound, explain, **{"X-Seed": str(options.seed)})
 
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
+from light_tts.server.httpserver.arrival import closed_on_error
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.captions import srt, vtt
-from light_tts.server.httpserver.fields import read_body
 from light_tts.server.httpserver.openai.errors import explain
 from light_tts.server.httpserver.openai.fields import CreateSpeech
 from light_tts.server.httpserver.openai.speech import admitted_speech, wishes
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.sound import SoundOut
 from light_tts.server.httpserver.sound.response import JsonResponse
-from light_tts.server.httpserver.surface import arriving, route_class
+from light_tts.server.httpserver.surface import HttpArrival, route_class
 
 router = APIRouter(route_class=route_class(explain))
 
@@ -36,17 +35,13 @@ class CaptionedSpeech(CreateSpeech):
 
 @router.post("/dev/captioned_speech", openapi_extra=body_of(CaptionedSpeech), response_class=Response)
 async def captioned_speech(request: Request) -> Response:
-    """Return `audio` in base64, `timestamps` as `{"word", "start_time", "end_time"}` in seconds, and
-    `subtitles` if requested."""
-    manager = request.app.state.manager
-    call = SpeechCall(manager, "captioned_speech")
-    request.state.request_id = call.id
-    with arriving(call):
-        fields = await asyncio.wait_for(read_body(request, CaptionedSpeech), call.remaining)
-        sound = SoundOut(wishes(fields), manager.sample_rate)
-        speech = await admitted_speech(call, fields, request)
-        request.state.upload.release()
-        call.submit(speech)
+    """`audio` in base64; `timestamps`: `{"word", "start_time", "end_time"}` in seconds; `subtitles` where
+    they were asked for."""
+    arrival = HttpArrival(request, "captioned_speech")
+    with closed_on_error(arrival):
+        fields = await arrival.fields(CaptionedSpeech)
+        sound = SoundOut(wishes(fields), arrival.manager.sample_rate)
+        call = arrival.submit(await admitted_speech(arrival, fields, request))
     return CaptionedResponse(call, sound, fields.subtitles)
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
-from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import check_text, random_seed, read_body, speech_options
+from light_tts.server.httpserver.fields import check_text, random_seed, speech_options
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openai.errors import explain
 from light_tts.server.httpserver.openai.events import EventResponse
@@ -19,7 +18,7 @@ from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.request import Speech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 from light_tts.server.httpserver.sound.response import SoundResponse
-from light_tts.server.httpserver.surface import arriving, route_class
+from light_tts.server.httpserver.surface import HttpArrival, route_class
 from light_tts.server.httpserver.wanted_voice import wanted_voice
 
 ROUTE = "openai_speech"
@@ -34,14 +33,12 @@ async def create_speech(request: Request) -> Response:
     events.
     """
     manager: HttpServerManager = request.app.state.manager
-    call = SpeechCall(manager, ROUTE)
-    request.state.request_id = call.id
-    with arriving(call):
-        fields = await asyncio.wait_for(read_body(request, CreateSpeech), call.remaining)
+    arrival = HttpArrival(request, ROUTE)
+    with closed_on_error(arrival):
+        fields = await arrival.fields(CreateSpeech)
         sound = SoundOut(wishes(fields), manager.sample_rate)
-        speech = await admitted_speech(call, fields, request)
-        request.state.upload.release()
-        call.submit(speech)
+        speech = await admitted_speech(arrival, fields, request)
+        call = arrival.submit(speech)
     headers = {"X-Seed": str(speech.options.seed), **ignored(fields)}
     answer = EventResponse if fields.events else SoundResponse
     return answer(call, sound, explain, fields.word_timestamps, **headers)
@@ -57,9 +54,8 @@ def wishes(fields: CreateSpeech) -> SoundWishes:
     )
 
 
-async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Request) -> Speech:
-    """Admit the request and return what to speak. Raises RequestError. Expensive work comes last and is done
-    only for admitted requests."""
+async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Request) -> Speech:
+    """Raises RequestError. The costly part comes last, and only for a request that has been admitted."""
     state = request.app.state
     manager: HttpServerManager = state.manager
     style = state.names.style(fields.model)
@@ -68,7 +64,7 @@ async def admitted_speech(call: SpeechCall, fields: CreateSpeech, request: Reque
         check_word_times(fields, manager, style)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
     options = msgspec.structs.replace(options, word_times=fields.word_timestamps)
-    call.admit(options, text)
+    arrival.admit(options, text)
     prompt = await wanted_voice(
         state,
         voice=fields.voice,
