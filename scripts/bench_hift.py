@@ -30,7 +30,7 @@ from light_tts.kernels.vocoder.layout import Active, Convolutions, Frames, Sums,
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
-from light_tts.models.vocoder.interface import SourceNoise, Vocoder
+from light_tts.models.vocoder.interface import MelBatch, SourceNoise, Vocoder
 from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.tiny_checkpoint import SIZES, RandomWeights, hift_state
 
@@ -99,6 +99,7 @@ def measure(
     lengths = [frames] * batch
     cached = [torch.zeros(CACHED, device=device)] * batch
     noises = [SourceNoise(seed, 0, 0) for seed in range(batch)]
+    mels = MelBatch(mel, lengths, cached, noises)
     plain = TorchVocoder(hift)
     noise = torch.randn(batch, frames * hift.samples_per_frame, hift.m_source.waves, device=device)
     on_device = torch.tensor(lengths, device=device)
@@ -108,9 +109,9 @@ def measure(
         return graph.run("plain", lambda: hift.inference(mel, on_device, None, noise))
 
     ways: dict[str, tuple[bool, Callable[[], tuple[Tensor, Tensor]]]] = {
-        "plain": (False, lambda: plain.speak(mel, lengths, cached, noises)),
+        "plain": (False, lambda: plain.speak(mels)),
         "plain, TF32, graph (noise given)": (True, recorded),
-        "kernels": (False, lambda: vocoder.speak(mel, lengths, cached, noises)),
+        "kernels": (False, lambda: vocoder.speak(mels)),
     }
     rows = []
     for name, (tf32, speak) in ways.items():

@@ -24,9 +24,9 @@ from light_tts.common.sampling_rule import SamplingRule
 from light_tts.common.transfer import Download
 from light_tts.engine.llm.attention import Span
 from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.scheduler import Limits, Scheduler
-from light_tts.engine.llm.sequence import OneShot
 from light_tts.models.checkpoint.config import LLMConfig
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from light_tts.tools.tiny_checkpoint import SIZES

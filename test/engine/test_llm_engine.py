@@ -5,7 +5,8 @@ import torch
 from support.llm_requests import ARRAYS, GOLDEN, TEXT, Loop, alone, bistream, request, speak
 
 from light_tts.common.sampling import draw
-from light_tts.engine.llm.sequence import OneShot, SequenceError
+from light_tts.engine.llm.one_shot import OneShot
+from light_tts.engine.llm.sequence import SequenceError
 from light_tts.tools.parity.llm import (
     SLOTS,
     bistream_sequence,

@@ -1,7 +1,8 @@
 """Special speech ids are data: which of them end a part, which must wait for its least length."""
 
 from light_tts.common.row_state import ALLOWED, BANNED, HELD
-from light_tts.engine.llm.sequence import Bistream, OneShot
+from light_tts.engine.llm.bistream import Bistream
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.models.checkpoint.config import SpecialIds
 from light_tts.models.llm.speech_lm import SpeechIds
 

@@ -17,7 +17,7 @@ from light_tts.models.checkpoint.config import load_config
 from light_tts.models.vocoder import runner as hift_runner
 from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
-from light_tts.models.vocoder.interface import SourceNoise
+from light_tts.models.vocoder.interface import MelBatch, SourceNoise
 from light_tts.models.vocoder.network import HiftNetwork
 from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.models.vocoder.runner import HiftRunner, frames_of_graph
@@ -61,7 +61,7 @@ def level(x: torch.Tensor) -> float:
     return float(x.double().square().mean().sqrt())
 
 
-def batch(lengths: list[int]) -> tuple:
+def batch(lengths: list[int]) -> MelBatch:
     random = torch.Generator().manual_seed(5)
     mel = torch.randn(len(lengths), 80, max(lengths), generator=random) * 2 - 4
     cached = [
@@ -69,7 +69,7 @@ def batch(lengths: list[int]) -> tuple:
         for row in range(len(lengths))
     ]
     noises = [None if row == 1 else SourceNoise(7 + row, row, 480 * row) for row in range(len(lengths))]
-    return (
+    return MelBatch(
         mel.to(DEVICE),
         lengths,
         [source if source is None else source.to(DEVICE) for source in cached],
@@ -86,17 +86,18 @@ def together(hift) -> tuple[torch.Tensor, torch.Tensor]:
     once."""
     with pytest.MonkeyPatch.context() as patch:
         patch_for_the_interpreter(patch)
-        return HiftRunner(HiftNetwork(hift), CACHED).speak(*batch(LENGTHS))
+        return HiftRunner(HiftNetwork(hift), CACHED).speak(batch(LENGTHS))
 
 
-def check_whole(hift: Hift, inputs: tuple, waves: torch.Tensor, sources: torch.Tensor, limit: float) -> None:
-    lengths = inputs[1]
-    _, expected_sources = TorchVocoder(hift).speak(*inputs)
-    for row, length in enumerate(lengths):
+def check_whole(
+    hift: Hift, inputs: MelBatch, waves: torch.Tensor, sources: torch.Tensor, limit: float
+) -> None:
+    _, expected_sources = TorchVocoder(hift).speak(inputs)
+    for row, length in enumerate(inputs.lengths):
         samples = slice(length * 480)
         source, expected = sources[row, samples], expected_sources[row, samples]
         assert level(source - expected) < 1e-3 * level(expected)
-        wave = hift.decode(inputs[0][row : row + 1, :, :length], source[None].clone(), [length])[0]
+        wave = hift.decode(inputs.mel[row : row + 1, :, :length], source[None].clone(), [length])[0]
         assert level(waves[row, samples] - wave) < limit * level(wave)
         assert not waves[row, length * 480 :].any()
 
@@ -108,27 +109,27 @@ def test_whole_equals_the_plain_path(hift, together):
 def test_whole_in_float32_equals_the_plain_path(hift):
     inputs = batch(LENGTHS if CUDA else [1, 2])
     limit = 5e-3 if CUDA else 2e-5  # on a GPU as TF32, which tensor cores may cut off rather than round
-    check_whole(hift, inputs, *HiftRunner(HiftNetwork(hift, torch.float32), CACHED).speak(*inputs), limit)
+    check_whole(hift, inputs, *HiftRunner(HiftNetwork(hift, torch.float32), CACHED).speak(inputs), limit)
 
 
 def test_an_item_does_not_depend_on_its_neighbours_nor_on_the_size_of_the_graph(hift, together):
-    mel, lengths, cached, noises = batch(LENGTHS)
-    alone = HiftRunner(HiftNetwork(hift), CACHED).speak(mel[:1, :, :3], lengths[:1], cached[:1], noises[:1])
+    first = batch(LENGTHS).rows(slice(1))
+    alone = HiftRunner(HiftNetwork(hift), CACHED).speak(first._replace(mel=first.mel[:, :, :3]))
     for own, whole in zip(alone, together, strict=True):
         assert torch.equal(own[0], whole[0, : 3 * 480])
 
 
 def test_what_lies_in_the_padding_is_never_read(hift, together):
-    mel, lengths, cached, noises = (part[:2] for part in batch(LENGTHS))
-    for row, length in enumerate(lengths):
-        mel[row, :, length:] = float("nan")
-    waves, _ = HiftRunner(HiftNetwork(hift), CACHED).speak(mel, lengths, cached, noises)
+    two = batch(LENGTHS).rows(slice(2))
+    for row, length in enumerate(two.lengths):
+        two.mel[row, :, length:] = float("nan")
+    waves, _ = HiftRunner(HiftNetwork(hift), CACHED).speak(two)
     assert torch.equal(waves, together[0][:2])
 
 
 def test_a_batch_too_large_for_one_graph_is_computed_in_parts(hift, together):
-    two = [part[:2] for part in batch(LENGTHS)]
-    parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(*two)
+    two = batch(LENGTHS).rows(slice(2))
+    parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(two)
     assert torch.equal(parts, together[0][:2])
 
 
@@ -154,15 +155,14 @@ def test_full_size_with_mixed_lengths(dtype, limit):
     inputs = batch(lengths)
     runner = HiftRunner(HiftNetwork(hift, dtype), CACHED)
     for _ in range(2):  # recorded, replayed
-        waves, sources = runner.speak(*inputs)
+        waves, sources = runner.speak(inputs)
     for row, length in enumerate(lengths):
         samples = slice(length * 480)
         source = sources[row, samples]
-        own_mel = inputs[0][row : row + 1, :, :length]
+        own = inputs.rows(slice(row, row + 1))
+        own_mel = own.mel[:, :, :length]
         wave = hift.decode(own_mel, source[None].clone(), [length])[0]
         assert level(waves[row, samples] - wave) < limit * level(wave)
-        alone, own_source = runner.speak(
-            own_mel, [length], inputs[2][row : row + 1], inputs[3][row : row + 1]
-        )
+        alone, own_source = runner.speak(own._replace(mel=own_mel))
         torch.testing.assert_close(own_source[0], source, atol=1e-6, rtol=0)
         assert level(alone[0] - waves[row, samples]) < 1e-5 * level(wave)

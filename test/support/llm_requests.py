@@ -7,9 +7,11 @@ from functools import cache
 from pathlib import Path
 
 from light_tts.common.sampling_rule import SamplingRule
+from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine, Work
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.scheduler import Limits, Scheduler
-from light_tts.engine.llm.sequence import Bistream, OneShot, Sequence
+from light_tts.engine.llm.sequence import Sequence
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.llm import SLOTS, finish, golden_ids, load_engine, load_model, run
 

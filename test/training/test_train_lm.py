@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.engine.llm.sequence import Bistream, OneShot
+from light_tts.engine.llm.bistream import Bistream
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.models.checkpoint.config import COSYVOICE2_IDS, load_config
 from light_tts.models.frontend.tokenizer import SPECIAL_TOKENS, TextTokenizer
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechIds, SpeechLM

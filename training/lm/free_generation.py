@@ -26,8 +26,9 @@ from light_tts.common.row_state import BANNED, HELD
 from light_tts.common.sampling import SamplingRules, ban
 from light_tts.common.sampling import draw as draw_tokens
 from light_tts.common.sampling_rule import SamplingRule
+from light_tts.engine.llm.bistream import Bistream
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.row_states import latest_outputs
-from light_tts.engine.llm.sequence import Bistream, OneShot
 from light_tts.engine.llm.sequence import Sequence as Part
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM

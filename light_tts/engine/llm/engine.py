@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 
 from light_tts.common import gpu
-from light_tts.common.kv_pool import KVPool, SlotTable
-from light_tts.common.row_state import RowState
 from light_tts.common.transfer import Download
 from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.row_states import set_states
 from light_tts.engine.llm.runner import Runner, choose_runner
@@ -45,30 +44,19 @@ class LLMEngine:
         runner: Callable[..., Runner] | None = None,
     ) -> None:
         """`runner`: default is the fastest for the model's device."""
-        weight = model.embedding.weight
-        self.device = weight.device
+        self.device = model.embedding.weight.device
         self._stream = None
         if self.device.type == "cuda":
             self._stream = torch.cuda.Stream(self.device, priority=gpu.LANGUAGE_MODEL)
             # the stream that loaded the model
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        backbone = model.backbone
         self._window = options.window
         self._launches: deque[Launch] = deque()
         with self._on_stream(), torch.inference_mode():
-            self._table = SlotTable(options.slots, options.rows, options.max_len, self.device)
-            pool = KVPool(
-                backbone.num_hidden_layers,
-                options.slots,
-                backbone.num_key_value_heads,
-                backbone.head_dim,
-                weight.dtype,
-                self.device,
-                options.int8,
-            )
-            self._states = RowState.empty(options.rows, options.window, model.ids.special.count, self.device)
+            memory = EngineMemory.empty(model, options)
+            self._table, self._states = memory.table, memory.states
             runner = runner or choose_runner(self.device)
-            self._runner = runner(model, pool, self._table, self._states, options)
+            self._runner = runner(model, memory, options)
 
     @property
     def in_flight(self) -> int:

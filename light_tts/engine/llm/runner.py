@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from light_tts.common import sampling
-from light_tts.common.kv_pool import KVPool, SlotTable
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
 from light_tts.engine.llm.attention import Span, TorchAttention
+from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.models.llm.joined import JoinedLM
 from light_tts.models.llm.speech_lm import SpeechIds, SpeechLM
@@ -26,14 +26,7 @@ class Runner(Protocol):
     """Queues work on the device and never waits for it. Sampling updates the states; `next_id` becomes the
     unified id of the sampled token."""
 
-    def __init__(
-        self,
-        model: SpeechLM,
-        pool: KVPool,
-        table: SlotTable,
-        states: RowState,
-        options: EngineOptions,
-    ) -> None: ...
+    def __init__(self, model: SpeechLM, memory: EngineMemory, options: EngineOptions) -> None: ...
 
     def warm_up(self) -> None:
         """Compile, record and measure everything possible before the first request."""
@@ -68,18 +61,16 @@ class TorchRunner:
     def __init__(
         self,
         model: SpeechLM,
-        pool: KVPool,
-        table: SlotTable,
-        states: RowState,
+        memory: EngineMemory,
         options: EngineOptions,
         draw: Draw = sampling.draw,
     ) -> None:
         """`draw`: replaces repetition-aware sampling, for example in tests."""
         self._model = model
-        self._attention = TorchAttention(pool, table)
-        self._draw = TorchDraw(draw, model.ids, states)
-        self._states = states
-        self._device = states.seed.device
+        self._attention = TorchAttention(memory.pool, memory.table)
+        self._draw = TorchDraw(draw, model.ids, memory.states)
+        self._states = memory.states
+        self._device = memory.states.seed.device
 
     def warm_up(self) -> None:
         pass

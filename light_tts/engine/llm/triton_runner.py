@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache
-from light_tts.common.kv_pool import KVPool, SlotTable
-from light_tts.common.row_state import RowState
 from light_tts.common.transfer import upload
 from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.prefill_batch import PrefillShape
 from light_tts.kernels.compile_ahead import compile_ahead
@@ -59,19 +58,12 @@ class TritonRunner:
     takes part in fewer steps than others is -1 in the rest.
     """
 
-    def __init__(
-        self,
-        model: SpeechLM,
-        pool: KVPool,
-        table: SlotTable,
-        states: RowState,
-        options: EngineOptions,
-    ) -> None:
-        self._device = device = states.seed.device
-        self._lm = FusedLM(model, pool, options.max_len)
-        self._slots_of = table.slots_of
-        self._table = table.device_slots
-        self._states = states
+    def __init__(self, model: SpeechLM, memory: EngineMemory, options: EngineOptions) -> None:
+        self._states = memory.states
+        self._device = device = memory.states.seed.device
+        self._lm = FusedLM(model, memory.pool, options.max_len)
+        self._slots_of = memory.table.slots_of
+        self._table = memory.table.device_slots
         self._draw = partial(
             sample,
             text_vocab=model.ids.text_vocab,

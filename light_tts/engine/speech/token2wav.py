@@ -24,7 +24,7 @@ from light_tts.common.transfer import Download
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.models.flow.interface import FlowBackend, FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.vocoder.interface import SourceNoise, Vocoder
+from light_tts.models.vocoder.interface import MelBatch, SourceNoise, Vocoder
 
 OVERLAP_FRAMES = 8  # mel frames shared by two chunks
 REPLAYED_CHUNKS = 2  # number of chunks to speak again in order to continue after them
@@ -171,7 +171,8 @@ class Token2Wav:
         lengths = [mel.shape[1] for mel in mels]
         batch = pad_sequence([mel.T for mel in mels], batch_first=True).transpose(1, 2).contiguous()
         sources = [None if tail is None else tail.source for tail in tails]
-        wave, source = self._vocoder.speak(batch, lengths, sources, [self._noise(item) for item in items])
+        noises = [self._noise(item) for item in items]
+        wave, source = self._vocoder.speak(MelBatch(batch, lengths, sources, noises))
         self._cross_fade(wave, tails)
         samples = [length * self.samples_per_frame for length in lengths]
         following = self._tails(mels, wave, source, samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -25,18 +25,26 @@ class SourceNoise:
         return random.stream_of(random.Purpose.SOURCE, self.part)
 
 
+class MelBatch(NamedTuple):
+    """Input of a vocoder. mel: (batch, mel channels, frames) float32 on the device; for each item: `lengths`:
+    its number of frames; `cached`: the samples that its source must start with (None: none); `noises`: its
+    noise (None: none)."""
+
+    mel: Tensor
+    lengths: Sequence[int]
+    cached: Sequence[Tensor | None]
+    noises: Sequence[SourceNoise | None]
+
+    def rows(self, rows: slice) -> MelBatch:
+        """Return some of the items."""
+        return MelBatch(self.mel[rows], self.lengths[rows], self.cached[rows], self.noises[rows])
+
+
 class Vocoder(Protocol):
-    def speak(
-        self,
-        mel: Tensor,
-        lengths: Sequence[int],
-        cache_source: Sequence[Tensor | None],
-        noises: Sequence[SourceNoise | None],
-    ) -> tuple[Tensor, Tensor]:
-        """mel: (batch, mel channels, frames) float32 on the device; for each item: its number of frames, the
-        samples that its source must start with (None: none), its noise (None: none) -> waveform and source,
-        both (batch, samples) float32 and owned by the caller; beyond an item's end the waveform is zero and
-        the source is undefined. An item's samples do not depend on the other items."""
+    def speak(self, batch: MelBatch) -> tuple[Tensor, Tensor]:
+        """Return waveform and source, both (batch, samples) float32 and owned by the caller; beyond an item's
+        end the waveform is zero and the source is undefined. An item's samples do not depend on the other
+        items."""
         ...
 
     def warm_up(self, items: int) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from light_tts.common import random
 from light_tts.models.vocoder.hift import Hift
-from light_tts.models.vocoder.interface import SourceNoise
+from light_tts.models.vocoder.interface import MelBatch, SourceNoise
 
 NOISE_BLOCK = 32768  # samples
 
@@ -21,14 +21,9 @@ class TorchVocoder:
         self._hift = hift
 
     @torch.inference_mode()
-    def speak(
-        self,
-        mel: Tensor,
-        lengths: Sequence[int],
-        cache_source: Sequence[Tensor | None],
-        noises: Sequence[SourceNoise | None],
-    ) -> tuple[Tensor, Tensor]:
-        return self._hift.inference(mel, lengths, cache_source, self._noise(mel, noises))
+    def speak(self, batch: MelBatch) -> tuple[Tensor, Tensor]:
+        noise = self._noise(batch.mel, batch.noises)
+        return self._hift.inference(batch.mel, batch.lengths, batch.cached, noise)
 
     def warm_up(self, items: int) -> None:
         """Nothing to prepare."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +9,7 @@ from torch.nn import functional as F
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.vocoder.source import Cached, Draws
-from light_tts.models.vocoder.interface import SourceNoise
+from light_tts.models.vocoder.interface import MelBatch
 from light_tts.models.vocoder.network import HiftNetwork
 
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
@@ -41,21 +39,15 @@ class HiftRunner:
         self._stream = torch.cuda.Stream(device) if self._graphs.enabled else None
 
     @torch.inference_mode()
-    def speak(
-        self,
-        mel: Tensor,
-        lengths: Sequence[int],
-        cache_source: Sequence[Tensor | None],
-        noises: Sequence[SourceNoise | None],
-    ) -> tuple[Tensor, Tensor]:
+    def speak(self, batch: MelBatch) -> tuple[Tensor, Tensor]:
         """Implements `Vocoder.speak`."""
-        batch, _, frames = mel.shape
-        wave = mel.new_empty(batch, frames * self._network.samples_per_frame)
+        items, _, frames = batch.mel.shape
+        wave = batch.mel.new_empty(items, frames * self._network.samples_per_frame)
         source = torch.empty_like(wave)
         limit = max(self._rows_at_once(frames_of_graph(frames)))
-        for start in range(0, batch, limit):
+        for start in range(0, items, limit):
             rows = slice(start, start + limit)
-            self._speak(mel[rows], lengths[rows], cache_source[rows], noises[rows], wave[rows], source[rows])
+            self._speak(batch.rows(rows), wave[rows], source[rows])
         return wave, source
 
     @torch.inference_mode()
@@ -77,27 +69,20 @@ class HiftRunner:
         compile_ahead(device, rehearse)
         for rows, frames in sizes:
             mel = torch.zeros(rows, self._network.mels, frames, device=device)
-            self.speak(mel, [frames] * rows, [None] * rows, [None] * rows)
+            self.speak(MelBatch(mel, [frames] * rows, [None] * rows, [None] * rows))
 
     def _rows_at_once(self, capacity: int) -> list[int]:
         return [rows for rows in ROWS if rows == 1 or rows * capacity <= self._max_frames]
 
-    def _speak(
-        self,
-        mel: Tensor,
-        lengths: Sequence[int],
-        cache_source: Sequence[Tensor | None],
-        noises: Sequence[SourceNoise | None],
-        wave: Tensor,
-        source: Tensor,
-    ) -> None:
+    def _speak(self, batch: MelBatch, wave: Tensor, source: Tensor) -> None:
+        mel = batch.mel
         capacity = frames_of_graph(mel.shape[2])
         rows = next(rows for rows in ROWS if rows >= len(mel))
         fits = rows * capacity <= self._max_frames
         room = self._room
         if not fits:  # a very long item: launch overhead is negligible compared with the work
             room = _Room(self._network, rows * capacity, self._cached_samples, mel.device)
-        room.fill(mel, lengths, cache_source, noises, rows, capacity)
+        room.fill(batch, rows, capacity)
 
         def compute() -> None:
             room.compute(self._network, rows, capacity)
@@ -128,35 +113,28 @@ class _Room:
         self.numbers = torch.zeros(NUMBERS, ROWS[-1], dtype=torch.int64, device=device)
         self._waves = network.waves
 
-    def fill(
-        self,
-        mel: Tensor,
-        lengths: Sequence[int],
-        cache_source: Sequence[Tensor | None],
-        noises: Sequence[SourceNoise | None],
-        rows: int,
-        capacity: int,
-    ) -> None:
-        batch, channels, frames = mel.shape
-        _rows(self.mel, rows, capacity * channels).view(rows, capacity, channels)[:batch, :frames] = mel.mT
+    def fill(self, batch: MelBatch, rows: int, capacity: int) -> None:
+        mel = batch.mel
+        items, channels, frames = mel.shape
+        _rows(self.mel, rows, capacity * channels).view(rows, capacity, channels)[:items, :frames] = mel.mT
         columns = []
-        for length, cached, noise in zip(lengths, cache_source, noises, strict=True):
+        for length, cached, noise in zip(batch.lengths, batch.cached, batch.noises, strict=True):
             count = 0 if cached is None else len(cached)
             if noise is None:
                 columns.append((length, 0, 0, 0, 0, count))
             else:
                 place = noise.first_sample * self._waves
                 columns.append((length, _signed(noise.seed), _signed(noise.stream), place, 1, count))
-        columns += [(0,) * NUMBERS] * (ROWS[-1] - batch)
+        columns += [(0,) * NUMBERS] * (ROWS[-1] - items)
         numbers = torch.tensor(list(zip(*columns, strict=True)), pin_memory=mel.is_cuda)
         self.numbers.copy_(numbers, non_blocking=True)
-        if any(cached is not None for cached in cache_source):
+        if any(cached is not None for cached in batch.cached):
             width = self.cached.shape[1]
             empty = mel.new_zeros(width)
-            self.cached[:batch] = torch.stack(
+            self.cached[:items] = torch.stack(
                 [
                     empty if cached is None else F.pad(cached, (0, width - len(cached)))
-                    for cached in cache_source
+                    for cached in batch.cached
                 ]
             )
 

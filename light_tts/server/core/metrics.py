@@ -118,6 +118,15 @@ decode_batch_size = Histogram(
 )
 
 
+class StageMetrics:
+    """Those of every stage, with the label of one."""
+
+    def __init__(self, stage: str) -> None:
+        self.queue_depth = stage_queue_depth.labels(stage)
+        self.queue_seconds = stage_queue_seconds.labels(stage)
+        self.work_seconds = stage_work_seconds.labels(stage)
+
+
 def render() -> tuple[bytes, str]:
     """Return the metrics of the whole server in Prometheus text format, and the content type."""
     registry = CollectorRegistry()

@@ -53,9 +53,7 @@ class DecodeStage:
         # Chunks of a stream cost less than their length suggests, so they have a pace of their own.
         self._paces = {masked: Pace(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
         self._steps: dict[int, tuple[int, Pace, int]] = {}  # id of the batch -> step, pace, tokens
-        self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
-        self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
-        self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
+        self._metrics = metrics.StageMetrics(STAGE)
 
     def patience(self) -> float:
         return INTERVAL
@@ -135,7 +133,7 @@ class DecodeStage:
             metrics.decode_batch_size.observe(len(batch))
             waiting = [chunk for chunk in waiting if chunk not in batch]
             in_work += batch
-        self._queue_depth.set(len(waiting))
+        self._metrics.queue_depth.set(len(waiting))
 
     def _next_batch(self, lane: Lane, waiting: list[Waiting], in_work: list[Waiting]) -> list[Waiting]:
         """Apply the policy. A job that must be alone waits until nothing is in progress, and nothing else
@@ -160,7 +158,7 @@ class DecodeStage:
 
     def _end_work(self) -> None:
         for batch in self._engine.ended():
-            self._work_seconds.observe(batch.seconds)
+            self._metrics.work_seconds.observe(batch.seconds)
             self._policy.took(batch.seconds, len(batch.tasks))
             for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
                 self._hand_out(task.owner, outcome)
@@ -183,7 +181,7 @@ class DecodeStage:
     def _begin(self, job: DecodeJob) -> Task:
         job.busy = True
         part = job.parts[0]
-        self._queue_seconds.observe(time.monotonic() - part.since)
+        self._metrics.queue_seconds.observe(time.monotonic() - part.since)
         self._ctx.log.debug("%s part %d: chunk started", job.name, part.number)
         return Task(work_item(part), owner=job)
 

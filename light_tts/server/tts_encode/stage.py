@@ -55,9 +55,7 @@ class EncodeStage:
         self._text_in_turn = ThreadPoolExecutor(1, thread_name_prefix=f"{STAGE}-text")
         self._closed = False
         self._wake_lock = threading.Lock()
-        self._queue_depth = metrics.stage_queue_depth.labels(STAGE)
-        self._queue_seconds = metrics.stage_queue_seconds.labels(STAGE)
-        self._work_seconds = metrics.stage_work_seconds.labels(STAGE)
+        self._metrics = metrics.StageMetrics(STAGE)
 
     def patience(self) -> float:
         return INTERVAL
@@ -65,7 +63,7 @@ class EncodeStage:
     def step(self) -> None:
         self._hand_on_encoded()
         self._admit()
-        self._queue_depth.set(len(self._waiting))
+        self._metrics.queue_depth.set(len(self._waiting))
 
     def close(self) -> None:
         """Stop using the inbox: results of work still in progress are dropped."""
@@ -137,7 +135,7 @@ class EncodeStage:
                 working[job.long] += 1
                 self._working[name] = self._waiting.pop(name)
                 job.started = time.monotonic()
-                self._queue_seconds.observe(job.started - job.arrived)
+                self._metrics.queue_seconds.observe(job.started - job.arrived)
                 self._guarded(job, self._start)
 
     def _start(self, job: EncodeJob) -> None:
@@ -214,7 +212,7 @@ class EncodeStage:
     def _hand_on(self, job: EncodeJob) -> None:
         if job.encoded and job.name in self._working:
             del self._working[job.name]
-            self._work_seconds.observe(time.monotonic() - job.started)
+            self._metrics.work_seconds.observe(time.monotonic() - job.started)
             _result(job.prompt)  # report an error in the prompt first
             _result(job.texts)
             if job.stream is None:

@@ -8,8 +8,10 @@ from dataclasses import fields, replace
 import numpy as np
 
 from light_tts.common.sampling_rule import SamplingRule
+from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.delivery import Delivery
-from light_tts.engine.llm.sequence import Bistream, OneShot, Sequence, SequenceError
+from light_tts.engine.llm.one_shot import OneShot
+from light_tts.engine.llm.sequence import Sequence, SequenceError
 from light_tts.engine.speech.chunk_planner import ChunkPlanner, largest_hop
 from light_tts.models.family import Family
 from light_tts.models.llm.speech_lm import SpeechIds

@@ -6,11 +6,12 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.llm_yield import LLMYield
 from light_tts.engine.llm.pace import RoundPace
 from light_tts.engine.llm.scheduler import Limits, Scheduler
-from light_tts.engine.llm.sequence import Bistream, Sequence, SequenceError
+from light_tts.engine.llm.sequence import Sequence, SequenceError
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.gone_workers import GoneWorkers
@@ -76,7 +77,8 @@ class LLMStage:
         self._ended = EndedJobs()
         self._gone = GoneWorkers()
         self._next_decode = ctx.index  # so that styles start with different decode processes
-        self._stats = Stats(ctx.log, settings)
+        self._metrics = metrics.StageMetrics(STAGE)
+        self._stats = Stats(self._metrics, ctx.log, settings)
 
     @property
     def knows_word_times(self) -> bool:
@@ -208,7 +210,7 @@ class LLMStage:
             shared = {name: getattr(request, name) for name in OPENING}
             self._ctx.peers.send("decode", job.decode, messages.OpenSpeech(**shared))
             speaking.opened = True
-            metrics.stage_queue_seconds.labels("llm").observe(time.monotonic() - speaking.arrived)
+            self._metrics.queue_seconds.observe(time.monotonic() - speaking.arrived)
         self._hand_out(speaking)
 
     def _route(self, name: str, job: LLMJob) -> bool:

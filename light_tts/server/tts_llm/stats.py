@@ -11,7 +11,8 @@ from light_tts.server.core.settings import Settings
 
 
 class Stats:
-    def __init__(self, log: logging.Logger, settings: Settings) -> None:
+    def __init__(self, stage: metrics.StageMetrics, log: logging.Logger, settings: Settings) -> None:
+        self._metrics = stage
         self._log = log
         self._interval = None if settings.disable_log_stats else settings.log_stats_interval
         self._slots = settings.max_total_token_num
@@ -24,14 +25,14 @@ class Stats:
         """Add `steps` steps that took `seconds` in total and produced `tokens`."""
         metrics.llm_tokens_total.inc(tokens)
         for _ in range(steps):
-            metrics.stage_work_seconds.labels("llm").observe(seconds / steps)
+            self._metrics.work_seconds.observe(seconds / steps)
         self._tokens += tokens
         self._steps += steps
         self._seconds += seconds
 
     def update(self, scheduler: Scheduler) -> None:
         """Update the scheduler's gauges; log a line if `log_stats_interval` has passed and there was work."""
-        metrics.stage_queue_depth.labels("llm").set(scheduler.queued)
+        self._metrics.queue_depth.set(scheduler.queued)
         metrics.llm_waiting_requests.set(scheduler.queued)
         metrics.llm_running_requests.set(len(scheduler.running))
         metrics.llm_paused_requests.set(len(scheduler.paused))

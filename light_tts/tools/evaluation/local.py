@@ -13,8 +13,8 @@ import torch
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
-from light_tts.engine.llm.sequence import OneShot
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
 from light_tts.models.checkpoint.config import load_config

@@ -9,7 +9,7 @@ import torch
 
 from light_tts.common.audio import read_audio
 from light_tts.common.prompt_features import PromptFeatures
-from light_tts.engine.llm.sequence import OneShot
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem, to_pcm16
 from light_tts.models.frontend.frontend import Frontend

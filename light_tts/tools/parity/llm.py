@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, greedy, nucleus, others, repeated
+from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.runner import Draw, Runner, TorchRunner
-from light_tts.engine.llm.sequence import Bistream, OneShot, Sequence
+from light_tts.engine.llm.sequence import Sequence
 from light_tts.models.llm.speech_lm import SpeechLM
 
 from . import Comparison, Golden

@@ -1,0 +1,73 @@
+"""A part whose text is known from the beginning."""
+
+from __future__ import annotations
+
+from light_tts.common.sampling_rule import GREEDY, SamplingRule
+from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, Sequence, SequenceError
+from light_tts.models.llm.speech_lm import SpeechIds
+
+MIN_TOKENS_PER_TEXT_ID = 2
+
+
+class OneShot(Sequence):
+    """All text is known: sos, prompt text and text, task, prompt speech, then the generated tokens."""
+
+    max_outputs: int  # known from the beginning
+
+    def __init__(
+        self,
+        job: str,
+        part: int,
+        seed: int,
+        ids: SpeechIds,
+        limit: int,
+        prompt_text: list[int],
+        text: list[int],
+        prompt_speech: list[int],
+        forced: list[int],
+        min_outputs: int | None = None,
+        max_outputs: int | None = None,
+        sampling: SamplingRule = GREEDY,
+        longest: int | None = None,
+    ) -> None:
+        """`longest`: maximum number of outputs, whatever `max_outputs` says. Raises SequenceError if the
+        request cannot fit."""
+        super().__init__(job, part, seed, ids, limit, sampling)
+        self._check(prompt_text + text, prompt_speech + forced)
+        if not text:
+            raise SequenceError("the text is empty")
+        self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
+        if max_outputs is None:
+            max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
+        if longest is not None:
+            max_outputs = min(max_outputs, longest)
+        if min_outputs is None:
+            min_outputs = min(MIN_TOKENS_PER_TEXT_ID * len(text), max_outputs)
+        self.min_outputs = min_outputs
+        self.max_outputs = min(max_outputs, limit - len(self.inputs))
+        if self.max_outputs < max(1, self.min_outputs):
+            raise SequenceError(
+                f"prompt and text use {len(self.inputs)} tokens, which leaves {max(0, self.max_outputs)} "
+                f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
+                f"(--max_req_total_len), and {max_outputs} for the speech alone"
+            )
+        for token in forced:
+            self.accept(token)
+
+    @property
+    def bans(self) -> list[int]:
+        return self._unbanned
+
+    def accept(self, token: int) -> None:
+        if token in self._ids.stop:
+            self.finished = True
+        elif not self.finished:
+            self._speak(token)
+
+    def accept_all(self, tokens: list[int]) -> int:
+        if len(self.outputs) + len(tokens) >= self.max_outputs or max(tokens) >= self._ids.speech_tokens:
+            return super().accept_all(tokens)
+        self.ahead -= len(tokens)
+        self.outputs += tokens
+        self.inputs += map(self._ids.speech, tokens)
+        return len(tokens)
