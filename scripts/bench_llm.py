@@ -22,7 +22,7 @@ from torch import Tensor
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.common.transfer import Download
-from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
@@ -128,10 +128,10 @@ class StubRunner:
     def warm_up(self) -> None:
         pass
 
-    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
         return torch.ones(1, len(complete), dtype=torch.int32)
 
-    def decode(self, spans: list[Span]) -> Tensor:
+    def decode(self, spans: list[RowSpan]) -> Tensor:
         return torch.ones(max(span.length for span in spans), len(spans), dtype=torch.int32)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from light_tts.tools.arguments import parse_count
 from light_tts.tools.evaluation.client import MODES, Server, SpeechError
 from light_tts.tools.evaluation.lines import Line, read_lines
-from light_tts.tools.evaluation.progress import Progress
+from light_tts.tools.evaluation.progress import EvaluationProgress
 from light_tts.tools.evaluation.report import report, summarize, table
 from light_tts.tools.evaluation.scores import Score, Scorer
 from light_tts.tools.evaluation.sound import read_sound
@@ -79,7 +79,7 @@ async def speak(args: argparse.Namespace, lines: list[Line]) -> list[Take]:
     """Let the server speak the lines. Raises SpeechError where there is none."""
     server = Server(args.url, args.mode, args.tts_model_name, args.timeout)
     await server.check()
-    progress, done, failed = Progress(len(lines)), 0, 0
+    progress, done, failed = EvaluationProgress(len(lines)), 0, 0
 
     def show(take: Take) -> None:
         nonlocal done, failed
@@ -92,7 +92,7 @@ async def speak(args: argparse.Namespace, lines: list[Line]) -> list[Take]:
 
 
 def score(args: argparse.Namespace, takes: list[Take], measures: list[str]) -> list[Score]:
-    progress, scores = Progress(len(takes)), []
+    progress, scores = EvaluationProgress(len(takes)), []
 
     def show(found: Score) -> None:
         scores.append(found)

@@ -24,7 +24,7 @@ from support.server_process import Server, launch
 
 from light_tts.tools.bench import figures
 from light_tts.tools.bench.client import Outcome, open_session, speak
-from light_tts.tools.bench.load import Run, arrivals, closed_loop, open_loop
+from light_tts.tools.bench.load import LoadRun, arrivals, closed_loop, open_loop
 from light_tts.tools.bench.workload import TEXTS, Workload
 
 CLIENTS = (4, 8, 16)
@@ -32,11 +32,11 @@ TOKENS = 75
 LATER = 100_000  # index of the first request of the second open loop: seeds of its own
 
 
-def ended_well(run: Run) -> list[Outcome]:
+def ended_well(run: LoadRun) -> list[Outcome]:
     return [outcome for outcome in run.outcomes if not outcome.error]
 
 
-def latency(run: Run, name: str = "p95") -> float:
+def latency(run: LoadRun, name: str = "p95") -> float:
     return figures.spread([outcome.latency for outcome in ended_well(run)]).get(name, float("inf"))
 
 
@@ -51,12 +51,12 @@ class Load:
     """What a load gave. `rate`: seconds of audio of whole answers a second; `efficiency`: the same for each
     CPU second of the server."""
 
-    run: Run
+    run: LoadRun
     rate: float
     efficiency: float
 
 
-async def measured(server: Server, name: str, load: Awaitable[Run]) -> Load:
+async def measured(server: Server, name: str, load: Awaitable[LoadRun]) -> Load:
     """Runs it and prints what came of it."""
     before = cpu_seconds(server)
     run = await load

@@ -14,9 +14,9 @@ from torch import Tensor
 from light_tts.models.checkpoint.config import Config, load_config
 from light_tts.models.flow.flow import FlowShapes
 from light_tts.models.llm.speech_lm import BACKBONE_DIR, Qwen2Config
-from light_tts.tools.tiny_checkpoint import SMALL_PARTS, TEMPLATE, Sizes, flow_shapes
+from light_tts.tools.tiny_checkpoint import SMALL_PARTS, TEMPLATE, CheckpointSizes, flow_shapes
 
-MINI = Sizes(
+MINI = CheckpointSizes(
     hidden_size=256,
     speech_token_size=729,  # 3^6
     encoder_size=192,
@@ -63,7 +63,7 @@ def training_file(work: Path, name: str) -> Path:
     return work / "training" / f"{name}.pt"
 
 
-def sizes(work: Path) -> Sizes:
+def sizes(work: Path) -> CheckpointSizes:
     """MINI, with the vocabulary of the text tokenizer of the checkpoint where there is one: more languages
     have more."""
     vocabulary = checkpoint_folder(work) / BACKBONE_DIR / "vocab.json"

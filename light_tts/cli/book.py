@@ -23,7 +23,7 @@ _SPOKEN = re.compile(r"[^\W_]")
 
 
 @dataclass(frozen=True)
-class Part:
+class BookPart:
     """A part of a chapter. `pause`: seconds of silence after it."""
 
     text: str
@@ -35,7 +35,7 @@ class Chapter:
     """A chapter. `title`: empty before the first heading."""
 
     title: str
-    parts: list[Part] = field(default_factory=list)
+    parts: list[BookPart] = field(default_factory=list)
 
     @property
     def characters(self) -> int:
@@ -49,7 +49,7 @@ def chapters(text: str, longest: int = PART) -> list[Chapter]:
     for paragraph in _paragraphs(text):
         if _is_heading(paragraph):
             title = paragraph.lstrip("# ").strip()
-            found.append(Chapter(title, [Part(title, AFTER_HEADING)]))
+            found.append(Chapter(title, [BookPart(title, AFTER_HEADING)]))
         else:
             found[-1].parts += _parts(paragraph, longest)
     return [chapter for chapter in found if chapter.parts]
@@ -82,10 +82,10 @@ def _join(lines: list[str]) -> str:
     return joined
 
 
-def _parts(paragraph: str, longest: int) -> list[Part]:
+def _parts(paragraph: str, longest: int) -> list[BookPart]:
     texts = [text for text in _gather(_pieces(paragraph, longest), longest) if _SPOKEN.search(text)]
     pauses = [AFTER_SENTENCE] * (len(texts) - 1) + [AFTER_PARAGRAPH]
-    return [Part(text, pause) for text, pause in zip(texts, pauses, strict=True)] if texts else []
+    return [BookPart(text, pause) for text, pause in zip(texts, pauses, strict=True)] if texts else []
 
 
 def _gather(pieces: Iterator[str], longest: int) -> Iterator[str]:

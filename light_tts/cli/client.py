@@ -34,7 +34,7 @@ class Problem(Exception):
 
 
 @dataclass
-class Voice:
+class ChosenVoice:
     """A voice known to the server by name, or a recording with its transcript."""
 
     name: str | None = None
@@ -78,7 +78,9 @@ class Client:
         """Return the response of /spk_list."""
         return self.ask("GET", "/spk_list").json()
 
-    def speech(self, text: str, voice: Voice, options: Mapping[str, Any]) -> Iterator[tuple[int, bytes]]:
+    def speech(
+        self, text: str, voice: ChosenVoice, options: Mapping[str, Any]
+    ) -> Iterator[tuple[int, bytes]]:
         """Yield (sample rate, PCM) as they arrive; `options`: further fields of /v1/audio/speech. Waits while
         the server is busy, and retries if the connection breaks before the first byte. Raises Problem."""
         body = {"input": text, "response_format": "pcm", **voice.fields, **options}

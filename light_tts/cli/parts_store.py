@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from light_tts.cli.client import Voice
+from light_tts.cli.client import ChosenVoice
 
 
 class PartsStore:
     """One PCM file per part, named by a hash of everything the sound depends on and the sample rate."""
 
-    def __init__(self, output: Path, voice: Voice, options: Mapping[str, Any]) -> None:
+    def __init__(self, output: Path, voice: ChosenVoice, options: Mapping[str, Any]) -> None:
         self.directory = output.with_name(f"{output.name}.parts")
         recording = hashlib.sha256(voice.recording or b"").hexdigest()
         self._key = repr((voice.name, recording, voice.text, sorted(options.items())))

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from light_tts.cli import client as server
 from light_tts.cli import sink
-from light_tts.cli.book import PART, SUBTITLE, Chapter, Part, chapters
-from light_tts.cli.client import Client, Problem, Voice
+from light_tts.cli.book import PART, SUBTITLE, BookPart, Chapter, chapters
+from light_tts.cli.client import ChosenVoice, Client, Problem
 from light_tts.cli.parts_store import PartsStore
 
 AT_ONCE = 4
@@ -85,7 +85,9 @@ def run(args: argparse.Namespace) -> int:
             print(line, file=sys.stderr, flush=True)
 
     with server.running_or_started(args, say) as client:
-        speaker = Speaker(client, choose_voice(args, client), args, say, sum(c.characters for c in found))
+        speaker = ChapterSpeaker(
+            client, choose_voice(args, client), args, say, sum(c.characters for c in found)
+        )
         with speaker.bar:
             for path, part_of_it in jobs:
                 speaker.to_file(part_of_it, path, keep=len(jobs) > 1)
@@ -128,11 +130,11 @@ def files_to_write(
     return jobs
 
 
-def choose_voice(args: argparse.Namespace, client: Client) -> Voice:
+def choose_voice(args: argparse.Namespace, client: Client) -> ChosenVoice:
     """Return the voice. Raises Problem."""
     if args.recording is not None:
         try:
-            return Voice(recording=args.recording.read_bytes(), text=args.recording_text)
+            return ChosenVoice(recording=args.recording.read_bytes(), text=args.recording_text)
         except OSError as error:
             raise Problem(f"--recording {args.recording}: {error.strerror}") from None
     names = client.voices()["spk_ids"]
@@ -140,14 +142,14 @@ def choose_voice(args: argparse.Namespace, client: Client) -> Voice:
         raise Problem("the server has no voices: give --recording, or add one with `light-tts voices add`")
     if args.voice and args.voice not in names:
         raise Problem(f"--voice {args.voice}: the server has {', '.join(names)}")
-    return Voice(name=args.voice or names[0])
+    return ChosenVoice(name=args.voice or names[0])
 
 
-class Speaker:
+class ChapterSpeaker:
     """Speaks chapters with one voice and shows progress."""
 
     def __init__(
-        self, client: Client, voice: Voice, args: argparse.Namespace, say: Any, characters: int
+        self, client: Client, voice: ChosenVoice, args: argparse.Namespace, say: Any, characters: int
     ) -> None:
         self._client = client
         self._voice = voice
@@ -197,7 +199,7 @@ class Speaker:
         self.bar.clear()
         self._say(f"{path}: {seconds:.1f} s of audio in {took:.1f} s")
 
-    def _one_part(self, part: Part, path: Path) -> float:
+    def _one_part(self, part: BookPart, path: Path) -> float:
         """Write a single part while it is generated."""
         with ExitStack() as stack:
             output = None
@@ -210,7 +212,7 @@ class Speaker:
         self.bar.update(len(part.text))
         return written / 2 / rate
 
-    def _speak_all(self, parts: Sequence[Part], store: PartsStore) -> None:
+    def _speak_all(self, parts: Sequence[BookPart], store: PartsStore) -> None:
         """Speak all parts into the store; those of an earlier run are skipped."""
         missing = []
         for text in dict.fromkeys(part.text for part in parts):
@@ -222,7 +224,7 @@ class Speaker:
             self._say(f"going on: {len(parts) - len(missing)} of {len(parts)} parts are there")
 
         def speak(text: str) -> None:
-            pieces = list(self._pieces(Part(text, 0.0)))
+            pieces = list(self._pieces(BookPart(text, 0.0)))
             store.add(text, pieces[0][0], b"".join(pcm for _, pcm in pieces))
             self.bar.update(len(text))
 
@@ -233,7 +235,7 @@ class Speaker:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _join(self, parts: Sequence[Part], store: PartsStore, path: Path) -> float:
+    def _join(self, parts: Sequence[BookPart], store: PartsStore, path: Path) -> float:
         """Return the seconds of audio in the file."""
         rate, _ = store.find(parts[0].text)
         written = 0
@@ -250,10 +252,10 @@ class Speaker:
             path.with_suffix(".srt").write_text("\n".join(lines), "utf-8")
         return written / 2 / rate
 
-    def _whole(self, part: Part) -> list[tuple[int, bytes]]:
+    def _whole(self, part: BookPart) -> list[tuple[int, bytes]]:
         return list(self._pieces(part))
 
-    def _pieces(self, part: Part) -> Iterator[tuple[int, bytes]]:
+    def _pieces(self, part: BookPart) -> Iterator[tuple[int, bytes]]:
         """Yield (sample rate, complete samples) as they arrive."""
         half = b""
         for rate, piece in self._client.speech(part.text, self._voice, self._options):

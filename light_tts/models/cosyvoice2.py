@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from light_tts.common.sampling_rule import SamplingRule
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.config import MAX_FRAMES, load_config
+from light_tts.models.flow_options import FlowOptions
+from light_tts.models.numbers import ModelNumbers
 
 if TYPE_CHECKING:
     import torch
@@ -28,49 +28,19 @@ class CosyVoice2:
     def __init__(self, model_dir: Path) -> None:
         """Raises ConfigError naming the file and the key."""
         self._model_dir = model_dir
-        self._config = load_config(model_dir)
-
-    @property
-    def sample_rate(self) -> int:
-        return self._config.sample_rate
-
-    @property
-    def samples_per_token(self) -> int:
-        return self._config.samples_per_token
-
-    @property
-    def frames_per_token(self) -> int:
-        return self._config.frames_per_token
-
-    @property
-    def samples_per_frame(self) -> int:
-        return self._config.samples_per_frame
-
-    @property
-    def chunk_tokens(self) -> int:
-        return self._config.chunk_size
-
-    @property
-    def lookahead_tokens(self) -> int:
-        return self._config.flow.pre_lookahead_len
-
-    @property
-    def spoken_ids(self) -> int:
-        return self._config.flow.vocab_size
-
-    @property
-    def max_speech_tokens(self) -> int:
-        from light_tts.models.flow.cfm import MAX_FRAMES
-
-        return MAX_FRAMES // self._config.token_mel_ratio
-
-    @property
-    def sampling(self) -> SamplingRule:
-        return self._config.llm.sampling
-
-    @property
-    def mix_ratio(self) -> tuple[int, int]:
-        return self._config.llm.mix_ratio
+        self._config = config = load_config(model_dir)
+        self.numbers = ModelNumbers(
+            sample_rate=config.sample_rate,
+            samples_per_token=config.samples_per_token,
+            frames_per_token=config.frames_per_token,
+            samples_per_frame=config.samples_per_frame,
+            chunk_tokens=config.chunk_size,
+            lookahead_tokens=config.flow.pre_lookahead_len,
+            spoken_ids=config.flow.vocab_size,
+            max_speech_tokens=MAX_FRAMES // config.token_mel_ratio,
+            sampling=config.llm.sampling,
+            mix_ratio=config.llm.mix_ratio,
+        )
 
     def load_frontend(self, spellers: dict[str, Spell], at_once: int) -> Frontend:
         from light_tts.models.frontend.frontend import Frontend
@@ -89,24 +59,11 @@ class CosyVoice2:
         return AttentionAligner(model, heads) if heads else None
 
     def load_flow(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        load_trt: bool,
-        max_batch_size: int,
-        memory: int,
-        gpu_memory: int,
-        n_timesteps: int | None,
+        self, device: torch.device, dtype: torch.dtype, options: FlowOptions
     ) -> Callable[[], FlowBackend]:
         from light_tts.models.flow.backend import choose_flow
 
-        config = self._config
-        if n_timesteps is not None:
-            config = replace(config, flow=replace(config.flow, n_timesteps=n_timesteps))
-        return choose_flow(
-            self._model_dir, config, device, dtype, load_trt, max_batch_size, memory, gpu_memory
-        )
+        return choose_flow(self._model_dir, self._config, device, dtype, options)
 
     def load_vocoder(self, device: torch.device, cached_frames: int) -> Callable[[], Vocoder]:
         from light_tts.models.vocoder.backend import choose_vocoder

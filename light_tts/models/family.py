@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models.cosyvoice2 import CosyVoice2
+from light_tts.models.flow_options import FlowOptions
+from light_tts.models.numbers import ModelNumbers
 
 if TYPE_CHECKING:
     import torch
@@ -25,44 +26,7 @@ class Family(Protocol):
     """The parameters of a checkpoint and the loaders of its components. Loaders raise CheckpointError."""
 
     @property
-    def sample_rate(self) -> int:
-        """Output sample rate in Hz."""
-
-    @property
-    def samples_per_token(self) -> int:
-        """Output samples per speech token."""
-
-    @property
-    def frames_per_token(self) -> int:
-        """Mel frames per speech token."""
-
-    @property
-    def samples_per_frame(self) -> int:
-        """Output samples per mel frame."""
-
-    @property
-    def chunk_tokens(self) -> int:
-        """Speech tokens per streaming chunk."""
-
-    @property
-    def lookahead_tokens(self) -> int:
-        """Number of speech tokens after a chunk that the flow needs."""
-
-    @property
-    def spoken_ids(self) -> int:
-        """Number of speech ids that the flow can speak; ids from here on are special."""
-
-    @property
-    def max_speech_tokens(self) -> int:
-        """Maximum number of speech tokens the flow accepts at once, including the prompt's."""
-
-    @property
-    def sampling(self) -> SamplingRule:
-        """Default sampling parameters."""
-
-    @property
-    def mix_ratio(self) -> tuple[int, int]:
-        """Text ids and speech tokens per block in bistream mode."""
+    def numbers(self) -> ModelNumbers: ...
 
     def load_frontend(self, spellers: dict[str, Spell], at_once: int) -> Frontend: ...
 
@@ -73,17 +37,9 @@ class Family(Protocol):
         """Return the aligner, or None if the checkpoint does not support word times."""
 
     def load_flow(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        *,
-        load_trt: bool,
-        max_batch_size: int,
-        memory: int,
-        gpu_memory: int,
-        n_timesteps: int | None,
+        self, device: torch.device, dtype: torch.dtype, options: FlowOptions
     ) -> Callable[[], FlowBackend]:
-        """See `choose_flow`. `n_timesteps`: Euler steps, overriding the checkpoint's."""
+        """See `choose_flow`."""
 
     def load_vocoder(self, device: torch.device, cached_frames: int) -> Callable[[], Vocoder]:
         """See `choose_vocoder`. `cached_frames`: maximum number of mel frames of a cached source."""

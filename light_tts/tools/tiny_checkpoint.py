@@ -34,7 +34,7 @@ TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "generat
 
 
 @dataclass(frozen=True)
-class Sizes:
+class CheckpointSizes:
     """Sizes of a checkpoint. The first group is written to the yaml, the second to the backbone's
     config.json; the third only determines tensor shapes; the last holds other settings in the yaml: sampling
     parameters and the flow's steps."""
@@ -70,7 +70,7 @@ class Sizes:
 
 
 SIZES = {
-    "tiny": Sizes(
+    "tiny": CheckpointSizes(
         hidden_size=64,
         speech_token_size=729,
         encoder_size=64,
@@ -92,7 +92,7 @@ SIZES = {
         up_blocks=1,
         lookahead_channels=64,
     ),
-    "full": Sizes(
+    "full": CheckpointSizes(
         hidden_size=896,
         speech_token_size=6561,
         encoder_size=512,
@@ -139,7 +139,7 @@ def main() -> None:
     print(f"{args.out} is complete", flush=True)
 
 
-def make_checkpoint(out: Path, sizes: Sizes, seed: int) -> None:
+def make_checkpoint(out: Path, sizes: CheckpointSizes, seed: int) -> None:
     """Write all files of a checkpoint to the new directory `out`."""
     backbone_dir = out / BACKBONE_DIR
     backbone_dir.mkdir(parents=True)
@@ -164,7 +164,7 @@ def make_checkpoint(out: Path, sizes: Sizes, seed: int) -> None:
     save(out / "spk2info.pt", speakers(weights, config))
 
 
-def flow_shapes(sizes: Sizes) -> FlowShapes:
+def flow_shapes(sizes: CheckpointSizes) -> FlowShapes:
     return FlowShapes(
         num_up_blocks=sizes.up_blocks,
         lookahead_channels=sizes.lookahead_channels,

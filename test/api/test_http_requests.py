@@ -22,11 +22,13 @@ from light_tts.server.core.messages import (
     Topology,
 )
 from light_tts.server.httpserver import recovery
-from light_tts.server.httpserver.request import LostAudio, Speech, SpeechRequest
+from light_tts.server.httpserver.request import LostAudio, SpeechRequest, WantedSpeech
 
 
 def make_request(**changes) -> SpeechRequest:
-    speech = Speech(style=0, prompt=Prompt(key="05"), options=SpeechOptions(seed=1), text="hello", **changes)
+    speech = WantedSpeech(
+        style=0, prompt=Prompt(key="05"), options=SpeechOptions(seed=1), text="hello", **changes
+    )
     request = SpeechRequest("abc", speech)
     request.submitted = True
     return request
@@ -184,9 +186,11 @@ def test_attempts_without_progress_are_counted_and_progress_forgives_them():
 def test_the_owner_of_a_prompt_is_a_function_of_its_key():
     assert make_request().encode_index(4) == 1
     by_name = SpeechRequest(
-        "x", Speech(style=0, prompt=Prompt(speaker="anna"), options=SpeechOptions(seed=1))
+        "x", WantedSpeech(style=0, prompt=Prompt(speaker="anna"), options=SpeechOptions(seed=1))
     )
-    again = SpeechRequest("y", Speech(style=0, prompt=Prompt(speaker="anna"), options=SpeechOptions(seed=2)))
+    again = SpeechRequest(
+        "y", WantedSpeech(style=0, prompt=Prompt(speaker="anna"), options=SpeechOptions(seed=2))
+    )
     assert by_name.encode_index(7) == again.encode_index(7)
 
 

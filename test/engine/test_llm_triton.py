@@ -7,7 +7,7 @@ import torch
 from support.interpreter import GPU
 from support.llm_requests import ARRAYS, GOLDEN, TEXT, Loop, bistream, request
 
-from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.runner import TorchRunner
 from light_tts.tools.parity.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
@@ -85,7 +85,7 @@ def test_prefills_are_filled_up_to_sizes_with_a_graph():
 
 
 def test_lists_of_a_prefill_begin_where_kernels_expect_them():
-    spans = [Span(3, 0, 70), Span(1, 5, 2)]
+    spans = [RowSpan(3, 0, 70), RowSpan(1, 5, 2)]
     shape = PrefillShape(tokens=100, spans=5)
     flat = shape.pack(list(range(72)), spans, [1], lambda row: np.arange(100) + 1000 * row)
     assert all(place.start % 4 == 0 for place in shape.places().values())

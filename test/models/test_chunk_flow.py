@@ -5,22 +5,18 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
 
-from light_tts.engine.speech.chunk_planner import ChunkPlanner
 from light_tts.models.flow.chunked import ChunkFlow, chunk_flow
 from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.memos import Memo, MemoLimit
+from light_tts.models.flow.memos import MemoLimit
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path("test/golden/cosyvoice2"))
-HOP, LOOKAHEAD, RATIO = 25, 3, 2
 ROOMY = 1 << 28
-ERROR = 2e-4  # of mel values up to about 10, in float32
 
 
 @pytest.fixture(scope="module")
@@ -28,42 +24,9 @@ def flow() -> Flow:
     return Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, torch.device("cpu"))
 
 
-class Request:
-    """Random tokens in a random voice, as a stream or in one piece."""
-
-    def __init__(self, flow: Flow, seed: int, prompt: int, tokens: int) -> None:
-        random = np.random.default_rng(seed)
-        vocabulary = flow.input_embedding.num_embeddings
-        self.prompt = random.integers(0, vocabulary, prompt).astype(np.int32)
-        self.prompt_mel = torch.from_numpy(random.normal(size=(RATIO * prompt, 80))).float()
-        self.embedding = torch.from_numpy(random.normal(size=flow.spk_embed_affine_layer.in_features)).float()
-        self.tokens = random.integers(0, vocabulary, tokens).tolist()
-        self.voice_memo, self.stream_memo = Memo(), Memo()
-
-    def item(self, end: int, streaming: bool, finalize: bool) -> FlowItem:
-        return FlowItem(
-            self.prompt,
-            self.prompt_mel,
-            self.embedding,
-            self.tokens[:end],
-            streaming,
-            finalize,
-            self.voice_memo,
-            self.stream_memo,
-        )
-
-    def chunks(self, growth: int = 1) -> list[FlowItem]:
-        planner = ChunkPlanner(len(self.prompt), HOP, LOOKAHEAD, growth * HOP)
-        items = []
-        while chunk := planner.next_chunk(len(self.tokens), finished=True):
-            items.append(self.item(chunk.context_end, True, chunk.final))
-        return items
-
-    def another(self) -> Request:
-        """The same one again, in the same voice."""
-        again = object.__new__(Request)
-        again.__dict__.update(self.__dict__, stream_memo=Memo())
-        return again
+def new_stream(flow: Flow, seed: int, prompt: int, tokens: int) -> Stream:
+    """In a voice of its own."""
+    return Stream(flow, Voice(flow, seed, prompt), seed, tokens)
 
 
 class CountingEstimator:
@@ -90,33 +53,32 @@ def counting(flow: Flow, limit: MemoLimit) -> tuple[ChunkFlow, CountingEstimator
 @pytest.mark.parametrize("growth", [1, 4])
 @pytest.mark.parametrize(("prompt", "tokens"), [(0, 90), (2, 31), (25, 28), (40, 100), (87, 130), (53, 4)])
 def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt, tokens, growth):
-    request = Request(flow, prompt, prompt, tokens)
+    stream = new_stream(flow, prompt, prompt, tokens)
     remembering, plain = chunk_flow(flow, MemoLimit(ROOMY)), PaddedFlow(flow)
-    for item in request.chunks(growth):
+    for item in stream.chunks(growth):
         (mel,), (expected,) = remembering([item]), plain([item])
-        assert mel.shape == expected.shape
-        assert (mel - expected).abs().max() < ERROR
+        assert_close(mel, expected)
 
 
 @pytest.mark.parametrize("prompt", [0, 60])
 def test_a_whole_item_is_what_the_plain_path_gives(flow, prompt):
-    request = Request(flow, 1, prompt, 70)
-    item = request.item(70, streaming=False, finalize=True)
+    stream = new_stream(flow, 1, prompt, 70)
+    item = stream.item(70, streaming=False, finalize=True)
     (mel,), (expected,) = chunk_flow(flow, MemoLimit(ROOMY))([item]), PaddedFlow(flow)([item])
-    assert (mel - expected).abs().max() < ERROR
+    assert_close(mel, expected)
 
 
 def test_the_samples_do_not_depend_on_what_was_kept(flow):
     """Bit for bit: with everything kept, with a voice that is known already, with memos that are emptied
     after each chunk, and from the middle of the stream on, as after the death of a process."""
-    model, request = chunk_flow(flow, MemoLimit(ROOMY)), Request(flow, 2, 61, 110)
-    kept = [model([item])[0] for item in request.chunks()]
-    again = [model([item])[0] for item in request.another().chunks()]
+    model, stream = chunk_flow(flow, MemoLimit(ROOMY)), new_stream(flow, 2, 61, 110)
+    kept = [model([item])[0] for item in stream.chunks()]
+    again = [model([item])[0] for item in Stream(flow, stream.voice, 2, 110).chunks()]
     forgotten = []
-    for item in Request(flow, 2, 61, 110).chunks():
+    for item in new_stream(flow, 2, 61, 110).chunks():
         forgotten += model([item])
         item.voice_memo.content = item.stream_memo.content = None
-    resumed = [model([item])[0] for item in Request(flow, 2, 61, 110).chunks()[2:]]
+    resumed = [model([item])[0] for item in new_stream(flow, 2, 61, 110).chunks()[2:]]
     for other in (again, forgotten, kept[:2] + resumed):
         assert len(other) == len(kept) > 3
         assert all(torch.equal(a, b) for a, b in zip(kept, other, strict=True))
@@ -124,10 +86,10 @@ def test_the_samples_do_not_depend_on_what_was_kept(flow):
 
 def test_a_chunk_costs_its_own_frames_and_a_known_voice_nothing(flow):
     model, counter = counting(flow, MemoLimit(ROOMY))
-    request = Request(flow, 3, 60, 100)
+    stream = new_stream(flow, 3, 60, 100)
     costs = []
-    for stream in (request, request.another()):
-        for item in stream.chunks():
+    for each in (stream, Stream(flow, stream.voice, 3, 100)):
+        for item in each.chunks():
             counter.frames = 0
             model([item])
             costs.append(counter.frames // RATIO)
@@ -139,52 +101,52 @@ def test_a_chunk_costs_its_own_frames_and_a_known_voice_nothing(flow):
 
 def test_a_stream_that_has_ended_keeps_nothing(flow):
     limit = MemoLimit(ROOMY)
-    model, request = chunk_flow(flow, limit), Request(flow, 4, 60, 70)
-    *chunks, last = request.chunks()
+    model, stream = chunk_flow(flow, limit), new_stream(flow, 4, 60, 70)
+    *chunks, last = stream.chunks()
     for item in chunks:
         model([item])
-    assert request.stream_memo.content is not None
+    assert stream.memo.content is not None
     model([last])
-    assert request.stream_memo.content is None
-    assert limit.bytes == request.voice_memo.content.bytes
+    assert stream.memo.content is None
+    assert limit.bytes == stream.voice.memo.content.bytes
 
 
 def test_a_stream_that_is_broken_off_keeps_nothing(flow):
     limit = MemoLimit(ROOMY)
-    model, request = chunk_flow(flow, limit), Request(flow, 5, 60, 70)
-    items = request.chunks()
+    model, stream = chunk_flow(flow, limit), new_stream(flow, 5, 60, 70)
+    items = stream.chunks()
     model(items[:1])
     assert limit.bytes > 0
-    del request, items
+    del stream, items
     gc.collect()
     assert limit.bytes == 0
 
 
 def test_beyond_the_limit_what_was_used_longest_ago_is_dropped(flow):
-    one = Request(flow, 6, 60, 70)
+    one = new_stream(flow, 6, 60, 70)
     roomy = MemoLimit(ROOMY)
     chunk_flow(flow, roomy)(one.chunks()[:1])
-    limit = MemoLimit(int(2.5 * one.stream_memo.content.bytes))
-    model, streams = chunk_flow(flow, limit), [Request(flow, 7 + n, 60, 70) for n in range(4)]
+    limit = MemoLimit(int(2.5 * one.memo.content.bytes))
+    model, streams = chunk_flow(flow, limit), [new_stream(flow, 7 + n, 60, 70) for n in range(4)]
     for stream in streams:
         model(stream.chunks()[:1])
         assert limit.bytes <= limit.limit
-    assert streams[0].stream_memo.content is None and streams[0].voice_memo.content is None
-    assert streams[-1].stream_memo.content is not None
+    assert streams[0].memo.content is None and streams[0].voice.memo.content is None
+    assert streams[-1].memo.content is not None
 
 
 def test_with_too_little_memory_for_a_stream_each_chunk_is_computed_from_the_beginning(flow):
     limit = MemoLimit(0)
-    (model, counter), request = counting(flow, limit), Request(flow, 11, 60, 70)
-    for item in request.chunks():
+    (model, counter), stream = counting(flow, limit), new_stream(flow, 11, 60, 70)
+    for item in stream.chunks():
         (mel,), (expected,) = model([item]), PaddedFlow(flow)([item])
         assert torch.equal(mel, expected)
     assert counter.frames == 0 and limit.bytes == 0
 
 
 def test_too_many_or_no_tokens_are_refused(flow):
-    model, request = chunk_flow(flow, MemoLimit(ROOMY)), Request(flow, 12, 10, 8000)
+    model, stream = chunk_flow(flow, MemoLimit(ROOMY)), new_stream(flow, 12, 10, 8000)
     with pytest.raises(ValueError, match="exceed 15000"):
-        model([request.item(8000, True, False)])
+        model([stream.item(8000, True, False)])
     with pytest.raises(ValueError, match="nothing to speak"):
-        model([request.item(3, True, False)])
+        model([stream.item(3, True, False)])

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.packed_on_cpu import references_for_kernels
+from support.packed_on_cpu import kernels_or_references
 
 from light_tts.kernels import overlap
 from light_tts.kernels.flow import packed_attention
@@ -33,9 +33,7 @@ TOLERANCE = 1e-3  # of the goldens, for a whole flow in float32
 
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE.type == "cpu":
-            references_for_kernels(patch)
+    with kernels_or_references(DEVICE):
         yield
 
 

@@ -8,32 +8,26 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from support.packed_on_cpu import references_for_kernels
+from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
+from support.packed_on_cpu import kernels_or_references
 
-from light_tts.engine.speech.chunk_planner import ChunkPlanner
 from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import FlowMemory, PackedFlow, pack, remember
+from light_tts.models.flow.packed import PackedFlow, PackedMemory, pack, remember
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.pages import PagePool, Past
+from light_tts.models.flow.pages import KeptPast, PagePool
 from light_tts.models.flow.unet.kept import TooLittleMemory
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-HOP, LOOKAHEAD, RATIO = 25, 3, 2
-ERROR = 2e-4  # of mel values up to about 10, in float32
 
 
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE.type == "cpu":
-            references_for_kernels(patch)
+    with kernels_or_references(DEVICE):
         yield
 
 
@@ -54,7 +48,7 @@ class Counting(PackedFlow):
         return super()._integrate(spans)
 
 
-def model(flow: Flow, pages: int) -> tuple[Counting, FlowMemory]:
+def model(flow: Flow, pages: int) -> tuple[Counting, PackedMemory]:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
     estimator = pack(flow, torch.float32)
@@ -64,59 +58,12 @@ def model(flow: Flow, pages: int) -> tuple[Counting, FlowMemory]:
     return Counting(flow, estimator, 16, memory), memory
 
 
-class Voice:
-    """A random one."""
-
-    def __init__(self, flow: Flow, seed: int, tokens: int) -> None:
-        random = np.random.default_rng(seed)
-        self.prompt = random.integers(0, flow.input_embedding.num_embeddings, tokens).astype(np.int32)
-        self.mel = torch.from_numpy(random.normal(size=(RATIO * tokens, 80))).float().to(DEVICE)
-        size = flow.spk_embed_affine_layer.in_features
-        self.embedding = torch.from_numpy(random.normal(size=size)).float().to(DEVICE)
-        self.memo = Memo()
-
-
-class Stream:
-    """Random tokens, spoken in chunks. `growth`: of the hop; with growing chunks the last one sees all."""
-
-    def __init__(self, flow: Flow, voice: Voice, seed: int, tokens: int, growth: int = 1) -> None:
-        random = np.random.default_rng(seed)
-        self.tokens = random.integers(0, flow.input_embedding.num_embeddings, tokens).tolist()
-        self.voice, self.memo, self._growth = voice, Memo(), growth
-
-    def chunks(self) -> list[FlowItem]:
-        planner = ChunkPlanner(len(self.voice.prompt), HOP, LOOKAHEAD, self._growth * HOP)
-        items = []
-        while chunk := planner.next_chunk(len(self.tokens), finished=True):
-            streaming = self._growth == 1 or not chunk.final
-            items.append(self.item(chunk.context_end, streaming, chunk.final))
-        return items
-
-    def item(self, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
-        voice = self.voice
-        return FlowItem(
-            voice.prompt,
-            voice.mel,
-            voice.embedding,
-            self.tokens[:tokens],
-            streaming,
-            finalize,
-            voice.memo,
-            self.memo,
-        )
-
-
-def assert_close(mel: torch.Tensor, expected: torch.Tensor) -> None:
-    assert mel.shape == expected.shape
-    assert (mel - expected).abs().max() < ERROR
-
-
 @pytest.mark.parametrize("growth", [1, 4])
 @pytest.mark.parametrize(("prompt", "tokens"), [(0, 60), (25, 28), (87, 100), (53, 4)])
 def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt, tokens, growth):
     remembering, memory = model(flow, 16)
-    stream = Stream(flow, Voice(flow, prompt, prompt), tokens, tokens, growth)
-    for item in stream.chunks():
+    stream = Stream(flow, Voice(flow, prompt, prompt), tokens, tokens)
+    for item in stream.chunks(growth, last_sees_all=growth > 1):
         assert_close(remembering([item])[0], PaddedFlow(flow)([item])[0])
     del stream, item
     gc.collect()
@@ -140,11 +87,11 @@ def test_sixteen_streams_at_once_are_each_as_alone(flow):
     """Of four voices and different lengths, with last chunks that see all, and too few pages for all."""
     remembering, memory = model(flow, 20)
     voices = [Voice(flow, number, 20 + 15 * number) for number in range(4)]
-    streams = [Stream(flow, voices[n % 4], n, 30 + 4 * n, 4 if n % 5 == 0 else 1) for n in range(16)]
-    alone = []
-    for stream in streams:
-        alone.append([PaddedFlow(flow)([item])[0] for item in stream.chunks()])
-    plans = [stream.chunks() for stream in streams]
+    streams = [Stream(flow, voices[n % 4], n, 30 + 4 * n) for n in range(16)]
+    plans = [
+        stream.chunks(4 if n % 5 == 0 else 1, last_sees_all=n % 5 == 0) for n, stream in enumerate(streams)
+    ]
+    alone = [[PaddedFlow(flow)([item])[0] for item in plan] for plan in plans]
     for turn in range(max(map(len, plans))):
         present = [n for n, plan in enumerate(plans) if turn < len(plan)]
         for n, mel in zip(present, remembering([plans[n][turn] for n in present]), strict=True):
@@ -218,7 +165,7 @@ def test_of_voices_that_nobody_speaks_in_the_one_used_longest_ago_makes_room():
     pool, mel = PagePool(6), torch.zeros(0, 80)
     memos = [Memo() for _ in range(3)]
     for memo in memos:
-        pool.use_voice(memo, Past(pool.lease((), 2), mel, None))
+        pool.use_voice(memo, KeptPast(pool.lease((), 2), mel, None))
     speaking = pool.lease(memos[0].content.lease.pages)
     pool.use_voice(memos[1], memos[1].content)
     assert len(pool.lease((), 1).pages) == 1

@@ -3,6 +3,8 @@ runs too slowly for a whole flow."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from light_tts.models.flow import backend
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.packed import share
 from light_tts.models.flow.unet import packed
+from light_tts.models.flow_options import FlowOptions
 
 
 def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
@@ -25,14 +28,23 @@ def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
 
 
+@contextlib.contextmanager
+def kernels_or_references(device: torch.device) -> Iterator[None]:
+    """In it, the packed flow runs on this device."""
+    with pytest.MonkeyPatch.context() as patch:
+        if device.type == "cpu":
+            references_for_kernels(patch)
+        yield
+
+
 def packed_stage(patch: pytest.MonkeyPatch) -> None:
     """Decode stages in threads of this process use the packed flow."""
 
     def choose(
-        model_dir: Path, config: Config, device: torch.device, dtype: torch.dtype, *rest: int
+        model_dir: Path, config: Config, device: torch.device, dtype: torch.dtype, options: FlowOptions
     ) -> object:
-        _, items, _, gpu_memory = rest
-        return share(Flow.from_checkpoint(model_dir, config, device), dtype, items, gpu_memory)
+        flow = Flow.from_checkpoint(model_dir, config, device)
+        return share(flow, dtype, options.max_batch_size, options.gpu_memory)
 
     references_for_kernels(patch)
     patch.setattr(backend, "choose_flow", choose)

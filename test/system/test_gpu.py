@@ -17,6 +17,7 @@ from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
 from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, Token2Wav, Voice
 from light_tts.models.flow.backend import choose_flow
+from light_tts.models.flow_options import FlowOptions
 from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
 from light_tts.tools.parity import Golden
@@ -42,10 +43,7 @@ def test_streams_are_the_golden_ones(name, grow, memory):
         config,
         DEVICE,
         torch.float32,
-        load_trt=False,
-        max_batch_size=2,
-        memory=0,
-        gpu_memory=memory,
+        FlowOptions(max_batch_size=2, gpu_memory=memory),
     )
     hift = Hift.from_checkpoint(checkpoint, config, DEVICE)
     vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)()

@@ -17,7 +17,7 @@ from light_tts.models.llm.speech_lm import AttentionContext
 
 
 @dataclass(frozen=True)
-class Span:
+class RowSpan:
     """New tokens of one request: positions [start, start + length) of table row `row`."""
 
     row: int
@@ -36,7 +36,7 @@ class TorchAttention:
         self._pool = pool
         self._table = table
 
-    def __call__(self, spans: list[Span]) -> AttentionContext:
+    def __call__(self, spans: list[RowSpan]) -> AttentionContext:
         """Return the attention for spans of any lengths, whose tokens are concatenated in the batch. Every
         query attends to all tokens of its request up to its own position."""
         requests = [(span.length, *self._view(span)) for span in spans]
@@ -53,7 +53,7 @@ class TorchAttention:
 
         return attend
 
-    def _view(self, span: Span) -> tuple[Tensor, Tensor | None]:
+    def _view(self, span: RowSpan) -> tuple[Tensor, Tensor | None]:
         """Return the slots of all the request's tokens and the mask (see `attention`)."""
         slots = self._table.device_slots[span.row, : span.end].long()
         if span.length == 1 or span.start == 0:

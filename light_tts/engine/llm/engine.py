@@ -13,7 +13,7 @@ import torch
 
 from light_tts.common import gpu
 from light_tts.common.transfer import Download
-from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.row_states import set_states
@@ -148,8 +148,8 @@ class LLMEngine:
             sequence.ahead += draws
         return Launch([(sequence, sequence.epoch, draws) for sequence, draws in drawing], download)
 
-    def _extend(self, sequence: Sequence, tokens: int) -> Span:
+    def _extend(self, sequence: Sequence, tokens: int) -> RowSpan:
         if sequence.row is None:
             sequence.row = self._table.open()
         self._table.extend(sequence.row, tokens)
-        return Span(sequence.row, sequence.cached, tokens)
+        return RowSpan(sequence.row, sequence.cached, tokens)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.attention import RowSpan
 from light_tts.kernels.llm.prefill_attention import QUERY_BLOCK, prefill_blocks
 
 _ALIGNED = 4  # numbers in 16 bytes: kernels are compiled for this alignment of the lists
@@ -50,7 +50,7 @@ class PrefillShape:
         return flat
 
     def pack(
-        self, ids: list[int], spans: list[Span], complete: list[int], slots_of: Callable[[int], np.ndarray]
+        self, ids: list[int], spans: list[RowSpan], complete: list[int], slots_of: Callable[[int], np.ndarray]
     ) -> np.ndarray:
         """Return the filled array. ids: concatenated ids of all spans; complete: indices of the spans after
         which a token is sampled; slots_of: returns the slots of all positions of a row."""

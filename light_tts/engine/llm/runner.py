@@ -13,7 +13,7 @@ from torch import Tensor
 from light_tts.common import sampling
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
-from light_tts.engine.llm.attention import Span, TorchAttention
+from light_tts.engine.llm.attention import RowSpan, TorchAttention
 from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.models.llm.joined import JoinedLM
@@ -31,11 +31,11 @@ class Runner(Protocol):
     def warm_up(self) -> None:
         """Compile, record and measure everything possible before the first request."""
 
-    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
         """Feed the concatenated ids of the spans and sample a token after the last id of each span in
         `complete`. Returns (1, complete) int32."""
 
-    def decode(self, spans: list[Span]) -> Tensor:
+    def decode(self, spans: list[RowSpan]) -> Tensor:
         """Run as many steps as the longest span has tokens; each feeds the previous sample and samples the
         next. Returns (steps, spans) int32, NO_TOKEN where a span has ended."""
 
@@ -75,7 +75,7 @@ class TorchRunner:
     def warm_up(self) -> None:
         pass
 
-    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
         hidden = self._forward(torch.tensor(ids, device=self._device), spans)
         if not complete:
             return torch.empty(1, 0, dtype=torch.int32)
@@ -83,18 +83,18 @@ class TorchRunner:
         rows = torch.tensor([spans[i].row for i in complete], device=self._device)
         return self._draw(self._model.logits(hidden[last[complete]]), rows)[None]
 
-    def decode(self, spans: list[Span]) -> Tensor:
+    def decode(self, spans: list[RowSpan]) -> Tensor:
         steps = max(span.length for span in spans)
         tokens = torch.full((steps, len(spans)), NO_TOKEN, dtype=torch.int32, device=self._device)
         for step in range(steps):
             active = [i for i, span in enumerate(spans) if step < span.length]
-            now = [Span(spans[i].row, spans[i].start + step, 1) for i in active]
+            now = [RowSpan(spans[i].row, spans[i].start + step, 1) for i in active]
             rows = torch.tensor([span.row for span in now], device=self._device)
             hidden = self._forward(self._states.next_id[rows], now)
             tokens[step, active] = self._draw(self._model.logits(hidden), rows)
         return tokens
 
-    def _forward(self, ids: Tensor, spans: list[Span]) -> Tensor:
+    def _forward(self, ids: Tensor, spans: list[RowSpan]) -> Tensor:
         """Return the hidden states (tokens, hidden)."""
         places = [position for span in spans for position in range(span.start, span.end)]
         positions = torch.tensor(places, device=self._device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.transfer import upload
-from light_tts.engine.llm.attention import Span
+from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.prefill_batch import PrefillShape
@@ -110,7 +110,7 @@ class TritonRunner:
             self._record(batch, length)
         log.info("recorded %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - started)
 
-    def prefill(self, ids: list[int], spans: list[Span], complete: list[int]) -> Tensor:
+    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
         shape, recorded = self._prefill_bucket(len(ids), len(spans))
         batch = upload(shape.pack(ids, spans, complete, self._slots_of), self._device)
         if recorded:
@@ -122,7 +122,7 @@ class TritonRunner:
             tokens = self._prefill_step(shape, batch)
         return tokens[None, : len(complete)]
 
-    def decode(self, spans: list[Span]) -> Tensor:
+    def decode(self, spans: list[RowSpan]) -> Tensor:
         steps = max(span.length for span in spans)
         batch, length = self._batch_bucket(len(spans)), self._length_bucket(max(span.end for span in spans))
         recorded = batch <= self._options.graph_max_batch and length <= self._graph_len

@@ -44,7 +44,7 @@ class Delivered:
 
 
 @dataclass(frozen=True)
-class Step:
+class SpeechStep:
     """Speak `chunk`. `tokens`: the LLM outputs reported to the client with it; `start`: index of the first
     sample within the part; `skip`: number of its samples that the client already has, None: all of them
     (nothing is sent)."""
@@ -63,7 +63,7 @@ class PartSpeech:
         self, rules: ChunkRules, prompt_tokens: int, stream: bool, delivered: Delivered | None = None
     ) -> None:
         self.ids: list[int] = []  # input of the flow
-        self.step: Step | None = None
+        self.step: SpeechStep | None = None
         self.done = False
         self.prompt_tokens = prompt_tokens
         self.stream = stream
@@ -114,13 +114,13 @@ class PartSpeech:
             return self._planner.next_chunk(len(self.ids), self._finished)
         return Chunk(0, len(self.ids), len(self.ids), True) if self._finished else None
 
-    def _step(self, chunk: Chunk, replay: bool) -> Step:
+    def _step(self, chunk: Chunk, replay: bool) -> SpeechStep:
         start = max(0, chunk.start * self._rules.samples_per_token - self._rules.held_back)
         if replay:
-            return Step(chunk, [], start, None)
+            return SpeechStep(chunk, [], start, None)
         skip = max(0, self._delivered.samples - start)
         tokens = self._outputs[self._sent_outputs : self._outputs_until(chunk)]
-        return Step(chunk, tokens, start + skip, skip)
+        return SpeechStep(chunk, tokens, start + skip, skip)
 
     def _outputs_until(self, chunk: Chunk) -> int:
         """Return the number of LLM outputs in the chunks up to this one; fill ids belong to the token after

@@ -17,6 +17,7 @@ __all__ = ["Config", "ConfigError", "load_config"]
 
 YAML_NAME = "cosyvoice2.yaml"
 DEFAULT_TIMESTEPS = 10
+MAX_FRAMES = 15000  # mel frames of prompt and speech covered by the flow's fixed noise: 300 s
 DEFAULT_CHUNK_SIZE = 25  # early releases do not specify a chunk size; their models were trained with this one
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowBackend
 from light_tts.models.flow.memos import MemoLimit
 from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow_options import FlowOptions
 
 log = logging.getLogger(__name__)
 
@@ -26,25 +28,24 @@ def choose_flow(
     config: Config,
     device: torch.device,
     dtype: torch.dtype,
-    load_trt: bool,
-    max_batch_size: int,
-    memory: int,
-    gpu_memory: int = 0,
+    options: FlowOptions,
 ) -> Callable[[], FlowBackend]:
     """Load the flow of a checkpoint and return a factory that creates a backend per CUDA stream; backends
-    share their weights. `load_trt`: run the estimator as a TensorRT engine if possible; `memory`,
-    `gpu_memory`: bytes for the cached state of voices and streams on a CPU and on a GPU (0: no caching).
-    Raises CheckpointError, and TooLittleMemory if `gpu_memory` is too small or not available."""
+    share their weights. Raises CheckpointError, and TooLittleMemory if `gpu_memory` is too small or not
+    available."""
+    if options.n_timesteps is not None:
+        config = replace(config, flow=replace(config.flow, n_timesteps=options.n_timesteps))
     flow = Flow.from_checkpoint(model_dir, config, device)
-    estimator = choose_estimator(flow.decoder.estimator, load_trt, device, model_dir, max_batch_size)
+    batch = options.max_batch_size
+    estimator = choose_estimator(flow.decoder.estimator, options.load_trt, device, model_dir, batch)
     if device.type == "cuda" and isinstance(estimator, TorchEstimator):
         if importlib.util.find_spec("triton") is not None:
             from light_tts.models.flow.packed import share
 
-            return share(flow, dtype, max_batch_size, gpu_memory)
+            return share(flow, dtype, batch, options.gpu_memory)
         log.warning("the package triton is not installed: running the flow in plain PyTorch, which is slow")
     if device.type == "cpu":
-        limit = MemoLimit(memory)
+        limit = MemoLimit(options.memory)
         return lambda: chunk_flow(flow, limit)
     flow.to(dtype)
     flow.decoder.backend = estimator

@@ -10,11 +10,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import FlowConfig
+from light_tts.models.checkpoint.config import MAX_FRAMES, FlowConfig
 from light_tts.models.flow.estimator_backend import EstimatorBackend, TorchEstimator
 from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
-
-MAX_FRAMES = 15000  # 300 s
 
 
 @cache

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from light_tts.models.flow.cfm import MAX_FRAMES, fixed_noise
+from light_tts.models.checkpoint.config import MAX_FRAMES
+from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.encoder import EncoderMemory
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
@@ -26,7 +27,7 @@ SHORTEST_STREAM = 500  # frames: 10 s of prompt and speech
 
 
 @dataclass
-class FlowMemory:
+class ChunkMemory:
     """State after a number of full chunks. mel: their frames, (frames, mels)."""
 
     encoder: EncoderMemory
@@ -41,12 +42,12 @@ class FlowMemory:
     def tokens(self) -> int:
         return self.encoder.tokens
 
-    def copy(self) -> FlowMemory:
+    def copy(self) -> ChunkMemory:
         """Return an independent copy to continue from."""
-        return FlowMemory(self.encoder, self.estimator.copy(), self.mel)
+        return ChunkMemory(self.encoder, self.estimator.copy(), self.mel)
 
 
-class Speech:
+class SpokenItem:
     """Prompt and speech of one item as one sequence: `ids`, of which `tokens` are spoken. Raises ValueError
     if there is nothing to speak or too much."""
 
@@ -102,7 +103,7 @@ class ChunkFlow:
         return [self._mel(item) for item in items]
 
     def _mel(self, item: FlowItem) -> Tensor:
-        speech = Speech(self._flow, item)
+        speech = SpokenItem(self._flow, item)
         if item.streaming and self._from_the_beginning is not None:
             return self._from_the_beginning([item])[0]
         mel = self._stream(speech, item) if item.streaming else self._whole(speech, item)
@@ -110,13 +111,13 @@ class ChunkFlow:
             self._limit.put(item.stream_memo, None)
         return mel[speech.prompt_frames :]
 
-    def _whole(self, speech: Speech, item: FlowItem) -> Tensor:
+    def _whole(self, speech: SpokenItem, item: FlowItem) -> Tensor:
         """Return the mel frames with full attention."""
         length = torch.tensor([len(speech.ids)])
         features, _ = self._flow.encode(speech.ids[None], length, streaming=False, finalize=item.finalize)
         return self._estimator(self._noise[: speech.frames], speech.given(features, 0))
 
-    def _stream(self, speech: Speech, item: FlowItem) -> Tensor:
+    def _stream(self, speech: SpokenItem, item: FlowItem) -> Tensor:
         memory = item.stream_memo.content or self._voice(speech, item)
         self._go_on(speech, memory, speech.tokens)
         mel = memory.mel
@@ -125,23 +126,23 @@ class ChunkFlow:
         self._limit.put(item.stream_memo, memory)
         return mel
 
-    def _voice(self, speech: Speech, item: FlowItem) -> FlowMemory:
+    def _voice(self, speech: SpokenItem, item: FlowItem) -> ChunkMemory:
         """Return the state after the prompt's chunks, except those that see part of the speech."""
         memory = item.voice_memo.content
         if memory is None:
             mel = self._noise[:0]
-            memory = FlowMemory(self._flow.encoder.memory(), self._estimator.memory(), mel)
+            memory = ChunkMemory(self._flow.encoder.memory(), self._estimator.memory(), mel)
             self._go_on(speech, memory, len(item.prompt) - self._flow.lookahead)
         self._limit.put(item.voice_memo, memory)
         return memory.copy()
 
-    def _go_on(self, speech: Speech, memory: FlowMemory, end: int) -> None:
+    def _go_on(self, speech: SpokenItem, memory: ChunkMemory, end: int) -> None:
         """Advance through all full chunks up to token `end`."""
         while memory.tokens + self._chunk <= end:
             mel = self._advance(speech, memory, memory.tokens + self._chunk, commit=True)
             memory.mel = torch.cat([memory.mel, mel])
 
-    def _advance(self, speech: Speech, memory: FlowMemory, end: int, commit: bool) -> Tensor:
+    def _advance(self, speech: SpokenItem, memory: ChunkMemory, end: int, commit: bool) -> Tensor:
         """Return the mel frames of the next chunk, which ends with token `end`. `commit`: update the
         memory.
         """

@@ -94,7 +94,7 @@ class UpsampleConformerEncoder(nn.Module):
         everything up to the last of them, as `forward` computes the last chunk. x: (1, T, input_size), these
         tokens and up to `lookahead` more. Returns (1, ratio * tokens, width) and the updated memory."""
         x, ahead = self.pre_lookahead_layer.extend(self.embed(x), tokens, memory.ahead)
-        pasts = [Past(earlier) for earlier in memory.keys_values]
+        pasts = [AttentionPast(earlier) for earlier in memory.keys_values]
         x = self._extend_blocks(self.encoders, x, memory.tokens, pasts[: len(self.encoders)])
         x, up = self.up_layer.extend(x, memory.up)
         x = self.up_embed(x)
@@ -103,7 +103,9 @@ class UpsampleConformerEncoder(nn.Module):
         return self.after_norm(x), EncoderMemory(memory.tokens + tokens, ahead, up, keys_values)
 
     @staticmethod
-    def _extend_blocks(blocks: nn.ModuleList, x: Tensor, start: int, pasts: Sequence[Past]) -> Tensor:
+    def _extend_blocks(
+        blocks: nn.ModuleList, x: Tensor, start: int, pasts: Sequence[AttentionPast]
+    ) -> Tensor:
         """x: (1, T, width), positions from `start` on."""
         end = start + x.shape[1]
         positions = relative_positions(end, x.shape[2], x.device).to(x.dtype)
@@ -195,7 +197,7 @@ class CausalUpsample(nn.Module):
         return self.conv(y).transpose(1, 2), y[:, :, -2 * self.ratio :]
 
 
-class Past:
+class AttentionPast:
     """Keys and values of earlier positions, (1, heads, positions, head_dim) each, or None."""
 
     def __init__(self, keys_values: tuple[Tensor, Tensor] | None) -> None:
@@ -223,7 +225,7 @@ class ConformerBlock(nn.Module):
         self.norm_mha = nn.LayerNorm(width, eps=1e-12)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: Past | None = None
+        self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: AttentionPast | None = None
     ) -> Tensor:
         x = x + self.self_attn(self.norm_mha(x), positions, mask, past)
         return x + self.feed_forward(self.norm_ff(x))
@@ -255,7 +257,7 @@ class RelativeAttention(nn.Module):
         self.linear_pos = nn.Linear(width, width, bias=False)
 
     def forward(
-        self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: Past | None = None
+        self, x: Tensor, positions: Tensor, mask: AttentionMask | None, past: AttentionPast | None = None
     ) -> Tensor:
         """x: (B, T, width); positions: (T+S-1, width), for the distances S-1 ... -(T-1), where S is the
         number of keys: T, plus those of the past. Queries are processed in pieces, so that memory grows

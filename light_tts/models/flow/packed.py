@@ -21,10 +21,11 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.flow.packed_attention import attention_blocks
-from light_tts.models.flow.cfm import MAX_FRAMES, fixed_noise
+from light_tts.models.checkpoint.config import MAX_FRAMES
+from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.packed_memory import FlowMemory, Span
+from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan
 from light_tts.models.flow.unet.kept import COPIES
 from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.models.flow.unet.rows import Rows
@@ -51,13 +52,13 @@ def share(flow: Flow, dtype: torch.dtype, items: int, room: int) -> Callable[[],
     return lambda: PackedFlow(flow, estimator, items, memory)
 
 
-def remember(flow: Flow, estimator: PackedEstimator, room: int) -> FlowMemory:
+def remember(flow: Flow, estimator: PackedEstimator, room: int) -> PackedMemory:
     """Return a memory of `room` bytes, shared by all instances. Raises TooLittleMemory, and ValueError if the
     attention chunks of the flow's encoder and estimator differ."""
     frames = flow.decoder.chunk_size
     if frames != flow.ratio * flow.encoder.chunk_size:
         raise ValueError("the attention chunks of the flow's encoder and estimator differ")
-    return FlowMemory(estimator.keep(room, frames), flow.ratio, flow.lookahead)
+    return PackedMemory(estimator.keep(room, frames), flow.ratio, flow.lookahead)
 
 
 class PackedFlow:
@@ -72,7 +73,7 @@ class PackedFlow:
         flow: Flow,
         estimator: PackedEstimator,
         items: int,
-        memory: FlowMemory | None = None,
+        memory: PackedMemory | None = None,
         graphs: bool = True,
     ) -> None:
         self._flow = flow
@@ -127,13 +128,13 @@ class PackedFlow:
             for width in range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP):
                 self._features(np.ones((height, 3 + width), np.int32))
 
-    def _span(self, item: FlowItem) -> Span:
+    def _span(self, item: FlowItem) -> PackedSpan:
         end, prompt = self.frames(item), self._flow.ratio * len(item.prompt)
         if self._memory is None or not item.streaming:
-            return Span(item, prompt, 0, end)
+            return PackedSpan(item, prompt, 0, end)
         return self._memory.span(item, prompt, end)
 
-    def _solve(self, spans: list[Span]) -> list[Tensor]:
+    def _solve(self, spans: list[PackedSpan]) -> list[Tensor]:
         if self._memory is not None:
             self._memory.wait(spans)
         try:
@@ -149,7 +150,7 @@ class PackedFlow:
                 self._memory.remember(span, found[-1], ready)
         return found
 
-    def _integrate(self, spans: list[Span]) -> Tensor:
+    def _integrate(self, spans: list[PackedSpan]) -> Tensor:
         """Return (frames of all spans, mels)."""
         total = sum(span.frames for span in spans)
         rows = self._rows(_bucket(total))
@@ -185,7 +186,7 @@ class PackedFlow:
             rows.clear()
             self._graphs.record(("step", rows.size), lambda: self._estimator.step(rows))
 
-    def _place(self, rows: Rows, spans: list[Span]) -> None:
+    def _place(self, rows: Rows, spans: list[PackedSpan]) -> None:
         """Write the position of each item's rows to the device and reset to step 0."""
         table = rows.empty()
         parts = rows.parts(table)
@@ -197,7 +198,7 @@ class PackedFlow:
         parts.blocks[:] = attention_blocks(lengths, chunks, rows.block_rows, len(parts.blocks), prefixes)
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
 
-    def _fill(self, rows: Rows, spans: list[Span]) -> None:
+    def _fill(self, rows: Rows, spans: list[PackedSpan]) -> None:
         """Write the estimator's inputs: noise, encoded tokens, speaker and the prompt's mel, side by side;
         the unconditioned copy has only the noise."""
         mels, size, total = self._mels, rows.size, sum(span.frames for span in spans)
@@ -225,7 +226,7 @@ class PackedFlow:
 
     # ---- encoder
 
-    def _encode(self, spans: list[Span]) -> Tensor:
+    def _encode(self, spans: list[PackedSpan]) -> Tensor:
         """Return (frames of all spans, mels): the concatenated features of the encoder."""
         ids = [np.concatenate([span.item.prompt, span.item.tokens]) for span in spans]
         width = _round_up(max(map(len, ids)), WIDTH_STEP)
@@ -274,7 +275,7 @@ def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
     return batches
 
 
-def _encoder_has_room(spans: list[Span]) -> bool:
+def _encoder_has_room(spans: list[PackedSpan]) -> bool:
     longest = max(len(span.item.prompt) + len(span.item.tokens) for span in spans)
     return len(spans) * longest**2 <= ENCODER_LIMIT
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from light_tts.kernels.flow.packed_attention import Prefix
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.pages import Lease, PagePool, Past
+from light_tts.models.flow.pages import KeptPast, Lease, PagePool
 from light_tts.models.flow.unet.kept import COPIES, EDGE, Kept
 from light_tts.models.flow.unet.rows import Parts
 
 
 @dataclass(frozen=True)
-class Span:
+class PackedSpan:
     """The frames [start, end) of prompt and speech are to be computed. prompt: number of prompt frames. mel:
     of the speech before `start`; past: the state it was cached in; lease: the pages of the frames before
     `start`, followed by those for the chunks to be cached."""
@@ -28,7 +28,7 @@ class Span:
     start: int
     end: int
     mel: Tensor | None = None
-    past: Past | None = None
+    past: KeptPast | None = None
     lease: Lease | None = None
 
     @property
@@ -36,7 +36,7 @@ class Span:
         return self.end - self.start
 
 
-class FlowMemory:
+class PackedMemory:
     """`kept`: the pages; `ratio`: frames per token; `lookahead`: number of tokens after a chunk that it
     depends on. Shared by all instances of a process; thread-safe."""
 
@@ -48,23 +48,23 @@ class FlowMemory:
         self._lookahead = lookahead
         self._on_gpu = kept.layers[0].device.type == "cuda"
 
-    def span(self, item: FlowItem, prompt: int, end: int) -> Span:
+    def span(self, item: FlowItem, prompt: int, end: int) -> PackedSpan:
         """Return the span of a streamed item with frames up to `end`."""
-        past: Past | None = item.stream_memo.content or item.voice_memo.content
+        past: KeptPast | None = item.stream_memo.content or item.voice_memo.content
         # A retried item has already stored its own frames; its last chunk is computed again.
         known = past.lease.pages[: (end - 1) // self._page] if past else ()
         start = self._page * len(known)
         lease = self.pool.lease(known, 0 if item.finalize else end // self._page - len(known))
         mel = past.mel[: max(0, start - prompt)] if past else None
-        return Span(item, prompt, start, end, mel, past, lease)
+        return PackedSpan(item, prompt, start, end, mel, past, lease)
 
-    def wait(self, spans: Sequence[Span]) -> None:
+    def wait(self, spans: Sequence[PackedSpan]) -> None:
         """Make the current stream wait until others have written the state that these spans continue."""
         for span in spans:
             if span.past is not None and span.past.ready is not None:
                 torch.cuda.current_stream().wait_event(span.past.ready)
 
-    def hold(self, spans: Sequence[Span]) -> torch.cuda.Event | None:
+    def hold(self, spans: Sequence[PackedSpan]) -> torch.cuda.Event | None:
         """Keep the pages of `spans` from being reused until the device has finished the work queued so far.
         Returns the event of that, or None if it is immediate."""
         if not self._on_gpu:
@@ -76,7 +76,7 @@ class FlowMemory:
                 self.pool.hold(span.lease, ready)
         return ready
 
-    def remember(self, span: Span, mel: Tensor, ready: torch.cuda.Event | None) -> None:
+    def remember(self, span: PackedSpan, mel: Tensor, ready: torch.cuda.Event | None) -> None:
         """mel: (frames, mels) of all speech up to the span's end; ready: see Past."""
         item, lease = span.item, span.lease
         if item.finalize:
@@ -85,16 +85,16 @@ class FlowMemory:
             return
         if lease.pages and not item.finalize:
             kept = max(0, self._page * len(lease.pages) - span.prompt)
-            item.stream_memo.content = Past(lease, mel[:kept], ready)
-        voice: Past | None = item.voice_memo.content
+            item.stream_memo.content = KeptPast(lease, mel[:kept], ready)
+        voice: KeptPast | None = item.voice_memo.content
         if voice is None:  # its chunks that see none of the speech
             count = (span.prompt - self._ratio * self._lookahead) // self._page
             if not 0 < count <= len(lease.pages):
                 return
-            voice = Past(self.pool.lease(lease.pages[:count]), mel[:0], ready)
+            voice = KeptPast(self.pool.lease(lease.pages[:count]), mel[:0], ready)
         self.pool.use_voice(item.voice_memo, voice)
 
-    def place(self, parts: Parts, spans: Sequence[Span]) -> list[Prefix]:
+    def place(self, parts: Parts, spans: Sequence[PackedSpan]) -> list[Prefix]:
         """Write into `parts` the pages of the items, and the rows that their convolutions read from and save
         to the cache."""
         prefixes, first_page, first_row = [], 0, 0

@@ -30,7 +30,7 @@ class SpeakerEncoder:
 
 
 @dataclass(frozen=True)
-class Speaker:
+class StoredSpeaker:
     """A voice of the checkpoint. `prompt_text_ids`: transcript of the recording it was created from; empty if
     there is only an embedding."""
 
@@ -38,7 +38,7 @@ class Speaker:
     prompt_text_ids: list[int]
 
 
-def load_speakers(model_dir: Path, config: Config) -> dict[str, Speaker]:
+def load_speakers(model_dir: Path, config: Config) -> dict[str, StoredSpeaker]:
     """Return the voices in spk2info.pt by name; empty if the file is missing. Raises CheckpointError."""
     path = model_dir / SPEAKERS_FILE
     if not path.is_file():
@@ -51,7 +51,7 @@ def load_speakers(model_dir: Path, config: Config) -> dict[str, Speaker]:
     return {str(name): _speaker(path, str(name), entry, config) for name, entry in items}
 
 
-def _speaker(path: Path, name: str, entry: Any, config: Config) -> Speaker:
+def _speaker(path: Path, name: str, entry: Any, config: Config) -> StoredSpeaker:
     def values(key: str, dtype: torch.dtype, *tail: int) -> np.ndarray:
         """Return entry[key] as (..., *tail) without the batch dimension."""
         try:
@@ -63,7 +63,7 @@ def _speaker(path: Path, name: str, entry: Any, config: Config) -> Speaker:
     if isinstance(entry, dict) and "embedding" in entry:
         embedding = values("embedding", torch.float32)
         features = PromptFeatures(np.zeros(0, np.int32), np.zeros((0, mels), np.float32), embedding)
-        speaker = Speaker(features, [])
+        speaker = StoredSpeaker(features, [])
     else:
         features = PromptFeatures(
             values("flow_prompt_speech_token", torch.int32),
@@ -71,7 +71,7 @@ def _speaker(path: Path, name: str, entry: Any, config: Config) -> Speaker:
             values("flow_embedding", torch.float32),
         )
         text_ids = values("prompt_text", torch.int64).tolist()
-        speaker = Speaker(features, text_ids)
+        speaker = StoredSpeaker(features, text_ids)
     if len(features.embedding) != width:
         raise CheckpointError(
             f"{path}: speaker {name!r}: expected an embedding of {width} values, "

@@ -15,7 +15,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from light_tts.server.core import messages
+from light_tts.server.core import messages, wire
 
 
 class Inbox:
@@ -63,7 +63,7 @@ class Inbox:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return arrived
-            arrived.append(messages.decode([frame.buffer for frame in frames]))
+            arrived.append(wire.decode([frame.buffer for frame in frames]))
 
     def close(self) -> None:
         with self._closing:
@@ -84,7 +84,7 @@ class AsyncInbox:
 
     async def recv(self) -> messages.Message:
         frames = await self._socket.recv_multipart(copy=False)
-        return messages.decode([frame.buffer for frame in frames])
+        return wire.decode([frame.buffer for frame in frames])
 
     def close(self) -> None:
         if not self._socket.closed:
@@ -101,7 +101,7 @@ class Outbox:
         self._lock = threading.Lock()
 
     def send(self, address: str, message: messages.Message) -> None:
-        frames = messages.encode(message)
+        frames = wire.encode(message)
         with self._lock:
             socket: Any = self._sockets.get(address)
             if socket is None:

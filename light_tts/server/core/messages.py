@@ -1,7 +1,8 @@
 """All messages between processes, that is, the protocol.
 
-A message is an immutable struct. On the wire it is one ZeroMQ multipart message: a msgpack header followed by
-one raw frame for each `Raw` field (audio, arrays), which is neither copied into the header nor pickled.
+A message is an immutable struct. On the wire (wire.py) it is one ZeroMQ multipart message: a msgpack header
+followed by one raw frame for each `Raw` field (audio, arrays), which is neither copied into the header nor
+pickled.
 
 A *job* is one attempt at one client request, named `<request id>/<attempt>`. When a stage dies, the HTTP
 worker aborts the job and resubmits the request as the next attempt, together with what has already been
@@ -11,12 +12,10 @@ are numbered from 0 and spoken in order.
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import msgspec
 import numpy as np
-
-PROTOCOL_VERSION = 1
 
 
 class Raw:
@@ -40,14 +39,14 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Base class of all messages; the tag on the wire is the class name."""
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class MessagePart(msgspec.Struct, frozen=True, kw_only=True):
     """Base class of structs embedded in messages."""
 
 
 # ---------------------------------------------------------------- contents of a request
 
 
-class SpeechOptions(Part, frozen=True):
+class SpeechOptions(MessagePart, frozen=True):
     """Per-request speech options, carried unchanged from the HTTP field to the stage that uses them. None
     means the checkpoint's default or, for the lengths, a value derived from the text.
 
@@ -68,7 +67,7 @@ class SpeechOptions(Part, frozen=True):
     word_times: bool = False
 
 
-class Prompt(Part, frozen=True):
+class Prompt(MessagePart, frozen=True):
     """The voice to use, as the HTTP worker passes it to an encode process.
 
     Either `audio` (float32 mono, -1..1, at `sample_rate` Hz; `key` is its hash) or `speaker`, the name of a
@@ -82,7 +81,7 @@ class Prompt(Part, frozen=True):
     speaker: str = ""
 
 
-class PromptRef(Part, frozen=True):
+class PromptRef(MessagePart, frozen=True):
     """Reference to the shared-memory segment that holds the features of a prompt (see prompt_cache)."""
 
     key: str
@@ -90,7 +89,7 @@ class PromptRef(Part, frozen=True):
     segment: str
 
 
-class PartProgress(Part, frozen=True):
+class PartProgress(MessagePart, frozen=True):
     """What has already been delivered to the client of one part: the tokens its audio was made from, and the
     number of samples.
 
@@ -277,7 +276,7 @@ class Failed(Message, frozen=True):
 # ---------------------------------------------------------------- supervisor and all processes
 
 
-class StageInfo(Part, frozen=True):
+class StageInfo(MessagePart, frozen=True):
     """One stage process. `state`: starting, up, silent (up but making no progress), down (being restarted) or
     failed (given up)."""
 
@@ -369,37 +368,3 @@ class Drain(Message, frozen=True):
 
 class Shutdown(Message, frozen=True):
     """Exit now. supervisor -> stages"""
-
-
-# ---------------------------------------------------------------- wire format
-
-_ANY: Any = Union[tuple(Message.__subclasses__())]  # noqa: UP007 (built from a list)
-
-
-def encode(message: Message) -> list[Any]:
-    """Return the frames to send: version byte and msgpack header, then the raw frames."""
-    frames: list[Any] = []
-
-    def take_raw(obj: Any) -> int:
-        if isinstance(obj, Raw):
-            frames.append(obj.data)
-            return len(frames)
-        raise TypeError(f"cannot send {type(obj)} in a message")
-
-    header = msgspec.msgpack.Encoder(enc_hook=take_raw).encode(message)
-    return [bytes((PROTOCOL_VERSION,)) + header, *frames]
-
-
-def decode(frames: list[Any]) -> Message:
-    """Return the message in these frames. Raises ValueError for another protocol version or a malformed
-    message."""
-
-    def give_raw(kind: type, obj: Any) -> Any:
-        if kind is Raw and isinstance(obj, int) and 0 < obj < len(frames):
-            return Raw(frames[obj])
-        raise ValueError(f"bad {kind.__name__} field")
-
-    header = memoryview(frames[0])
-    if len(header) < 1 or header[0] != PROTOCOL_VERSION:
-        raise ValueError("message of another protocol version")
-    return msgspec.msgpack.Decoder(_ANY, dec_hook=give_raw).decode(header[1:])

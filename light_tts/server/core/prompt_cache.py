@@ -76,7 +76,7 @@ class CachedPrompt:
 
 
 @dataclass
-class _Entry:
+class _CacheEntry:
     future: Future[CachedPrompt]
     jobs: set[str] = field(default_factory=set)  # jobs that pin the entry
 
@@ -98,7 +98,7 @@ class SharedSpeechCache:
         self._capacity = capacity
         self._executor = executor
         self._lock = threading.RLock()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
+        self._entries: OrderedDict[str, _CacheEntry] = OrderedDict()  # least recently used first
         self._pins: dict[str, str] = {}  # job -> key
         self._adopt()
 
@@ -118,7 +118,7 @@ class SharedSpeechCache:
             entry = self._entries.get(key)
             known = entry is not None
             if entry is None:
-                entry = self._entries[key] = _Entry(Future())
+                entry = self._entries[key] = _CacheEntry(Future())
             entry.jobs.add(job)
             self._pins[job] = key
             self._entries.move_to_end(key)
@@ -145,7 +145,7 @@ class SharedSpeechCache:
         """Number of jobs that hold a pin."""
         return len(self._pins)
 
-    def _fill(self, key: str, entry: _Entry, compute: Callable[[], PromptFeatures]) -> None:
+    def _fill(self, key: str, entry: _CacheEntry, compute: Callable[[], PromptFeatures]) -> None:
         with self._lock:
             if not entry.jobs:  # all jobs that wanted it were aborted before it was started
                 del self._entries[key]
@@ -170,7 +170,7 @@ class SharedSpeechCache:
                 if error.errno != errno.ENOSPC or not self._evict_one():
                     raise
 
-    def _forget(self, key: str, entry: _Entry, error: BaseException) -> None:
+    def _forget(self, key: str, entry: _CacheEntry, error: BaseException) -> None:
         with self._lock:
             del self._entries[key]
             for job in entry.jobs:
@@ -201,7 +201,7 @@ class SharedSpeechCache:
             self._directory.glob(f"{self._prefix}*.prompt"), key=lambda path: path.stat().st_mtime_ns
         )
         for path in paths:
-            key, entry = path.stem.removeprefix(self._prefix), _Entry(Future())
+            key, entry = path.stem.removeprefix(self._prefix), _CacheEntry(Future())
             try:
                 entry.future.set_result(CachedPrompt(key, str(path), attach(path)))
             except ValueError:

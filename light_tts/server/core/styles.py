@@ -21,14 +21,14 @@ class Style(NamedTuple):
     llm_path: Path
 
 
-class _Entry(msgspec.Struct):
+class _StyleEntry(msgspec.Struct):
     style_name: str
     llm_path: str | None = None
     gpt_model_path: str | None = None  # older name of llm_path
 
 
 class _StyleFile(msgspec.Struct):
-    lora_info: list[_Entry]
+    lora_info: list[_StyleEntry]
 
 
 def load_styles(model_dir: str | Path) -> tuple[Style, ...]:
@@ -39,7 +39,7 @@ def load_styles(model_dir: str | Path) -> tuple[Style, ...]:
     try:
         entries = msgspec.json.decode(path.read_bytes(), type=_StyleFile).lora_info
     except FileNotFoundError:
-        entries = [_Entry(style_name=DEFAULT_STYLE, llm_path=DEFAULT_LLM)]
+        entries = [_StyleEntry(style_name=DEFAULT_STYLE, llm_path=DEFAULT_LLM)]
         path = model_dir
     except (OSError, ValueError) as error:
         raise StyleError(f"{path}: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from light_tts.server.core import messages
 from light_tts.server.httpserver.arrival import Arrival
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.request import Speech, SpeechRequest
+from light_tts.server.httpserver.request import SpeechRequest, WantedSpeech
 
 log = logging.getLogger("light_tts.http")
 
@@ -19,7 +19,7 @@ class SpeechCall:
     """Sets the stages to work; `close` must be called, once at least, and says how it ended. Iterating gives
     PCM in order and ends after the last sample, or raises RequestError."""
 
-    def __init__(self, arrival: Arrival, speech: Speech) -> None:
+    def __init__(self, arrival: Arrival, speech: WantedSpeech) -> None:
         """Raises RequestError (503); the arrival is still its opener's then. The deadline counts from the
         arrival."""
         log.debug("%s read after %.1f ms", arrival.id, arrival.record.age * 1000)
@@ -85,13 +85,17 @@ class SpeechCall:
             self._audio.clear()
             self._changed.set()
 
+    def give_up(self, error: RequestError) -> None:
+        """No more audio is wanted: the stages forget the request."""
+        self._submissions.forget(self.request)
+        self.fail(error)
+
     def _end_work(self) -> None:
         self._arrival.end_work(typical=not self.request.speech.bistream and self.request.attempt == 0)
 
     def _expire(self) -> None:
         self._end_work()
-        self._submissions.forget(self.request)
-        self.fail(RequestError(504, f"the request took longer than {self._arrival.timeout:g} s"))
+        self.give_up(RequestError(504, f"the request took longer than {self._arrival.timeout:g} s"))
 
     # -- the end
 

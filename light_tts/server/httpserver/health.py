@@ -15,7 +15,7 @@ from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.prompts import prompt_from_samples
 from light_tts.server.httpserver.record import HEALTH
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 
 TIMEOUT = 60.0  # seconds for the whole check
 # The LLM assigns decode processes in rotation, so as many requests as there are processes reach them all
@@ -114,7 +114,9 @@ class HealthCheck:
         """Not counted among the requests in work: a busy server is healthy."""
         arrival = Arrival(self._manager, HEALTH)
         with closed_on_error(arrival):
-            call = SpeechCall(arrival, Speech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT))
+            call = SpeechCall(
+                arrival, WantedSpeech(style=style, prompt=self._prompt, options=_OPTIONS, text=_TEXT)
+            )
         self._calls.append(call)
         try:
             samples = sum([len(pcm) // 2 async for pcm in call])

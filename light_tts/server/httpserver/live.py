@@ -15,7 +15,7 @@ from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, random_seed
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 
 
@@ -119,7 +119,7 @@ class Live:
         """End the utterance with Cancelled, unless it has already ended."""
         call = utterance.call
         if call is not None and call in self._calls:
-            call.fail(Cancelled())
+            call.give_up(Cancelled())
 
     def close(self) -> None:
         """Flush; no more text will follow."""
@@ -147,7 +147,9 @@ class Live:
         with closed_on_error(arrival):
             sound = SoundOut(manner.wishes, self._manager.sample_rate)
             arrival.admit(options, text)
-            speech = Speech(manner.style, manner.prompt, options, text=text, stream=True, bistream=not text)
+            speech = WantedSpeech(
+                manner.style, manner.prompt, options, text=text, stream=True, bistream=not text
+            )
             call = SpeechCall(arrival, speech)
         self._calls.add(call)
         utterance = Utterance(self._count, call, sound)

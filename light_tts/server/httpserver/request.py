@@ -24,7 +24,7 @@ class LostAudio(Exception):
 
 
 @dataclass(frozen=True)
-class Speech:
+class WantedSpeech:
     """What to speak, and how. `text` is empty for `bistream`, where it arrives in pieces."""
 
     style: int
@@ -50,7 +50,7 @@ class PartReceived:
 class SpeechRequest:
     """One request. `request_id` is globally unique; a job is `<request_id>/<attempt>`."""
 
-    def __init__(self, request_id: str, speech: Speech) -> None:
+    def __init__(self, request_id: str, speech: WantedSpeech) -> None:
         self.request_id = request_id
         self.speech = speech
         self.attempt = 0

@@ -36,7 +36,7 @@ from light_tts.server.httpserver.fields import (
 )
 from light_tts.server.httpserver.json_socket import JsonSocket
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 
 IDLE_SECONDS = 60.0  # maximum silence of a client that has not finished
 
@@ -100,7 +100,7 @@ class BistreamSession:
 
     # -- opening
 
-    async def _opening(self, prompt_follows: bool) -> Speech:
+    async def _opening(self, prompt_follows: bool) -> WantedSpeech:
         choice = await self._receive_fields(Opening)
         if prompt_follows:
             for name in ("prompt_wav", "spk_id"):
@@ -114,7 +114,7 @@ class BistreamSession:
             choice = choice.model_copy(update={"prompt_wav": await self._receive_recording()})
         self._arrival.admit(options)
         prompt = await self._prompts.prompt(choice)
-        return Speech(style=style, prompt=prompt, options=options, stream=True, bistream=True)
+        return WantedSpeech(style=style, prompt=prompt, options=options, stream=True, bistream=True)
 
     # -- the conversation
 

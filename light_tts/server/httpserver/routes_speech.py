@@ -21,7 +21,7 @@ from light_tts.server.httpserver.fields import (
 )
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openapi import body_of
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 from light_tts.server.httpserver.sound.response import SoundResponse
 from light_tts.server.httpserver.surface import HttpArrival
@@ -71,7 +71,7 @@ async def _admitted_speech(
     fields: Asked,
     voice: Callable[[Asked], VoiceChoice],
     reader: prompts.PromptReader,
-) -> Speech:
+) -> WantedSpeech:
     """Validate and admit the request; all client errors are raised here. Reading the recording is expensive,
     so it comes last and is done only for admitted requests."""
     if fields.stream and fields.speed != 1.0:
@@ -83,7 +83,7 @@ async def _admitted_speech(
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed(), fields.speed)
     arrival.admit(options, text)
     prompt = await reader.prompt(choice)
-    return Speech(
+    return WantedSpeech(
         style=style,
         prompt=prompt,
         options=options,

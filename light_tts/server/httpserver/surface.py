@@ -17,7 +17,7 @@ from light_tts.server.httpserver.audio_response import Explain
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import Fields, describe, read_body
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 
 
 class HttpArrival(Arrival):
@@ -35,7 +35,7 @@ class HttpArrival(Arrival):
         except asyncio.TimeoutError:
             raise RequestError(408, "the request's body did not arrive in time") from None
 
-    def submit(self, speech: Speech) -> SpeechCall:
+    def submit(self, speech: WantedSpeech) -> SpeechCall:
         """What was uploaded has been read by now and counts no more. Raises RequestError (503)."""
         self._request.state.upload.release()
         return SpeechCall(self, speech)

@@ -8,7 +8,7 @@ from starlette.datastructures import State
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, check_text
-from light_tts.server.httpserver.voices import Voice, check_id
+from light_tts.server.httpserver.voices import StoredVoice, check_id
 
 
 async def store_voice(state: State, name: str, text: str, recording: bytes) -> None:
@@ -19,7 +19,7 @@ async def store_voice(state: State, name: str, text: str, recording: bytes) -> N
         raise RequestError(409, f"{name!r} is a speaker of the checkpoint")
     check_text("prompt_text", text, MAX_PROMPT_TEXT, may_be_empty=True)
     await state.prompts.read(recording, text)
-    await asyncio.to_thread(state.prompts.voices.add, name, Voice(text, recording))
+    await asyncio.to_thread(state.prompts.voices.add, name, StoredVoice(text, recording))
 
 
 async def delete_voice(state: State, name: str) -> None:

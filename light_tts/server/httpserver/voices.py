@@ -19,7 +19,7 @@ SUFFIX = ".voice"
 _SAFE_ID = re.compile(r"\w[\w.\-]{0,47}")
 
 
-class Voice(msgspec.Struct, frozen=True):
+class StoredVoice(msgspec.Struct, frozen=True):
     """A stored voice. `recording`: the sound file as uploaded."""
 
     prompt_text: str
@@ -44,7 +44,7 @@ class VoiceStore:
     def _path(self, spk_id: str) -> Path:
         return self._directory / f"{check_id(spk_id)}{SUFFIX}"
 
-    def add(self, spk_id: str, voice: Voice) -> None:
+    def add(self, spk_id: str, voice: StoredVoice) -> None:
         """Store a voice, replacing one of the same name."""
         path = self._path(spk_id)
         try:
@@ -74,11 +74,11 @@ class VoiceStore:
             if name.endswith(SUFFIX) and not name.startswith(".")
         )
 
-    def get(self, spk_id: str) -> Voice | None:
+    def get(self, spk_id: str) -> StoredVoice | None:
         """Return a voice, or None. Raises RequestError (500) if the file is not a voice."""
         path = self._path(spk_id)
         try:
-            return msgspec.msgpack.decode(path.read_bytes(), type=Voice)
+            return msgspec.msgpack.decode(path.read_bytes(), type=StoredVoice)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.MsgspecError, UnicodeError) as error:

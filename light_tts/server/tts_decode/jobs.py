@@ -11,7 +11,7 @@ from light_tts.engine.speech.token2wav import SpeechState, WorkItem
 
 
 @dataclass
-class Part:
+class SpokenPart:
     """One part of a job. `since`: when its current chunk became ready, earlier parts being finished; `times`:
     its word times."""
 
@@ -31,7 +31,7 @@ class DecodeJob:
     name: str
     reply_to: str
     alone: bool = False
-    parts: deque[Part] = field(default_factory=deque)
+    parts: deque[SpokenPart] = field(default_factory=deque)
     busy: bool = False
 
 
@@ -40,7 +40,7 @@ def has_chunk(job: DecodeJob) -> bool:
     return bool(job.parts) and job.parts[0].speech.step is not None
 
 
-def work_item(part: Part) -> WorkItem:
+def work_item(part: SpokenPart) -> WorkItem:
     """Return the engine's input for the part's current chunk, which must exist (see `has_chunk`)."""
     speech = part.speech
     assert speech.step is not None

@@ -9,7 +9,9 @@ from light_tts.engine.speech.chunk_planner import largest_hop
 from light_tts.engine.speech.lanes import SpeechEngine
 from light_tts.engine.speech.part_speech import ChunkRules
 from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, REPLAYED_CHUNKS, Token2Wav
-from light_tts.models.family import Family, load_family
+from light_tts.models.family import load_family
+from light_tts.models.flow_options import FlowOptions
+from light_tts.models.numbers import ModelNumbers
 from light_tts.server.core.first_chunk_lock import choose_first_chunk_lock
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.stage import DecodeStage
@@ -24,21 +26,23 @@ def run(ctx: StageContext) -> None:
     new_flow = family.load_flow(
         device,
         dtype,
-        load_trt=settings.load_trt,
-        max_batch_size=settings.decode_max_batch_size,
-        memory=settings.flow_memory_mb << 20,
-        gpu_memory=settings.flow_memory_gpu_mb << 20,
-        n_timesteps=settings.n_timesteps,
+        FlowOptions(
+            load_trt=settings.load_trt,
+            max_batch_size=settings.decode_max_batch_size,
+            memory=settings.flow_memory_mb << 20,
+            gpu_memory=settings.flow_memory_gpu_mb << 20,
+            n_timesteps=settings.n_timesteps,
+        ),
     )
     new_vocoder = family.load_vocoder(device, OVERLAP_FRAMES)
     grow = settings.stream_hop == "grow"
     models = [
-        Token2Wav(new_flow(), new_vocoder(), family, full_last_chunk=grow, device=device)
+        Token2Wav(new_flow(), new_vocoder(), family.numbers, full_last_chunk=grow, device=device)
         for _ in range(settings.decode_paral_num)
     ]
     engine = SpeechEngine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
-    rules = chunk_rules(family, engine.model, grow)
+    rules = chunk_rules(family.numbers, engine.model, grow)
     try:
         stage = DecodeStage(ctx, engine, Voices(device), rules, first_chunk_lock)
         if engine.on_gpu:
@@ -46,20 +50,20 @@ def run(ctx: StageContext) -> None:
             ctx.log.info("preparing the GPU: kernels are compiled once per machine, which can take minutes")
             engine.warm_up()
             ctx.log.info("the GPU is ready after %.1f s", time.monotonic() - started)
-        ctx.ready({"sample_rate": family.sample_rate, "device": str(device)})
+        ctx.ready({"sample_rate": family.numbers.sample_rate, "device": str(device)})
         ctx.serve(stage)
     finally:
         engine.close()
 
 
-def chunk_rules(family: Family, model: Token2Wav, grow: bool) -> ChunkRules:
+def chunk_rules(numbers: ModelNumbers, model: Token2Wav, grow: bool) -> ChunkRules:
     return ChunkRules(
-        hop=family.chunk_tokens,
-        max_hop=largest_hop(family.chunk_tokens, grow),
-        lookahead=family.lookahead_tokens,
-        vocabulary=family.spoken_ids,
-        max_tokens=family.max_speech_tokens,
-        samples_per_token=family.samples_per_token,
+        hop=numbers.chunk_tokens,
+        max_hop=largest_hop(numbers.chunk_tokens, grow),
+        lookahead=numbers.lookahead_tokens,
+        vocabulary=numbers.spoken_ids,
+        max_tokens=numbers.max_speech_tokens,
+        samples_per_token=numbers.samples_per_token,
         held_back=model.overlap,
         replayed=REPLAYED_CHUNKS,
     )

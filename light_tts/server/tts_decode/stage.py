@@ -17,7 +17,7 @@ from light_tts.server.core.first_chunk_lock import FirstChunkLock
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_decode.jobs import DecodeJob, Part, has_chunk, work_item
+from light_tts.server.tts_decode.jobs import DecodeJob, SpokenPart, has_chunk, work_item
 from light_tts.server.tts_decode.voices import Voices
 
 STAGE = "decode"
@@ -102,7 +102,7 @@ class DecodeStage:
         delivered = Delivered(message.progress.tokens, message.progress.samples)
         speech = PartSpeech(self._rules, len(voice.speech_token), message.stream, delivered)
         state = SpeechState(voice, message.options.seed, message.part, message.options.speed)
-        job.parts.append(Part(message.part, message.parts, speech, state))
+        job.parts.append(SpokenPart(message.part, message.parts, speech, state))
 
     def _add_tokens(self, job: DecodeJob, message: messages.SpeechTokens) -> None:
         part = next((part for part in job.parts if part.number == message.part), None)

@@ -42,8 +42,8 @@ def load(ctx: StageContext) -> LLMStage:
             slots=settings.max_total_token_num,
             rows=settings.gpt_paral_num,
             max_len=limit,
-            window=max(family.sampling.win_size, MAX_WIN_SIZE),
-            max_top_k=max(family.sampling.top_k, MAX_TOP_K),
+            window=max(family.numbers.sampling.win_size, MAX_WIN_SIZE),
+            max_top_k=max(family.numbers.sampling.top_k, MAX_TOP_K),
             int8=settings.int8_kv,
             round_steps=pace.round_steps,
             graph_max_batch=0 if settings.disable_cudagraph else settings.graph_max_batch_size,
@@ -56,7 +56,7 @@ def load(ctx: StageContext) -> LLMStage:
         gpu_turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize)
     first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
     llm_yield = None if first_chunk_lock is None else LLMYield(first_chunk_lock.taken)
-    parts = PartFactory(family, model.ids, settings, limit)
+    parts = PartFactory(family.numbers, model.ids, settings, limit)
     aligner = family.load_aligner(model)
     word_times = None if aligner is None else WordTimes(aligner, model.ids, ctx.log)
     return LLMStage(ctx, engine, parts, gpu_turn, pace, llm_yield, word_times)

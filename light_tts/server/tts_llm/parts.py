@@ -13,8 +13,8 @@ from light_tts.engine.llm.delivery import Delivery
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.sequence import Sequence, SequenceError
 from light_tts.engine.speech.chunk_planner import ChunkPlanner, largest_hop
-from light_tts.models.family import Family
 from light_tts.models.llm.speech_lm import SpeechIds
+from light_tts.models.numbers import ModelNumbers
 from light_tts.server.core.messages import Generate, SpeechOptions
 from light_tts.server.core.settings import Settings
 from light_tts.server.tts_llm.jobs import Speaking
@@ -29,12 +29,12 @@ def sampling_rule(options: SpeechOptions, default: SamplingRule) -> SamplingRule
 class PartFactory:
     """Creates the parts of one model. `limit`: maximum number of input ids."""
 
-    def __init__(self, family: Family, ids: SpeechIds, settings: Settings, limit: int) -> None:
-        self._family = family
+    def __init__(self, numbers: ModelNumbers, ids: SpeechIds, settings: Settings, limit: int) -> None:
+        self._numbers = numbers
         self._ids = ids
         self._limit = limit
         self._longest = settings.max_part_tokens
-        self._max_hop = largest_hop(family.chunk_tokens, settings.stream_hop == "grow")
+        self._max_hop = largest_hop(numbers.chunk_tokens, settings.stream_hop == "grow")
 
     def make(self, request: Generate) -> Speaking:
         """Create a part. Raises SequenceError if the request cannot fit."""
@@ -47,7 +47,7 @@ class PartFactory:
             "seed": request.options.seed,
             "ids": self._ids,
             "limit": self._limit,
-            "sampling": sampling_rule(request.options, self._family.sampling),
+            "sampling": sampling_rule(request.options, self._numbers.sampling),
             "prompt_text": request.prompt_text_ids,
             "prompt_speech": request.prompt_speech_token.array(np.int32).tolist(),
             "forced": request.progress.tokens,
@@ -56,7 +56,7 @@ class PartFactory:
         }
         if not request.bistream:
             return OneShot(text=request.text_ids, longest=self._longest, **common)
-        sequence = Bistream(mix=self._family.mix_ratio, **common)
+        sequence = Bistream(mix=self._numbers.mix_ratio, **common)
         sequence.append_text(request.text_ids)
         if sequence.error:
             raise SequenceError(sequence.error)
@@ -65,8 +65,8 @@ class PartFactory:
     def _delivery(self, request: Generate) -> Delivery:
         planner = None
         if request.stream:
-            family = self._family
+            numbers = self._numbers
             planner = ChunkPlanner(
-                request.flow_prompt_tokens, family.chunk_tokens, family.lookahead_tokens, self._max_hop
+                request.flow_prompt_tokens, numbers.chunk_tokens, numbers.lookahead_tokens, self._max_hop
             )
         return Delivery(planner, self._ids.speech_tokens)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from light_tts.tools.bench.client import Outcome
-from light_tts.tools.bench.load import Run
+from light_tts.tools.bench.load import LoadRun
 
 SPREAD = ("avg", "p50", "p90", "p95", "p99", "min", "max")
 # Key in a point -> title in the table.
@@ -50,7 +50,7 @@ def most_under_way(outcomes: list[Outcome]) -> int:
     return int(np.cumsum(steps).max()) if steps else 0
 
 
-def summarize(run: Run) -> dict[str, Any]:
+def summarize(run: LoadRun) -> dict[str, Any]:
     """Return the figures of a run, with times in seconds. `rtf`: a request's latency divided by the length of
     its audio (below 1: faster than real time); `buffer`: the smallest initial buffering that avoids
     underruns; `gap`: the longest time between two chunks; `late`: how long after its due time it was sent;
@@ -83,7 +83,7 @@ def summarize(run: Run) -> dict[str, Any]:
     }
 
 
-def records(run: Run) -> list[dict[str, Any]]:
+def records(run: LoadRun) -> list[dict[str, Any]]:
     """Return one entry per request, in the order they were sent; `due` in seconds from the first one."""
     outcomes = sorted(run.outcomes, key=lambda outcome: outcome.index)
     first = outcomes[0].due if outcomes else 0.0

@@ -21,7 +21,7 @@ Send = Callable[[int, float], Awaitable[Outcome]]
 
 
 @dataclass
-class Run:
+class LoadRun:
     """The result of a load: the counted requests, the seconds from the start of counting to the end of the
     last request, the delays of this process's event loop (seconds, every LAG_STEP), and whether the run was
     aborted."""
@@ -33,7 +33,7 @@ class Run:
 
 
 @dataclass
-class Progress:
+class LoadProgress:
     """A progress line on stderr, updated at most five times per second."""
 
     number: int | None
@@ -79,11 +79,11 @@ def arrivals(rate: float, seed: int, *, number: int | None = None, until: float 
 
 async def closed_loop(
     send: Send, concurrency: int, *, number: int | None = None, duration: float | None = None
-) -> Run:
+) -> LoadRun:
     """Run `concurrency` clients that each send the next request when the previous one is complete, until
     `number` requests are sent or `duration` seconds have passed."""
-    run = Run([], 0.0, [])
-    progress = Progress(number)
+    run = LoadRun([], 0.0, [])
+    progress = LoadProgress(number)
     indices = iter(range(number)) if number is not None else itertools.count()
     start = time.perf_counter()
     until = float("inf") if duration is None else start + duration
@@ -112,12 +112,12 @@ async def open_loop(
     *,
     lead_in: float = 0.0,
     hopeless: Callable[[list[Outcome]], bool] | None = None,
-) -> Run:
+) -> LoadRun:
     """Send requests at `times` (seconds from now), regardless of how many are active. Those before `lead_in`
     fill the server and are not counted. As soon as `hopeless` returns True for the counted ones that are
     complete, the run is aborted and the remaining connections are closed."""
-    run = Run([], 0.0, [])
-    progress = Progress(len(times))
+    run = LoadRun([], 0.0, [])
+    progress = LoadProgress(len(times))
     start = time.perf_counter()
 
     async def one_request(index: int, due: float) -> Outcome:

@@ -10,7 +10,7 @@ import aiohttp
 
 from light_tts.tools.bench import figures
 from light_tts.tools.bench.client import Outcome, speak
-from light_tts.tools.bench.load import Run, arrivals, closed_loop, open_loop
+from light_tts.tools.bench.load import LoadRun, arrivals, closed_loop, open_loop
 from light_tts.tools.bench.search import Goal, find_highest
 from light_tts.tools.bench.workload import Workload
 
@@ -81,7 +81,9 @@ class Benchmark:
         run = await open_loop(self._send, times, lead_in=args.lead_in, hopeless=hopeless)
         return self._add_point(run, "open", None, rate)
 
-    def _add_point(self, run: Run, mode: str, concurrency: int | None, rate: float | None) -> dict[str, Any]:
+    def _add_point(
+        self, run: LoadRun, mode: str, concurrency: int | None, rate: float | None
+    ) -> dict[str, Any]:
         load = {"mode": mode, "concurrency": concurrency, "rate": rate, "stream": self.args.stream}
         point = load | figures.summarize(run)
         if self.args.csv:

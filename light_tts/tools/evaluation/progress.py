@@ -8,7 +8,7 @@ import time
 SILENCE = 10.0  # seconds between lines if the output is not a terminal
 
 
-class Progress:
+class EvaluationProgress:
     """A line that is overwritten on a terminal, and occasional lines elsewhere."""
 
     def __init__(self, total: int) -> None:

@@ -13,6 +13,7 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
 from light_tts.models.flow.backend import choose_flow
+from light_tts.models.flow_options import FlowOptions
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.parity import Check, Comparison, Golden
@@ -25,7 +26,7 @@ GROWN = 4  # the official schedule grows its chunks to this multiple of the firs
 def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
     """Return the same configuration as a server on a CPU."""
     device, config = torch.device("cpu"), golden.config
-    new_flow = choose_flow(golden.checkpoint, config, device, torch.float32, False, 1, MEMORY)
+    new_flow = choose_flow(golden.checkpoint, config, device, torch.float32, FlowOptions(memory=MEMORY))
     hift = Hift.from_checkpoint(golden.checkpoint, config, device)
     return Token2Wav(new_flow(), TorchVocoder(hift), config, full_last_chunk, device)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from light_tts.models.flow.trt.onnx_graph import OUTPUT, graph_inputs
-from light_tts.models.flow.trt.plan import Sizes, TensorRtError, make_logger, open_engine
+from light_tts.models.flow.trt.plan import EngineSizes, TensorRtError, make_logger, open_engine
 from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
 
 TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -24,7 +24,7 @@ class TensorRtEstimator:
     PyTorch's allocator, sized by each call's shapes.
     """
 
-    def __init__(self, trt: Any, engine: Any, module: Estimator, sizes: Sizes) -> None:
+    def __init__(self, trt: Any, engine: Any, module: Estimator, sizes: EngineSizes) -> None:
         self._trt = trt
         self._engine = engine
         self._module = module
@@ -84,7 +84,7 @@ def load(
     """
     import tensorrt as trt
 
-    sizes = Sizes(2 * max_batch_size)
+    sizes = EngineSizes(2 * max_batch_size)
     engine = open_engine(trt, make_logger(trt), module, device, model_dir, sizes)
     estimator = TensorRtEstimator(trt, engine, module, sizes)
     check(estimator, module)

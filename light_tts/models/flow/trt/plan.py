@@ -36,7 +36,7 @@ class TensorRtError(Exception):
 
 
 @dataclass(frozen=True)
-class Sizes:
+class EngineSizes:
     """Supported sizes of an engine: batches of 2 (guided and unguided) to `max_batch` rows of 2 to
     `max_frames`."""
 
@@ -51,7 +51,7 @@ class Sizes:
 
 
 def open_engine(
-    trt: Any, logger: Any, module: Estimator, device: torch.device, model_dir: Path | None, sizes: Sizes
+    trt: Any, logger: Any, module: Estimator, device: torch.device, model_dir: Path | None, sizes: EngineSizes
 ) -> Any:
     """Return the engine of these weights for this GPU: read from the checkpoint's directory or the user's
     cache, or built and stored there. If several processes need it, one builds it and the others wait. Raises
@@ -74,7 +74,7 @@ def open_engine(
     return engine
 
 
-def plan_name(version: str, module: Estimator, device: torch.device, sizes: Sizes) -> str:
+def plan_name(version: str, module: Estimator, device: torch.device, sizes: EngineSizes) -> str:
     """Return a file name that identifies everything an engine depends on."""
     gpu = re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name(device)).strip("-")
     capability = "".join(map(str, torch.cuda.get_device_capability(device)))
@@ -149,7 +149,7 @@ def _one_builder(plan: Path) -> Iterator[None]:
 # -- building
 
 
-def _build(trt: Any, logger: Any, module: Estimator, sizes: Sizes) -> bytes:
+def _build(trt: Any, logger: Any, module: Estimator, sizes: EngineSizes) -> bytes:
     log.info("load_trt: building an engine for this GPU; this takes minutes and happens only once")
     started = time.monotonic()
     builder = trt.Builder(logger)
@@ -174,7 +174,7 @@ def _build(trt: Any, logger: Any, module: Estimator, sizes: Sizes) -> bytes:
     return bytes(plan)
 
 
-def _profile(builder: Any, channels: int, sizes: Sizes) -> Any:
+def _profile(builder: Any, channels: int, sizes: EngineSizes) -> Any:
     profile = builder.create_optimization_profile()
     least, usual, most = (
         estimator_onnx.input_shapes(channels, batch, frames)

@@ -31,7 +31,7 @@ from light_tts.models.flow.unet.estimator import (
     sinusoids,
 )
 from light_tts.models.flow.unet.kept import COPIES, Kept
-from light_tts.models.flow.unet.rows import Buffers, Rows, Run
+from light_tts.models.flow.unet.rows import Buffers, PackedRun, Rows
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Resnet:
             Conv.of(block.res_conv, dtype),
         )
 
-    def __call__(self, run: Run, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
+    def __call__(self, run: PackedRun, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
         """x: (2 rows, in) -> out: (2 rows, width); `eps`: of the following norm"""
         rows, position = run.rows, run.rows.position
         first, second = self.first, self.second
@@ -135,7 +135,7 @@ class Transformer:
             plain(feed[2]),
         )
 
-    def __call__(self, run: Run, x: Tensor) -> None:
+    def __call__(self, run: PackedRun, x: Tensor) -> None:
         """x: (2 rows, width), in place"""
         rows, position, normal = run.rows, run.rows.position, run.rows.buffers.normal
         if normal is None:
@@ -160,13 +160,13 @@ class Transformer:
 
 
 @dataclass(frozen=True)
-class Stage:
+class UNetStage:
     """A residual block followed by transformer blocks."""
 
     resnet: Resnet
     blocks: list[Transformer]
 
-    def __call__(self, run: Run, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
+    def __call__(self, run: PackedRun, x: Tensor, between: Tensor, out: Tensor) -> Tensor:
         x = self.resnet(run, x, between, out, self.blocks[0].eps)
         for block in self.blocks:
             block(run, x)
@@ -196,8 +196,10 @@ class PackedEstimator:
         self._dt = torch.tensor([dt for _, dt in steps], device=device)
         times = _time_embedding(estimator, times)
 
-        def stage(resnet: ResnetBlock, blocks: nn.ModuleList) -> Stage:
-            return Stage(Resnet.of(resnet, times, dtype), [Transformer.of(block, dtype) for block in blocks])
+        def stage(resnet: ResnetBlock, blocks: nn.ModuleList) -> UNetStage:
+            return UNetStage(
+                Resnet.of(resnet, times, dtype), [Transformer.of(block, dtype) for block in blocks]
+            )
 
         resnet, blocks, conv = estimator.down_blocks[0]
         self._down, self._down_conv = stage(resnet, blocks), Conv.of(conv, dtype)
@@ -211,7 +213,7 @@ class PackedEstimator:
 
     def step(self, rows: Rows) -> None:
         """Run one Euler step: updates x, also in the inputs, and adds 1 to `rows.step`."""
-        width, run = self._width, Run(rows)
+        width, run = self._width, PackedRun(rows)
         joined, skip = rows.buffers.joined[:, :width], rows.buffers.joined[:, width:]
         a, b, between = rows.buffers.hidden
 

@@ -108,7 +108,7 @@ class Rows:
             part.fill_(-1)
 
 
-class Run:
+class PackedRun:
     """One evaluation over `rows`: hands each convolution and each attention layer, in order, its part of the
     cache; None if there is no cache."""
 

@@ -14,7 +14,7 @@ from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, VoiceS
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import Drawing, check_text, random_seed, speech_options
 from light_tts.server.httpserver.openapi import body_of
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut
 from light_tts.server.httpserver.sound.response import SoundResponse
 from light_tts.server.httpserver.surface import HttpArrival, route_class
@@ -67,7 +67,9 @@ async def spoken_answer(
         options = msgspec.structs.replace(options, word_times=kind is not SoundResponse)
         arrival.admit(options, text)
         prompt = await wanted_voice(state, voice)
-        call = arrival.submit(Speech(style=0, prompt=prompt, options=options, text=text, stream=not whole))
+        call = arrival.submit(
+            WantedSpeech(style=0, prompt=prompt, options=options, text=text, stream=not whole)
+        )
     return kind(call, sound, explain, **{"X-Seed": str(options.seed)})
 
 

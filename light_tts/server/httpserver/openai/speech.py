@@ -15,7 +15,7 @@ from light_tts.server.httpserver.openai.errors import explain
 from light_tts.server.httpserver.openai.events import EventResponse
 from light_tts.server.httpserver.openai.fields import CreateSpeech
 from light_tts.server.httpserver.openapi import body_of
-from light_tts.server.httpserver.request import Speech
+from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 from light_tts.server.httpserver.sound.response import SoundResponse
 from light_tts.server.httpserver.surface import HttpArrival, route_class
@@ -54,7 +54,7 @@ def wishes(fields: CreateSpeech) -> SoundWishes:
     )
 
 
-async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Request) -> Speech:
+async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Request) -> WantedSpeech:
     """Raises RequestError. The costly part comes last, and only for a request that has been admitted."""
     state = request.app.state
     manager: HttpServerManager = state.manager
@@ -72,7 +72,7 @@ async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Reque
         recording_text=fields.ref_text,
         instructions=fields.instructions,
     )
-    return Speech(style=style, prompt=prompt, options=options, text=text, stream=not fields.whole)
+    return WantedSpeech(style=style, prompt=prompt, options=options, text=text, stream=not fields.whole)
 
 
 def check_word_times(fields: CreateSpeech, manager: HttpServerManager, style: int) -> None:

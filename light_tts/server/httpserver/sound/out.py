@@ -8,7 +8,7 @@ import numpy as np
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.sound import encoders
-from light_tts.server.httpserver.sound.shape import Fade, PauseLimit, Resampler, Step, Tempo
+from light_tts.server.httpserver.sound.shape import Fade, PauseLimit, Resampler, SoundStep, Tempo
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SoundOut:
         self.sample_rate = rate
         self.format = wishes.format
         self.content_type = encoders.content_type(wishes.format)
-        self._steps: list[Step] = []
+        self._steps: list[SoundStep] = []
         if wishes.max_pause is not None:
             self._steps.append(PauseLimit(source_rate, wishes.max_pause))
         if wishes.speed != 1.0:

@@ -19,7 +19,7 @@ SILENCE = 0.01  # -40 dBFS
 _EMPTY = np.zeros(0, np.float32)
 
 
-class Step(Protocol):
+class SoundStep(Protocol):
     def push(self, samples: np.ndarray) -> np.ndarray: ...
 
     def finish(self) -> np.ndarray: ...
