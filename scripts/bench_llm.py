@@ -27,6 +27,7 @@ from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.scheduler import Limits, Scheduler
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.models.checkpoint.config import LLMConfig
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from light_tts.tools.tiny_checkpoint import SIZES
@@ -175,21 +176,18 @@ class Loop:
             )
         )
         for i in range(batch):
-            sequence = OneShot(
+            part = PartRequest(
                 job=str(i),
                 part=0,
                 seed=i,
                 ids=model.ids,
                 limit=prompt + output,
-                prompt_text=[],
-                text=[(7 * i + j) % 500 for j in range(TEXT)],
                 prompt_speech=[(11 * i + j) % 500 for j in range(prompt - TEXT - 2)],
-                forced=[],
                 min_outputs=output,
                 max_outputs=output,
                 sampling=SAMPLING,
             )
-            self._scheduler.submit(sequence)
+            self._scheduler.submit(OneShot(part, [(7 * i + j) % 500 for j in range(TEXT)]))
         self.steps = self.rounds = 0
 
     def prefill(self) -> None:

@@ -6,7 +6,7 @@ from support.llm_requests import ARRAYS, GOLDEN, TEXT, Loop, alone, bistream, re
 
 from light_tts.common.sampling import draw
 from light_tts.engine.llm.one_shot import OneShot
-from light_tts.engine.llm.sequence import SequenceError
+from light_tts.engine.llm.sequence import PartRequest, SequenceError
 from light_tts.tools.parity.llm import (
     SLOTS,
     bistream_sequence,
@@ -153,9 +153,8 @@ def test_requests_that_can_never_fit_name_the_limit():
     ],
 )
 def test_length_of_speech_follows_that_of_the_text_unless_given(given, limits):
-    options = {"min_outputs": None, "max_outputs": None, "limit": SLOTS, **given}
-    ids = load_model(GOLDEN).ids
-    part = OneShot("j/0", 0, 1, ids, prompt_text=[], text=TEXT[:1], prompt_speech=[], forced=[], **options)
+    request = PartRequest("j/0", 0, 1, load_model(GOLDEN).ids, **{"limit": SLOTS, **given})
+    part = OneShot(request, TEXT[:1])
     assert (part.min_outputs, part.max_outputs) == limits
 
 

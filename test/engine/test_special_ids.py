@@ -3,17 +3,18 @@
 from light_tts.common.row_state import ALLOWED, BANNED, HELD
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.one_shot import OneShot
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.models.checkpoint.config import SpecialIds
 from light_tts.models.llm.speech_lm import SpeechIds
 
 SPECIAL = SpecialIds(count=200, eos=1, fill=3, held=(1, 7))
 IDS = SpeechIds(100, 500, SPECIAL)
-COMMON = {"job": "a/0", "part": 0, "seed": 1, "ids": IDS, "limit": 300, "prompt_text": [], "forced": []}
+PART = PartRequest("a/0", 0, 1, IDS, limit=300)
 
 
 def test_each_special_id_ends_a_part_and_those_held_wait_for_its_least_length():
     for stop in (500, 501, 699):
-        sequence = OneShot(text=[1, 2, 3], prompt_speech=[], **COMMON)
+        sequence = OneShot(PART, [1, 2, 3])
         sequence.accept(499)
         sequence.accept(stop)
         assert sequence.finished and sequence.outputs == [499]
@@ -22,7 +23,7 @@ def test_each_special_id_ends_a_part_and_those_held_wait_for_its_least_length():
 
 
 def test_a_stream_of_text_may_draw_the_fill_id_until_its_text_has_ended_and_then_the_end():
-    sequence = Bistream(prompt_speech=[], mix=(2, 3), **COMMON)
+    sequence = Bistream(PART, mix=(2, 3))
     sequence.append_text([1, 2])
     assert [i for i, ban in enumerate(sequence.bans) if ban != BANNED] == [3]
     sequence.accept(5)

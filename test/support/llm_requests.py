@@ -11,7 +11,7 @@ from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.scheduler import Limits, Scheduler
-from light_tts.engine.llm.sequence import Sequence
+from light_tts.engine.llm.sequence import PartRequest, Sequence
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.llm import SLOTS, finish, golden_ids, load_engine, load_model, run
 
@@ -27,21 +27,21 @@ def request(i: int, forced: list[int] = (), **options) -> OneShot:
     """One of many different requests."""
     lengths = {"min_outputs": 20 + i, "max_outputs": 40 + 5 * i, "limit": SLOTS}
     options = {**lengths, "sampling": RULES[i % len(RULES)], **options}
-    return OneShot(
+    part = PartRequest(
         job=f"{i}/0",
         part=i % 2,
         seed=1000 + i,
         ids=load_model(GOLDEN).ids,
         prompt_text=TEXT[: i % 4],
-        text=TEXT[i : 3 * i + 4],
         prompt_speech=PROMPT[: 13 * i],
         forced=list(forced),
         **options,
     )
+    return OneShot(part, TEXT[i : 3 * i + 4])
 
 
 def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
-    return Bistream(
+    part = PartRequest(
         job=f"b{seed}/0",
         part=0,
         seed=seed,
@@ -50,8 +50,8 @@ def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
         prompt_text=TEXT[:7],
         prompt_speech=PROMPT[:20],
         forced=list(forced),
-        mix=(5, 15),
     )
+    return Bistream(part, mix=(5, 15))
 
 
 @cache

@@ -12,6 +12,7 @@ import yaml
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.one_shot import OneShot
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.models.checkpoint.config import COSYVOICE2_IDS, load_config
 from light_tts.models.frontend.tokenizer import SPECIAL_TOKENS, TextTokenizer
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechIds, SpeechLM
@@ -88,9 +89,8 @@ def targets_after(layout) -> list[int]:
 
 def test_one_shot_is_what_the_server_feeds():
     prompt, target = spoken(7, 40, 1), spoken(9, 45, 2)
-    server = OneShot(
-        "job", 0, 0, IDS, 4096, list(prompt.text), list(target.text), list(prompt.speech), list(target.speech)
-    )
+    part = PartRequest("job", 0, 0, IDS, 4096, list(prompt.text), list(prompt.speech), list(target.speech))
+    server = OneShot(part, list(target.text))
     layout = one_shot(joined([prompt, target]), IDS)
     assert layout.inputs.tolist() == server.inputs
     assert targets_after(layout) == [*prompt.speech, *target.speech, IDS.eos]
@@ -126,10 +126,9 @@ def test_bistream_is_what_the_server_feeds(texts, tokens, prompt):
 
     prompt_texts = 8 if prompt else 0
     in_prompt = prompt + min(fills, max(0, prompt - 1) // MIX[1])  # and the fills among them
-    server = Bistream(
-        "job", 0, 0, IDS, 4096, whole.text[:prompt_texts].tolist(), whole.speech[:prompt].tolist(),
-        said[in_prompt:-1], MIX,
-    )  # fmt: skip
+    prompt_text, prompt_speech = whole.text[:prompt_texts].tolist(), whole.speech[:prompt].tolist()
+    part = PartRequest("job", 0, 0, IDS, 4096, prompt_text, prompt_speech, said[in_prompt:-1])
+    server = Bistream(part, MIX)
     server.append_text(whole.text[prompt_texts:].tolist())
     server.finish_text()
     assert server.inputs == layout.inputs.tolist()
@@ -308,9 +307,9 @@ def test_cached_generation_draws_from_what_the_training_computes():
     lm, sampling = model.lm, SamplingRule(top_p=0.9, top_k=25, win_size=10, tau_r=0.1)
     prompt, text = spoken(7, 20, 1), spoken(12, 1, 2).text.tolist()
     parts = [
-        OneShot("a", 0, 1, lm.ids, LIMIT, [], text[:3], [], [], max_outputs=12),
-        OneShot("b", 0, 2, lm.ids, LIMIT, [1, 2], text, prompt.speech.tolist(), [], max_outputs=20),
-        Bistream("c", 0, 3, lm.ids, LIMIT, prompt.text.tolist(), prompt.speech.tolist(), [], MIX),
+        OneShot(PartRequest("a", 0, 1, lm.ids, LIMIT, max_outputs=12), text[:3]),
+        OneShot(PartRequest("b", 0, 2, lm.ids, LIMIT, [1, 2], prompt.speech.tolist(), max_outputs=20), text),
+        Bistream(PartRequest("c", 0, 3, lm.ids, LIMIT, prompt.text.tolist(), prompt.speech.tolist()), MIX),
     ]
     parts[2].max_outputs = 40
     parts[2].append_text(text)

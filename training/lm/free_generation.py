@@ -29,6 +29,7 @@ from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.row_states import latest_outputs
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.llm.sequence import Sequence as Part
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
@@ -210,14 +211,10 @@ class Examination:
     def _part(self, number: int, streams: bool, seed: int) -> Part:
         question, ids = self._questions[number], self._lm.ids
         job, seed = str(number), 1000 * seed + number
+        asked = PartRequest(job, 0, seed, ids, LIMIT, question.prompt_text, question.prompt_speech)
         if not streams:
-            return OneShot(
-                job, 0, seed, ids, LIMIT, question.prompt_text, question.text, question.prompt_speech, []
-            )
-        part = Bistream(
-            job, 0, seed, ids, LIMIT, question.prompt_text, question.prompt_speech, [],
-            self._config.llm.mix_ratio,
-        )  # fmt: skip
+            return OneShot(asked, question.text)
+        part = Bistream(asked, self._config.llm.mix_ratio)
         part.append_text(question.text)
         part.finish_text()
         return part

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from light_tts.common.row_state import BANNED
-from light_tts.common.sampling_rule import GREEDY, SamplingRule
-from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, Sequence, SequenceError
-from light_tts.models.llm.speech_lm import SpeechIds
+from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, PartRequest, Sequence, SequenceError
 
 
 class Bistream(Sequence):
@@ -18,28 +16,15 @@ class Bistream(Sequence):
     followed by the task id and the rest of the speech.
     """
 
-    def __init__(
-        self,
-        job: str,
-        part: int,
-        seed: int,
-        ids: SpeechIds,
-        limit: int,
-        prompt_text: list[int],
-        prompt_speech: list[int],
-        forced: list[int],
-        mix: tuple[int, int],
-        min_outputs: int | None = None,
-        max_outputs: int | None = None,
-        sampling: SamplingRule = GREEDY,
-    ) -> None:
+    def __init__(self, request: PartRequest, mix: tuple[int, int]) -> None:
         """Raises SequenceError if the request cannot fit."""
-        super().__init__(job, part, seed, ids, limit, sampling)
-        self._check(prompt_text, prompt_speech + [token for token in forced if token != ids.fill])
-        self.min_outputs = min_outputs or 0
-        self.max_outputs = max_outputs
+        super().__init__(request)
+        ids, prompt_text, prompt_speech = request.ids, request.prompt_text, request.prompt_speech
+        self._check(prompt_text, prompt_speech + [token for token in request.forced if token != ids.fill])
+        self.min_outputs = request.min_outputs or 0
+        self.max_outputs = request.max_outputs
         self._text_per_block, self._speech_per_block = mix
-        self._forced = forced
+        self._forced = request.forced
         self._arrived: deque[int] = deque()  # text not processed yet
         self._text = list(prompt_text)  # text waiting for a block
         self._text_ids = 0  # number of ids that have arrived

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from light_tts.common.sampling_rule import GREEDY, SamplingRule
-from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, Sequence, SequenceError
-from light_tts.models.llm.speech_lm import SpeechIds
+from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, PartRequest, Sequence, SequenceError
 
 MIN_TOKENS_PER_TEXT_ID = 2
 
@@ -14,29 +12,17 @@ class OneShot(Sequence):
 
     max_outputs: int  # known from the beginning
 
-    def __init__(
-        self,
-        job: str,
-        part: int,
-        seed: int,
-        ids: SpeechIds,
-        limit: int,
-        prompt_text: list[int],
-        text: list[int],
-        prompt_speech: list[int],
-        forced: list[int],
-        min_outputs: int | None = None,
-        max_outputs: int | None = None,
-        sampling: SamplingRule = GREEDY,
-        longest: int | None = None,
-    ) -> None:
-        """`longest`: maximum number of outputs, whatever `max_outputs` says. Raises SequenceError if the
-        request cannot fit."""
-        super().__init__(job, part, seed, ids, limit, sampling)
-        self._check(prompt_text + text, prompt_speech + forced)
+    def __init__(self, request: PartRequest, text: list[int], longest: int | None = None) -> None:
+        """`longest`: maximum number of outputs, whatever the request says. Raises SequenceError if it cannot
+        fit."""
+        super().__init__(request)
+        ids, limit = request.ids, request.limit
+        min_outputs, max_outputs = request.min_outputs, request.max_outputs
+        self._check(request.prompt_text + text, request.prompt_speech + request.forced)
         if not text:
             raise SequenceError("the text is empty")
-        self.inputs = [ids.sos, *prompt_text, *text, ids.task, *map(ids.speech, prompt_speech)]
+        prompt_speech = map(ids.speech, request.prompt_speech)
+        self.inputs = [ids.sos, *request.prompt_text, *text, ids.task, *prompt_speech]
         if max_outputs is None:
             max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
         if longest is not None:
@@ -51,7 +37,7 @@ class OneShot(Sequence):
                 f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
                 f"(--max_req_total_len), and {max_outputs} for the speech alone"
             )
-        for token in forced:
+        for token in request.forced:
             self.accept(token)
 
     @property

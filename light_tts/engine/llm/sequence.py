@@ -12,8 +12,10 @@ Between two host interventions the device may sample several tokens in a row and
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from light_tts.common.row_state import ALLOWED, HELD
-from light_tts.common.sampling_rule import SamplingRule
+from light_tts.common.sampling_rule import GREEDY, SamplingRule
 from light_tts.models.llm.speech_lm import SpeechIds
 
 MAX_TOKENS_PER_TEXT_ID = 20
@@ -23,16 +25,33 @@ class SequenceError(ValueError):
     """The request cannot be served; the message, meant for the client, names the limit."""
 
 
-class Sequence:
-    """Base class of one-shot and bistream sequences. `limit`: maximum number of ids fed to the model."""
+@dataclass(frozen=True)
+class PartRequest:
+    """Everything that a sequence is created from except its text. `limit`: maximum number of ids fed to the
+    model; `forced`: outputs of an earlier attempt; `min_outputs`, `max_outputs`: None: derived from the length
+    of the text."""
 
-    def __init__(
-        self, job: str, part: int, seed: int, ids: SpeechIds, limit: int, sampling: SamplingRule
-    ) -> None:
-        self.job = job
-        self.part = part
-        self.sampling = sampling
-        self.seed = (seed + 2**63) % 2**64 - 2**63  # wrapped to int64
+    job: str
+    part: int
+    seed: int
+    ids: SpeechIds
+    limit: int
+    prompt_text: list[int] = field(default_factory=list)
+    prompt_speech: list[int] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    min_outputs: int | None = None
+    max_outputs: int | None = None
+    sampling: SamplingRule = GREEDY
+
+
+class Sequence:
+    """Base class of one-shot and bistream sequences."""
+
+    def __init__(self, request: PartRequest) -> None:
+        self.job = request.job
+        self.part = request.part
+        self.sampling = request.sampling
+        self.seed = (request.seed + 2**63) % 2**64 - 2**63  # wrapped to int64
         self.inputs: list[int] = []  # unified ids
         self.outputs: list[int] = []  # speech ids, including bistream fill ids, excluding stop ids
         self.cached = 0
@@ -45,8 +64,8 @@ class Sequence:
         self.error: str | None = None  # why it ended prematurely
         self.min_outputs = 0
         self.max_outputs: int | None = None  # None: not known yet
-        self._ids = ids
-        self._limit = limit
+        self._ids = request.ids
+        self._limit = request.limit
 
     @property
     def pending(self) -> int:

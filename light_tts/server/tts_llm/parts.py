@@ -11,7 +11,7 @@ from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.delivery import Delivery
 from light_tts.engine.llm.one_shot import OneShot
-from light_tts.engine.llm.sequence import Sequence, SequenceError
+from light_tts.engine.llm.sequence import PartRequest, Sequence, SequenceError
 from light_tts.engine.speech.chunk_planner import ChunkPlanner, largest_hop
 from light_tts.models.llm.speech_lm import SpeechIds
 from light_tts.models.numbers import ModelNumbers
@@ -41,22 +41,22 @@ class PartFactory:
         return Speaking(request, self._sequence(request), self._delivery(request), time.monotonic())
 
     def _sequence(self, request: Generate) -> Sequence:
-        common = {
-            "job": request.job,
-            "part": request.part,
-            "seed": request.options.seed,
-            "ids": self._ids,
-            "limit": self._limit,
-            "sampling": sampling_rule(request.options, self._numbers.sampling),
-            "prompt_text": request.prompt_text_ids,
-            "prompt_speech": request.prompt_speech_token.array(np.int32).tolist(),
-            "forced": request.progress.tokens,
-            "min_outputs": request.options.min_new_tokens,
-            "max_outputs": request.options.max_new_tokens,
-        }
+        part = PartRequest(
+            job=request.job,
+            part=request.part,
+            seed=request.options.seed,
+            ids=self._ids,
+            limit=self._limit,
+            prompt_text=request.prompt_text_ids,
+            prompt_speech=request.prompt_speech_token.array(np.int32).tolist(),
+            forced=request.progress.tokens,
+            min_outputs=request.options.min_new_tokens,
+            max_outputs=request.options.max_new_tokens,
+            sampling=sampling_rule(request.options, self._numbers.sampling),
+        )
         if not request.bistream:
-            return OneShot(text=request.text_ids, longest=self._longest, **common)
-        sequence = Bistream(mix=self._numbers.mix_ratio, **common)
+            return OneShot(part, request.text_ids, self._longest)
+        sequence = Bistream(part, self._numbers.mix_ratio)
         sequence.append_text(request.text_ids)
         if sequence.error:
             raise SequenceError(sequence.error)

@@ -15,6 +15,7 @@ from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
 from light_tts.models.checkpoint.config import load_config
@@ -88,17 +89,18 @@ class LocalSpeaker:
         speech = self._prompt(line.prompt_wav).speech_token.tolist() if prompt_text.with_speech else []
         return [
             OneShot(
-                job=line.text,
-                part=part,
-                seed=seed,
-                ids=self._lm.ids,
-                limit=self._lm.backbone.max_position_embeddings,
-                prompt_text=prompt_text.ids,
-                text=ids,
-                prompt_speech=speech,
-                forced=[],
-                max_outputs=most_tokens(line),
-                sampling=rule,
+                PartRequest(
+                    job=line.text,
+                    part=part,
+                    seed=seed,
+                    ids=self._lm.ids,
+                    limit=self._lm.backbone.max_position_embeddings,
+                    prompt_text=prompt_text.ids,
+                    prompt_speech=speech,
+                    max_outputs=most_tokens(line),
+                    sampling=rule,
+                ),
+                ids,
             )
             for part, ids in enumerate(self._frontend.split_text(line.text))
         ]

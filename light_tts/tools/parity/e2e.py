@@ -10,6 +10,7 @@ import torch
 from light_tts.common.audio import read_audio
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.llm.one_shot import OneShot
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem, to_pcm16
 from light_tts.models.frontend.frontend import Frontend
@@ -41,9 +42,9 @@ def _most_probable_tokens(
 ) -> list[int]:
     model = load_model(golden)
     limit = model.backbone.max_position_embeddings
-    sequence = OneShot(
-        "e2e", 0, 0, model.ids, limit, prompt_text, text, voice.speech_token.tolist(), [], max_outputs=count
-    )
+    speech = voice.speech_token.tolist()
+    part = PartRequest("e2e", 0, 0, model.ids, limit, prompt_text, speech, max_outputs=count)
+    sequence = OneShot(part, text)
     return finish(load_engine(golden, slots=len(sequence.inputs) + count), sequence)
 
 

@@ -14,7 +14,7 @@ from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.runner import Draw, Runner, TorchRunner
-from light_tts.engine.llm.sequence import Sequence
+from light_tts.engine.llm.sequence import PartRequest, Sequence
 from light_tts.models.llm.speech_lm import SpeechLM
 
 from . import Comparison, Golden
@@ -50,9 +50,7 @@ def load_engine(
 
 
 def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
-    options = {"prompt_text": [], "prompt_speech": [], "forced": [], **options}
-    ids = load_model(golden).ids
-    return OneShot(job="j/0", part=0, seed=0, ids=ids, limit=SLOTS, text=text_ids, **options)
+    return OneShot(PartRequest("j/0", 0, 0, load_model(golden).ids, SLOTS, **options), text_ids)
 
 
 def run(engine: LLMEngine, sequence: Sequence) -> None:
@@ -160,7 +158,7 @@ def bistream_decoding(golden: Golden) -> Iterator[Comparison]:
 
 def bistream_sequence(golden: Golden, name: str, forced: list[int] = ()) -> Bistream:
     arrays, config = golden.arrays(FILE), golden.config.llm
-    return Bistream(
+    part = PartRequest(
         job="j/0",
         part=0,
         seed=0,
@@ -169,8 +167,8 @@ def bistream_sequence(golden: Golden, name: str, forced: list[int] = ()) -> Bist
         prompt_text=golden_ids(arrays, f"bi_{name}_prompt_text_ids"),
         prompt_speech=golden_ids(arrays, f"bi_{name}_prompt_speech_token"),
         forced=list(forced),
-        mix=config.mix_ratio,
     )
+    return Bistream(part, config.mix_ratio)
 
 
 def bistream_sampler(golden: Golden, name: str) -> Callable:
