@@ -97,6 +97,24 @@ def serve_beside_poison(server, fields: list[dict[str, str]], arm=lambda: True):
     return run_clients(server, disturb), answers
 
 
+class Bystanders:
+    """The jobs of the clients: all that are in work until there are as many."""
+
+    def __init__(self) -> None:
+        self._jobs: set[str] = set()
+        self._complete = False
+
+    def all_known(self) -> bool:
+        self._complete = len(self._jobs) >= CLIENTS
+        return self._complete
+
+    def have_company(self, jobs: list[str]) -> bool:
+        """Whether these, in work at a time, are more than the clients'."""
+        if not self._complete:
+            self._jobs.update(jobs)
+        return self._complete and not self._jobs.issuperset(jobs)
+
+
 def assert_refused(answers: list[httpx.Response], stage: str) -> None:
     for answer in answers:
         assert answer.status_code == 500, answer.text
@@ -106,7 +124,7 @@ def assert_refused(answers: list[httpx.Response], stage: str) -> None:
 def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
     """Each attempt ends the decode process, in which four of the other requests are."""
     usual = 0
-    clients: set[str] = set()
+    clients = Bystanders()
 
     def measure(process: psutil.Process, jobs: list[str]) -> bool:
         nonlocal usual
@@ -115,22 +133,13 @@ def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
 
     def is_due(process: psutil.Process, jobs: list[str]) -> bool:
         """The others also need more than usual where a survivor takes over all of them: they are spared."""
-        if not armed:
-            clients.update(jobs)
-        return armed and bool(set(jobs) - clients) and process.memory_info().rss > usual + ROOM
-
-    armed = False
-
-    def arm() -> bool:
-        nonlocal armed
-        armed = len(clients) >= CLIENTS
-        return armed
+        return clients.have_company(jobs) and process.memory_info().rss > usual + ROOM
 
     with Killer(server, "decode", measure):
         undisturbed = run_clients(server)
     with Killer(server, "decode", is_due) as killer:
         tokens = {"min_new_tokens": str(LONG), "max_new_tokens": str(LONG)}
-        got, answers = serve_beside_poison(server, [tokens], arm)
+        got, answers = serve_beside_poison(server, [tokens], clients.all_known)
     assert_refused(answers, "decode")
     assert killer.killed == 2
     assert_same_audio(got, undisturbed)
@@ -140,21 +149,9 @@ def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
 def test_poison_for_the_llm_does_not_use_up_its_restarts(server, undisturbed):
     """Two requests end it four times within a minute; the others, in the same steps, are not to blame."""
     server.wait_until_ready()
-    clients: set[str] = set()
-    armed = False
-
-    def is_due(process: psutil.Process, jobs: list[str]) -> bool:
-        if not armed:
-            clients.update(jobs)
-        return armed and bool(set(jobs) - clients)
-
-    def arm() -> bool:
-        nonlocal armed
-        armed = len(clients) >= CLIENTS
-        return armed
-
-    with Killer(server, "llm", is_due) as killer:
-        got, answers = serve_beside_poison(server, [{}, {}], arm)
+    clients = Bystanders()
+    with Killer(server, "llm", lambda process, jobs: clients.have_company(jobs)) as killer:
+        got, answers = serve_beside_poison(server, [{}, {}], clients.all_known)
     assert_refused(answers, "llm")
     assert killer.killed == 4
     assert_same_audio(got, undisturbed)
@@ -182,24 +179,19 @@ def test_a_request_that_brings_audio_before_each_death_is_tried_no_more_than_fiv
     server.wait_until_ready()
     poisonous = Client(server, CLIENTS)
     poisonous.fields |= dict.fromkeys(("min_new_tokens", "max_new_tokens"), "400")
-    clients: set[str] = set()
-    armed = False
+    clients = Bystanders()
     heard = 0  # bytes of it at the last death
 
     def is_due(process: psutil.Process, jobs: list[str]) -> bool:
         nonlocal heard
-        if not armed:
-            clients.update(jobs)
-        due = armed and bool(set(jobs) - clients) and len(poisonous.received) > heard
+        due = clients.have_company(jobs) and len(poisonous.received) > heard
         if due:
             heard = len(poisonous.received)
         return due
 
     async def disturb(_) -> None:
-        nonlocal armed
-        while len(clients) < CLIENTS:
+        while not clients.all_known():
             await asyncio.sleep(0.002)
-        armed = True
         with pytest.raises(httpx.RemoteProtocolError):  # cut off: there is no status to send any more
             await poisonous.run()
 

@@ -11,13 +11,13 @@ from torch import nn
 from light_tts.common import audio
 from light_tts.models.checkpoint.config import MelConfig
 from light_tts.models.frontend.features import kaldi_fbank
-from light_tts.models.frontend.speaker import SpeakerEncoder as ServedEncoder
-from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer as ServedTokenizer
+from light_tts.models.frontend.speaker import OnnxSpeakerEncoder
+from light_tts.models.frontend.speech_tokenizer import OnnxSpeechTokenizer
 from training.checkpoint import write_config
 from training.codec import encode, speaker_encoder, speech_tokenizer
 from training.codec.codes import Code, codes_file, read_codes, read_rooms, write_codes
 from training.codec.features import fbanks, resample
-from training.codec.speech_tokenizer import FRAME, Labelled, SpeechTokenizer, Targets, Taught, losses
+from training.codec.speech_tokenizer import FRAME, Labelled, SpeechTokenizer, Targets, TaughtTokenizer, losses
 from training.corpus import rooms
 from training.corpus.corpus import SAMPLE_RATE, Corpus, speech_files
 from training.corpus.crops import Crops, disturbed, tilted
@@ -62,7 +62,7 @@ def exported(tmp_path_factory) -> tuple[Path, SpeechTokenizer, speaker_encoder.S
     torch.manual_seed(0)
     tokenizer, encoder = lively(SpeechTokenizer()), rounded(speaker_encoder.SpeakerEncoder()).eval()
     speech_tokenizer.export_tokenizer(tokenizer, folder / speech_tokenizer.FILE_NAME)
-    speaker_encoder.export_encoder(encoder, folder / ServedEncoder.FILE_NAME)
+    speaker_encoder.export_encoder(encoder, folder / OnnxSpeakerEncoder.FILE_NAME)
     return folder, tokenizer, encoder
 
 
@@ -152,7 +152,7 @@ def test_pitch_is_to_the_speaker_and_loudness_to_the_utterance(corpus):
 
 def test_the_tokenizer_learns_a_batch():
     torch.manual_seed(0)
-    taught = Taught(phonemes=12, speakers=3, mels=20)
+    taught = TaughtTokenizer(phonemes=12, speakers=3, mels=20)
     learner = Learner(taught, 2e-3)
     learner.set_rate(1.0)
     phoneme = torch.randint(0, 12, (2, 8)).repeat_interleave(2, 1)
@@ -170,7 +170,7 @@ def test_the_tokenizer_learns_a_batch():
 
 def test_the_encoder_learns_a_batch():
     torch.manual_seed(0)
-    taught = speaker_encoder.Taught(4)
+    taught = speaker_encoder.TaughtEncoder(4)
     learner = Learner(taught, 1e-3)
     learner.set_rate(1.0)
     speaker = torch.arange(4).repeat(2)
@@ -199,8 +199,8 @@ def test_equal_error_rate():
 def test_the_exported_files_are_small_and_what_the_server_takes(exported):
     folder, tokenizer, encoder = exported
     assert (folder / speech_tokenizer.FILE_NAME).stat().st_size < 5e6
-    assert (folder / ServedEncoder.FILE_NAME).stat().st_size < 2.2e6
-    served_tokenizer, served_encoder = ServedTokenizer(folder), ServedEncoder(folder)
+    assert (folder / OnnxSpeakerEncoder.FILE_NAME).stat().st_size < 2.2e6
+    served_tokenizer, served_encoder = OnnxSpeechTokenizer(folder), OnnxSpeakerEncoder(folder)
     with torch.no_grad():
         for samples in (16_000, 23_456):
             speech = noise(samples, seed=samples)

@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from light_tts.common.audio import resample as served_resample
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.frontend.features import whisper_log_mels
-from light_tts.models.frontend.speaker import SpeakerEncoder as ServedEncoder
-from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer as ServedTokenizer
+from light_tts.models.frontend.speaker import OnnxSpeakerEncoder
+from light_tts.models.frontend.speech_tokenizer import OnnxSpeechTokenizer
 from training.checkpoint import checkpoint_folder, write_config
 from training.codec.codes import Code, Room, codes_file, rooms_file, write_codes, write_rooms
 from training.codec.features import SPEECH_RATE, fbanks, resample
@@ -106,7 +106,7 @@ def _lengths(sequences: Sequence[Tensor]) -> Tensor:
 def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -> tuple[int, int, float]:
     """Compares some utterances with the exported models: tokens that are the same, all tokens, and the lowest
     cosine of two embeddings."""
-    tokenizer, encoder = ServedTokenizer(folder), ServedEncoder(folder)
+    tokenizer, encoder = OnnxSpeechTokenizer(folder), OnnxSpeakerEncoder(folder)
     same, tokens, cosine = 0, 0, 1.0
     for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
         first = int(corpus.start[row])
@@ -161,7 +161,7 @@ def main() -> None:
             break
         time.sleep(1.0)
     folder = checkpoint_folder(args.work)
-    if corpus and (folder / ServedEncoder.FILE_NAME).exists():
+    if corpus and (folder / OnnxSpeakerEncoder.FILE_NAME).exists():
         same, tokens, cosine = difference_to_served(corpus, codes, folder)
         print(
             f"{same} of {tokens} tokens as served, embeddings with a cosine of at least {cosine:.5f}",

@@ -73,7 +73,7 @@ class SpeakerEncoder(nn.Module):
         return self.out(torch.cat([mean, spread], 1)).float()
 
 
-class Taught(nn.Module):
+class TaughtEncoder(nn.Module):
     """With the training speakers, of whom there is one direction each."""
 
     def __init__(self, speakers: int) -> None:
@@ -166,7 +166,7 @@ def main() -> None:
     device, path = training_device(), training_file(args.work, NAME)
     corpus = Corpus.load(args.work, device, shards=args.shards)
     print(f"{NAME}: {corpus.seconds / 3600:.2f} h, {len(corpus.speakers)} speakers", flush=True)
-    taught = Taught(len(corpus.speakers)).to(device)
+    taught = TaughtEncoder(len(corpus.speakers)).to(device)
     learner = Learner(taught, RATE)
     # Between as often as they speak and equally often.
     spoken = torch.zeros(len(corpus.speakers), device=device).index_add_(

@@ -96,7 +96,7 @@ def quantised(digits: Tensor) -> Tensor:
     return digits + (digits.round() - digits).detach()
 
 
-class Listener(nn.Module):
+class CodeListener(nn.Module):
     """What is to be found in the codes. It sees little around each, so that each has to say it itself."""
 
     def __init__(self, phonemes: int, speakers: int, mels: int) -> None:
@@ -135,13 +135,13 @@ def _two_frames(x: Tensor) -> Tensor:
     return x.float().reshape(len(x), 2 * x.shape[1], -1)
 
 
-class Taught(nn.Module):
+class TaughtTokenizer(nn.Module):
     """What is trained together."""
 
     def __init__(self, phonemes: int, speakers: int, mels: int) -> None:
         super().__init__()
         self.tokenizer = SpeechTokenizer()
-        self.listener = Listener(phonemes, speakers, mels)
+        self.listener = CodeListener(phonemes, speakers, mels)
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Targets:
 
 
 def losses(
-    taught: Taught, heard: Tensor, speaker: Tensor, targets: Targets
+    taught: TaughtTokenizer, heard: Tensor, speaker: Tensor, targets: Targets
 ) -> tuple[dict[str, Tensor], Tensor]:
     """heard: (batch, 128, 2 * frames) -> each loss, and the share of right phonemes."""
     codes = quantised(taught.tokenizer(heard))
@@ -266,7 +266,7 @@ def export(work: Path) -> Path:
 
 
 @torch.no_grad()
-def check(taught: Taught, labelled: Labelled) -> str:
+def check(taught: TaughtTokenizer, labelled: Labelled) -> str:
     """How much of what is spoken can be found in the codes of whole utterances, and how many are used."""
     corpus, device = labelled.corpus, labelled.corpus.device
     hits, counts = torch.zeros(4, device=device), torch.zeros(LEVELS**DIGITS, device=device)
@@ -298,7 +298,7 @@ def main() -> None:
     labelled = Labelled(Corpus.load(args.work, device, shards=args.shards), config, ids)
     corpus = labelled.corpus
     print(f"{NAME}: {corpus.seconds / 3600:.2f} h, {len(corpus.speakers)} speakers", flush=True)
-    taught = Taught(max(ids.values()) + 1, len(corpus.speakers), config.num_mels).to(device)
+    taught = TaughtTokenizer(max(ids.values()) + 1, len(corpus.speakers), config.num_mels).to(device)
     learner = Learner(taught, RATE)
     crops = Crops(corpus, corpus.samples, CROP_FRAMES * FRAME, MARGIN)
 

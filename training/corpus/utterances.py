@@ -30,7 +30,7 @@ MANDARIN = 0.4  # share of the hours
 
 
 @dataclass(frozen=True)
-class Utterance:
+class CorpusUtterance:
     id: str
     text: str
     spoken: str
@@ -45,7 +45,7 @@ class Utterance:
 
 
 @dataclass(frozen=True)
-class MandarinUtterance(Utterance):
+class MandarinUtterance(CorpusUtterance):
     words: str
 
 
@@ -71,7 +71,7 @@ def training_utterances(
     hours: float,
     seed: int = 0,
     shares: Mapping[str, float] = SHARES,
-) -> Iterator[Utterance]:
+) -> Iterator[CorpusUtterance]:
     """sentences: of one language; shares: of the kinds of speakers."""
     draw = random.Random(seed)
     decks = {
@@ -105,19 +105,21 @@ def training_utterances(
             number += 1
 
 
-def joined(name: str, parts: Sequence[dict], speaker: str, split: str) -> Utterance:
+def joined(name: str, parts: Sequence[dict], speaker: str, split: str) -> CorpusUtterance:
     """The sentences `parts`, of one language, as one utterance."""
 
     def all_of(field: str, between: str = " ") -> str:
         return between.join(part[field] for part in parts)
 
     if "words" not in parts[0]:
-        return Utterance(name, all_of("text"), all_of("spoken"), all_of("phonemes"), speaker, split)
+        return CorpusUtterance(name, all_of("text"), all_of("spoken"), all_of("phonemes"), speaker, split)
     texts = (all_of("text", ""), all_of("spoken", ""), all_of("phonemes"))
     return MandarinUtterance(f"z{name}", *texts, speaker, split, all_of("words"))
 
 
-def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int = 1) -> Iterator[Utterance]:
+def held_out_utterances(
+    sentences: list[dict], voices: list[Speaker], seed: int = 1
+) -> Iterator[CorpusUtterance]:
     """Single sentences that nothing is trained on, by speakers that nothing is trained on: what is measured,
     and the prompts for it. Both of one language."""
     draw = random.Random(seed)
@@ -127,7 +129,7 @@ def held_out_utterances(sentences: list[dict], voices: list[Speaker], seed: int 
         yield joined(f"t{number:05}", [sentence], deck.deal().name, "test")
 
 
-def interleaved(parts: Sequence[Sequence[Utterance]]) -> list[Utterance]:
+def interleaved(parts: Sequence[Sequence[CorpusUtterance]]) -> list[CorpusUtterance]:
     """All of them, each part in its order, so that any beginning has each part in its share."""
     places = [
         (number / len(part), which, utterance)

@@ -180,17 +180,9 @@ class PairedSpeech:
             anywhere.astype(np.int64),
         )
         averaged = ~in_room & (draw.random(batch) < AVERAGED)
-        chosen = Choice(
-            first=self.start[first] + self.size[first] - first_size,
-            first_size=first_size,
-            second=self.start[second],
-            second_size=second_size,
-            known=known,
-            embedding=np.where(averaged, len(self.size) + self.speaker[second], first),
-            complete=second_size == self.size[second],
-            streaming=draw.random(batch) < STREAMED,
-        )
-        return sent(torch.from_numpy(np.stack(chosen).astype(np.int64)), self.device)
+        embedding = np.where(averaged, len(self.size) + self.speaker[second], first)
+        streaming = draw.random(batch) < STREAMED
+        return self._sent(first, first_size, second, second_size, known, embedding, streaming)
 
     def pairs(self, second: np.ndarray, draw: np.random.Generator) -> Tensor:
         """second: (batch,) recordings -> as `draw` does, these after clean prompts whose mel is known, as far
@@ -199,15 +191,29 @@ class PairedSpeech:
         low, high = PROMPT_TOKENS
         first_size = np.minimum(self.size[first], draw.integers(low, high + 1, len(second)))
         second_size = np.minimum(self.size[second], self.row_tokens - first_size)
+        whole = np.zeros_like(second)
+        return self._sent(first, first_size, second, second_size, first_size, first, whole)
+
+    def _sent(
+        self,
+        first: np.ndarray,
+        first_size: np.ndarray,
+        second: np.ndarray,
+        second_size: np.ndarray,
+        known: np.ndarray,
+        embedding: np.ndarray,
+        streaming: np.ndarray,
+    ) -> Tensor:
+        """The end of each first recording and the beginning of each second one, as `draw` returns them."""
         chosen = Choice(
             first=self.start[first] + self.size[first] - first_size,
             first_size=first_size,
             second=self.start[second],
             second_size=second_size,
-            known=first_size,
-            embedding=first,
+            known=known,
+            embedding=embedding,
             complete=second_size == self.size[second],
-            streaming=np.zeros_like(second),
+            streaming=streaming,
         )
         return sent(torch.from_numpy(np.stack(chosen).astype(np.int64)), self.device)
 

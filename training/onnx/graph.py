@@ -20,7 +20,7 @@ COMMUTATIVE = ("Add", "Mul")
 
 
 @dataclass(frozen=True)
-class Node:
+class OnnxNode:
     operator: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -32,24 +32,26 @@ class Match:
     """What the variables stand for, and the node of each operator (of several with one name: any of them)."""
 
     names: dict[str, str] = field(default_factory=dict)
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, OnnxNode] = field(default_factory=dict)
 
 
 class Graph:
     """Nodes in an order in which they can run, constants by name, and the names of the outputs."""
 
-    def __init__(self, nodes: Sequence[Node], constants: dict[str, Tensor], outputs: Sequence[str]) -> None:
+    def __init__(
+        self, nodes: Sequence[OnnxNode], constants: dict[str, Tensor], outputs: Sequence[str]
+    ) -> None:
         self.nodes = list(nodes)
         self.constants = dict(constants)
         self.outputs = list(outputs)
-        self._maker: dict[str, Node] = {}
+        self._maker: dict[str, OnnxNode] = {}
 
     @classmethod
     def read(cls, path: Path, outputs: Sequence[str] | None = None) -> Graph:
         """`outputs`: also from within the graph; None: those of the graph."""
         graph = onnx.load(path).graph
         nodes = [
-            Node(
+            OnnxNode(
                 node.op_type,
                 tuple(node.input),
                 tuple(node.output),
@@ -60,7 +62,7 @@ class Graph:
         constants = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in graph.initializer}
         return cls(nodes, constants, outputs or [output.name for output in graph.output])
 
-    def rewrite(self, change: Callable[[Node], Iterable[Node]]) -> None:
+    def rewrite(self, change: Callable[[OnnxNode], Iterable[OnnxNode]]) -> None:
         """Each node becomes those that `change` gives, which sees what has become of the ones before."""
         nodes, self.nodes, self._maker = self.nodes, [], {}
         for node in nodes:

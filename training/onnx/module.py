@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from onnx import numpy_helper
 from torch import Tensor
 
-from training.onnx.graph import Graph, Node
+from training.onnx.graph import Graph, OnnxNode
 from training.onnx.simplify import simplify
 
 Attributes = dict[str, Any]
@@ -101,7 +101,7 @@ class Operators:
         self.device = device
         self._lstms: dict[str, torch.nn.LSTM] = {}  # by the name of their weight
 
-    def run(self, node: Node, inputs: Inputs) -> Sequence[Tensor]:
+    def run(self, node: OnnxNode, inputs: Inputs) -> Sequence[Tensor]:
         if node.operator in PLAIN:
             result = PLAIN[node.operator](*self._together(*inputs))
         else:

@@ -19,10 +19,10 @@ import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
-from training.onnx.graph import Graph, Match, Node, Pattern
+from training.onnx.graph import Graph, Match, OnnxNode, Pattern
 
-Runner = Callable[[Node, list[Tensor | None]], Sequence[Tensor]]
-Become = Callable[[Graph, Node, Match], list[Node]]
+Runner = Callable[[OnnxNode, list[Tensor | None]], Sequence[Tensor]]
+Become = Callable[[Graph, OnnxNode, Match], list[OnnxNode]]
 
 
 def simplify(graph: Graph, run: Runner) -> None:
@@ -38,7 +38,7 @@ def simplify(graph: Graph, run: Runner) -> None:
 
 
 def _fold(graph: Graph, run: Runner) -> None:
-    def change(node: Node) -> list[Node]:
+    def change(node: OnnxNode) -> list[OnnxNode]:
         if any(name and name not in graph.constants for name in node.inputs):
             return [node]
         values = run(node, [graph.constants.get(name) for name in node.inputs])
@@ -51,7 +51,7 @@ def _fold(graph: Graph, run: Runner) -> None:
 # -- int8
 
 
-def _with_whole_bias(graph: Graph, node: Node) -> Node:
+def _with_whole_bias(graph: Graph, node: OnnxNode) -> OnnxNode:
     """A bias comes divided by the scale of the sum that it is added to, and rounded as that one is."""
     scale = ("Mul", ("DynamicQuantizeLinear", "x"), "#scale")
     pattern = ("Cast", {"to": TensorProto.INT32}, ("Floor", ("Div", "#bias", scale)))
@@ -63,7 +63,7 @@ def _drop_quantisation(graph: Graph) -> None:
     """Activations stay as they are (scale 1, zero 0), weights become float."""
     values: dict[str, str] = {}
 
-    def change(node: Node) -> list[Node]:
+    def change(node: OnnxNode) -> list[OnnxNode]:
         inputs = tuple(values.get(name, name) for name in node.inputs)
         if node.operator == "DynamicQuantizeLinear":
             values[node.outputs[0]] = inputs[0]
@@ -77,7 +77,7 @@ def _drop_quantisation(graph: Graph) -> None:
                 graph.derived(whole, side, zero) if side in graph.constants else side
                 for side, zero in zip(inputs[:2], zeros, strict=False)
             )
-            return [Node(operator, tuple(sides), node.outputs, node.attributes)]
+            return [OnnxNode(operator, tuple(sides), node.outputs, node.attributes)]
         if node.operator == "DynamicQuantizeLSTM":
             # The states that it starts with, which are zero anyway, would come from shapes.
             inputs = (*inputs[:4], "", "", "", "", *inputs[8:])
@@ -98,74 +98,74 @@ def _whole_kernel(weight: Tensor, zero: Tensor | None) -> Tensor:
 # -- what a pattern becomes: no nodes if it does not apply after all
 
 
-def _ruled(graph: Graph, node: Node, pattern: Pattern, become: Become) -> list[Node]:
+def _ruled(graph: Graph, node: OnnxNode, pattern: Pattern, become: Become) -> list[OnnxNode]:
     found = graph.match(pattern, node.outputs[0]) if node.operator == pattern[0] else None
     return (found and become(graph, node, found)) or [node]
 
 
-def _linear(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _linear(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     x, weight, scale = (found.names[name] for name in ("x", "#weight", "#scale"))
     if graph.constants[weight].dim() != 2 or graph.constants[scale].dim() > 1:
         return []
-    return [Node("Linear", (x, graph.derived(_scaled_transposed, weight, scale)), node.outputs)]
+    return [OnnxNode("Linear", (x, graph.derived(_scaled_transposed, weight, scale)), node.outputs)]
 
 
 def _scaled_transposed(weight: Tensor, scale: Tensor) -> Tensor:
     return (weight * scale).t()
 
 
-def _biased_linear(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _biased_linear(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     x, weight, bias = (found.names[name] for name in ("x", "#weight", "#bias"))
     if graph.constants[bias].shape != graph.constants[weight].shape[:1]:
         return []
     if node.operator == "Add":
-        return [Node("Linear", (x, weight, bias), node.outputs)]
+        return [OnnxNode("Linear", (x, weight, bias), node.outputs)]
     inner = f"{node.outputs[0]} before"
-    return [Node("Linear", (x, weight, bias), (inner,)), replace(node, inputs=(inner,))]
+    return [OnnxNode("Linear", (x, weight, bias), (inner,)), replace(node, inputs=(inner,))]
 
 
-def _convolution(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _convolution(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     x, weight, scale = (found.names[name] for name in ("x", "#weight", "#scale"))
     if graph.constants[scale].numel() != 1:
         return []
     inputs = [x, graph.derived(torch.mul, weight, scale)]
     if "#bias" in found.names:
         inputs.append(graph.derived(_scaled_flat, found.names["#bias"], scale))
-    return [Node("Conv", tuple(inputs), node.outputs, found.nodes["Conv"].attributes)]
+    return [OnnxNode("Conv", tuple(inputs), node.outputs, found.nodes["Conv"].attributes)]
 
 
 def _scaled_flat(bias: Tensor, scale: Tensor) -> Tensor:
     return (bias * scale).flatten()
 
 
-def _instance_norm(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _instance_norm(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     axes, epsilon = (graph.constants[found.names[name]] for name in ("#axes", "#epsilon"))
     if axes.tolist() != [2]:
         return []
     inputs = tuple(found.names[name] for name in ("x", "weight", "bias"))
-    return [Node("InstanceNorm", inputs, node.outputs, {"epsilon": epsilon.item()})]
+    return [OnnxNode("InstanceNorm", inputs, node.outputs, {"epsilon": epsilon.item()})]
 
 
-def _snake(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _snake(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     if graph.constants[found.names["#two"]].item() != 2:
         return []
-    return [Node("Snake", tuple(found.names[name] for name in ("x", "#a", "#b")), node.outputs)]
+    return [OnnxNode("Snake", tuple(found.names[name] for name in ("x", "#a", "#b")), node.outputs)]
 
 
-def _reshape_to_heads(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _reshape_to_heads(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     """Sizes that remain are 0."""
     names = [found.names[name] for name in ("#0", "#1", "#heads", "#size")]
     if [graph.constants[name].item() for name in names[:2]] != [0, 1]:
         return []
     sizes = graph.derived(_heads_sizes, *names[2:])
-    return [Node("Reshape", (found.names["y"], sizes), node.outputs)]
+    return [OnnxNode("Reshape", (found.names["y"], sizes), node.outputs)]
 
 
 def _heads_sizes(heads: Tensor, size: Tensor) -> Tensor:
     return torch.cat([torch.zeros(2, dtype=torch.int64), heads, size])
 
 
-def _self_attention(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _self_attention(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     constants = {variable: graph.constants.get(name) for variable, name in found.names.items()}
     expected = {"#0": 0, "#1": 1, "#one": 1, "#start": -1, "#shown": 1}
     is_as_thought = (
@@ -180,14 +180,14 @@ def _self_attention(graph: Graph, node: Node, found: Match) -> list[Node]:
         for kind in ("weight", "bias")
     )
     heads = constants["#sizes"][2].item()
-    return [Node("SelfAttention", (found.names["x"], weight, bias), node.outputs, {"heads": heads})]
+    return [OnnxNode("SelfAttention", (found.names["x"], weight, bias), node.outputs, {"heads": heads})]
 
 
 def _stacked(*parts: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _columns(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _columns(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     """A linear of each part: `_join_columns` makes one of all that have the same input."""
     if node.attributes.get("axis") != 1 or graph.constants[found.names["#axes"]].tolist() != [2]:
         return []
@@ -197,26 +197,26 @@ def _columns(graph: Graph, node: Node, found: Match) -> list[Node]:
     for output, *rows in zip(node.outputs, *parts, strict=True):
         names = f"{output} weight", f"{output} bias"
         graph.constants.update(zip(names, rows, strict=True))
-        nodes.append(Node("Columns", (x, *names, axes), (output,)))
+        nodes.append(OnnxNode("Columns", (x, *names, axes), (output,)))
     return nodes
 
 
-def _shifted_columns(graph: Graph, node: Node, found: Match) -> list[Node]:
+def _shifted_columns(graph: Graph, node: OnnxNode, found: Match) -> list[OnnxNode]:
     if graph.constants[found.names["#shift"]].numel() != 1:
         return []
     bias = graph.derived(torch.add, found.names["#bias"], found.names["#shift"])
     names = found.names
-    return [Node("Columns", (names["x"], names["#weight"], bias, names["#axes"]), node.outputs)]
+    return [OnnxNode("Columns", (names["x"], names["#weight"], bias, names["#axes"]), node.outputs)]
 
 
 def _join_columns(graph: Graph) -> None:
     """Columns of one input become one Linear, one Unsqueeze and one Split, where the first of them is."""
-    groups: dict[str, list[Node]] = {}
+    groups: dict[str, list[OnnxNode]] = {}
     for node in graph.nodes:
         if node.operator == "Columns":
             groups.setdefault(node.inputs[0], []).append(node)
 
-    def change(node: Node) -> list[Node]:
+    def change(node: OnnxNode) -> list[OnnxNode]:
         if node.operator != "Columns":
             return [node]
         x, _, _, axes = node.inputs
@@ -228,9 +228,9 @@ def _join_columns(graph: Graph) -> None:
         weight, bias = (graph.derived(_stacked, *(member.inputs[i] for member in group)) for i in (1, 2))
         outputs = tuple(member.outputs[0] for member in group)
         return [
-            Node("Linear", (x, weight, bias), (flat,)),
-            Node("Unsqueeze", (flat, axes), (columns,)),
-            Node("Split", (columns, sizes), outputs, {"axis": 1}),
+            OnnxNode("Linear", (x, weight, bias), (flat,)),
+            OnnxNode("Unsqueeze", (flat, axes), (columns,)),
+            OnnxNode("Split", (columns, sizes), outputs, {"axis": 1}),
         ]
 
     graph.rewrite(change)

@@ -59,7 +59,7 @@ TEST_UTTERANCES, TEST_FRAMES = 64, 100
 
 
 @dataclass(frozen=True)
-class Crops:
+class VocoderCrops:
     """mel: (batch, mels, CONTEXT + frames + CONTEXT); wave: (batch, samples); f0: (batch, frames) in Hz, 0
     where unvoiced."""
 
@@ -76,7 +76,7 @@ def crops(
     frames: int = FRAMES,
     made: FlowMels | None = None,
     share: float = 0.0,
-) -> Crops:
+) -> VocoderCrops:
     """index: (batch,) utterances; begin: (batch,) first frame of each crop. The mel is that of the whole
     utterance, but for 2 frames at both ends of the context; so large a share of them is `made`, of those that
     there are."""
@@ -89,7 +89,7 @@ def crops(
         other, there = made.crops(index, begin - CONTEXT, frames + 2 * CONTEXT)
         taken = there & (torch.rand(len(index), device=mel.device) < share)
         mel = torch.where(taken[:, None, None], other, mel)
-    return Crops(mel, wave[:, around:-around], torch.where(f0 < LOWEST_F0, 0.0, f0))
+    return VocoderCrops(mel, wave[:, around:-around], torch.where(f0 < LOWEST_F0, 0.0, f0))
 
 
 def f0_distance(f0: Tensor, target: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class Training:
         norm = self.learners["model"].learn(loss)
         return detached({**losses, "norm": norm, "judges_norm": judges_norm})
 
-    def _speak(self, index: Tensor, begin: Tensor, predicted: bool) -> tuple[Crops, Tensor, Tensor]:
+    def _speak(self, index: Tensor, begin: Tensor, predicted: bool) -> tuple[VocoderCrops, Tensor, Tensor]:
         """What is given, but waves only of those that are spoken; what the vocoder makes of it: wave (spoken,
         samples), with the predicted pitch or with that of the teacher, and f0 (batch, frames)."""
         given = crops(self._corpus, self._mel, index, begin, made=self._made, share=self._share)

@@ -12,8 +12,8 @@ from light_tts.common.instructions import END_OF_PROMPT
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.frontend.features import SPEECH_RATE, flow_mel
-from light_tts.models.frontend.speaker import SpeakerEncoder, load_speakers
-from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer
+from light_tts.models.frontend.speaker import OnnxSpeakerEncoder, load_speakers
+from light_tts.models.frontend.speech_tokenizer import OnnxSpeechTokenizer
 from light_tts.models.frontend.spellers import Spell
 from light_tts.models.frontend.text import TextNormalizer, Wanted, always
 from light_tts.models.frontend.text_stream import TextStream
@@ -48,8 +48,8 @@ class Frontend:
         self.normalizer = TextNormalizer(
             lambda text: len(self.tokenizer.encode(text)), spellers, spelled_at_once
         )
-        self._speech_tokenizer = SpeechTokenizer(model_dir)
-        self._speaker_encoder = SpeakerEncoder(model_dir)
+        self._speech_tokenizer = OnnxSpeechTokenizer(model_dir)
+        self._speaker_encoder = OnnxSpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)
         self.takes_instructions = config.instructions
         self._prompt_texts: dict[str, PromptText] = {}  # LRU cache, most recent last

@@ -18,7 +18,7 @@ from light_tts.models.frontend.onnx import OnnxModel
 SPEAKERS_FILE = "spk2info.pt"
 
 
-class SpeakerEncoder:
+class OnnxSpeakerEncoder:
     FILE_NAME = "campplus.onnx"
 
     def __init__(self, model_dir: Path) -> None:

@@ -12,7 +12,7 @@ from light_tts.models.frontend.onnx import OnnxModel
 FILE_NAME = "speech_tokenizer_v2.onnx"
 
 
-class SpeechTokenizer:
+class OnnxSpeechTokenizer:
     def __init__(self, model_dir: Path) -> None:
         self._model = OnnxModel(model_dir / FILE_NAME, inputs=2)
 

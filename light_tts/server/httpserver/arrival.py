@@ -59,7 +59,7 @@ class Arrival:
         self.record.write(outcome, failure, self.manager.sample_rate)
 
 
-class Closable(Protocol):
+class OpenRequest(Protocol):
     """An Arrival or a SpeechCall."""
 
     def refuse(self, error: RequestError) -> None: ...
@@ -68,7 +68,7 @@ class Closable(Protocol):
 
 
 @contextlib.contextmanager
-def closed_on_error(held: Closable) -> Iterator[None]:
+def closed_on_error(held: OpenRequest) -> Iterator[None]:
     """Around what is done with a request while nobody else owns it: whatever is raised closes it with the
     outcome that it means."""
     try:

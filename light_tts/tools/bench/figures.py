@@ -108,24 +108,25 @@ def load(point: dict[str, Any]) -> str:
 
 def table(point: dict[str, Any]) -> str:
     """Return one run as a table."""
-    lines = [" " * 20 + "".join(f"{name.upper() if name[0] == 'p' else name:>9}" for name in SPREAD)]
+    rows = [("", "".join(f"{name.upper() if name[0] == 'p' else name:>9}" for name in SPREAD))]
     for key, title in SPREADS.items():
         figures = "".join(f"{point[key][name]:9.3f}" for name in SPREAD) if point[key] else "        -"
-        lines.append(f"{title:<20}{figures}")
-    lines.append(f"{'load':<20}{load(point)}")
-    lines.append(f"{'requests':<20}{point['succeeded']} of {point['requests']} complete")
-    lines.append(f"{'under way at once':<20}{point['most_under_way']} at most")
-    lines.append(f"{'time':<20}{point['wall_seconds']:.2f} s")
-    lines.append(f"{'throughput':<20}{point['requests_per_second']:.2f} requests/s")
+        rows.append((title, figures))
     audio, rate = point["audio_seconds"], point["audio_seconds_per_second"]
-    lines.append(f"{'audio':<20}{audio:.2f} s made, {rate:.2f} s/s")
     stalls = f"{point['underruns']} underruns, {point['stall_seconds']:.2f} s of silence"
-    lines.append(f"{'players run dry':<20}{point['underrun_requests']} ({stalls})")
-    for kind, count in sorted(point["errors"].items()):
-        lines.append(f"{'error':<20}{kind}: {count}")
+    rows += [
+        ("load", load(point)),
+        ("requests", f"{point['succeeded']} of {point['requests']} complete"),
+        ("under way at once", f"{point['most_under_way']} at most"),
+        ("time", f"{point['wall_seconds']:.2f} s"),
+        ("throughput", f"{point['requests_per_second']:.2f} requests/s"),
+        ("audio", f"{audio:.2f} s made, {rate:.2f} s/s"),
+        ("players run dry", f"{point['underrun_requests']} ({stalls})"),
+        *(("error", f"{kind}: {count}") for kind, count in sorted(point["errors"].items())),
+    ]
     if warning := slow_client(point):
-        lines.append(f"{'warning':<20}{warning}")
-    return "\n".join(lines)
+        rows.append(("warning", warning))
+    return "\n".join(f"{title:<20}{text}" for title, text in rows)
 
 
 # Title, width and format of each column of a sweep; the value comes from `flat`.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from light_tts.common.audio import read_audio, resample
 from light_tts.models.frontend.features import SPEECH_RATE, flow_mel, kaldi_fbank, whisper_log_mel
 from light_tts.models.frontend.frontend import Frontend
-from light_tts.models.frontend.speech_tokenizer import SpeechTokenizer
+from light_tts.models.frontend.speech_tokenizer import OnnxSpeechTokenizer
 from light_tts.models.frontend.text import TextNormalizer
 from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.tools.parity import Check, Comparison, Golden
@@ -34,7 +34,7 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
         yield Comparison("resample.16k", speech, expected["wav16"][0], 1e-6)
         yield Comparison("whisper_log_mel", whisper_log_mel(speech), expected["whisper_logmel"][0], 1e-4)
         yield Comparison("kaldi_fbank", kaldi_fbank(speech), expected["fbank_mean_norm"], 2e-3)
-        tokens = SpeechTokenizer(golden.checkpoint)(speech)
+        tokens = OnnxSpeechTokenizer(golden.checkpoint)(speech)
         yield Comparison("speech_token", tokens, expected["speech_token_raw"][0])
     if "wav24_from16_first24000" in expected:
         again = resample(speech, SPEECH_RATE, golden.config.sample_rate)
