@@ -1,4 +1,4 @@
-"""Arrival: a request from its first byte until the stages are set to work on it, or until it is refused."""
+"""Arrival: a request from its arrival until it is submitted to the stages or refused."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from light_tts.server.httpserver.record import RequestRecord
 
 
 class Arrival:
-    """Its id, its deadline and its place among the requests in work. Whoever opens it makes a SpeechCall of
-    it, which owns it from then on, or ends it by `refuse` or `close`."""
+    """Id, deadline and admission of a request. Its creator must either turn it into a SpeechCall, which owns
+    it from then on, or end it by `refuse` or `close`."""
 
     def __init__(self, manager: HttpServerManager, route: str) -> None:
         self.id = uuid.uuid4().hex[:16]
         self.manager = manager
         self.timeout = manager.settings.request_timeout
         self.record = RequestRecord(self.id, route)
-        self._place: Place | None = None  # of a request that counts
+        self._place: Place | None = None  # None unless admitted
 
     @property
     def remaining(self) -> float:
@@ -36,24 +36,24 @@ class Arrival:
         return self.timeout - self.record.age
 
     def admit(self, options: SpeechOptions, text: str = "") -> None:
-        """Count it among the requests in work. Raises RequestError (429, 503)."""
+        """Count the request as active. Raises RequestError (429, 503)."""
         self._place = self.manager.admit(text, options, self.remaining)
 
     def end_work(self, typical: bool) -> None:
-        """The stages have no more to do for it. `typical`: how long they took tells how long others will."""
+        """Record that the stages have finished. `typical`: whether the duration is representative."""
         if self._place is not None:
             self.manager.admission.done(self._place, typical)
 
     def refuse(self, error: RequestError) -> None:
-        """End it for this reason."""
+        """End it with this error."""
         self.end(error.outcome, error)
 
     def close(self, outcome: str) -> None:
-        """End it; `outcome` as the metrics name it."""
+        """End it with an outcome, as the metrics name it."""
         self.end(outcome, None)
 
     def end(self, outcome: str, failure: RequestError | None) -> None:
-        """Give its place back, count and log it. To be called once."""
+        """Release its place, count and log it. To be called once."""
         if self._place is not None:
             self.manager.admission.leave(self._place)
         self.record.write(outcome, failure, self.manager.sample_rate)
@@ -69,8 +69,8 @@ class OpenRequest(Protocol):
 
 @contextlib.contextmanager
 def closed_on_error(held: OpenRequest) -> Iterator[None]:
-    """Around what is done with a request while nobody else owns it: whatever is raised closes it with the
-    outcome that it means."""
+    """Context manager for the time while the caller owns the request: any exception closes it with the
+    corresponding outcome."""
     try:
         yield
     except (ClientDisconnect, WebSocketDisconnect):

@@ -1,4 +1,4 @@
-"""SpeechCall: what a route holds of a request that the stages work on, up to its last byte."""
+"""SpeechCall: a route's handle on one submitted request, up to its last byte."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ log = logging.getLogger("light_tts.http")
 
 
 class SpeechCall:
-    """Sets the stages to work; `close` must be called, once at least, and says how it ended. Iterating gives
-    PCM in order and ends after the last sample, or raises RequestError."""
+    """One submitted request as seen by a route. `close` must be called at least once and records the outcome.
+    Iterating yields PCM in order and ends after the last sample, or raises RequestError."""
 
     def __init__(self, arrival: Arrival, speech: WantedSpeech) -> None:
-        """Raises RequestError (503); the arrival is still its opener's then. The deadline counts from the
-        arrival."""
+        """Submits the request. The deadline counts from its arrival. Raises RequestError (503); the arrival
+        remains the caller's then."""
         log.debug("%s read after %.1f ms", arrival.id, arrival.record.age * 1000)
         arrival.record.seed = speech.options.seed
         self.id = arrival.id
@@ -42,7 +42,7 @@ class SpeechCall:
 
     @property
     def sample_rate(self) -> int:
-        """Of the PCM."""
+        """Sample rate of the PCM in Hz."""
         return self._arrival.manager.sample_rate
 
     def append_text(self, text: str) -> None:
@@ -66,10 +66,10 @@ class SpeechCall:
             await self._changed.wait()
 
     def note_sent(self, pcm: bytes) -> None:
-        """This audio is on its way to the client."""
+        """Record that this audio is being sent to the client."""
         self._arrival.record.note_sent(pcm, self.sample_rate)
 
-    # -- what the stages answer
+    # -- called by Submissions
 
     def deliver(self, audio: list[bytes]) -> None:
         """Called with more PCM, and when all audio has arrived."""
@@ -79,16 +79,11 @@ class SpeechCall:
             self._end_work()
 
     def fail(self, error: RequestError) -> None:
-        """No more audio will come; what has come is not sent any more."""
+        """End with an error: audio not sent yet is discarded."""
         if self.failure is None:
             self.failure = error
             self._audio.clear()
             self._changed.set()
-
-    def give_up(self, error: RequestError) -> None:
-        """No more audio is wanted: the stages forget the request."""
-        self._submissions.forget(self.request)
-        self.fail(error)
 
     def _end_work(self) -> None:
         self._arrival.end_work(typical=not self.request.speech.bistream and self.request.attempt == 0)
@@ -98,6 +93,11 @@ class SpeechCall:
         self.give_up(RequestError(504, f"the request took longer than {self._arrival.timeout:g} s"))
 
     # -- the end
+
+    def give_up(self, error: RequestError) -> None:
+        """End with an error before all audio has arrived: the stages drop the request."""
+        self._submissions.forget(self.request)
+        self.fail(error)
 
     def refuse(self, error: RequestError) -> None:
         """Close with the outcome of this error."""

@@ -102,7 +102,7 @@ class HealthCheck:
         return tuple(dict.fromkeys(names))
 
     def _silent_since(self, begun: float) -> list[int]:
-        """Decode processes that no audio of any request has come from."""
+        """Return the decode processes that have sent no audio for any request since `begun`."""
         heard = self._manager.submissions.heard
         return [
             info.index
@@ -111,7 +111,7 @@ class HealthCheck:
         ]
 
     async def _speak(self, style: int) -> None:
-        """Not counted among the requests in work: a busy server is healthy."""
+        """Run one synthesis. It is not counted as an active request, so a busy server is healthy."""
         arrival = Arrival(self._manager, HEALTH)
         with closed_on_error(arrival):
             call = SpeechCall(

@@ -1,5 +1,4 @@
-"""HttpServerManager: one in each HTTP worker. Its connection to the other processes, and what it knows of
-them."""
+"""HttpServerManager, one per HTTP worker: connects it to the other processes and knows their state."""
 
 from __future__ import annotations
 
@@ -114,7 +113,7 @@ class HttpServerManager:
             refused_total.labels(error.refusal).inc()
             raise
 
-    # -- inside
+    # -- internal
 
     async def _receive(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What the metrics and the log say of one request."""
+"""RequestRecord: the metrics and the final log line of one request."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from light_tts.server.core import metrics
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.listener import Listener
 
-HEALTH = "health"  # the route of the server's own probes
+HEALTH = "health"  # route of the server's own health checks
 
 log = logging.getLogger("light_tts.http")
 
 
 class RequestRecord:
-    """Made when the request arrives; told of each audio that leaves; written once, at the end."""
+    """Created when the request arrives; `write` must be called once, at its end."""
 
     def __init__(self, request_id: str, route: str) -> None:
         self.request_id = request_id
         self.arrived = time.monotonic()
-        self.seed: int | None = None  # as the client knows it
+        self.seed: int | None = None  # the seed reported to the client
         self._route = route
         self._first_audio: float | None = None  # seconds after the arrival
         self._samples_sent = 0
@@ -33,7 +33,7 @@ class RequestRecord:
         return time.monotonic() - self.arrived
 
     def note_sent(self, pcm: bytes, sample_rate: int) -> None:
-        """This audio is on its way to the client."""
+        """Record that this audio is being sent to the client."""
         if self._first_audio is None:
             self._first_audio = self.age
             metrics.time_to_first_audio_seconds.labels(self._route).observe(self._first_audio)
@@ -43,7 +43,8 @@ class RequestRecord:
         self._listener.hear(time.monotonic(), samples / sample_rate)
 
     def measure_pace(self, sample_rate: int, stream: bool) -> None:
-        """For a request that has been served at the server's pace, not at that of its client's text."""
+        """Record the real-time factor and underruns; only for requests whose pace was set by the server and
+        not by the client's text."""
         audio_seconds = self._samples_sent / sample_rate
         if not audio_seconds:
             return
@@ -53,7 +54,7 @@ class RequestRecord:
             metrics.stream_buffer_seconds.labels(self._route).observe(self._listener.silence)
 
     def write(self, outcome: str, failure: RequestError | None, sample_rate: int) -> None:
-        """Count and log the request."""
+        """Count and log the request. `outcome`: value of the metrics' label."""
         duration = self.age
         audio_seconds = self._samples_sent / sample_rate
         metrics.requests_total.labels(self._route, outcome).inc()
@@ -72,7 +73,7 @@ class RequestRecord:
             figures["seed"] = self.seed
         if failure is not None:
             figures["error"] = failure.message
-        served = outcome == "ok" and self._route != HEALTH  # latencies are those of served requests only
+        served = outcome == "ok" and self._route != HEALTH  # latencies are recorded for served requests only
         log.info(
             "%s route=%s outcome=%s audio=%.2fs ttfa=%sms%s%s %s %.0fms",
             self.request_id,

@@ -57,7 +57,7 @@ async def inference_bistream(websocket: WebSocket) -> None:
 
 @contextlib.contextmanager
 def _wrong_fields_refused() -> Iterator[None]:
-    """Wrong fields become a RequestError (422)."""
+    """Context manager that turns RequestValidationError into RequestError (422)."""
     try:
         yield
     except RequestValidationError as error:
@@ -119,7 +119,7 @@ class BistreamSession:
     # -- the conversation
 
     async def _converse(self, call: SpeechCall) -> None:
-        """Returns when all audio has been sent."""
+        """Return when all audio has been sent."""
         listening = asyncio.create_task(self._listen(call))
         speaking = asyncio.create_task(self._speak(call))
         try:
@@ -138,7 +138,7 @@ class BistreamSession:
             await asyncio.gather(listening, speaking, return_exceptions=True)
 
     async def _listen(self, call: SpeechCall) -> None:
-        """Take in text; afterwards only watch the client. Ends by an exception alone."""
+        """Receive text, then only watch for a disconnect. Ends only by an exception."""
         while not call.request.text_finished:
             message = await self._receive_fields(TextMessage)
             if message.tts_text is not None:

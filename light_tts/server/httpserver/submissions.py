@@ -1,5 +1,5 @@
-"""Submissions: the requests of one HTTP worker that are with the stages. Sends them, hands what comes back to
-whoever waits for it, and submits again what a dead stage has lost."""
+"""Submissions, one per HTTP worker: submits requests to the stages, passes their audio to the calls, and
+resubmits what a dead stage has lost."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ Answer = messages.AudioChunk | messages.Encoded | messages.Routed | messages.Fai
 
 
 class Call(Protocol):
-    """Who waits for the audio of a request."""
+    """Receiver of a request's audio."""
 
     @property
     def request(self) -> SpeechRequest: ...
 
     def deliver(self, audio: list[bytes]) -> None:
-        """More PCM, or the news that all has come."""
+        """Called with more PCM, and when all audio has arrived."""
 
     def fail(self, error: RequestError) -> None:
-        """No more audio will come; the request has been forgotten here."""
+        """Called when no more audio will come; the stages have been told to drop the request."""
 
 
 class Submissions:
-    """`reply_to`: the address to which the stages send their answers."""
+    """`reply_to`: address to which the stages send their answers."""
 
     def __init__(self, peers: Peers, reply_to: str) -> None:
-        self.heard: dict[int, float] = {}  # decode index -> when audio last came from it
+        self.heard: dict[int, float] = {}  # decode index -> time of its latest audio
         self._peers = peers
         self._reply_to = reply_to
         self._calls: dict[str, Call] = {}  # by request id
 
-    # -- what a call asks
+    # -- called by SpeechCall
 
     def submit(self, call: Call) -> None:
-        """Send the call's request to the stages, now or when they are up. Raises RequestError where a stage
-        that it needs has been given up."""
+        """Send the call's request to the stages, now or once they are up. Raises RequestError if a stage it
+        needs has been given up."""
         reason = recovery.hindrance(call.request, self._peers)
         if reason:
             raise RequestError(503, reason)
@@ -53,13 +53,13 @@ class Submissions:
         self._try_to_send(call)
 
     def append(self, request: SpeechRequest, message: messages.AppendText | messages.FinishText) -> None:
-        """Send more of a bistream request's text to its encode process; a request that waits to be submitted
-        has it in its state already."""
+        """Send more of the text of a submitted bistream request to its encode process. A request not
+        submitted yet already has it in its state."""
         if request.submitted:
             self._send_to_encode(request, message)
 
     def forget(self, request: SpeechRequest) -> None:
-        """Free everything that the stages hold for it. May be called twice."""
+        """Free everything that the stages hold for a request that has ended. May be called twice."""
         if self._calls.pop(request.request_id, None) is None or not request.submitted:
             return
         if request.complete:
@@ -67,29 +67,31 @@ class Submissions:
         else:
             self._peers.broadcast(messages.Abort(job=request.job))
 
-    # -- what the manager hears
+    # -- called by HttpServerManager
 
     def take(self, answer: Answer) -> None:
-        """What a stage says of a job; that of an earlier attempt is ignored."""
+        """Handle a stage's message about a job; messages about earlier attempts are ignored."""
         call = self._calls.get(answer.job.rpartition("/")[0])
         if call is not None and call.request.submitted and call.request.job == answer.job:
             self._handle(call, answer)
 
     def stage_died(self, stage: str, index: int, incarnation: int, in_work: list[str]) -> None:
-        """`in_work`: the jobs that it worked on."""
+        """Retry or fail the requests affected by the death of a stage. `in_work`: the jobs it was
+        processing."""
         encodes = len(self._peers.of("encode"))
         for call in list(self._calls.values()):
             request = call.request
             if not recovery.lost_with(request, stage, index, incarnation, encodes):
                 continue
             if request.job in in_work and request.note_strike(stage, alone=len(in_work) == 1):
-                log.error("%s is not tried again: %s died of it", request.request_id, stage)
-                self._fail(call, 500, f"the {stage} stage died again while it worked on this alone")
+                log.error("%s is not retried: it made %s die", request.request_id, stage)
+                reason = f"the {stage} stage died again while it processed only this request"
+                self._fail(call, 500, reason)
             else:
                 self._recover(call, f"{stage} {index} died")
 
     def send_waiting(self) -> None:
-        """To be called when a stage is up, or given up."""
+        """Submit the requests that waited for stages. To be called when a stage is up or given up."""
         for call in list(self._calls.values()):
             if not call.request.submitted:
                 self._try_to_send(call)
@@ -98,7 +100,7 @@ class Submissions:
         for call in list(self._calls.values()):
             self._fail(call, status, reason)
 
-    # -- inside
+    # -- internal
 
     def _send_to_encode(self, request: SpeechRequest, message: messages.Message) -> None:
         self._peers.send("encode", request.encode_index(len(self._peers.of("encode"))), message)
@@ -129,12 +131,13 @@ class Submissions:
         self._try_to_send(call)
 
     def _draw_again(self, call: Call) -> None:
-        """At most once for a request; then it has failed."""
+        """Retry with another seed, at most once per request; then fail it."""
         request = call.request
         if request.drawn_again:
-            self._fail(call, 500, "the model ended twice before it said anything: try another seed or text")
+            self._fail(call, 500, "the model produced no speech in two attempts: try another seed or text")
             return
-        log.warning("%s no speech with seed %d; drawn again", request.request_id, request.speech.options.seed)
+        seed = request.speech.options.seed
+        log.warning("%s no speech with seed %d; retrying with another seed", request.request_id, seed)
         self._peers.broadcast(messages.Abort(job=request.job))
         request.draw_again()
         self._try_to_send(call)

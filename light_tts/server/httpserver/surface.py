@@ -21,7 +21,7 @@ from light_tts.server.httpserver.request import WantedSpeech
 
 
 class HttpArrival(Arrival):
-    """That of an HTTP request, whose body is read within its deadline."""
+    """Arrival of an HTTP request."""
 
     def __init__(self, request: Request, route: str) -> None:
         super().__init__(request.app.state.manager, route)
@@ -29,14 +29,15 @@ class HttpArrival(Arrival):
         request.state.request_id = self.id
 
     async def fields(self, model: type[Fields]) -> Fields:
-        """Raises RequestError, RequestValidationError, HTTPException or ClientDisconnect."""
+        """Read the body within the deadline. Raises RequestError, RequestValidationError, HTTPException or
+        ClientDisconnect."""
         try:
             return await asyncio.wait_for(read_body(self._request, model), self.remaining)
         except asyncio.TimeoutError:
             raise RequestError(408, "the request's body did not arrive in time") from None
 
     def submit(self, speech: WantedSpeech) -> SpeechCall:
-        """What was uploaded has been read by now and counts no more. Raises RequestError (503)."""
+        """Submit to the stages; the upload no longer counts as in flight. Raises RequestError (503)."""
         self._request.state.upload.release()
         return SpeechCall(self, speech)
 

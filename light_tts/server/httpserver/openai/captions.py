@@ -35,8 +35,8 @@ class CaptionedSpeech(CreateSpeech):
 
 @router.post("/dev/captioned_speech", openapi_extra=body_of(CaptionedSpeech), response_class=Response)
 async def captioned_speech(request: Request) -> Response:
-    """`audio` in base64; `timestamps`: `{"word", "start_time", "end_time"}` in seconds; `subtitles` where
-    they were asked for."""
+    """Return `audio` in base64, `timestamps` as `{"word", "start_time", "end_time"}` in seconds, and
+    `subtitles` if requested."""
     arrival = HttpArrival(request, "captioned_speech")
     with closed_on_error(arrival):
         fields = await arrival.fields(CaptionedSpeech)

@@ -55,7 +55,8 @@ def wishes(fields: CreateSpeech) -> SoundWishes:
 
 
 async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Request) -> WantedSpeech:
-    """Raises RequestError. The costly part comes last, and only for a request that has been admitted."""
+    """Admit the request and return what to speak. Raises RequestError. Expensive work comes last and is done
+    only for admitted requests."""
     state = request.app.state
     manager: HttpServerManager = state.manager
     style = state.names.style(fields.model)
