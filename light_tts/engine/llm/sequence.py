@@ -28,8 +28,8 @@ class SequenceError(ValueError):
 @dataclass(frozen=True)
 class PartRequest:
     """Everything that a sequence is created from except its text. `limit`: maximum number of ids fed to the
-    model; `forced`: outputs of an earlier attempt; `min_outputs`, `max_outputs`: None: derived from the length
-    of the text."""
+    model; `forced`: outputs of an earlier attempt; `min_outputs`, `max_outputs`: None: derived from the
+    length of the text."""
 
     job: str
     part: int
