@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.flow.unet.estimator import ChannelNorm
-from light_tts.models.frontend.speaker import SpeakerEncoder as ServedEncoder
+from light_tts.models.frontend.speaker import OnnxSpeakerEncoder
 from training.checkpoint import checkpoint_folder, training_file
 from training.codec.convnext import ConvNeXt, frame_mask
 from training.codec.features import FBANK_HOP, FBANK_MELS, FBANK_SAMPLES, SPEECH_RATE, fbanks, resample
@@ -124,7 +124,7 @@ def export_encoder(encoder: SpeakerEncoder, path: Path) -> None:
 
 def export(work: Path) -> Path:
     """The trained one into the checkpoint."""
-    path = checkpoint_folder(work) / ServedEncoder.FILE_NAME
+    path = checkpoint_folder(work) / OnnxSpeakerEncoder.FILE_NAME
     export_encoder(load_encoder(work, torch.device("cpu")), path)
     return path
 
