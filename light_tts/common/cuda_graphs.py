@@ -7,8 +7,11 @@ tensors. Without CUDA, or with graphs disabled, the function is simply called.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 class GraphCache:
@@ -19,7 +22,7 @@ class GraphCache:
 
     def __init__(self, device: torch.device, enabled: bool = True) -> None:
         self.enabled = enabled and device.type == "cuda"
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, object]] = {}
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.enabled else None
 
     def __contains__(self, key: Hashable) -> bool:
@@ -28,7 +31,7 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def run(self, key: Hashable, function: Callable[[], object]) -> object:
+    def run(self, key: Hashable, function: Callable[[], Result]) -> Result:
         """Run `function`, recording it at the first call with this key and replaying it afterwards; return
         what it returned. `function` must queue the same work at every call with this key and must not
         synchronize."""

@@ -47,14 +47,15 @@ class _JsonFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        message = record.getMessage()
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "process": self._process,
             "pid": os.getpid(),
-            "message": record.getMessage(),
+            "message": message,
         }
-        if request := _REQUEST.match(line["message"]):
+        if request := _REQUEST.match(message):
             line["request"] = request[0]
         line |= getattr(record, "fields", {})
         if record.exc_info:

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-Word = TypeVar("Word", int, Tensor)  # an unsigned 32-bit number in an int or int64
+Word = TypeVar("Word", int, Tensor, int | Tensor)  # an unsigned 32-bit number in an int or int64
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio; prevents zeros from mixing to zero
@@ -66,8 +66,9 @@ def _bits(seed: int | Tensor, stream: int | Tensor, counters: Tensor) -> Tensor:
     return _mix((low + ((counters >> 32) & _MASK) + key1) & _MASK)
 
 
-def _absorb(state: int, *values: int | Tensor) -> int | Tensor:
-    """Return `state` mixed with the low 64 bits of each value."""
+def _absorb(initial: int, *values: int | Tensor) -> int | Tensor:
+    """Return `initial` mixed with the low 64 bits of each value."""
+    state: int | Tensor = initial
     for value in values:
         for word in (value & _MASK, (value >> 32) & _MASK):
             state = _mix((state + word + _GOLDEN) & _MASK)

@@ -38,7 +38,7 @@ NEEDS_CUDA = (
     "graph_max_batch_size",
     "graph_max_len_in_batch",
 )
-ALIASES = {
+ALIASES: dict[str, dict[str | bool, str]] = {
     "data_type": {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"},
     "mode": {"ppl_int8kv": "triton_int8kv"},
     "mps": {True: "on", False: "off"},  # YAML parses on and off as booleans
@@ -196,7 +196,8 @@ def _convert(name: str, value: Any, shown_as: str = "") -> Any:
         names = typing.get_args(typing.get_args(_plain(_HINTS[name]))[0])
         for word in words:
             if word not in names and word not in aliases:
-                raise SettingsError(f"{shown_as} {word}: unknown; available: {', '.join((*names, *aliases))}")
+                available = ", ".join((*names, *map(str, aliases)))
+                raise SettingsError(f"{shown_as} {word}: unknown; available: {available}")
         return tuple(dict.fromkeys(aliases.get(word, word) for word in words))
     if isinstance(value, str | bool):
         value = aliases.get(value, value)

@@ -66,7 +66,18 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
         yield
         await manager.close()
 
-    app = FastAPIOffline(title="Light-TTS", version=__version__, lifespan=lifespan)
+    app = FastAPIOffline(
+        title="Light-TTS",
+        version=__version__,
+        lifespan=lifespan,
+        exception_handlers={
+            RequestError: _answer_request_error,
+            RequestValidationError: _answer_invalid_fields,
+            HTTPException: _answer_http_error,
+            ClientDisconnect: _answer_nobody,
+            Exception: _answer_defect,
+        },
+    )
     openai = (speech, captions, listing, voices, stream, realtime)
     surfaces = (*openai, elevenlabs_speech, elevenlabs_timestamps, elevenlabs_stream, routes_cosyvoice, page)
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
@@ -81,11 +92,6 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_exception_handler(RequestError, _answer_request_error)
-    app.add_exception_handler(RequestValidationError, _answer_invalid_fields)
-    app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(ClientDisconnect, _answer_nobody)
-    app.add_exception_handler(Exception, _answer_defect)
     return app
 
 

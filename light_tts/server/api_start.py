@@ -17,6 +17,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gunicorn import glogging
@@ -133,7 +134,7 @@ class Front:
         self._pidfd = os.pidfd_open(self._supervisor.pid)
 
     @property
-    def _log_socket(self) -> os.PathLike[str] | None:
+    def _log_socket(self) -> Path | None:
         return self.run_dir.log if self.config.log_dir else None
 
     def wait_ready(self) -> None:

@@ -150,7 +150,9 @@ class _Child:
         self._socket, theirs = socket.socketpair()  # supports timeouts, unlike a pipe
         self._answers = self._socket.makefile("rb")
         with theirs:
-            self._process = subprocess.Popen([sys.executable, "-m", __name__, str(os.getpid())], stdin=theirs)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(os.getpid())], stdin=theirs.fileno()
+            )
 
     def _end(self) -> None:
         self._process.kill()

@@ -74,7 +74,7 @@ class TextNormalizer:
         self._count_tokens = count_tokens
         self._spellers = dict(wetext_spellers() if spellers is None else spellers)
         self._turns = Turns(at_once)
-        self._plain = PlainEnglish(self._spellers["en"]) if "en" in self._spellers else None
+        self._plain = PlainEnglish(self._spellers.get("en", str))  # not called without English
 
     def normalize(self, text: str, wanted: Wanted = always) -> str:
         """Return the whole text as it will be spoken. Text with `<|` and `|>` is returned unchanged. Raises
@@ -157,9 +157,9 @@ def _number_in_words(digits: re.Match[str]) -> str:
     with _inflecting:
         numbers = _inflect_engine()
         try:
-            return numbers.number_to_words(digits[0])
+            return str(numbers.number_to_words(digits[0]))
         except inflect.NumOutOfRangeError:  # numbers of 37 digits and more are read digit by digit
-            return numbers.number_to_words(digits[0], group=1, comma="")
+            return str(numbers.number_to_words(digits[0], group=1, comma=""))
 
 
 @lru_cache(1)

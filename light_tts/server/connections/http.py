@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from asyncio import TimerHandle
+from asyncio import TimerHandle, Transport
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from light_tts.server.connections.gate import STATUS_PATHS, Gate, Refusal, Upload
+from light_tts.server.connections.websocket import LimitedWebSocket
 
 MAX_URL = 8 * 2**10  # bytes; the WebSocket library has the same limit
 MAX_FIELD = 8 * 2**10  # bytes per header field
@@ -89,7 +90,7 @@ class LimitedHttp(HttpToolsProtocol):
             self._refuse(self._refusal or Refusal(400, "this is not HTTP"))
         self._watch_head()
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]  # as in asyncio; uvicorn declares None
         """The client has closed its sending side. If it has sent a complete request, it still gets its
         response (True keeps the connection open)."""
         cycle = self.cycle
@@ -302,18 +303,24 @@ class LimitedHttp(HttpToolsProtocol):
         self._stop_waiting()
         self.handle_websocket_upgrade()
         successor = self.transport.get_protocol()
+        assert isinstance(successor, LimitedWebSocket)  # HttpWorker has set it so
         self._deaf = True
         self._gate.replace(self, successor)
 
 
-class _AnswerTransport:
+class _AnswerTransport(Transport):
     """The transport as seen by one response: closing it lets the client read everything first."""
 
     def __init__(self, protocol: LimitedHttp, cycle: RequestResponseCycle) -> None:
+        super().__init__()
         self._protocol = protocol
         self._cycle = cycle
-        self.write = protocol.transport.write
-        self.is_closing = protocol.transport.is_closing
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._protocol.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._protocol.transport.is_closing()
 
     def close(self) -> None:
         if self._cycle.more_body and self._cycle.response_complete:

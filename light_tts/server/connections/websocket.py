@@ -9,6 +9,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
+from websockets.typing import LoggerLike
 
 from light_tts.server.connections.gate import Gate, Refusal, Upload
 
@@ -28,7 +29,7 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
         self._pieces = 0  # bytes of the message being received
         self._untaken = 0  # bytes of messages that the application has not processed
         self._failed = False
-        self.conn = _Connection(max_size=gate.max_body, logger=self.conn.logger)
+        self.conn: _Connection = _Connection(max_size=gate.max_body, logger=self.conn.logger)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gate.leave(self)
@@ -113,6 +114,10 @@ class LimitedWebSocket(WebSocketsSansIOProtocol):
 class _Connection(ServerProtocol):
     """Sends the reason before it fails, as an error message like any other of the session."""
 
+    def __init__(self, max_size: int, logger: LoggerLike) -> None:
+        super().__init__(max_size=max_size, logger=logger)
+        self._max_size = max_size
+
     def explain_and_fail(self, refusal: Refusal, code: CloseCode) -> None:
         if self.state is OPEN:
             error = {"error": refusal.message, "status": refusal.status}
@@ -121,7 +126,7 @@ class _Connection(ServerProtocol):
 
     def fail(self, code: CloseCode | int, reason: str = "") -> None:
         if code == CloseCode.MESSAGE_TOO_BIG:
-            refusal = Refusal(413, f"a message is above {self.max_message_size / 2**20:g} MiB")
-            self.explain_and_fail(refusal, code)
+            refusal = Refusal(413, f"a message is above {self._max_size / 2**20:g} MiB")
+            self.explain_and_fail(refusal, CloseCode.MESSAGE_TOO_BIG)
         else:
             super().fail(code, reason)

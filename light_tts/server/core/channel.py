@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import select
 import threading
-from typing import Any
 
 import msgspec
 import zmq
@@ -18,15 +17,21 @@ import zmq.asyncio
 from light_tts.server.core import messages, wire
 
 
+def _context() -> zmq.Context[zmq.SyncSocket]:
+    """The one context of this process."""
+    context: zmq.Context[zmq.SyncSocket] = zmq.Context.instance()
+    return context
+
+
 class Inbox:
     """Blocking inbox of a stage process. Only `wake` may be called from another thread."""
 
     def __init__(self, address: str) -> None:
-        self._socket: Any = zmq.Context.instance().socket(zmq.PULL)
+        self._socket = _context().socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.linger = 0
         self._socket.bind(address)
-        self.address = self._socket.last_endpoint.decode()
+        self.address = self._socket.get_string(zmq.LAST_ENDPOINT)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         # keeps `wake` from writing to a descriptor that was closed and reused
         self._closing = threading.Lock()
@@ -41,7 +46,7 @@ class Inbox:
         arrived = self._take_all()
         if arrived or timeout == 0:
             return arrived
-        events = dict(self._poller.poll(None if timeout is None else timeout * 1000))
+        events = dict(self._poller.poll(None if timeout is None else int(timeout * 1000)))
         if self._wake_fd in events:
             os.eventfd_read(self._wake_fd)
         return self._take_all()
@@ -76,11 +81,11 @@ class AsyncInbox:
     """Inbox for asyncio processes (HTTP workers, encode, supervisor)."""
 
     def __init__(self, address: str) -> None:
-        self._socket: Any = zmq.asyncio.Context.instance().socket(zmq.PULL)
+        self._socket = zmq.asyncio.Context.instance().socket(zmq.PULL)
         self._socket.set_hwm(0)
         self._socket.linger = 0
         self._socket.bind(address)
-        self.address = self._socket.last_endpoint.decode()
+        self.address = self._socket.get_string(zmq.LAST_ENDPOINT)
 
     async def recv(self) -> messages.Message:
         frames = await self._socket.recv_multipart(copy=False)
@@ -97,15 +102,15 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._sockets: dict[str, Any] = {}
+        self._sockets: dict[str, zmq.SyncSocket] = {}
         self._lock = threading.Lock()
 
     def send(self, address: str, message: messages.Message) -> None:
         frames = wire.encode(message)
         with self._lock:
-            socket: Any = self._sockets.get(address)
+            socket = self._sockets.get(address)
             if socket is None:
-                socket = zmq.Context.instance().socket(zmq.PUSH)
+                socket = _context().socket(zmq.PUSH)
                 socket.set_hwm(0)
                 socket.linger = 0
                 socket.reconnect_ivl = 20

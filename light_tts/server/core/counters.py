@@ -17,23 +17,14 @@ from pathlib import Path
 SLOTS = 1024
 
 
-class SharedNumbers:
-    """Array of `length` 8-byte numbers in a file in `directory` (RunDir.shm), created and zeroed by the first
-    process that opens it. `format`: "q" (integers) or "d" (floats)."""
-
-    def __init__(self, directory: Path, name: str, format: str, length: int) -> None:
-        file = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(file, length * 8)
-            self._map = mmap.mmap(file, length * 8)
-        finally:
-            os.close(file)
-        self.values = memoryview(self._map).cast(format)
-
-    def close(self) -> None:
-        if not self._map.closed:
-            self.values.release()
-            self._map.close()
+def map_numbers(path: Path, length: int) -> mmap.mmap:
+    """Map `length` 8-byte numbers in a file, created and zeroed by the first process that opens it."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(file, length * 8)
+        return mmap.mmap(file, length * 8)
+    finally:
+        os.close(file)
 
 
 class ActiveRequests:
@@ -42,9 +33,9 @@ class ActiveRequests:
     FILE_NAME = "active_requests"
 
     def __init__(self, directory: Path) -> None:
-        self._numbers = SharedNumbers(directory, self.FILE_NAME, "q", 2 * SLOTS)
-        self._slots = self._numbers.values[:SLOTS]
-        self._work = self._numbers.values[SLOTS:]
+        self._map = map_numbers(directory / self.FILE_NAME, 2 * SLOTS)
+        numbers = memoryview(self._map).cast("q")
+        self._slots, self._work = numbers[:SLOTS], numbers[SLOTS:]
 
     def try_add(self, slot: int, limit: int) -> bool:
         """Count one more request for this worker unless `limit` are already active; return whether it was
@@ -78,7 +69,7 @@ class ActiveRequests:
     def close(self) -> None:
         self._slots.release()
         self._work.release()
-        self._numbers.close()
+        self._map.close()
 
 
 class ServiceRate:
@@ -94,9 +85,10 @@ class ServiceRate:
     NO_GAIN = 0.7
 
     def __init__(self, directory: Path) -> None:
-        self._numbers = SharedNumbers(directory, self.FILE_NAME, "d", 2 * self.BANDS)
-        self._seconds = self._numbers.values[: self.BANDS]  # exponentially decaying sums
-        self._audio = self._numbers.values[self.BANDS :]
+        self._map = map_numbers(directory / self.FILE_NAME, 2 * self.BANDS)
+        numbers = memoryview(self._map).cast("d")
+        # exponentially decaying sums
+        self._seconds, self._audio = numbers[: self.BANDS], numbers[self.BANDS :]
 
     def observe(self, count: int, audio: float, seconds: float) -> None:
         """Record that a request took `seconds`, and that `count` requests with `audio` seconds outstanding
@@ -128,7 +120,7 @@ class ServiceRate:
     def close(self) -> None:
         self._seconds.release()
         self._audio.release()
-        self._numbers.close()
+        self._map.close()
 
     def _rate(self, band: int) -> float:
         return self._seconds[band] / self._audio[band]

@@ -57,9 +57,9 @@ def write_segment(path: Path, features: PromptFeatures) -> None:
     try:
         with open(partial, "wb") as file:
             file.write(header)
-            file.write(np.ascontiguousarray(features.speech_token, np.int32))
-            file.write(np.ascontiguousarray(features.mel, np.float32))
-            file.write(np.ascontiguousarray(features.embedding, np.float32))
+            file.write(np.ascontiguousarray(features.speech_token, np.int32).data)
+            file.write(np.ascontiguousarray(features.mel, np.float32).data)
+            file.write(np.ascontiguousarray(features.embedding, np.float32).data)
         partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)

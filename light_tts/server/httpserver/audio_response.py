@@ -46,7 +46,7 @@ class CallResponse(Response):
         super().__init__()
         self.call = call
         self._explain = explain
-        self._headers = {
+        self._answer_headers = {
             "Content-Type": content_type,
             "X-Request-Id": call.id,
             "Cache-Control": "no-store",
@@ -95,12 +95,12 @@ class CallResponse(Response):
 
     def headers_before_start(self, headers: Mapping[str, str]) -> None:
         """Add headers before the response is started."""
-        self._headers.update(headers)
+        self._answer_headers.update(headers)
 
     async def start(self, send: Send, length: int | None) -> None:
         """Send status and headers. `length`: size of the body in bytes, None if unknown."""
         self.started = True
-        headers = dict(self._headers)
+        headers = dict(self._answer_headers)
         if length is not None:
             headers["Content-Length"] = str(length)
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]

@@ -8,6 +8,7 @@ import difflib
 import secrets
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+import msgspec
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -27,7 +28,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 2.0
 MAX_TAU_R = 2.0
 MAX_TOKENS = 2**20  # upper bound of token counts in a request; max_req_total_len is the effective limit
 
-Fields = TypeVar("Fields", bound="BodyFields")
+Fields = TypeVar("Fields", bound=BaseModel)
+Body = TypeVar("Body", bound="BodyFields")
 
 
 def decode_base64(value: Any) -> Any:
@@ -141,10 +143,14 @@ class SoundChoice(BodyFields):
     )
 
 
-class SpeechFields(SoundChoice, VoiceChoice):
-    """POST /inference_zero_shot"""
+class TextFields(SoundChoice, Drawing):
+    """A whole text, how it is drawn and how its audio leaves."""
 
     tts_text: str = Field(description="what to say")
+
+
+class SpeechFields(TextFields, VoiceChoice):
+    """POST /inference_zero_shot"""
 
 
 _SPOKEN_LATER = "comes in the messages after the first"
@@ -191,7 +197,7 @@ def speech_options(fields: Drawing, longest: int, seed: int, speed: float = 1.0)
             )
     given = {name: getattr(fields, name, None) for name in SpeechOptions.__struct_fields__}
     given = {name: value for name, value in given.items() if value is not None}
-    return SpeechOptions(**{"seed": seed, **given, "speed": speed})
+    return msgspec.convert({"seed": seed, **given, "speed": speed}, SpeechOptions)
 
 
 class NewVoiceFields(BodyFields):
@@ -225,7 +231,7 @@ def parse(model: type[Fields], values: Any) -> Fields:
     except ValidationError as error:
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         for entry in errors:
-            if entry["type"] == "extra_forbidden":
+            if entry["type"] == "extra_forbidden" and issubclass(model, BodyFields):
                 entry["msg"] = model.why_unknown(str(entry["loc"][-1]))
             entry["loc"] = ("body", *entry["loc"])
         raise RequestValidationError(errors) from None
@@ -239,7 +245,7 @@ def parse_json(data: bytes | bytearray | str) -> Any:
         raise RequestError(400, f"malformed JSON: {error}") from None
 
 
-async def read_body(request: Request, model: type[Fields]) -> Fields:
+async def read_body(request: Request, model: type[Body]) -> Body:
     """Read and validate the body of a request. Raises RequestError, RequestValidationError, HTTPException or
     ClientDisconnect."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -256,14 +262,13 @@ async def read_body(request: Request, model: type[Fields]) -> Fields:
 
 async def _form_value(model: type[BodyFields], name: str, value: UploadFile | str) -> bytes | str:
     """Return a form value. Raises RequestValidationError if text was sent instead of a file or vice versa."""
-    is_file = isinstance(value, UploadFile)
     if name not in model.model_fields:
         return ""  # the unknown field is rejected by name later
     if name not in model.recordings:
-        if is_file:
+        if isinstance(value, UploadFile):
             raise wrong_field(name, "Value should be text, not a file")
         return value
-    if is_file:
+    if isinstance(value, UploadFile):
         return await value.read()
     if value:
         file = value if len(value) <= MAX_SHOWN and value.isprintable() else "voice.wav"

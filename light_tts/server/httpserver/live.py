@@ -39,23 +39,30 @@ class Cancelled(RequestError):
 
 
 class Utterance:
-    """A complete text, or text between two flushes. `call` and `sound` are None if it is empty."""
+    """What comes up to a flush. By itself, one in which there is nothing to speak."""
 
-    def __init__(self, index: int, call: SpeechCall | None = None, sound: SoundOut | None = None) -> None:
+    def __init__(self, index: int) -> None:
         self.index = index
+        self.begun = False  # some of its audio has been sent
+
+
+class SpokenUtterance(Utterance):
+    """A complete text, or text between two flushes."""
+
+    def __init__(self, index: int, call: SpeechCall, sound: SoundOut) -> None:
+        super().__init__(index)
         self.call = call
         self.sound = sound
         self.text = ""
-        self.begun = False  # some of its audio has been sent
 
 
 class Audience(Protocol):
     """Receives the events of the utterances in order, one utterance after the other."""
 
-    async def begins(self, utterance: Utterance) -> None:
+    async def begins(self, utterance: SpokenUtterance) -> None:
         """The utterance's first audio follows."""
 
-    async def hears(self, utterance: Utterance, audio: bytes) -> None: ...
+    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None: ...
 
     async def ends(self, utterance: Utterance, error: RequestError | None) -> None: ...
 
@@ -71,7 +78,7 @@ class Live:
         self._audience = audience
         self._queue: asyncio.Queue[Utterance | None] = asyncio.Queue()
         self._calls: set[SpeechCall] = set()
-        self._current: Utterance | None = None
+        self._current: SpokenUtterance | None = None
         self._count = 0
 
     @property
@@ -108,18 +115,17 @@ class Live:
             self._current = None
         self._count += 1
 
-    def say(self, text: str, manner: Manner) -> Utterance:
+    def say(self, text: str, manner: Manner) -> SpokenUtterance:
         """Add an utterance with a complete text. Raises RequestError and changes nothing if it is invalid."""
         check_text("text", text, self._manager.settings.max_text_length)
         utterance = self._begin(manner, text)
         self._count += 1
         return utterance
 
-    def cancel(self, utterance: Utterance) -> None:
+    def cancel(self, utterance: SpokenUtterance) -> None:
         """End the utterance with Cancelled, unless it has already ended."""
-        call = utterance.call
-        if call is not None and call in self._calls:
-            call.give_up(Cancelled())
+        if utterance.call in self._calls:
+            utterance.call.give_up(Cancelled())
 
     def close(self) -> None:
         """Flush; no more text will follow."""
@@ -136,9 +142,12 @@ class Live:
     async def run(self) -> None:
         """Speak utterances until `close`."""
         while (utterance := await self._queue.get()) is not None:
-            await self._speak(utterance)
+            if isinstance(utterance, SpokenUtterance):
+                await self._speak(utterance)
+            else:
+                await self._audience.ends(utterance, None)
 
-    def _begin(self, manner: Manner, text: str = "") -> Utterance:
+    def _begin(self, manner: Manner, text: str = "") -> SpokenUtterance:
         """`text` empty: it comes piece by piece."""
         options = manner.options
         if not manner.seeded:
@@ -152,7 +161,7 @@ class Live:
             )
             call = SpeechCall(arrival, speech)
         self._calls.add(call)
-        utterance = Utterance(self._count, call, sound)
+        utterance = SpokenUtterance(self._count, call, sound)
         utterance.text = text
         self._put(utterance)
         return utterance
@@ -160,11 +169,8 @@ class Live:
     def _put(self, utterance: Utterance | None) -> None:
         self._queue.put_nowait(utterance)
 
-    async def _speak(self, utterance: Utterance) -> None:
+    async def _speak(self, utterance: SpokenUtterance) -> None:
         call, sound = utterance.call, utterance.sound
-        if call is None:
-            await self._audience.ends(utterance, None)
-            return
         try:
             async for pcm in call:
                 data = await asyncio.to_thread(sound.push, pcm)
@@ -183,7 +189,7 @@ class Live:
             call.close("disconnected")
             self._calls.discard(call)
 
-    async def _send(self, utterance: Utterance, data: bytes) -> None:
+    async def _send(self, utterance: SpokenUtterance, data: bytes) -> None:
         if not data:
             return
         if not utterance.begun:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from light_tts.server.httpserver.fields import Drawing, Recording, SoundChoice, VoiceChoice, wrong_field
+from light_tts.server.httpserver.fields import Recording, TextFields, VoiceChoice, wrong_field
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.routes_speech import answer
 from light_tts.server.httpserver.wanted_voice import instruction_text
@@ -14,26 +14,23 @@ from light_tts.server.httpserver.wanted_voice import instruction_text
 router = APIRouter()
 
 
-class Sft(SoundChoice, Drawing):
+class Sft(TextFields):
     """A stored voice."""
 
-    tts_text: str
     spk_id: str
     tts_model_name: str = "default"
 
 
-class CrossLingual(SoundChoice, Drawing):
+class CrossLingual(TextFields):
     """The voice of a recording, without its transcript."""
 
-    tts_text: str
     prompt_wav: Recording
     tts_model_name: str = "default"
 
 
-class Instruct(SoundChoice, Drawing):
+class Instruct(TextFields):
     """A stored voice or a recording, and an instruction on how to speak."""
 
-    tts_text: str
     instruct_text: str = Field(description="how to speak")
     spk_id: str | None = None
     prompt_wav: Recording | None = None

@@ -14,6 +14,7 @@ from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import (
     SoundChoice,
     SpeechFields,
+    TextFields,
     VoiceChoice,
     check_text,
     random_seed,
@@ -35,7 +36,7 @@ async def inference_zero_shot(request: Request) -> Response:
     return await answer(request, "zero_shot", SpeechFields, lambda fields: fields)
 
 
-Asked = TypeVar("Asked", bound=SoundChoice)
+Asked = TypeVar("Asked", bound=TextFields)
 
 
 async def answer(
@@ -52,7 +53,7 @@ async def answer(
         call = arrival.submit(speech)
     seed = speech.options.seed
     if sound is not None:
-        return SoundResponse(call, sound, explain, **{"X-Seed": str(seed)})
+        return SoundResponse(call, sound, explain, {"X-Seed": str(seed)})
     return AudioResponse(call, fields.format, fields.stream, manager.sample_rate, seed)
 
 

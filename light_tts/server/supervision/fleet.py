@@ -37,12 +37,20 @@ class FleetStartFailed(Exception):
 
 
 @dataclass
+class _Run:
+    """An incarnation that has been started."""
+
+    process: StageProcess
+    pulse: PulseReader
+
+
+@dataclass
 class _Stage:
-    """One stage process. `deaths`: times of death of incarnations that did no work."""
+    """One stage process. `run`: None before the start and after it has been given up. `deaths`: times of
+    death of incarnations that did no work."""
 
     info: StageInfo
-    pulse: PulseReader | None = None
-    process: StageProcess | None = None
+    run: _Run | None = None
     started: float = 0.0  # time.monotonic() at the start of this incarnation
     deaths: collections.deque[float] = field(
         default_factory=lambda: collections.deque(maxlen=DEATHS_BEFORE_GIVING_UP)
@@ -52,7 +60,7 @@ class _Stage:
 class Fleet:
     """Starts and watches all stage processes. `sizes`: number of processes per stage. `patience`: seconds
     without progress after which a process is killed, by device type. `tell_all`: sends a message to every
-    stage and HTTP worker. `environment`: extra environment variables of the stages."""
+    stage and HTTP worker."""
 
     def __init__(
         self,
@@ -61,7 +69,6 @@ class Fleet:
         outbox: Outbox,
         tell_all: Callable[[messages.Message], None],
         log_line: Callable[[str], None],
-        environment: Mapping[str, str],
         patience: Mapping[str, float],
     ) -> None:
         self._run_dir = run_dir
@@ -77,7 +84,6 @@ class Fleet:
         self._environment = {
             **os.environ,
             **threads.environment(len(self._stages), os.environ),
-            **environment,
             "PYTHONUNBUFFERED": "1",
         }
         self._stopping = False
@@ -92,10 +98,12 @@ class Fleet:
     def pids(self, *names: str) -> list[int]:
         """Return the pids of these stages' running processes."""
         stages = self._stages.values()
-        return [s.process.pid for s in stages if s.info.stage in names and s.process is not None]
+        return [s.run.process.pid for s in stages if s.info.stage in names and s.run is not None]
 
-    async def start(self) -> None:
-        """Start all stages at once and wait until each is ready. Raises FleetStartFailed."""
+    async def start(self, environment: Mapping[str, str]) -> None:
+        """Start all stages at once and wait until each is ready. `environment`: their extra environment
+        variables. Raises FleetStartFailed."""
+        self._environment |= environment
         for stage in self._stages.values():
             self._spawn(stage)
         while not self._all_up.done():
@@ -119,8 +127,8 @@ class Fleet:
 
     def on_start_failed(self, message: messages.StageStartFailed) -> None:
         stage = self._current(message)
-        if stage is not None and stage.process is not None:
-            stage.process.failure = message.reason
+        if stage is not None and stage.run is not None:
+            stage.run.process.failure = message.reason
 
     # -- hangs
 
@@ -129,18 +137,18 @@ class Fleet:
         avoided."""
         while not self._stopping:
             for stage in self._stages.values():
-                if stage.process is not None and stage.process.alive:
-                    self._check_pulse(stage)
+                if stage.run is not None and stage.run.process.alive:
+                    self._check_pulse(stage, stage.run)
             await asyncio.sleep(min(0.5, min(self._patience.values()) / 8))
 
-    def _check_pulse(self, stage: _Stage) -> None:
-        info, silence = stage.info, stage.pulse.silence()
+    def _check_pulse(self, stage: _Stage, run: _Run) -> None:
+        info, silence = stage.info, run.pulse.silence()
         loaded = info.state in ("up", "silent")
         device = str(info.info.get("device", "cpu")).partition(":")[0]
         patience = self._patience[device] if loaded else LOADING_SILENCE
         if silence > patience:
-            jobs = ", ".join(stage.pulse.in_work()) or "none"
-            stage.process.end(f"hung: no progress for {silence:.0f} s; jobs in work: {jobs}")
+            jobs = ", ".join(run.pulse.in_work()) or "none"
+            run.process.end(f"hung: no progress for {silence:.0f} s; jobs in work: {jobs}")
         elif loaded and (silence > MISSED_BEATS * patience) != (info.state == "silent"):
             if info.state == "silent":
                 self._set(stage, state="up", reason="")
@@ -153,8 +161,8 @@ class Fleet:
     def restart(self, name: str, why: str) -> None:
         """Kill a process, which starts the next one, or start one that has been given up."""
         place = next(stage for stage in self._stages.values() if name_of(stage.info) == name)
-        if place.process is not None and place.process.alive:
-            place.process.end(why)
+        if place.run is not None and place.run.process.alive:
+            place.run.process.end(why)
         elif place.info.state == "failed":
             log.warning("restarting %s: %s", name_of(place.info), why)
             place.deaths.clear()
@@ -177,30 +185,32 @@ class Fleet:
             command += [f"--{name}", str(value)]
         log.info("loading %s", name_of(info))
         stage.started = time.monotonic()
-        stage.pulse = PulseReader.create(self._run_dir.pulse(info.stage, info.index, info.incarnation))
-        stage.process = StageProcess(
+        pulse = PulseReader.create(self._run_dir.pulse(info.stage, info.index, info.incarnation))
+        started = StageProcess(
             command,
             self._environment,
             lambda line: self._log_line(f"{name_of(info)}: {line}"),
             lambda process: self._on_end(stage, process),
         )
-        self._run_dir.register_process(stage.process.pid)
+        stage.run = _Run(started, pulse)
+        self._run_dir.register_process(started.pid)
         self._outbox.send(info.address, messages.Topology(stages=self.topology()))
 
     def _on_end(self, stage: _Stage, process: StageProcess) -> None:
         self._run_dir.forget_process(process.pid)
         multiprocess.mark_process_dead(process.pid)
-        if self._stopping or stage.process is not process:
+        if self._stopping or stage.run is None or stage.run.process is not process:
             return
         name, reason = name_of(stage.info), process.reason()
         if not self._all_up.done():
             self._all_up.set_exception(FleetStartFailed(f"{name} cannot start: {reason}"))
             return
         log.error("%s ended: %s", name, reason)
-        in_work = stage.pulse.in_work()
+        in_work, worked = stage.run.pulse.in_work(), stage.run.pulse.worked
+        stage.run.pulse.remove()
+        stage.run = None
         self._outbox.forget(stage.info.address)
-        stage.process = None
-        useless = not in_work and not stage.pulse.worked
+        useless = not in_work and not worked
         if useless and self._dies_often(stage):
             self._give_up(stage, reason)
         else:
@@ -216,7 +226,6 @@ class Fleet:
 
     def _start_next(self, stage: _Stage, in_work: list[str]) -> None:
         """Start the next incarnation after one that died while processing these jobs."""
-        stage.pulse.remove()
         old = stage.info
         metrics.stage_restarts_total.labels(old.stage).inc()
         stage.info = self._fresh_info(old.stage, old.index, old.incarnation + 1, state="down")
@@ -240,9 +249,11 @@ class Fleet:
     def stop(self) -> None:
         """Ask all stages to exit, wait a moment, kill the rest. Blocks."""
         self._stopping = True
-        processes = [s.process for s in self._stages.values() if s.process is not None and s.process.alive]
-        for address in self.addresses():
-            self._outbox.send(address, messages.Shutdown())
+        processes = []
+        for stage in self._stages.values():
+            if stage.run is not None and stage.run.process.alive:
+                processes.append(stage.run.process)
+                self._outbox.send(stage.info.address, messages.Shutdown())
         deadline = time.monotonic() + SHUTDOWN_SECONDS
         for process in processes:
             process.wait(max(0.0, deadline - time.monotonic()))

@@ -16,7 +16,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from light_tts.common import log as logs
 from light_tts.common import process
@@ -52,6 +54,7 @@ class Supervisor:
         self.config = config
         self.run_dir = run_dir
         self.front = front
+        self.front_pidfd = process.open_pidfd(front)  # None: it has ended already
         self.control = control
         self.loop = asyncio.get_running_loop()
         self.stop = asyncio.Event()  # the front process asked for it, or has ended
@@ -62,7 +65,18 @@ class Supervisor:
         self.active = ActiveRequests(run_dir.shm)
         self.workers = HttpWorkers(run_dir, self.active, self._worker_gone)
         self.takeover = Takeover(run_dir.takeover, listener, running, self._replaced)
-        self.fleet: Fleet | None = None
+        self.fleet = Fleet(
+            run_dir,
+            {
+                "encode": config.encode_process_num,
+                "llm": len(load_styles(config.model_dir)),
+                "decode": config.decode_process_num,
+            },
+            self.outbox,
+            self._tell_all,
+            self._log_line,
+            {"cuda": config.hang_timeout_gpu, "cpu": config.hang_timeout_cpu},
+        )
         self.janitor: subprocess.Popen[bytes] | None = None
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -101,11 +115,10 @@ class Supervisor:
 
     def _watch_front(self) -> None:
         self.loop.add_reader(self.control, self._read_control)
-        self.front_pidfd = process.open_pidfd(self.front)
         if self.front_pidfd is None:
             self.stop.set()
         else:
-            self.loop.add_reader(self.front_pidfd, self._front_ended)
+            self.loop.add_reader(self.front_pidfd, self._front_ended, self.front_pidfd)
 
     def _start_janitor(self) -> None:
         command = [
@@ -116,32 +129,18 @@ class Supervisor:
             str(self.run_dir.root),
         ]
         command += ["--supervisor", str(os.getpid()), "--front", str(self.front)]
-        self.janitor = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
-        self.run_dir.register_process(self.janitor.pid)
-        pidfd = os.pidfd_open(self.janitor.pid)
-        self.loop.add_reader(pidfd, self._janitor_ended, pidfd)
+        self.janitor = started = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        self.run_dir.register_process(started.pid)
+        pidfd = os.pidfd_open(started.pid)
+        self.loop.add_reader(pidfd, self._janitor_ended, pidfd, started)
 
     async def _start_stages(self) -> None:
-        sizes = {
-            "encode": self.config.encode_process_num,
-            "llm": len(load_styles(self.config.model_dir)),
-            "decode": self.config.decode_process_num,
-        }
         started = time.monotonic()
         sharing = await asyncio.to_thread(mps.prepare, self.config, self.run_dir)
         if self.stop.is_set():
             return
-        self.fleet = Fleet(
-            self.run_dir,
-            sizes,
-            self.outbox,
-            self._tell_all,
-            self._log_line,
-            sharing.environment,
-            {"cuda": self.config.hang_timeout_gpu, "cpu": self.config.hang_timeout_cpu},
-        )
         self._spawn(self.fleet.watch_pulses())
-        starting = asyncio.ensure_future(self.fleet.start())
+        starting = asyncio.ensure_future(self.fleet.start(sharing.environment))
         stopping = asyncio.ensure_future(self.stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -186,17 +185,17 @@ class Supervisor:
         if self.control.closed:
             self.loop.remove_reader(self.control)
 
-    def _front_ended(self) -> None:
-        self.loop.remove_reader(self.front_pidfd)
+    def _front_ended(self, pidfd: int) -> None:
+        self.loop.remove_reader(pidfd)
         if not self.stop.is_set():
             log.error("the HTTP front (pid %d) is gone: stopping the server", self.front)
         self.stop.set()
 
-    def _janitor_ended(self, pidfd: int) -> None:
+    def _janitor_ended(self, pidfd: int, janitor: subprocess.Popen[bytes]) -> None:
         self.loop.remove_reader(pidfd)
         os.close(pidfd)
-        self.janitor.wait()
-        self.run_dir.forget_process(self.janitor.pid)
+        janitor.wait()
+        self.run_dir.forget_process(janitor.pid)
         if not self.stop.is_set():
             log.warning("the janitor exited; starting another")
             self.loop.call_later(0.5, self._start_janitor)
@@ -214,7 +213,7 @@ class Supervisor:
         """Another server serves in place of this one: accept no connections, but serve the existing ones."""
         log.info("another server has taken over the port: this one finishes its requests and exits")
         self.control.send("replaced")
-        self._wake_front()
+        self._signal_front(signal.SIGQUIT)  # to read it
         # After this time every connected client has sent a request or has been disconnected as idle.
         seconds = max(self.config.header_timeout, self.config.idle_timeout) + 1.0
         self.loop.call_later(seconds, self._begin_drain)
@@ -243,26 +242,24 @@ class Supervisor:
     def _end_front(self, code: int, reason: str) -> None:
         """Have the front process stop the HTTP workers and then us; kill it if it does not."""
         self.control.send("exit", code=code, reason=reason)
-        self._wake_front()
+        self._signal_front(signal.SIGQUIT)  # to read it
         self.loop.call_later(FRONT_STOP, self._kill_front)
-
-    def _wake_front(self) -> None:
-        """Make the front process read its messages."""
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self.front_pidfd, signal.SIGQUIT)
 
     def _kill_front(self) -> None:
         log.error("the HTTP front does not stop: killing it")
-        with contextlib.suppress(OSError):
-            signal.pidfd_send_signal(self.front_pidfd, signal.SIGKILL)
+        self._signal_front(signal.SIGKILL)
+
+    def _signal_front(self, number: signal.Signals) -> None:
+        if self.front_pidfd is not None:
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self.front_pidfd, number)
 
     # -- shutdown
 
     async def _front_has_heard(self) -> None:
         """Stop the stages and wait for the front process to say stop, since it may still use the run
         directory."""
-        if self.fleet is not None:
-            self.fleet.stop()
+        self.fleet.stop()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self.stop.wait(), FRONT_STOP)
 
@@ -271,8 +268,7 @@ class Supervisor:
         self.stop.set()
         for task in self.tasks:
             task.cancel()
-        if self.fleet is not None:
-            self.fleet.stop()
+        self.fleet.stop()
         process.kill_all(pid for pid in self.run_dir.processes() if pid != self.front)
         if self.janitor is not None:
             self.janitor.kill()  # even if its registration was removed with the run directory
@@ -295,7 +291,7 @@ class Supervisor:
         if self.writer is not None:
             self.writer.write(line)
 
-    def _spawn(self, work: object) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = self.loop.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._task_ended)

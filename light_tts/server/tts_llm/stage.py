@@ -165,6 +165,7 @@ class LLMStage:
         if job is None:
             return
         speaking = job.parts[0]
+        assert isinstance(speaking.sequence, Bistream)  # its first message said so
         try:
             feed(speaking.sequence)
         except SequenceError as error:
@@ -195,9 +196,14 @@ class LLMStage:
 
     def _shares_gpu(self, speaking: Speaking) -> bool:
         """Return whether the part's decode process uses this GPU."""
-        index = self._jobs[speaking.request.job].decode
-        assert index is not None  # the part has been opened
+        index = self._decode_process(speaking)
         return self._ctx.peers.stages["decode", index].info.get("device") == self.device
+
+    def _decode_process(self, speaking: Speaking) -> int:
+        """That of the part, which has been opened."""
+        index = self._jobs[speaking.request.job].decode
+        assert index is not None
+        return index
 
     def _open(self, speaking: Speaking) -> None:
         """Handle the admission of a part, either the first one or after a pause."""
@@ -208,7 +214,7 @@ class LLMStage:
                 self._fail(request.job, 503, "no decode process is available")
                 return
             shared = {name: getattr(request, name) for name in OPENING}
-            self._ctx.peers.send("decode", job.decode, messages.OpenSpeech(**shared))
+            self._ctx.peers.send("decode", self._decode_process(speaking), messages.OpenSpeech(**shared))
             speaking.opened = True
             self._metrics.queue_seconds.observe(time.monotonic() - speaking.arrived)
         self._hand_out(speaking)
@@ -286,7 +292,7 @@ class LLMStage:
                 final=sequence.finished,
                 times=self._times_of_words(speaking) if sequence.finished else [],
             )
-            self._ctx.peers.send("decode", job.decode, due)
+            self._ctx.peers.send("decode", self._decode_process(speaking), due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
             if self._llm_yield is not None and breaks_silence and self._shares_gpu(speaking):
                 self._llm_yield.expect()

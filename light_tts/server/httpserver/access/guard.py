@@ -38,9 +38,9 @@ class Guard:
             return
         headers = Headers(scope=scope)
         usage: KeyUsage = scope["app"].state.key_usage
-        key = self._keys.index(presented_key(headers))
-        error = self._refusal(key, usage)
-        if error is not None:
+        try:
+            key = self._admitted_key(presented_key(headers), usage)
+        except RequestError as error:
             metrics.refused_total.labels(error.refusal).inc()
             await _refuse(scope, send, error)
             return
@@ -50,23 +50,25 @@ class Guard:
         finally:
             usage.end(key)
 
-    def _refusal(self, key: int | None, usage: KeyUsage) -> RequestError | None:
+    def _admitted_key(self, presented: str, usage: KeyUsage) -> int:
+        """The index of the key. Raises RequestError (401, 429)."""
         settings = self._settings
+        key = self._keys.index(presented)
         if key is None:
-            return RequestError(
+            raise RequestError(
                 401,
                 "an API key is required: Authorization: Bearer KEY, or xi-api-key: KEY",
                 refusal="no_key",
             )
         streams, rate = settings.key_streams, settings.key_requests_per_minute
         if streams is not None and usage.open_requests(key) >= streams:
-            return RequestError(429, f"{streams} requests with this key are already active", 1, "key_streams")
+            raise RequestError(429, f"{streams} requests with this key are already active", 1, "key_streams")
         if rate is not None and usage.rate(key, time.time()) >= rate:
             seconds = max(1, round(60 / rate))
-            return RequestError(
+            raise RequestError(
                 429, f"there were {rate} requests with this key within a minute", seconds, "key_requests"
             )
-        return None
+        return key
 
 
 def _is_open(path: str) -> bool:

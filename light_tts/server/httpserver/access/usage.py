@@ -5,14 +5,12 @@ Each worker writes only its own slot, so no lock is needed; a key's usage is the
 
 from __future__ import annotations
 
-import mmap
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 
-from light_tts.server.core.counters import SLOTS
+from light_tts.server.core.counters import SLOTS, map_numbers
 
 MINUTE = 60.0
 # minute, requests in it, requests in the minute before, active requests
@@ -25,14 +23,8 @@ class KeyUsage:
     FILE_NAME = "key_usage"
 
     def __init__(self, directory: Path, keys: int, slot: int) -> None:
-        size = keys * SLOTS * 4 * 8
-        file = os.open(directory / self.FILE_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(file, size)
-            self._map = mmap.mmap(file, size)
-        finally:
-            os.close(file)
-        self._table = np.frombuffer(self._map, np.int64).reshape(keys, SLOTS, 4)
+        numbers = map_numbers(directory / self.FILE_NAME, keys * SLOTS * 4)
+        self._table = np.frombuffer(numbers, np.int64).reshape(keys, SLOTS, 4)
         self._slot = slot
         self._table[:, slot] = 0
 

@@ -70,7 +70,7 @@ async def spoken_answer(
         call = arrival.submit(
             WantedSpeech(style=0, prompt=prompt, options=options, text=text, stream=not whole)
         )
-    return kind(call, sound, explain, **{"X-Seed": str(options.seed)})
+    return kind(call, sound, explain, {"X-Seed": str(options.seed)})
 
 
 async def known_voice(state: Any, voice_id: str) -> str:

@@ -21,7 +21,7 @@ from light_tts.server.httpserver.elevenlabs.speech import known_voice
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_SEED, parse, random_seed
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
-from light_tts.server.httpserver.live import Live, Manner, Utterance
+from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
 from light_tts.server.httpserver.sound import SoundOut
 from light_tts.server.httpserver.surface import as_request_error
 from light_tts.server.httpserver.wanted_voice import wanted_voice
@@ -95,10 +95,10 @@ class Context:
         name = {} if self.name is None else {"contextId": self.name, "context_id": self.name}
         await self._socket.send({**fields, **name})
 
-    async def begins(self, utterance: Utterance) -> None:
+    async def begins(self, utterance: SpokenUtterance) -> None:
         """Sends nothing: the protocol has no message before the first audio."""
 
-    async def hears(self, utterance: Utterance, audio: bytes) -> None:
+    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None:
         await self._send(
             audio=base64.b64encode(audio).decode(), isFinal=False, alignment=None, normalizedAlignment=None
         )
@@ -172,8 +172,10 @@ class InputSession:
 
     async def _finish(self) -> None:
         """Wait until the pending text has been spoken; ends early if the client disconnects."""
-        speaking = asyncio.gather(*(context.speaking for context in self._contexts.values()))
-        await until_first(asyncio.ensure_future(speaking), asyncio.create_task(self._watch()))
+        await until_first(asyncio.create_task(self._all_spoken()), asyncio.create_task(self._watch()))
+
+    async def _all_spoken(self) -> None:
+        await asyncio.gather(*(context.speaking for context in self._contexts.values()))
 
     async def _watch(self) -> None:
         """Receive and ignore further messages, to notice a disconnect."""

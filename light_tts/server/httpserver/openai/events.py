@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Send
@@ -14,7 +15,7 @@ from light_tts.server.httpserver.captions import as_dicts
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.openai.errors import error_body
 from light_tts.server.httpserver.sound import SoundOut
-from light_tts.server.httpserver.sound.response import SoundResponse
+from light_tts.server.httpserver.sound.response import NO_HEADERS, SoundResponse
 
 
 class EventResponse(SoundResponse):
@@ -22,11 +23,16 @@ class EventResponse(SoundResponse):
     the first audio becomes `speech.audio.error`."""
 
     def __init__(
-        self, call: SpeechCall, sound: SoundOut, explain: Explain, word_times: bool = False, **headers: str
+        self,
+        call: SpeechCall,
+        sound: SoundOut,
+        explain: Explain,
+        headers: Mapping[str, str] = NO_HEADERS,
+        word_times: bool = False,
     ) -> None:
         """`word_times`: send a `speech.audio.words` event before the last one."""
         headers = {**headers, "Content-Type": "text/event-stream; charset=utf-8"}
-        super().__init__(call, sound, explain, word_times, **headers)
+        super().__init__(call, sound, explain, headers, word_times)
 
     async def deliver(self, send: Send) -> None:
         try:

@@ -41,7 +41,7 @@ async def create_speech(request: Request) -> Response:
         call = arrival.submit(speech)
     headers = {"X-Seed": str(speech.options.seed), **ignored(fields)}
     answer = EventResponse if fields.events else SoundResponse
-    return answer(call, sound, explain, fields.word_timestamps, **headers)
+    return answer(call, sound, explain, headers, fields.word_timestamps)
 
 
 def wishes(fields: CreateSpeech) -> SoundWishes:

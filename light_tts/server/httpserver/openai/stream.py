@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
-from light_tts.server.httpserver.live import Live, Manner, Utterance
+from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
 from light_tts.server.httpserver.openai.fields import SpokenSpeech
 from light_tts.server.httpserver.sound import Format, SoundOut, SoundWishes
 from light_tts.server.httpserver.surface import as_request_error
@@ -51,14 +51,14 @@ class SpeechSession:
         self._state = websocket.app.state
         self._manager = self._state.manager
         self._socket = JsonSocket(websocket, min(IDLE_SECONDS, self._manager.settings.request_timeout))
-        self._live: Live | None = None
         self._sent_bytes = 0
 
     async def run(self) -> None:
         await self._socket.websocket.accept()
+        live = None
         try:
-            self._live = Live(self._manager, ROUTE, await self._opening(), self)
-            await until_first(asyncio.create_task(self._listen()), asyncio.create_task(self._live.run()))
+            live = Live(self._manager, ROUTE, await self._opening(), self)
+            await until_first(asyncio.create_task(self._listen(live)), asyncio.create_task(live.run()))
             await self._socket.close()
         except WebSocketDisconnect:
             pass
@@ -67,8 +67,8 @@ class SpeechSession:
                 await self._complain(error)
             await self._socket.close(1008, as_request_error(error).message)
         finally:
-            if self._live is not None:
-                self._live.abandon()
+            if live is not None:
+                live.abandon()
 
     async def _opening(self) -> Manner:
         message = await self._socket.receive()
@@ -93,35 +93,35 @@ class SpeechSession:
         )
         return Manner(style, prompt, options, config.seed is not None, wishes)
 
-    async def _listen(self) -> None:
+    async def _listen(self, live: Live) -> None:
         """Receive messages until the connection ends; after session.close, wait for that."""
         while True:
             try:
                 message = await self._socket.receive()
                 if message.get("type") == "session.close":
-                    self._live.close()
+                    live.close()
                     await asyncio.Event().wait()
-                await self._take(message)
+                await self._take(live, message)
             except Silence:
-                if not self._live.busy:
+                if not live.busy:
                     raise
             except (RequestError, RequestValidationError) as error:
                 await self._complain(error)
 
-    async def _take(self, message: dict[str, Any]) -> None:
+    async def _take(self, live: Live, message: dict[str, Any]) -> None:
         match message.get("type"):
             case "session.config":
-                if self._live.open:
+                if live.open:
                     raise RequestError(
                         400, "session.config is not allowed before the input.done of the current text"
                     )
-                self._live.manner = await self._manner(message)
+                live.manner = await self._manner(message)
             case "input.text" if isinstance(message.get("text"), str):
-                self._live.append(message["text"])
+                live.append(message["text"])
             case "input.text":
                 raise RequestError(400, "input.text requires text")
             case "input.done":
-                self._live.flush()
+                live.flush()
             case kind:
                 raise RequestError(400, f"unknown message type {str(kind)[:64]!r}")
 
@@ -130,7 +130,7 @@ class SpeechSession:
 
     # -- Audience
 
-    async def begins(self, utterance: Utterance) -> None:
+    async def begins(self, utterance: SpokenUtterance) -> None:
         self._sent_bytes = 0
         await self._socket.send(
             {
@@ -143,7 +143,7 @@ class SpeechSession:
             }
         )
 
-    async def hears(self, utterance: Utterance, audio: bytes) -> None:
+    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None:
         self._sent_bytes += len(audio)
         await self._socket.send(audio)
 

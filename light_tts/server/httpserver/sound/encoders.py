@@ -22,7 +22,7 @@ class Codec:
     """FFmpeg parameters of a format. `streamed`: options for output of unknown length; `rates`: sample rates
     the codec supports; `sample_format`: its input format."""
 
-    name: str
+    name: Literal["libmp3lame", "libopus", "aac", "flac", "pcm_mulaw", "pcm_alaw"]
     container: str
     content_type: str
     bit_rate: int | None = None

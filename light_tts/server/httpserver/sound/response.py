@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from starlette.types import Send
@@ -14,6 +16,7 @@ from light_tts.server.httpserver.captions import Word, as_dicts, word_times
 from light_tts.server.httpserver.sound.out import SoundOut
 
 MAX_TIMES_HEADER = 4096  # bytes
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def times_header(words: list[Word]) -> dict[str, str]:
@@ -29,7 +32,12 @@ class SoundResponse(CallResponse):
     """Complete with its length if the sound is `whole`, otherwise streamed as it is generated."""
 
     def __init__(
-        self, call: SpeechCall, sound: SoundOut, explain: Explain, word_times: bool = False, **headers: str
+        self,
+        call: SpeechCall,
+        sound: SoundOut,
+        explain: Explain,
+        headers: Mapping[str, str] = NO_HEADERS,
+        word_times: bool = False,
     ) -> None:
         """`word_times`: report in a header when each word is spoken, for complete responses."""
         headers = {"X-Sample-Rate": str(sound.sample_rate), **headers}
@@ -81,9 +89,11 @@ class SoundResponse(CallResponse):
 class JsonResponse(SoundResponse):
     """The complete audio in a JSON object, with word times."""
 
-    def __init__(self, call: SpeechCall, sound: SoundOut, explain: Explain, **headers: str) -> None:
+    def __init__(
+        self, call: SpeechCall, sound: SoundOut, explain: Explain, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
         headers = {**headers, "Content-Type": "application/json"}
-        super().__init__(call, sound, explain, word_times=True, **headers)
+        super().__init__(call, sound, explain, headers, word_times=True)
 
     def answer(self, audio: bytes) -> dict[str, Any]:
         """Return the JSON object."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.live import Cancelled, Utterance
+from light_tts.server.httpserver.live import Cancelled, SpokenUtterance
 from light_tts.server.httpserver.openai.errors import error_body
 from light_tts.server.httpserver.openai.realtime.conversation import new_id
 from light_tts.server.httpserver.openai.realtime.fields import SessionFields
@@ -17,7 +17,7 @@ class Response:
 
     def __init__(
         self,
-        utterance: Utterance,
+        utterance: SpokenUtterance,
         fields: SessionFields,
         conversation: str | None,
         metadata: dict[str, str] | None,
@@ -50,9 +50,7 @@ class Response:
         return self._object("in_progress", None, [], None)
 
     def ended(self, error: RequestError | None) -> dict[str, Any]:
-        call = self.utterance.call
-        assert call is not None  # there was text
-        usage: dict[str, Any] = dict(call.request.usage)
+        usage: dict[str, Any] = dict(self.utterance.call.request.usage)
         usage["input_token_details"] = {
             "text_tokens": usage["input_tokens"],
             "audio_tokens": 0,

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
-from light_tts.server.httpserver.live import Live, Manner, Utterance
+from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
 from light_tts.server.httpserver.openai.errors import error_body
 from light_tts.server.httpserver.openai.realtime import beta
 from light_tts.server.httpserver.openai.realtime.conversation import (
@@ -207,7 +207,7 @@ class RealtimeSession:
 
     # -- Audience
 
-    async def begins(self, utterance: Utterance) -> None:
+    async def begins(self, utterance: SpokenUtterance) -> None:
         response = self._responses[utterance]
         item = response.item
         output = {"response_id": response.id, "output_index": 0}
@@ -219,7 +219,7 @@ class RealtimeSession:
         await self._send("response.content_part.added", **response.in_output, part=part)
         await self._send("response.output_audio_transcript.delta", **response.in_output, delta=utterance.text)
 
-    async def hears(self, utterance: Utterance, audio: bytes) -> None:
+    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None:
         where = self._responses[utterance].in_output
         await self._send("response.output_audio.delta", **where, delta=base64.b64encode(audio).decode())
 
@@ -227,7 +227,7 @@ class RealtimeSession:
         response = self._responses.pop(utterance)
         if utterance.begun:
             response.finish_item(error)
-            where, item, text = response.in_output, response.item, utterance.text
+            where, item, text = response.in_output, response.item, response.utterance.text
             await self._send("response.output_audio.done", **where)
             await self._send("response.output_audio_transcript.done", **where, transcript=text)
             part = {"type": "audio", "transcript": text}
