@@ -7,6 +7,7 @@ import gc
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,12 @@ def _parts(directory: Path) -> Iterator[tuple[str, Callable[[], str]]]:
         speakers = sorted(Frontend(directory, load_config(directory)).speakers)
         return f"stored speakers: {', '.join(speakers)}" if speakers else f"no stored speakers ({SPEAKERS})"
 
+    def language_model(path: Path) -> str:
+        return size(SpeechLM.from_checkpoint(directory, path, load_config(directory), cpu))
+
     yield "settings", settings
     yield "text, prompts", frontend
     for style in load_styles(directory):
-        yield (
-            f"LLM {style.name}",
-            lambda path=style.llm_path: size(
-                SpeechLM.from_checkpoint(directory, path, load_config(directory), cpu)
-            ),
-        )
+        yield f"LLM {style.name}", partial(language_model, style.llm_path)
     yield "flow", lambda: size(Flow.from_checkpoint(directory, load_config(directory), cpu))
     yield "vocoder", lambda: size(Hift.from_checkpoint(directory, load_config(directory), cpu))

@@ -28,6 +28,14 @@ class PartsStore:
             return int(path.name.split(".")[1]), path
         return None
 
+    def read(self, text: str) -> tuple[int, bytes]:
+        """Sample rate and samples of a part. Raises KeyError where it has not been spoken."""
+        found = self.find(text)
+        if found is None:
+            raise KeyError(text)
+        rate, path = found
+        return rate, path.read_bytes()
+
     def add(self, text: str, rate: int, pcm: bytes) -> None:
         self.directory.mkdir(exist_ok=True)
         path = self.directory / f"{self._name(text)}.{rate}.pcm"

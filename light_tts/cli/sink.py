@@ -10,12 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 
 from light_tts.cli.client import Problem
 
-# Extension -> FFmpeg codec and options.
-CODECS = {
+if TYPE_CHECKING:
+    from av.audio.stream import AudioStream
+    from av.container import OutputContainer
+
+# Extension -> FFmpeg codec, and its bit rate if it has a choice.
+CODECS: dict[str, tuple[Literal["libmp3lame", "libopus", "aac", "flac"], int | None]] = {
     ".mp3": ("libmp3lame", 96_000),
     ".opus": ("libopus", 48_000),
     ".ogg": ("libopus", 48_000),
@@ -91,7 +95,7 @@ def _coded(path: Path, rate: int) -> Iterator[Sink]:
 
 
 class _Coded:
-    def __init__(self, container, stream, rate: int) -> None:
+    def __init__(self, container: OutputContainer, stream: AudioStream, rate: int) -> None:
         self._container, self._stream, self._rate = container, stream, rate
         self._position = 0
 
@@ -118,11 +122,12 @@ def find_player() -> str:
 
 
 @contextmanager
-def loudspeaker(player: str, rate: int) -> Iterator[Sink]:
-    """Context manager for the loudspeaker; waits until everything has been played. Raises Problem if the
-    player fails."""
+def loudspeaker(player: str, rate: int) -> Iterator[IO[bytes]]:
+    """Context manager for the loudspeaker, which takes whole 16-bit mono samples; waits until everything has
+    been played. Raises Problem if the player fails."""
     command = player.format(rate=rate).split()
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert process.stdin is not None  # a pipe
     try:
         yield process.stdin
         process.stdin.close()

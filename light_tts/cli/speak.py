@@ -122,7 +122,7 @@ def files_to_write(
         return [(directory, found)]
     directory.mkdir(parents=True, exist_ok=True)
     digits = max(2, len(str(len(found))))
-    jobs = []
+    jobs: list[tuple[Path, Sequence[Chapter]]] = []
     for number, chapter in enumerate(found, 1):
         title = re.sub(r"[^\w .,-]+", " ", chapter.title)[:LONGEST_NAME].strip(" .")
         name = f"{number:0{digits}} {title}".strip()
@@ -177,7 +177,7 @@ class ChapterSpeaker:
                             following = pool.submit(self._whole, parts[index + 1])
                     speaker.write(pcm)
                     speaker.flush()
-                if index + 1 < len(parts):
+                if speaker is not None and index + 1 < len(parts):
                     speaker.write(silence(part.pause, rate))
                 self.bar.update(len(part.text))
 
@@ -237,12 +237,12 @@ class ChapterSpeaker:
 
     def _join(self, parts: Sequence[BookPart], store: PartsStore, path: Path) -> float:
         """Return the seconds of audio in the file."""
-        rate, _ = store.find(parts[0].text)
+        rate, _ = store.read(parts[0].text)
         written = 0
-        lines = []
+        lines: list[str] = []
         with sink.file_sink(path, rate) as output:
             for part in parts:
-                pcm = store.find(part.text)[1].read_bytes()
+                _, pcm = store.read(part.text)
                 begun, ended = written / 2 / rate, (written + len(pcm)) / 2 / rate
                 lines.append(subtitle(len(lines) + 1, begun, ended, part.text))
                 pcm += silence(part.pause, rate) if part is not parts[-1] else b""

@@ -93,7 +93,8 @@ class Server:
     async def _request(self, line: Line, fields: dict) -> AsyncIterator[tuple[bytes, int]]:
         """Yield (PCM, sample rate)."""
         form = {**fields, "tts_text": line.text, "stream": str(self.mode == "stream").lower()}
-        recording = {"prompt_wav": (line.prompt_wav.name, line.prompt_wav.read_bytes())}
+        prompt_wav, _ = line.prompt
+        recording = {"prompt_wav": (prompt_wav.name, prompt_wav.read_bytes())}
         async with (
             httpx.AsyncClient(base_url=self.url, timeout=self.timeout) as client,
             client.stream("POST", "/inference_zero_shot", data=form, files=recording) as answer,
@@ -109,9 +110,10 @@ class Server:
         """The same, with the text sent in pieces."""
         url = re.sub("^http", "ws", self.url).rstrip("/") + "/inference_zero_shot_bistream"
         async with websockets.connect(url, max_size=None, open_timeout=self.timeout) as socket:
+            assert socket.response is not None  # it is connected
             rate = int(socket.response.headers.get("x-sample-rate", SAMPLE_RATE))
             await socket.send(json.dumps(fields))
-            await socket.send(line.prompt_wav.read_bytes())
+            await socket.send(line.prompt[0].read_bytes())
             for piece in pieces(line.text):
                 await socket.send(json.dumps({"tts_text": piece}))
             await socket.send(json.dumps({"finish": True}))

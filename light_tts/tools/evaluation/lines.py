@@ -19,6 +19,13 @@ class Line:
     prompt_text: str | None = None
     wav: Path | None = None
 
+    @property
+    def prompt(self) -> tuple[Path, str]:
+        """`prompt_wav` and `prompt_text`. Raises ValueError where the line lacks one."""
+        if self.prompt_wav is None or self.prompt_text is None:
+            raise ValueError(f"the line has no prompt_wav or no prompt_text: {self.text}")
+        return self.prompt_wav, self.prompt_text
+
 
 def read_lines(path: Path, needed: tuple[str, ...]) -> list[Line]:
     """Return the lines of a file; paths in it are relative to it. `needed`: required keys; the voice defaults

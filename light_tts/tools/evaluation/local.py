@@ -76,7 +76,7 @@ class LocalSpeaker:
 
     def sound(self, line: Line, parts: Sequence[Sequence[int]], seed: int) -> Sound:
         """Return the audio of a line's tokens."""
-        voice = Voice.of(self._prompt(line.prompt_wav), self._device)
+        voice = Voice.of(self._prompt(line.prompt[0]), self._device)
         waves = []
         for part, tokens in enumerate(parts):
             chunk = Chunk(0, len(tokens), len(tokens), final=True)
@@ -85,8 +85,9 @@ class LocalSpeaker:
         return Sound(torch.cat([torch.from_numpy(wave) for wave in waves]).numpy(), self.config.sample_rate)
 
     def _sequences(self, line: Line, rule: SamplingRule, seed: int) -> list[OneShot]:
-        prompt_text = self._frontend.prompt_text(line.prompt_text)
-        speech = self._prompt(line.prompt_wav).speech_token.tolist() if prompt_text.with_speech else []
+        prompt_wav, said = line.prompt
+        prompt_text = self._frontend.prompt_text(said)
+        speech = self._prompt(prompt_wav).speech_token.tolist() if prompt_text.with_speech else []
         return [
             OneShot(
                 PartRequest(

@@ -17,7 +17,7 @@ def summarize(scores: Sequence[Score]) -> dict[str, Any]:
     to their own prompt than to every other voice's; counts of takes: `cut_off`, `ran_away`, `with_repeats`,
     `at_limit`; times in seconds."""
     good = [score for score in scores if not score.error]
-    compared = [score for score in good if score.other is not None]
+    compared = [(s.similarity, s.other) for s in good if s.similarity is not None and s.other is not None]
     return {
         "takes": len(scores),
         "failed": len(scores) - len(good),
@@ -25,7 +25,7 @@ def summarize(scores: Sequence[Score]) -> dict[str, Any]:
         "wer": _rate((score.word_errors, score.words) for score in good),
         "cer": _rate((score.character_errors, score.characters) for score in good),
         "similarity": _mean(score.similarity for score in good),
-        "own_prompt_first": _mean(score.similarity > score.other for score in compared),
+        "own_prompt_first": _mean(own > other for own, other in compared),
         "mos": _mean(score.mos for score in good),
         "length_ratio": _mean(score.length_ratio for score in good),
         "cut_off": sum(score.cut_off for score in good),
@@ -49,7 +49,7 @@ def report(scores: Sequence[Score]) -> dict[str, Any]:
 
 
 def _rate(pairs: Iterable[tuple[int | None, int | None]]) -> float | None:
-    found = [pair for pair in pairs if pair[0] is not None]
+    found = [(errors, words) for errors, words in pairs if errors is not None and words is not None]
     total = sum(words for _, words in found)
     return sum(errors for errors, _ in found) / total if total else None
 
@@ -99,8 +99,8 @@ def table(found: dict[str, Any]) -> str:
     lines.append(f"audio        {summary['audio_seconds']:.1f} s")
     for key, title in (("rtf", "RTF"), ("first_audio", "first audio")):
         if spread := summary[key]:
-            values = "   ".join(f"{name} {value:.3f}" for name, value in spread.items())
-            lines.append(f"{title:<12} {values}")
+            shown = "   ".join(f"{name} {value:.3f}" for name, value in spread.items())
+            lines.append(f"{title:<12} {shown}")
     lines += [f"failed       {failure['error']}: {failure['text']}" for failure in found["failures"]]
     return "\n".join(lines)
 

@@ -81,6 +81,7 @@ class Scorer:
         score.first_audio = take.first_audio
         if take.wall is not None:
             score.rtf = take.wall / sound.seconds
+        if take.limit is not None:
             score.at_limit = sound.seconds >= take.limit
         wave = sound.wave16k
         lost = extra = 0
@@ -93,7 +94,7 @@ class Scorer:
         score.length_ratio = length_ratio(line, sound)
         score.cut_off = is_cut_off(score.length_ratio, lost)
         score.ran_away = ran_away(score.length_ratio, extra)
-        own = self._embeddings.get(line.prompt_wav)
+        own = None if line.prompt_wav is None else self._embeddings.get(line.prompt_wav)
         if own is not None and (spoken := embed(wave)) is not None:
             score.similarity, score.other = own_and_best_other(spoken, prompts, own, line.voice)
         if "mos" in self._measures:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, greedy, nucleus, others, repeated
 from light_tts.engine.llm.bistream import Bistream
@@ -40,16 +42,16 @@ def load_engine(
     draw: Draw | None = None,
     device: str = "cpu",
     runner: Callable[..., Runner] | None = None,
-    **options,
+    **options: Any,
 ) -> LLMEngine:
     """`draw`: replaces the sampler; by default each sequence's rule applies (greedy if it has none)."""
     options = {"slots": SLOTS, "rows": 8, **options}
-    options = EngineOptions(**{"max_len": options["slots"], **options})
     runner = runner if draw is None else partial(TorchRunner, draw=draw)
-    return LLMEngine(load_model(golden, device), options, runner)
+    sizes = EngineOptions(**{"max_len": options["slots"], **options})
+    return LLMEngine(load_model(golden, device), sizes, runner)
 
 
-def one_shot(golden: Golden, text_ids: list[int], **options) -> OneShot:
+def one_shot(golden: Golden, text_ids: list[int], **options: Any) -> OneShot:
     return OneShot(PartRequest("j/0", 0, 0, load_model(golden).ids, SLOTS, **options), text_ids)
 
 
@@ -105,7 +107,7 @@ def teacher_forcing(golden: Golden) -> Iterator[Comparison]:
         max_outputs=len(tokens),
     )
 
-    def forced(scores: torch.Tensor, *_) -> torch.Tensor:
+    def forced(scores: Tensor, *_: object) -> Tensor:
         rows.append(scores[0].log_softmax(-1))
         return torch.tensor([tokens[len(rows) - 1]])
 
@@ -129,7 +131,7 @@ def greedy_decoding(golden: Golden) -> Iterator[Comparison]:
         yield Comparison(f"greedy_{name}", finish(engine, sequence), arrays[f"greedy_{name}"])
 
 
-def greedy_sequence(golden: Golden, name: str, **options) -> OneShot:
+def greedy_sequence(golden: Golden, name: str, **options: Any) -> OneShot:
     arrays = golden.arrays(FILE)
     prompt_speech = golden_ids(arrays, "prompt_speech_token") if name == "zs" else []
     prompt_text = golden_ids(arrays, f"greedy_{name}_prompt_text_ids")
@@ -156,7 +158,7 @@ def bistream_decoding(golden: Golden) -> Iterator[Comparison]:
         yield Comparison(f"bi_{name}_tokens", spoken, arrays[f"bi_{name}_tokens"])
 
 
-def bistream_sequence(golden: Golden, name: str, forced: list[int] = ()) -> Bistream:
+def bistream_sequence(golden: Golden, name: str) -> Bistream:
     arrays, config = golden.arrays(FILE), golden.config.llm
     part = PartRequest(
         job="j/0",
@@ -166,17 +168,18 @@ def bistream_sequence(golden: Golden, name: str, forced: list[int] = ()) -> Bist
         limit=SLOTS,
         prompt_text=golden_ids(arrays, f"bi_{name}_prompt_text_ids"),
         prompt_speech=golden_ids(arrays, f"bi_{name}_prompt_speech_token"),
-        forced=list(forced),
     )
     return Bistream(part, config.mix_ratio)
 
 
-def bistream_sampler(golden: Golden, name: str) -> Callable:
+def bistream_sampler(golden: Golden, name: str) -> Draw:
     """Greedy over speech ids alone; ends once there are `limit` outputs and the text has ended."""
     limit = int(golden.arrays(FILE)[f"bi_{name}_limit"])
     size = golden.config.llm.speech_token_size
 
-    def sample(scores, rules, history, seeds, parts, steps):
+    def sample(
+        scores: Tensor, rules: SamplingRules, history: Tensor, seeds: Tensor, parts: Tensor, steps: Tensor
+    ) -> Tensor:
         may_end = (scores[:, size] > -torch.inf) & (steps >= limit)
         return torch.where(may_end, size, greedy(scores[:, :size]))
 
