@@ -38,8 +38,7 @@ def compile_ahead(device: torch.device, rehearse: Callable[[], None]) -> None:
     started = time.monotonic()
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     pool = ThreadPoolExecutor(threads, "compile", initializer=torch.cuda.set_device, initargs=(device,))
-    # Errors are raised below; raised by the mode, they would leave it active.
-    with pool, _Compilations(pool, ignore_errors=True) as compilations:
+    with pool, _compilations(pool) as compilations:
         with _launching_nothing():
             rehearse()
         _wait(compilations.raw_futures)
@@ -49,26 +48,29 @@ def compile_ahead(device: torch.device, rehearse: Callable[[], None]) -> None:
         log.info("compiled or found %d kernels in %.1f s", kernels, time.monotonic() - started)
 
 
-class _Compilations(getattr(triton, "AsyncCompileMode", object)):
-    """Compilations in progress or done, one per kernel."""
+def _compilations(pool: ThreadPoolExecutor) -> triton.AsyncCompileMode:
+    """Return the compilations in progress or done, one per kernel. Needs a Triton with AsyncCompileMode."""
 
-    def submit(
-        self,
-        key: Hashable,
-        compile_kernel: Callable[[], CompiledKernel],
-        keep: Callable[[CompiledKernel], None],
-    ) -> object:
-        """Called by Triton instead of `compile_kernel`; `keep` makes the kernel available to later
-        launches.
-        """
+    class Compilations(triton.AsyncCompileMode):
+        def submit(
+            self,
+            key: Hashable,
+            compile_kernel: Callable[[], CompiledKernel],
+            keep: Callable[[CompiledKernel], None],
+        ) -> object:
+            """Called by Triton instead of `compile_kernel`; `keep` makes the kernel available to later
+            launches."""
 
-        def prepare() -> CompiledKernel:
-            kernel = compile_kernel()
-            kernel._init_handles()  # as the first launch would; up to Triton 3.6 this calls a C compiler
-            keep(kernel)  # immediately, because launching a kernel that is not available yet is slow
-            return kernel
+            def prepare() -> CompiledKernel:
+                kernel = compile_kernel()
+                kernel._init_handles()  # as the first launch would; up to Triton 3.6 this calls a C compiler
+                keep(kernel)  # immediately, because launching a kernel that is not available yet is slow
+                return kernel
 
-        return super().submit(key, prepare, keep)
+            return super().submit(key, prepare, keep)
+
+    # Errors are raised by compile_ahead; raised by the mode, they would leave it active.
+    return Compilations(pool, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from light_tts.kernels.flow.packed_conv import (
     KeptEdges,
     Norm,
     Residual,
+    Shift,
     packed_conv,
     packed_conv_reference,
 )
@@ -77,8 +78,7 @@ def test_conv_sees_only_its_own_sequence_and_its_past(dtype, channels_in, channe
         side = draw(rows, 40, dtype=dtype)
         options = {
             "norm": Norm(draw(channels_out), draw(channels_out), 1e-5),
-            "shift": draw(10, channels_out),
-            "step": torch.tensor([7], dtype=torch.int32, device=DEVICE),
+            "shift": Shift(draw(10, channels_out), torch.tensor([7], dtype=torch.int32, device=DEVICE)),
             "residual": Residual(side, draw(40, channels_out, dtype=dtype, scale=0.2), draw(channels_out)),
         }
     x = wide[:, :channels_in]
@@ -237,11 +237,11 @@ def test_conv_goes_on_after_kept_frames_and_keeps_frames(dtype, channels_in, cha
     store = with_new_pages(draw(PAGES, STEPS, copies, 2, channels_in, dtype=dtype))
     other_store = store.clone()
     now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
-    shift = draw(STEPS, channels_out) if shifted else None
+    shift = Shift(draw(STEPS, channels_out), now) if shifted else None
     found, expected = (poisoned(len(where), channels_out, dtype=dtype) for _ in range(2))
     for conv, out, edges in ((packed_conv, found, store), (packed_conv_reference, expected, other_store)):
         kept = KeptEdges(edges, before.repeat(copies), keep.repeat(copies), now)
-        conv(x, weight, bias, where, out, shift=shift, step=now if shifted else None, kept=kept)
+        conv(x, weight, bias, where, out, shift=shift, kept=kept)
     assert_close(found, expected, dtype)
     assert torch.equal(store.nan_to_num(9), other_store.nan_to_num(9))
     assert store[[7, 0]][:, step].isfinite().all() and store[[8, 3]].isnan().all()

@@ -77,8 +77,7 @@ class LLMEngine:
                 self._launches.append(self._launch(work))
         except BaseException:
             for sequence, _ in work:
-                if sequence.row is not None:
-                    self._table.truncate(sequence.row, sequence.cached)
+                self._truncate(sequence)
             raise
 
     def restart(self, work: Work) -> Work:
@@ -88,8 +87,7 @@ class LLMEngine:
         for sequence, tokens in work:
             if sequence.ready:
                 sequence.recall(len(sequence.inputs) - 1)
-                if sequence.row is not None:
-                    self._table.truncate(sequence.row, sequence.cached)
+                self._truncate(sequence)
                 again.append((sequence, min(tokens, sequence.pending)))
         return again
 
@@ -105,8 +103,13 @@ class LLMEngine:
             if sequence.epoch == epoch:
                 taken.append((sequence, sequence.accept_all(column[:draws])))
                 if not sequence.on_device:
-                    self._table.truncate(sequence.row, sequence.cached)
+                    self._truncate(sequence)
         return taken, len(tokens)
+
+    def _truncate(self, sequence: Sequence) -> None:
+        """Give back the slots of what is not cached, if it has any."""
+        if sequence.row is not None:
+            self._table.truncate(sequence.row, sequence.cached)
 
     def release(self, sequence: Sequence) -> None:
         """Free all slots of the sequence; it can resume later with a new prefill."""

@@ -60,7 +60,7 @@ class TorchRunner:
 
     def __init__(
         self,
-        model: SpeechLM,
+        model: SpeechLM | JoinedLM,
         memory: EngineMemory,
         options: EngineOptions,
         draw: Draw = sampling.draw,

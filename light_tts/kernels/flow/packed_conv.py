@@ -32,6 +32,15 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """Row `step` of `table` is added after convolution and norm. table: (steps, out) float32; step: one int32
+    on the device"""
+
+    table: Tensor
+    step: Tensor
+
+
+@dataclass(frozen=True)
 class Residual:
     """x @ weight + bias, added at the end. x: (rows, in); weight: (in, out); bias: (out,)"""
 
@@ -60,18 +69,16 @@ def packed_conv(
     position: Tensor,
     out: Tensor,
     norm: Norm | None = None,
-    shift: Tensor | None = None,
-    step: Tensor | None = None,
+    shift: Shift | None = None,
     residual: Residual | None = None,
     normal: Tensor | None = None,
     eps: float = 0.0,
     kept: KeptEdges | None = None,
 ) -> Tensor:
     """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the current frame;
-    position: (rows,) int32; out: (rows, out), must not overlap x. After convolution, norm and Mish, row
-    `step` of `shift` (steps, out) float32 is added, then the residual. `step`: one int32 on the device.
-    normal: (rows, out), receives the LayerNorm (without gain and offset) of the result. kept: None if every
-    sequence begins in the batch and nothing is cached."""
+    position: (rows,) int32; out: (rows, out), must not overlap x. After convolution, norm and Mish the shift
+    is added, then the residual. normal: (rows, out), receives the LayerNorm (without gain and offset) of the
+    result. kept: None if every sequence begins in the batch and nothing is cached."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
     shape = geometry(f"conv_{channels_in}x{channels_out}", x, rows) or {
@@ -85,8 +92,7 @@ def packed_conv(
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
     edges = KeptEdges(x, position, position, position) if kept is None else kept
-    if kept is not None:
-        step = kept.step
+    step = kept.step if kept is not None else shift.step if shift is not None else position
     _conv[(triton.cdiv(rows, shape["BLOCK_ROWS"]),)](
         x,
         x.stride(0),
@@ -94,8 +100,8 @@ def packed_conv(
         bias,
         norm_weight,
         norm_bias,
-        bias if shift is None else shift,
-        position if step is None else step,
+        bias if shift is None else shift.table,
+        step,
         side.x,
         side.x.stride(0),
         side.weight,
@@ -135,8 +141,7 @@ def packed_conv_reference(
     position: Tensor,
     out: Tensor,
     norm: Norm | None = None,
-    shift: Tensor | None = None,
-    step: Tensor | None = None,
+    shift: Shift | None = None,
     residual: Residual | None = None,
     normal: Tensor | None = None,
     eps: float = 0.0,
@@ -162,7 +167,7 @@ def packed_conv_reference(
         total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
         total = F.mish(total)
     if shift is not None:
-        total = total + shift[step.long()].view(1, -1)
+        total = total + shift.table[shift.step.long()].view(1, -1)
     if residual is not None:
         total = total + residual.x.float() @ residual.weight.float() + residual.bias.float()
     inside = position >= 0

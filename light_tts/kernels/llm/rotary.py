@@ -74,7 +74,7 @@ def rotary_kv_write_reference(
     kept = slots >= 0
     slots = slots[kept].long()
     for pool, scales, new in ((k, k_scale, new_k[kept]), (v, v_scale, new_v[kept])):
-        if pool.dtype == torch.int8:
+        if scales is not None:
             new, scales[slots] = quantize(new)
         pool[slots] = new
     return q.contiguous()

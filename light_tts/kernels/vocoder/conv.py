@@ -48,7 +48,7 @@ def convolve(
     """x: (branches or 1, batch, frames, in); out: (branches or 1, batch, frames, out), may be the residual
     itself; None: only the activated result is needed. Branches that share one `out` write different frames of
     it. `mirror`: frame 0 becomes a copy of frame 2 (a level that is padded on the left by reflection)."""
-    target = active.out if out is None else out
+    target = _target(out, active)
     batch, capacity = target.shape[1:3]
     # a transposed convolution needs one frame more than it reads, because the last taps extend beyond the end
     steps = capacity if conv.out_stride == 1 else x.shape[2] + 1
@@ -126,7 +126,7 @@ def convolve_reference(
     mirror: bool = False,
 ) -> None:
     """`convolve`, in PyTorch and float32."""
-    batch, capacity = (active.out if out is None else out).shape[1:3]
+    batch, capacity = _target(out, active).shape[1:3]
     for branch, (weight, taps) in enumerate(zip(conv.weights(), conv.taps, strict=True)):
         for item in range(batch):
             known, wanted = level_in.of(item), level_out.of(item)
@@ -149,9 +149,19 @@ def convolve_reference(
                 own[at] = total.to(out.dtype)
                 if mirror and bool((at == 2).any()):
                     own[0] = own[2]
-            copies = 0 if active is None else active.out.shape[0] // conv.branches
-            for row in range(branch * copies, (branch + 1) * copies):
-                active.out[row, item, at] = _activated(total, active, row).to(active.out.dtype)
+            if active is not None:
+                copies = active.out.shape[0] // conv.branches
+                for row in range(branch * copies, (branch + 1) * copies):
+                    active.out[row, item, at] = _activated(total, active, row).to(active.out.dtype)
+
+
+def _target(out: Tensor | None, active: Active | None) -> Tensor:
+    """One of the results that are wanted; they have the same frames."""
+    if out is not None:
+        return out
+    if active is None:
+        raise ValueError("nothing is wanted: give out, active or both")
+    return active.out
 
 
 def _row(tensor: Tensor, branch: int, conv: Convolutions) -> int:
@@ -160,6 +170,7 @@ def _row(tensor: Tensor, branch: int, conv: Convolutions) -> int:
 
 def _activated(x: Tensor, active: Active, row: int) -> Tensor:
     if active.kind == "snake":
+        assert active.alpha is not None  # see Active
         alpha = active.alpha[row]
         return x + torch.sin(x * alpha).square() / (alpha + 1e-9)
     if active.kind == "leaky_relu":

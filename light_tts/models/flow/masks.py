@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,13 @@ from torch import Tensor
 def length_mask(lengths: Tensor, size: int) -> Tensor:
     """(B,) lengths -> (B, size) bool, True where there is data."""
     return torch.arange(size, device=lengths.device) < lengths[:, None]
+
+
+class Mask(Protocol):
+    """Which keys a query may see."""
+
+    def rows(self, start: int, end: int) -> Tensor:
+        """The mask of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
 
 
 class AttentionMask:
@@ -39,7 +48,7 @@ class AttentionMask:
         return AttentionMask(self._lengths.repeat(copies), self._size, chunk)
 
     def rows(self, start: int, end: int) -> Tensor:
-        """Return the mask of the queries [start, end): bool, (B, 1, end - start, size) or (B, 1, 1, size)."""
+        """See `Mask`."""
         if (start, end) != (0, self._size):
             return self._build(start, end)
         if self._whole is None:  # shared by all layers

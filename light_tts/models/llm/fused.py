@@ -15,7 +15,7 @@ from light_tts.kernels import configs
 from light_tts.kernels.llm.activation import silu_mul
 from light_tts.kernels.llm.norm import add_rms_norm_, rms_norm
 from light_tts.kernels.llm.small_linear import fold_rms_norm, linear_add_, norm_gate_up_silu, rms_norm_linear
-from light_tts.models.llm.speech_lm import Layer, SpeechLM, rotary_table
+from light_tts.models.llm.speech_lm import Layer, RMSNorm, SpeechLM, rotary_table
 
 LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Attend = Callable[[Tensor, LayerPool], Tensor]
@@ -47,7 +47,8 @@ class FusedLM:
         self.embedding = model.embedding.weight
         device = self.embedding.device
         self._layers = [_fuse(layer) for layer in model.llm.model.model.layers]
-        self._head, self._head_bias = _join(model.llm.model.model.norm, model.llm_decoder)
+        self._head = _join_weights(model.llm.model.model.norm, model.llm_decoder)
+        self._head_bias = _join_biases(model.llm_decoder)
         self._few = configs.load(device).get("fused_rows", _FEW) if few is None else few
         self._eps = backbone.rms_norm_eps
         self._pool = pool.layers()
@@ -80,22 +81,29 @@ class FusedLM:
 
 def _fuse(layer: Layer) -> FusedLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _join(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
-    gate_up, _ = _join(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
-    return FusedLayer(qkv, qkv_bias, attention.o_proj.weight, gate_up, mlp.down_proj.weight)
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    return FusedLayer(
+        qkv=_join_weights(layer.input_layernorm, *projections),
+        qkv_bias=_join_biases(*projections),
+        out=attention.o_proj.weight,
+        gate_up=_join_weights(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj.weight,
+    )
 
 
-def _join(norm: nn.Module, *linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Return weight and bias of one linear that combines the given ones with the norm before them; their
-    weights become views of it."""
+def _join_weights(norm: RMSNorm, *linears: nn.Linear) -> Tensor:
+    """Return the weight of one linear that combines the given ones with the norm before them; their weights
+    become views of it."""
     weight = fold_rms_norm(torch.cat([linear.weight.data for linear in linears]), norm.weight.data)
     norm.weight.data = torch.ones_like(norm.weight)
-    sizes = [len(linear.weight) for linear in linears]
-    for linear, view in zip(linears, weight.split(sizes), strict=True):
+    for linear, view in zip(linears, weight.split([len(linear.weight) for linear in linears]), strict=True):
         linear.weight.data = view
-    if linears[0].bias is None:
-        return weight, None
+    return weight
+
+
+def _join_biases(*linears: nn.Linear) -> Tensor:
+    """Return the concatenated biases; theirs become views of it."""
     bias = torch.cat([linear.bias.data for linear in linears])
-    for linear, view in zip(linears, bias.split(sizes), strict=True):
+    for linear, view in zip(linears, bias.split([len(linear.bias) for linear in linears]), strict=True):
         linear.bias.data = view
-    return weight, bias
+    return bias

@@ -249,8 +249,8 @@ class SpeechLM(nn.Module):
     @property
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """The embeddings in the order of the unified ids, before they are merged."""
-        embeddings = (self.llm.model.model.embed_tokens, self.speech_embedding, self.llm_embedding)
-        return tuple(embedding.weight for embedding in embeddings)
+        text, speech, marks = self.llm.model.model.embed_tokens, self.speech_embedding, self.llm_embedding
+        return text.weight, speech.weight, marks.weight
 
     def merge_embeddings(self) -> SpeechLM:
         """Merge the three embedding tables into one and delete them and the text head."""

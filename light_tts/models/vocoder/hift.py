@@ -52,6 +52,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
         super().__init__()
+        self.kernel_size = kernel
 
         def conv(dilation: int) -> nn.Module:
             padding = dilation * (kernel - 1) // 2
@@ -187,7 +188,8 @@ class Hift(nn.Module):
         the padding. Centred frames; each item is reflected at its own end."""
         lengths = torch.as_tensor(lengths)
         if _is_full(lengths * self.samples_per_frame, source.shape[1]):
-            samples = source.shape[1]  # no copy to the device, because a CUDA graph may be recorded
+            # no copy to the device, because a CUDA graph may be recorded
+            samples: int | Tensor = source.shape[1]
         else:
             samples = lengths.to(source.device)[:, None] * self.samples_per_frame
         half = self.n_fft // 2

@@ -20,7 +20,7 @@ class ResBlocks:
 
     def __init__(self, blocks: Sequence[ResBlock], dtype: torch.dtype) -> None:
         # longest first, so that the last one to start ends soon
-        blocks = sorted(blocks, key=lambda block: -block.convs1[0].kernel_size[0])
+        blocks = sorted(blocks, key=lambda block: -block.kernel_size)
         self.branches, self.dtype = len(blocks), dtype
         self._pairs = [
             (_parallel(firsts, dtype), _parallel(seconds, dtype))
@@ -107,14 +107,20 @@ def levels(hift: Hift, dtype: torch.dtype) -> list[Level]:
 def exact(conv: nn.Conv1d) -> Convolutions:
     """Return a convolution of float32 frames that is about as exact as float32."""
     weight = conv.weight.detach().float().permute(2, 1, 0)
-    return Convolutions([weight], conv.bias.detach()[None], [_taps(conv)], conv.stride[0], exact=True)
+    return Convolutions([weight], _bias(conv)[None], [_taps(conv)], conv.stride[0], exact=True)
 
 
 def _parallel(convs: Sequence[nn.Conv1d], dtype: torch.dtype) -> Convolutions:
     weights = [conv.weight.detach().permute(2, 1, 0).to(dtype) for conv in convs]
-    bias = torch.stack([conv.bias.detach() for conv in convs])
+    bias = torch.stack([_bias(conv) for conv in convs])
     return Convolutions(weights, bias, [_taps(conv) for conv in convs])
 
 
+def _bias(conv: nn.Conv1d) -> Tensor:
+    assert conv.bias is not None  # all convolutions of HiFT have one
+    return conv.bias.detach()
+
+
 def _taps(conv: nn.Conv1d) -> Taps:
+    assert isinstance(conv.padding, tuple)  # a number of frames, not "same" or "valid"
     return Taps(conv.kernel_size[0], conv.dilation[0], conv.padding[0])

@@ -87,7 +87,7 @@ class HiftRunner:
         def compute() -> None:
             room.compute(self._network, rows, capacity)
 
-        if fits and self._graphs.enabled:
+        if fits and self._stream is not None:
             current = torch.cuda.current_stream()
             stream = self._stream if current == torch.cuda.default_stream() else current
             stream.wait_stream(current)
@@ -117,7 +117,7 @@ class _Room:
         mel = batch.mel
         items, channels, frames = mel.shape
         _rows(self.mel, rows, capacity * channels).view(rows, capacity, channels)[:items, :frames] = mel.mT
-        columns = []
+        columns: list[tuple[int, ...]] = []
         for length, cached, noise in zip(batch.lengths, batch.cached, batch.noises, strict=True):
             count = 0 if cached is None else len(cached)
             if noise is None:

@@ -16,7 +16,7 @@ from light_tts.server.httpserver.arrival import Arrival
 from light_tts.server.httpserver.audio_response import Explain
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
-from light_tts.server.httpserver.fields import Fields, describe, read_body
+from light_tts.server.httpserver.fields import Body, describe, read_body
 from light_tts.server.httpserver.request import WantedSpeech
 
 
@@ -28,7 +28,7 @@ class HttpArrival(Arrival):
         self._request = request
         request.state.request_id = self.id
 
-    async def fields(self, model: type[Fields]) -> Fields:
+    async def fields(self, model: type[Body]) -> Body:
         """Read the body within the deadline. Raises RequestError, RequestValidationError, HTTPException or
         ClientDisconnect."""
         try:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from light_tts.models.flow.masks import Mask
 from light_tts.models.flow.unet.estimator import (
     CausalConv1d,
     Estimator,
@@ -121,7 +122,17 @@ class _Graph(nn.Module):
     def forward(
         self, x: Tensor, frames: Tensor, attention: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
     ) -> Tensor:
-        return self.estimator(x, EstimatorMasks(frames, attention), mu, t, spks, cond)
+        return self.estimator(x, EstimatorMasks(frames, _GivenMask(attention)), mu, t, spks, cond)
+
+
+class _GivenMask:
+    """The mask of all queries, as a tensor."""
+
+    def __init__(self, whole: Tensor) -> None:
+        self._whole = whole
+
+    def rows(self, start: int, end: int) -> Tensor:
+        return self._whole
 
 
 def _rewrite(parent: nn.Module) -> None:
@@ -178,7 +189,7 @@ class _Attention(nn.Module):
         self.module = module
         self.head_dim = module.to_q.out_features // module.heads
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask) -> Tensor:
         shape = (x.shape[0], -1, self.module.heads, self.head_dim)
         q, k, v = (
             linear(x).reshape(shape).transpose(1, 2)
@@ -187,6 +198,6 @@ class _Attention(nn.Module):
         scores = ((q * self.head_dim**-0.5) @ k.transpose(2, 3)).float()
         # Finite, so that no sums of infinities occur; far below any score.
         hidden = torch.full((), torch.finfo(torch.float16).min, device=x.device)
-        weights = torch.softmax(torch.where(mask, scores, hidden), dim=-1).to(x.dtype)
+        weights = torch.softmax(torch.where(mask.rows(0, x.shape[1]), scores, hidden), dim=-1).to(x.dtype)
         joined = (weights @ v).transpose(1, 2).reshape(x.shape[0], -1, self.module.heads * self.head_dim)
         return self.module.to_out(joined)

@@ -136,7 +136,7 @@ class ChunkEstimator:
         for dt, shifts in zip(self._lengths, self._shifts, strict=True):
             conditioned, unconditioned = self._velocity(x, first, side, shifts, run)
             x = x + dt * ((1 + self._guidance) * conditioned - self._guidance * unconditioned)
-        if commit:
+        if commit and memory is not None:
             memory.edges, memory.frames = run.edges, memory.frames + len(noise)
         return x
 
@@ -210,6 +210,7 @@ class _Entrance:
         self._second = _Block(block.block2)
         weight = block.res_conv.weight[:, :, 0]
         self._side_of_x, self._side_of_given = weight[:, :mels].contiguous(), weight[:, mels:].contiguous()
+        assert block.res_conv.bias is not None  # all convolutions of the estimator have one
         self._side_bias = block.res_conv.bias
 
     def given(self, given: Tensor, run: _Run) -> tuple[Tensor, Tensor]:

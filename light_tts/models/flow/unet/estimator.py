@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.checkpoint.config import EstimatorConfig
-from light_tts.models.flow.masks import AttentionMask, length_mask, query_pieces
+from light_tts.models.flow.masks import AttentionMask, Mask, length_mask, query_pieces
 
 # Maximum attention scores (batch * heads * queries * keys) per call by device type, if a mask is needed; the
 # mask is as large as the scores of one head.
@@ -23,7 +23,7 @@ class EstimatorMasks:
     """frames: (B, 1, T), 1 where there is data; attention: None: every frame sees all others."""
 
     frames: Tensor
-    attention: AttentionMask | None
+    attention: Mask | None
 
     @classmethod
     def build(
@@ -112,6 +112,8 @@ class TimeMLP(nn.Module):
 
 class CausalConv1d(nn.Conv1d):
     """Causal: zero-padded on the left."""
+
+    bias: Tensor  # always there
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(F.pad(x, (self.kernel_size[0] - 1, 0)))

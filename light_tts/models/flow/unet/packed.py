@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from light_tts.kernels.flow.euler_step import flow_step
 from light_tts.kernels.flow.packed_attention import packed_attention
-from light_tts.kernels.flow.packed_conv import Norm, Residual, packed_conv
+from light_tts.kernels.flow.packed_conv import Norm, Residual, Shift, packed_conv
 from light_tts.kernels.flow.packed_linear import (
     fold_layer_norm,
     layer_norm_linear,
@@ -41,6 +41,7 @@ class Conv:
 
     @classmethod
     def of(cls, conv: nn.Conv1d, dtype: torch.dtype) -> Conv:
+        assert conv.bias is not None  # all convolutions of the estimator have one
         return cls(conv.weight.float().permute(2, 1, 0).contiguous().to(dtype), conv.bias.float())
 
 
@@ -85,8 +86,7 @@ class Resnet:
             position,
             between,
             first.norm,
-            self.shift,
-            rows.step,
+            Shift(self.shift, rows.step),
             kept=run.edges(),
         )
         side = Residual(x, self.side.weight[0], self.side.bias)
@@ -196,7 +196,7 @@ class PackedEstimator:
         self._dt = torch.tensor([dt for _, dt in steps], device=device)
         times = _time_embedding(estimator, times)
 
-        def stage(resnet: ResnetBlock, blocks: nn.ModuleList) -> UNetStage:
+        def stage(resnet: ResnetBlock, blocks: Sequence[TransformerBlock]) -> UNetStage:
             return UNetStage(
                 Resnet.of(resnet, times, dtype), [Transformer.of(block, dtype) for block in blocks]
             )
