@@ -317,7 +317,7 @@ def test_bistream_without_text_fails_and_never_reaches_the_llm(make_stage):
     stage.send(synthesize(stage, "a/1", prompt(noise(1)), "", bistream=True))
     stage.send(m.AppendText(job="a/1", text=""), m.FinishText(job="a/1"))
     failed = stage.failure()
-    assert (failed.job, failed.code) == ("a/1", 400) and "no text" in failed.message
+    assert (failed.job, failed.code) == ("a/1", 400) and "text is empty" in failed.message
     assert stage.is_silent(stage.llm)
 
 
