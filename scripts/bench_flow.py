@@ -1,13 +1,13 @@
-"""The flow alone on a GPU, at the sizes of CosyVoice2-0.5B with random weights.
+"""Speed of the flow alone on a GPU, with random weights of the sizes of CosyVoice2-0.5B.
 
     python scripts/bench_flow.py [--json FILE] [--profile] [--overlap on|off] [--memory MIB]
 
-Each line: so many requests at once, each with a prompt of 87 tokens (3.5 s): a first streamed chunk (38 new
-tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are medians, with
-everything from ids on the host to mel frames on the device; error is relative to the plain float32 flow.
+Each line: a number of concurrent requests, each with a prompt of 87 tokens (3.5 s): either a first streamed
+chunk (38 new tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are
+medians, from ids on the host to mel frames on the device; the error is relative to the plain float32 flow.
 
-With `--memory` each request is a stream in a voice of its own that is spoken twice: its chunks with the
-memory of earlier frames (--flow_memory_gpu_mb) and without it, side by side.
+With `--memory`, each request is a stream with its own voice that is spoken twice: with cached state
+(--flow_memory_gpu_mb) and without it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
 
 PROMPT = 87
-GFLOP_PER_FRAME = 2.84  # estimator: 10 steps, guided, without attention's part that grows with the length
+# of the estimator: 10 steps, guided, without the part of attention that grows with the length
+GFLOP_PER_FRAME = 2.84
 ATTENTION_LAYERS, INNER = 56, 512
 
 
 def full_size(device: str) -> Flow:
-    """float32, with random weights."""
+    """Return a float32 flow with random weights."""
     sizes = SIZES["full"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cosyvoice2.yaml").write_text(TEMPLATE.read_text().format(**asdict(sizes)))
@@ -64,7 +65,7 @@ def item(seed: int, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
 
 
 def milliseconds(call, seconds: float = 0.6) -> float:
-    """Median of at least 5 calls, each waited for."""
+    """Return the median of at least 5 synchronized calls."""
     times: list[float] = []
     while len(times) < 5 or (sum(times) < seconds and len(times) < 100):
         start = time.perf_counter()
@@ -144,12 +145,12 @@ def main() -> None:
 
 
 def compare(plain: PackedFlow, remembering: PackedFlow, count: int, rounds: int = 5) -> None:
-    """Chunks of `count` streams in known voices, without and with a memory: medians of `rounds` streams, and
-    the largest relative difference."""
+    """Compare chunks of `count` streams with known voices, without and with cached state: print medians of
+    `rounds` streams and the largest relative difference."""
     voices = [item(seed, 125, True, True) for seed in range(count)]
     times: dict[str, list[list[float]]] = {}
     difference = 0.0
-    for _ in range(rounds + 1):  # the first one makes the voices known
+    for _ in range(rounds + 1):  # the first round caches the voices
         streams = [replace(voice, stream_memo=Memo()) for voice in voices]
         for name, end in (("first", 41), ("second", 66), ("third", 91), ("last", 125)):
             chunk = [replace(one, tokens=one.tokens[:end], finalize=end == 125) for one in streams]

@@ -1,11 +1,11 @@
 """Speed and error of the vocoder at full size with random weights, on the GPU.
 
 python scripts/bench_hift.py                  a first chunk of one item, and batches of long ones
-python scripts/bench_hift.py --json FILE      the same, and the figures into a file
-python scripts/bench_hift.py --tiles          the convolutions of the residual blocks alone, by tile
+python scripts/bench_hift.py --json FILE      the same, with the figures written to a file
+python scripts/bench_hift.py --tiles          only the convolutions of the residual blocks, by tile
 
-Compared are the plain path (PyTorch, float32), the same with TF32 in one CUDA graph, and the kernels. `error`
-is the level of the difference to the wave in float32 from the same source, over the level of that wave.
+Compares plain PyTorch in float32, the same with TF32 in one CUDA graph, and the kernels. `error` is the level
+of the difference from the float32 waveform for the same source, relative to the level of that waveform.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def full_size(device: torch.device) -> Hift:
-    """The vocoder in the sizes of CosyVoice2-0.5B with random weights."""
+    """Return the vocoder in the sizes of CosyVoice2-0.5B with random weights."""
     sizes = SIZES["full"]
     config = dataclasses.replace(
         load_config(CHECKPOINT).hift, base_channels=sizes.hift_channels, f0_cond_channels=sizes.f0_channels
@@ -80,7 +80,7 @@ def full_size(device: torch.device) -> Hift:
 
 
 def flops_of_frame(hift: Hift) -> float:
-    """Operations of the convolutions for one mel frame."""
+    """Return the operations of the convolutions per mel frame."""
     device, frames = hift.conv_pre.weight.device, 50
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         mel = torch.zeros(1, hift.config.in_channels, frames, device=device)
@@ -92,7 +92,7 @@ def flops_of_frame(hift: Hift) -> float:
 def measure(
     hift: Hift, vocoder: Vocoder, batch: int, frames: int, flops: float, seconds: float
 ) -> list[dict[str, object]]:
-    """A line for each way to compute a batch."""
+    """Return one line per implementation for a batch."""
     device = hift.conv_pre.weight.device
     random = torch.Generator().manual_seed(batch)
     mel = (torch.randn(batch, hift.config.in_channels, frames, generator=random) * 1.5 - 5).to(device)
@@ -145,7 +145,8 @@ def measure(
 
 
 def measure_tiles(device: torch.device) -> None:
-    """Three parallel blocks of dilation 3 at each level: the first convolution of a pair, then the second."""
+    """Measure three parallel blocks of dilation 3 at each level: the first convolution of a pair, then the
+    second."""
     tiles = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8), (256, 64, 8)]
     for batch, frames in ((32, 256), (1, 96)):
         lengths = torch.full((batch,), frames, dtype=torch.int32, device=device)
@@ -185,7 +186,7 @@ def report_tile(name: str, tile: Tile, seconds: float, flops: float) -> None:
 
 
 def time_of(function: Callable[[], object], seconds: float) -> float:
-    """Seconds of one call, from the mean over about `seconds`."""
+    """Return the seconds per call, averaged over about `seconds`."""
     function()
     torch.cuda.synchronize()
     started, count = time.perf_counter(), 0

@@ -3,10 +3,10 @@
 python scripts/bench_llm.py                            batches 1, 8, 32, 64, 128; KV cache in float16
 python scripts/bench_llm.py --int8                     KV cache in int8
 python scripts/bench_llm.py --profile --batches 1 64   the kernels of one round, without CUDA graphs
-python scripts/bench_llm.py --stub                     no model: what the host does in a round
+python scripts/bench_llm.py --stub                     no model: only the host's work in a round
 
 Lengths are those of the preset short5s of test/benchmark.py: 20 tokens of text, a prompt of 3.5 s, 5 s of
-speech. The floor of a step is the time to read all weights and the KV cache once at --bandwidth.
+speech. The lower bound of a step is the time to read all weights and the KV cache once at --bandwidth.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from light_tts.tools.tiny_checkpoint import SIZES
 
 SAMPLING = SamplingRule(top_p=0.8, top_k=25, win_size=10, tau_r=0.1)
-TEXT = 50  # tokens of the prompt that are text
+TEXT = 50  # text tokens of the prompt
 
 
 @dataclass
@@ -70,7 +70,7 @@ def main() -> None:
     args = parser().parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() and not args.stub else "cpu")
     if args.overlap:
-        from light_tts.kernels import overlap  # only where there is Triton
+        from light_tts.kernels import overlap  # only available with Triton
 
         overlap.enabled = lambda *_: args.overlap == "on"
     model = random_model(args.size, device)
@@ -81,7 +81,8 @@ def main() -> None:
         if args.profile:
             profile(engine, model, batch, args)
             continue
-        measure(engine, model, batch, args, min(args.output, 3 * args.round_steps))  # compiles what is left
+        # compiles the remaining kernels
+        measure(engine, model, batch, args, min(args.output, 3 * args.round_steps))
         result = measure(engine, model, batch, args, args.output)
         print(
             f"{result.batch:5} {result.ms_a_step:8.3f} {result.tokens_a_second:9.0f} {result.floor_ms:9.3f} "
@@ -116,12 +117,12 @@ def random_model(size: str, device: torch.device) -> SpeechLM:
             parameter.fill_(1.0)
         else:
             parameter.normal_(std=0.02)
-    model.llm_decoder.bias[model.ids.speech_tokens :] = -100.0  # no request ends before its length
+    model.llm_decoder.bias[model.ids.speech_tokens :] = -100.0  # no request ends before its intended length
     return model.merge_embeddings().eval()
 
 
 class StubRunner:
-    """Draws the same token always, and computes nothing."""
+    """Always samples the same token and computes nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -157,7 +158,7 @@ def make_engine(model: SpeechLM, args: argparse.Namespace) -> LLMEngine:
 
 
 class Loop:
-    """As the LLM stage drives both, one round ahead."""
+    """Drives engine and scheduler like the LLM stage, one round ahead."""
 
     def __init__(
         self, engine: LLMEngine, model: SpeechLM, batch: int, prompt: int, output: int, steps: int
@@ -224,7 +225,7 @@ class Loop:
 
 
 class Waiting:
-    """Seconds that the host has waited for results."""
+    """Measures the seconds that the host waits for results."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -1,11 +1,11 @@
-"""Build a target of the Dockerfile without Docker: each stage is a directory, each RUN line is executed in it
-by chroot. For machines without a container engine, to see that every line works; needs root and mmdebstrap.
+"""Builds a target of the Dockerfile without Docker: each stage is a directory, and each RUN line is executed
+in it with chroot. For machines without a container engine, to test every line; requires root and mmdebstrap.
 
     python scripts/chroot_image.py cpu /var/tmp/image [--arg TORCH_INDEX=...] [--bind DIR] [--env NAME=VALUE]
 
-Afterwards DIR/cpu holds the file system of the image, and the command that its ENTRYPOINT gives is printed.
-Of the Dockerfile it knows FROM, ARG, ENV, WORKDIR, COPY (directories keep their names), RUN, USER and
-ENTRYPOINT, as they are used there.
+Afterwards DIR/cpu contains the file system of the image, and the command of its ENTRYPOINT is printed.
+Supports FROM, ARG, ENV, WORKDIR, COPY (directories keep their names), RUN, USER and ENTRYPOINT as used in
+this Dockerfile.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NETWORK = ("/etc/resolv.conf", "/etc/hosts")
 
 @dataclass
 class Stage:
-    """What the lines so far have made."""
+    """The state of a build stage."""
 
     directory: Path
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": PATH, "HOME": "/root"})
@@ -38,7 +38,7 @@ class Stage:
 
 
 def lines(text: str) -> list[tuple[str, str]]:
-    """(instruction, rest) of each, continued lines joined."""
+    """Return (instruction, rest) for each line, with continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
     joined = re.sub(r"\\\n\s*", "", text)
     return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
@@ -48,7 +48,7 @@ class Build:
     def __init__(
         self, directory: Path, arguments: dict[str, str], binds: list[Path], environment: dict[str, str]
     ) -> None:
-        """`binds`, `environment`: what RUN lines see beside the image."""
+        """`binds`, `environment`: available to RUN lines in addition to the image."""
         self._environment = environment
         self._directory = directory
         self._arguments = arguments
@@ -56,7 +56,7 @@ class Build:
         self._stages: dict[str, Stage] = {}
 
     def stage(self, target: str, instructions: list[tuple[str, str]]) -> Stage:
-        """The stage of this name, after those that it is made from."""
+        """Return the stage with this name, building the stages it is based on first."""
         if target in self._stages:
             return self._stages[target]
         start = next(
@@ -126,7 +126,7 @@ class Build:
                 shutil.copy(path, into)
 
     def _run(self, stage: Stage, command: str) -> None:
-        """Network and the directories to bind are there meanwhile, to be read only, and gone afterwards."""
+        """Run a command; network and bound directories are available read-only and removed afterwards."""
         mounts, made = [], []
         for source in [*map(Path, NETWORK), *self._binds]:
             place = stage.directory / str(source).lstrip("/")

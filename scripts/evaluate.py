@@ -1,15 +1,14 @@
-"""How good the speech of a running server is: what is understood of it, whose voice it is, how natural it
-sounds, whether it ends where the text ends, and how fast it comes.
+"""Evaluates the speech of a running server: intelligibility, similarity to the voice, naturalness, correct
+endings and speed.
 
     python scripts/evaluate.py set.jsonl --url http://localhost:8080 --json report.json --save speech
-    python scripts/evaluate.py --wavs speech/list.jsonl          sound that is there already
+    python scripts/evaluate.py --wavs speech/list.jsonl          existing audio
 
-A set is lines of JSON with text, prompt_wav, prompt_text and voice (a name: lines that share it are the same
-person); a list of sounds has wav and text, and prompt_wav and voice for the similarity. Paths are relative to
-the file. English is recognised, and Chinese, whose words are its characters. A request that fails is counted
-and does not end the run.
-Exit code 0: all was spoken and scored; 1: some was not; 2: a file or an argument is wrong, or no server is
-there.
+A set consists of JSON lines with text, prompt_wav, prompt_text and voice (lines with the same name are the
+same person); a list of audio files has wav and text, and prompt_wav and voice for the similarity. Paths are
+relative to the file. English is recognised, and Chinese, where each character counts as a word. A request
+that fails is counted and does not end the run. Exit code 0: everything was spoken and scored; 1: some was
+not; 2: a file or an argument is invalid, or the server is not reachable.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from light_tts.tools.evaluation.words import language_of
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Score the speech of a running server, or sound that is there already.",
+        description="Score the speech of a running server, or existing audio.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -50,33 +49,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add = parser.add_argument_group("server").add_argument
     add("--url", default="http://localhost:8080", help="the server")
-    add("--mode", choices=MODES, default="whole", help="one answer, a stream, or text in pieces (WebSocket)")
-    add("--concurrency", type=parse_count, default=2, help="requests under way at once")
-    add("--seed", type=int, default=0, help="seed of the first request; each next one has the next seed")
+    add(
+        "--mode",
+        choices=MODES,
+        default="whole",
+        help="complete responses, streams, or text in pieces (WebSocket)",
+    )
+    add("--concurrency", type=parse_count, default=2, help="number of concurrent requests")
+    add("--seed", type=int, default=0, help="seed of the first request; incremented for each further one")
     add("--tts_model_name", default="default", help="style")
-    add("--timeout", type=float, default=300.0, help="seconds without a byte: the request failed")
-    add("--save", type=Path, metavar="DIR", help="keep the speech there, with a list for --wavs")
+    add("--timeout", type=float, default=300.0, help="seconds without data after which a request has failed")
+    add("--save", type=Path, metavar="DIR", help="save the speech in this folder, with a list for --wavs")
     args = parser.parse_args(argv)
     if (args.set is None) == (args.wavs is None):
-        parser.error("either a set or --wavs is needed")
+        parser.error("give either a set or --wavs")
     if args.save and args.wavs:
-        parser.error("--save keeps what a server speaks; with --wavs there is none")
+        parser.error("--save stores a server's speech and cannot be combined with --wavs")
     return args
 
 
 def read(args: argparse.Namespace) -> list[Line]:
-    """What the arguments name. Raises OSError or ValueError naming the file that is wrong."""
+    """Return the lines given by the arguments. Raises OSError or ValueError naming the invalid file."""
     if args.wavs:
         lines = read_lines(args.wavs, ("wav", "text"))[: args.limit]
     else:
         lines = read_lines(args.set, ("text", "prompt_wav", "prompt_text"))[: args.limit]
     for prompt in {line.prompt_wav for line in lines if line.prompt_wav}:
-        read_sound(prompt)  # said now rather than in the middle of the run
+        read_sound(prompt)  # check prompts now rather than in the middle of the run
     return lines
 
 
 async def speak(args: argparse.Namespace, lines: list[Line]) -> list[Take]:
-    """Let the server speak the lines. Raises SpeechError where there is none."""
+    """Let the server speak the lines. Raises SpeechError if it is not reachable."""
     server = Server(args.url, args.mode, args.tts_model_name, args.timeout)
     await server.check()
     progress, done, failed = EvaluationProgress(len(lines)), 0, 0
@@ -103,7 +107,7 @@ def score(args: argparse.Namespace, takes: list[Take], measures: list[str]) -> l
 
 
 def save(takes: list[Take], folder: Path) -> None:
-    """As NNNNN.wav, with a list.jsonl for --wavs."""
+    """Write the audio as NNNNN.wav, with a list.jsonl for --wavs."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "list.jsonl").open("w", encoding="utf-8") as lines:
         for number, take in enumerate(takes):

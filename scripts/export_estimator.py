@@ -1,5 +1,5 @@
-"""Writes the flow estimator of a checkpoint as ONNX: the graph that --load_trt builds an engine from, to look
-at it or to try it with trtexec.
+"""Exports the flow estimator of a checkpoint as ONNX, the graph from which --load_trt builds an engine, for
+inspection or to try it with trtexec.
 
 python scripts/export_estimator.py --model_dir DIRECTORY --out estimator.onnx --data_type float16
 """

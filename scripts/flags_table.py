@@ -1,7 +1,7 @@
-"""The table of flags in docs/flags.md, made from Settings so that it cannot go stale.
+"""Generates the table of flags in docs/flags.md from Settings.
 
 python scripts/flags_table.py            print the table
-python scripts/flags_table.py --write    put it into docs/flags.md between its two markers
+python scripts/flags_table.py --write    write it to docs/flags.md between its two markers
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ BEGIN, END = "<!-- flags: written by scripts/flags_table.py -->\n", "<!-- end of
 
 
 def description(hint: Any) -> str:
-    """What `Annotated[..., Meta(description=...)]` says."""
+    """Return the description in `Annotated[..., Meta(description=...)]`."""
     return next(meta.description for meta in reversed(hint.__metadata__) if meta.description)
 
 
 def default_text(value: Any) -> str:
-    """A default as one would type it."""
+    """Return a default as a user would type it."""
     if value is None or value in ("", ()):
         return ""
     return f"`{','.join(value) if isinstance(value, tuple) else value}`"
 
 
 def flags_table() -> str:
-    """Markdown table of every setting: flag, default, meaning."""
+    """Return the Markdown table of all settings: flag, default, meaning."""
     hints = get_type_hints(Settings, include_extras=True)
     lines = ["| flag | default | meaning |", "| --- | --- | --- |"]
     for field in msgspec.structs.fields(Settings):
@@ -43,7 +43,7 @@ def flags_table() -> str:
 
 
 def table_in(page: str) -> str:
-    """The table that a page holds between the markers. Raises ValueError where there is none."""
+    """Return the table of a page between the markers. Raises ValueError if there is none."""
     found = re.search(re.escape(BEGIN) + "(.*)" + re.escape(END), page, re.DOTALL)
     if found is None:
         raise ValueError("no table of flags between its markers")

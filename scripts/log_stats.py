@@ -1,9 +1,9 @@
-"""How long served requests took, from the server's log: count, mean and quantiles of `cost_time <n>ms`, and
-how many requests were not served, by outcome.
+"""Latencies of served requests from the server's log: count, mean and quantiles of `cost_time <n>ms`, and the
+number of requests that were not served, by outcome.
 
     python scripts/log_stats.py logs/light-tts.log
 
-`--last N` looks only at the last N served requests.
+`--last N` restricts it to the last N served requests.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NOT_SERVED = re.compile(r" route=(?!health )\S+ outcome=(\w+) .* after \d+ms\s*$
 
 
 def message(line: str) -> str:
-    """The message of a line of `--log_format json`; other lines as they are."""
+    """Return the message of a line of `--log_format json`; other lines unchanged."""
     if not line.startswith("{"):
         return line
     try:

@@ -1,4 +1,4 @@
-"""Makes a complete CosyVoice2 checkpoint with random weights: see light_tts/tools/tiny_checkpoint.py.
+"""Creates a complete CosyVoice2 checkpoint with random weights: see light_tts/tools/tiny_checkpoint.py.
 
 python scripts/make_tiny_checkpoint.py --out pretrained_models/tiny                a small one, 4 MB
 python scripts/make_tiny_checkpoint.py --out pretrained_models/full --size full    sizes of CosyVoice2-0.5B

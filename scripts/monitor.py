@@ -1,10 +1,10 @@
 """Live view of a running server: requests, queues, latencies, processes and GPUs.
 
-    python scripts/monitor.py                   refreshed in place until Ctrl-C
-    python scripts/monitor.py --once --json     one reading for a script
+    python scripts/monitor.py                   updated in place until Ctrl-C
+    python scripts/monitor.py --once --json     a single reading for scripts
 
-Everything but the processes and GPUs of this machine is read from the server's /metrics. Rates are over the
-last interval, quantiles over the last minute (with --once: since the server's start).
+Everything except the processes and GPUs of this machine is read from the server's /metrics. Rates are over
+the last interval, quantiles over the last minute (with --once: since the server's start).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Scrape:
         return cls(time.monotonic(), tuple(samples))
 
     def total(self, name: str, **labels: str) -> float:
-        """Sum of `light_tts_<name>` over all samples that have these labels."""
+        """Return the sum of `light_tts_<name>` over all samples with these labels."""
         return sum(
             value
             for sample, found, value in self.samples
@@ -56,7 +56,7 @@ class Scrape:
         )
 
     def by(self, name: str, label: str) -> dict[str, float]:
-        """Sums of `light_tts_<name>` by one label, requests for speech only."""
+        """Return sums of `light_tts_<name>` by one label, speech requests only."""
         sums: dict[str, float] = {}
         for sample, found, value in self.samples:
             if sample == f"light_tts_{name}" and found.get("route") in SPEECH_ROUTES:
@@ -65,8 +65,8 @@ class Scrape:
 
 
 def quantiles(name: str, now: Scrape, before: Scrape) -> dict[str, float | None]:
-    """P50, P90 and P99 in seconds of what a histogram took in between two readings, interpolated within the
-    bucket as Prometheus's histogram_quantile does; None where nothing came in."""
+    """Return P50, P90 and P99 in seconds of the values a histogram received between two readings,
+    interpolated within the bucket like Prometheus's histogram_quantile; None if there were none."""
     earlier = before.by(f"{name}_bucket", "le")
     counts = {float(le): n - earlier.get(le, 0.0) for le, n in now.by(f"{name}_bucket", "le").items()}
     bounds = sorted(counts)
@@ -78,7 +78,7 @@ def quantiles(name: str, now: Scrape, before: Scrape) -> dict[str, float | None]
 
 
 def interpolate(rank: float, bounds: list[float], counts: dict[float, float]) -> float:
-    """Value at `rank` of a cumulative histogram; the last finite bound where it lies beyond."""
+    """Return the value at `rank` of a cumulative histogram, or the last finite bound if it is beyond."""
     low, below = 0.0, 0.0
     for bound in bounds:
         if bound == float("inf"):
@@ -93,16 +93,18 @@ def interpolate(rank: float, bounds: list[float], counts: dict[float, float]) ->
 
 
 class Processes:
-    """The server's processes on this machine: the one that opened the port, and its descendants."""
+    """The server's processes on this machine: the one that listens on the port, and its descendants."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self._port = parts.port or 80
         self._local = parts.hostname in ("localhost", "127.0.0.1", "::1")
-        self._known: dict[int, psutil.Process] = {}  # CPU use is measured between two looks at one object
+        # CPU usage is measured between two reads of the same object
+        self._known: dict[int, psutil.Process] = {}
 
     def read(self) -> list[dict[str, Any]]:
-        """CPU in percent of one core since the last call; memory in MiB, shared pages split (PSS)."""
+        """Return the processes with CPU in percent of one core since the last call, and memory in MiB with
+        shared pages split (PSS)."""
         self._known = {process.pid: self._known.get(process.pid, process) for process in self._find()}
         found = []
         for process in self._known.values():
@@ -148,7 +150,7 @@ class Processes:
 
 
 def command(process: psutil.Process) -> list[str]:
-    """Its command line; empty where it has ended."""
+    """Return the command line of a process, or an empty list if it has ended."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -156,7 +158,7 @@ def command(process: psutil.Process) -> list[str]:
 
 
 def process_name(words: list[str]) -> str:
-    """`encode 0`, `supervisor`, ... from a command line; `http` for gunicorn's workers."""
+    """Return `encode 0`, `supervisor`, ... for a command line; `http` for gunicorn's workers."""
     if "--stage" in words:
         return f"{words[words.index('--stage') + 1]} {words[words.index('--index') + 1]}"
     names = {
@@ -171,7 +173,7 @@ def process_name(words: list[str]) -> str:
 
 
 class Gpus:
-    """Every GPU through NVML; none where there is no driver."""
+    """Reads every GPU through NVML; none if there is no driver."""
 
     def __init__(self) -> None:
         import pynvml
@@ -203,7 +205,9 @@ class Gpus:
 
 
 def view(now: Scrape, last: Scrape, minute: Scrape, processes: list, gpus: list) -> dict[str, Any]:
-    """What is shown. Rates are between `last` and `now`, quantiles between `minute` and `now`."""
+    """Return the displayed values. Rates are between `last` and `now`, quantiles between `minute` and
+    `now`.
+    """
     seconds = max(now.time - last.time, 1e-3)
 
     def rate(name: str) -> float:
@@ -251,7 +255,7 @@ def seconds(value: float | None) -> str:
 
 
 def text(shown: dict[str, Any], url: str) -> str:
-    """The view for a terminal."""
+    """Return the view as text for a terminal."""
     llm, cache = shown["llm"], shown["prompt_cache"]
     outcomes = ", ".join(f"{n} {outcome}" for outcome, n in shown["requests"].items()) or "none yet"
     lines = [
@@ -292,7 +296,7 @@ def text(shown: dict[str, Any], url: str) -> str:
 
 
 def show(output: str, in_place: bool) -> None:
-    """Print, over the last picture where the output is a terminal."""
+    """Print the output, replacing the previous one on a terminal."""
     if in_place:
         columns, rows = shutil.get_terminal_size()
         fitting = [line[:columns] for line in output.splitlines()[: rows - 1]]
@@ -301,7 +305,7 @@ def show(output: str, in_place: bool) -> None:
 
 
 def watch(args: argparse.Namespace, client: httpx.Client) -> int:
-    """Read and show every interval; with --once a single time."""
+    """Read and show at every interval; only once with --once."""
     processes, gpus = Processes(args.url), Gpus()
     processes.read()
     in_place = sys.stdout.isatty() and not args.json and not args.once

@@ -1,9 +1,10 @@
-"""What quickstart.sh does once the packages are there: start a server, let it speak once, stop it.
+"""The second part of quickstart.sh, after installation: starts a server, speaks one sentence, stops the
+server.
 
-    python scripts/quickstart.py ["What it shall say."]
+    python scripts/quickstart.py ["The sentence to speak."]
 
-MODEL_DIR names another checkpoint than the voice that comes with Light-TTS. Whatever fails, the server is
-stopped, the reason printed and the exit code is 1.
+MODEL_DIR names a checkpoint other than the bundled voice. On any failure, the server is stopped, the reason
+is printed and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RECORDING = ROOT / "pretrained_models" / "light-tts-mini" / "voices" / "anna.wav
 LOG = ROOT / "logs" / "quickstart.log"
 OUT = ROOT / "out.wav"
 SENTENCE = "Good morning. This is the first sentence that this server speaks."
-START_SECONDS = 600.0  # on a GPU kernels are compiled at the first start
+START_SECONDS = 600.0  # on a GPU, kernels are compiled at the first start
 STOP_SECONDS = 30.0
 
 
@@ -46,7 +47,7 @@ def free_port() -> int:
 
 
 class Server:
-    """A server in a session of its own, stopped when the `with` block is left."""
+    """A server in its own session, stopped at the end of the `with` block."""
 
     def __init__(self, model_flags: list[str]) -> None:
         port = free_port()
@@ -78,7 +79,7 @@ class Server:
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()  # its supervisor ends the rest
+            self._process.kill()  # its supervisor stops the other processes
             self._process.wait()
             say(f"The server did not stop within {STOP_SECONDS:.0f} s and was killed; see {LOG}")
 
@@ -88,9 +89,7 @@ class Server:
         while True:
             waited = time.monotonic() - start
             if self._process.poll() is not None:
-                raise QuickstartError(
-                    f"the server ended with exit code {self._process.returncode}{log_end()}"
-                )
+                raise QuickstartError(f"the server exited with code {self._process.returncode}{log_end()}")
             if waited > START_SECONDS:
                 raise QuickstartError(f"the server was not ready after {START_SECONDS:.0f} s{log_end()}")
             try:
@@ -106,13 +105,13 @@ class Server:
 
 
 def log_end() -> str:
-    """The last lines of the server's log, for an error message."""
+    """Return the last lines of the server's log, for an error message."""
     lines = LOG.read_text(errors="replace").splitlines()[-20:]
     return f"; the end of {LOG}:\n" + "\n".join("    " + line for line in lines)
 
 
 def ask(method: str, url: str, **options: Any) -> httpx.Response:
-    """The server's answer. Raises QuickstartError where it is none or an error."""
+    """Return the server's response. Raises QuickstartError if there is none or it is an error."""
     try:
         response = httpx.request(method, url, timeout=300.0, **options)
     except httpx.TransportError as error:
@@ -123,7 +122,7 @@ def ask(method: str, url: str, **options: Any) -> httpx.Response:
 
 
 def speak(url: str, sentence: str, speaker: str | None) -> bytes:
-    """A WAV file of the sentence, in the voice of a speaker of the checkpoint or of the recording."""
+    """Return a WAV file of the sentence, in the voice of a checkpoint speaker or of the recording."""
     fields, files = {"tts_text": sentence, "format": "wav", "seed": "1"}, None
     if speaker:
         fields["spk_id"] = speaker
@@ -136,7 +135,7 @@ def speak(url: str, sentence: str, speaker: str | None) -> bytes:
 
 def say_what_next(model_flags: list[str], speakers: list[str]) -> None:
     server = shlex.join(["python", "-m", "light_tts.server.api_server", *model_flags])
-    recording = '-F prompt_wav=@voice.wav -F prompt_text="What is said in it."'
+    recording = '-F prompt_wav=@voice.wav -F prompt_text="Its transcript."'
     voices = [f"-F spk_id={name}" for name in speakers] + [recording]
     say(
         f"""
@@ -153,7 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sentence", nargs="?", default=SENTENCE, help="what the server shall say")
+    parser.add_argument("sentence", nargs="?", default=SENTENCE, help="the sentence to speak")
     sentence = parser.parse_args().sentence
     model_dir = os.environ.get("MODEL_DIR")
     model_flags = ["--model_dir", str(Path(model_dir).resolve())] if model_dir else []

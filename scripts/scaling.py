@@ -1,10 +1,11 @@
-"""What 10, 100 and 1,000 GPUs can serve and need: a simulation of requests at random times over many servers,
-and the arithmetic that follows from it. Prints the tables of docs/scaling.md.
+"""Capacity and requirements of 10, 100 and 1,000 GPUs: simulates random requests over many servers and
+derives the other figures. Prints the tables of docs/scaling.md.
 
     python scripts/scaling.py
     python scripts/scaling.py --gpu_hour 2.5 --busy 0.6
 
-Each server is what docs/performance.md measured of one H100 (short5s, streaming: requests of 5 s of audio).
+Each server performs like the H100 measured in docs/performance.md (short5s, streaming: requests of 5 s of
+audio).
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ import math
 import random
 from dataclasses import dataclass, field
 
-# With so many requests in work: requests served a second, seconds to the first audio (P95).
+# For these numbers of active requests: requests served per second, seconds to first audio (P95).
 IN_WORK = (1, 8, 16, 32, 64)
 RATE = (7.6, 22.8, 33.5, 44.6, 48.5)
 FIRST_AUDIO = (0.056, 0.140, 0.206, 0.325, 0.482)
 
-AUDIO = 5.0  # seconds a request
-CHARACTERS = 15.0  # spoken a second
-PCM = 48_000.0  # bytes a second of audio: 24 kHz, 16 bits
+AUDIO = 5.0  # seconds per request
+CHARACTERS = 15.0  # spoken per second
+PCM = 48_000.0  # bytes per second of audio: 24 kHz, 16 bits
 OPUS = 4_000.0  # 32 kbit/s
-MEASURED = 42.5  # requests a second at random times that one server takes within the goal
+MEASURED = 42.5  # requests per second at random times that one server sustains within the goal
 GOAL = 0.4  # seconds to the first audio, P95
-SIMULATED = 100  # servers at most: with more the chances are the same
+SIMULATED = 100  # maximum simulated servers; with more the probabilities are the same
 
 
 def between(table: tuple[float, ...], count: float) -> float:
-    """The value at so many requests in work; beyond the table it goes on as between its last two."""
+    """Interpolate the table for this number of active requests; beyond its end, extrapolate from the last two
+    values."""
     right = min(max(bisect.bisect_left(IN_WORK, count), 1), len(IN_WORK) - 1)
     x0, x1, y0, y1 = IN_WORK[right - 1], IN_WORK[right], table[right - 1], table[right]
     return y0 + (y1 - y0) * (count - x0) / (x1 - x0)
@@ -39,8 +41,8 @@ def between(table: tuple[float, ...], count: float) -> float:
 
 @dataclass
 class Server:
-    """Shares its rate among the requests in work. `done`: what each would have had by now, in requests, if it
-    had been there from the beginning; `ends`: at which value of it each ends."""
+    """Shares its rate among the active requests. `done`: work each would have received by now, in requests,
+    if it had been active from the start; `ends`: value of it at which each request ends."""
 
     now: float = 0.0
     done: float = 0.0
@@ -58,7 +60,7 @@ class Server:
         self.now = time
 
     def add(self) -> float:
-        """One more request; seconds to its first audio. Beyond the largest load measured it waits."""
+        """Add a request; return the seconds to its first audio. Beyond the largest measured load it waits."""
         heapq.heappush(self.ends, self.done + 1.0)
         waits = max(0, len(self.ends) - IN_WORK[-1]) / RATE[-1]
         return between(FIRST_AUDIO, min(len(self.ends), IN_WORK[-1])) + waits
@@ -76,7 +78,9 @@ def choose(policy: str, servers: list[Server], number: int, now: float, chance: 
 
 
 def percentile_95(policy: str, count: int, load: float, seconds: float = 20.0) -> float:
-    """Of the time to first audio, with `load` requests a second for each of `count` servers."""
+    """Return the P95 of the time to first audio, with `load` requests per second for each of `count`
+    servers.
+    """
     chance = random.Random(1)
     servers = [Server() for _ in range(count)]
     times, now, number = [], 0.0, 0
@@ -86,13 +90,13 @@ def percentile_95(policy: str, count: int, load: float, seconds: float = 20.0) -
         server = choose(policy, servers, number, now, chance)
         server.advance(now)
         first = server.add()
-        if now > seconds / 4:  # they have filled by then
+        if now > seconds / 4:  # the servers have filled up by then
             times.append(first)
     return sorted(times)[math.floor(0.95 * len(times))]
 
 
 def highest_load(policy: str, count: int) -> float:
-    """Requests a second for each server at which first audio still comes within GOAL for 95 %."""
+    """Return the requests per second and server at which first audio arrives within GOAL for 95 %."""
     low, high = 1.0, RATE[-1]
     while high - low > 0.5:
         middle = (low + high) / 2
@@ -101,7 +105,7 @@ def highest_load(policy: str, count: int) -> float:
 
 
 def print_policies() -> float:
-    """Requests a second that a server among many should be given."""
+    """Print the table of policies; return the requests per second for one server among many."""
     print("| servers are chosen | requests/s a server, first audio within 0.4 s for 95 % |\n| --- | --- |")
     alone = highest_load("in turn", 1)
     print(f"| one alone; measured: {MEASURED} | {alone:.1f} |")

@@ -39,12 +39,12 @@ from light_tts.tools.evaluation.takes import Take
 from light_tts.tools.evaluation.tools import NEEDS, missing, parse_measures
 from light_tts.tools.evaluation.words import language_of
 
-REPEAT = 1000  # what is added to the seeds of the next repeat
+REPEAT = 1000  # offset between the seeds of two repeats
 RESAMPLES = 500  # of the bootstrap
 
 
 def parse_rule(text: str) -> SamplingRule | None:
-    """None for `yaml`."""
+    """Return the rule, or None for `yaml`."""
     if text == "yaml":
         return None
     try:
@@ -58,7 +58,7 @@ def parse_rule(text: str) -> SamplingRule | None:
 
 
 def name(rule: SamplingRule) -> str:
-    """As on the command line."""
+    """Return the rule in command-line form."""
     rest = f"/{rule.win_size}/{rule.temperature:g}" if (rule.win_size, rule.temperature) != (10, 1.0) else ""
     return f"{rule.top_p:g}/{rule.top_k}/{rule.tau_r:g}{rest}"
 
@@ -83,10 +83,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 class Results:
-    """The scores so far, by (rule, line, repeat), in a file that grows."""
+    """The scores so far, by (rule, line, repeat), in an append-only file."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError for a file that is something else."""
+        """Raises ValueError if the file contains something else."""
         self._path = path
         self.scores: dict[tuple[str, int, int], Score] = {}
         known = {field.name for field in fields(Score)}
@@ -106,7 +106,7 @@ class Results:
 
 
 def wer_error(scores: Sequence[Score]) -> float | None:
-    """Standard error of the word error rate, by the bootstrap over lines."""
+    """Return the standard error of the word error rate, from a bootstrap over lines."""
     pairs = np.array([(s.word_errors, s.words) for s in scores if s.word_errors is not None], float)
     if not len(pairs):
         return None
@@ -131,7 +131,7 @@ COLUMNS = (
 
 
 def table(results: Results, rules: Sequence[str]) -> str:
-    """A line for each rule."""
+    """Return a table with one line per rule."""
     rows = [f"{'rule':<22}" + "".join(title.rjust(width) for _, title, width, _, _ in COLUMNS)]
     for rule in rules:
         scores = [score for (of, _, _), score in results.scores.items() if of == rule]
@@ -147,7 +147,9 @@ def table(results: Results, rules: Sequence[str]) -> str:
 def missing_takes(
     lines: Sequence[Line], rules: Sequence[SamplingRule], repeats: int, size: int, results: Results
 ) -> Iterator[list[tuple[int, int, SamplingRule]]]:
-    """Batches of (line, repeat, rule) that are not in the results: all rules on `size` lines at a time."""
+    """Yield batches of (line, repeat, rule) that are not in the results: all rules on `size` lines at a
+    time.
+    """
     every = [
         (line, repeat, rule)
         for repeat in range(repeats)
@@ -164,7 +166,7 @@ def missing_takes(
 def speak(
     speaker: LocalSpeaker, lines: Sequence[Line], batch: Sequence[tuple[int, int, SamplingRule]]
 ) -> Iterator[Take]:
-    """The same tokens are spoken once."""
+    """Speak a batch; identical tokens are spoken only once."""
     seeds = [line + REPEAT * repeat for line, repeat, _ in batch]
     wanted = [(lines[line], rule, seed) for (line, _, rule), seed in zip(batch, seeds, strict=True)]
     known = {}

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures launch configurations of the flow's kernels on this machine's GPU, by the number of rows, and
-writes the fastest to light_tts/kernels/configs/, where the kernels look for them. Takes about a minute:
+"""Measures launch configurations of the flow's kernels on this machine's GPU, by number of rows, and writes
+the fastest to light_tts/kernels/configs/, where the kernels find them. Takes about a minute:
 
     python scripts/tune_flow.py
 """
@@ -21,7 +21,7 @@ from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B
-LENGTH = 420  # frames of a sequence, for attention
+LENGTH = 420  # frames per sequence, for attention
 PRODUCTS = [  # kernel, in, out
     ("norm_linear", WIDTH, 3 * INNER),
     ("norm_linear", WIDTH, FEED),
@@ -85,7 +85,8 @@ def candidates(kernel: str) -> Iterator[Shape]:
 
 
 def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], object]:
-    """A call of the kernel on random rows; its shape is what `geometry` of its module says."""
+    """Return a call of the kernel on random rows; its launch configuration comes from `geometry` of its
+    module."""
 
     def draw(*shape: int, dtype=torch.float16) -> torch.Tensor:
         return (torch.randn(shape, device="cuda") * shape[0] ** -0.5).to(dtype)
@@ -115,14 +116,14 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
 
 
 def use(shape: Shape) -> None:
-    """The kernels one by one, not overlapping."""
+    """Set the launch configuration; kernels run one by one, without overlap."""
     overlap.enabled = lambda *_: False
     for module in (packed_attention, packed_conv, packed_linear):
         module.geometry = lambda *_: dict(shape)
 
 
 def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
-    """Time of one call, where all follow one another in a CUDA graph."""
+    """Return the time of one call, measured back to back in a CUDA graph."""
     call()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -141,12 +142,12 @@ def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
 
 
 def compile_some(share: list[tuple[tuple[str, int, int], Shape]]) -> None:
-    """Leaves compiled kernels in Triton's cache on the disk."""
+    """Compile kernels into Triton's on-disk cache."""
     for product, shape in share:
         use(shape)
         try:
             call_of(*product, 64)()
-        except Exception as error:  # too large for this GPU: found again, and passed over, when measured
+        except Exception as error:  # too large for this GPU: raised again and skipped when measured
             print(f"{product} {shape}: {type(error).__name__}", flush=True)
 
 

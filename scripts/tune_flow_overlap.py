@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Measures for which sizes the flow is faster with overlapping kernels (light_tts/kernels/overlap.py) on this
-machine's GPU, and writes it to light_tts/kernels/configs/. Run it after tune_flow.py; takes about a minute:
+machine's GPU, and writes the result to light_tts/kernels/configs/. Run it after tune_flow.py; takes about a
+minute:
 
     python scripts/tune_flow_overlap.py [--most_rows 1024]
 
-Whole solves are timed: a kernel may slow others down. Beyond --most_rows nothing overlaps: the waiting
-programs of large batches take room from other processes on the GPU, which is not measured here.
+Whole solves are timed, because a kernel may slow others down. Beyond --most_rows nothing overlaps: the
+waiting programs of large batches take resources from other processes on the GPU, which is not measured here.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from light_tts.kernels import configs, overlap
 from light_tts.models.flow.packed import PackedFlow, pack
 
 KERNELS = {"norm_linear", "linear", "linear_add", "packed_attention", "packed_conv", "flow_step"}
-# What is left out of overlapping: the kernels that were seen to lose by it at some sizes.
+# Kernels excluded from overlapping: those seen to become slower at some sizes.
 CHOICES = [KERNELS, set(), {"norm_linear"}, {"packed_conv"}, {"norm_linear", "packed_conv"}]
 FIRST, WHOLE = (41, True, False), (125, False, True)  # tokens, streaming, finalize
 
 
 @dataclass(frozen=True)
 class Case:
-    """`requests` chunks at once; what is best for them is taken up to `rows`."""
+    """`requests` concurrent chunks; the best choice for them is used up to `rows`."""
 
     chunk: tuple[int, bool, bool]
     requests: int
@@ -48,7 +49,8 @@ Ranges = dict[str, list[list[int]]]
 
 
 def ranges_of(best: dict[int, set[str]]) -> Ranges:
-    """best: by most rows, from the smallest on, the kernels that overlap -> by kernel, [first, last] rows"""
+    """best: the overlapping kernels by maximum number of rows, in ascending order -> by kernel, [first, last]
+    rows"""
     found: Ranges = {}
     first = 1
     for last, kernels in best.items():
@@ -79,7 +81,7 @@ def main() -> None:
         times = {}
         for left_out in CHOICES:
             overlap.enabled = lambda device, kernel, rows, left_out=left_out: kernel not in left_out
-            packed = PackedFlow(half, estimator, items=len(items))  # with graphs of its own
+            packed = PackedFlow(half, estimator, items=len(items))  # with its own graphs
             packed(items)
             times[frozenset(KERNELS - left_out)] = milliseconds(
                 lambda packed=packed, items=items: packed(items)

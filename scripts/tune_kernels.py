@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Measures launch configurations of the language model's decode kernels on this machine's GPU and writes the
-fastest to light_tts/kernels/configs/, where the kernels look for them. Takes about two minutes:
+fastest to light_tts/kernels/configs/, where the kernels find them. Takes about two minutes:
 
     python scripts/tune_kernels.py
 
-Each candidate is tried in whole decode steps of the real engine, kernel after kernel, the best so far in all
-others: kernels overlap, so what is fastest alone is often not so in a step. It begins with the configurations
-in use, so running it again goes on from there.
+Each candidate is measured in whole decode steps of the real engine, one kernel at a time, with the best so
+far for all others: kernels overlap, so what is fastest alone is often not fastest in a step. It starts with
+the current configurations, so running it again continues from there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from light_tts.kernels.llm.row_linear import MAX_FEW, RowConfig, row_config
 from light_tts.kernels.llm.small_linear import MAX_ROWS, LinearConfig, linear_config
 
 OUTPUT = 128  # tokens
-PROMPTS = {512: 125, 1024: 700}  # tokens, by the max_length of the attention that they and the output need
+PROMPTS = {512: 125, 1024: 700}  # tokens, by the max_length of the attention that prompt and output need
 KV_HEADS = 2
 # kernel, outputs, inputs (CosyVoice2-0.5B): block_out, block_k, splits, warps, stages
 LINEARS = {
@@ -85,7 +85,7 @@ DECODE = [
     (128, 128, 4),
     (64, 64, 4),
 ]  # block, split, warps
-BATCHES = (1, 2, 64, 8, 32)  # 64 rows before what shares its linears
+BATCHES = (1, 2, 64, 8, 32)  # 64 rows before the others, which share its linears
 SETTINGS = {
     name for config in (DecodeConfig, LinearConfig, RowConfig) for name in config.__dataclass_fields__
 }
@@ -95,7 +95,7 @@ Entry = dict[str, int]
 
 @dataclass(frozen=True)
 class Trial:
-    """A tuning of `kernel` in decode steps of `batch` requests with a prompt of so many tokens: what is tried
+    """A tuning of `kernel` in decode steps of `batch` requests with a prompt of this many tokens: candidates
     for the entry with these `keys`."""
 
     kernel: str
@@ -129,7 +129,7 @@ def all_trials(batches: list[int]) -> list[Trial]:
 
 
 class Tuner:
-    """`found`: the entries in use, by kernel; the kernels see them."""
+    """`found`: the current entries by kernel, which the kernels use."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -141,7 +141,7 @@ class Tuner:
         self._engine = self._new_engine()
 
     def compile(self, trials: list[Trial]) -> None:
-        """All candidates' kernels, in parallel."""
+        """Compile the kernels of all candidates in parallel."""
         runner = self._engine._runner
 
         def rehearse() -> None:
@@ -150,11 +150,11 @@ class Tuner:
                     with self._using(trial.kernel, entry):
                         runner._decode_step(trial.batch, trial.prompt + OUTPUT)
 
-        with contextlib.suppress(triton.runtime.errors.OutOfResources):  # is met again when it is tried
+        with contextlib.suppress(triton.runtime.errors.OutOfResources):  # raised again when it is measured
             compile_ahead(self._device, rehearse)
 
     def tune(self, trial: Trial) -> None:
-        """Keep the fastest of the candidates and what is in use, and print all."""
+        """Keep the fastest of the candidates and the current entry, and print all."""
         times = {}
         in_use = [entry for entry in self.found.get(trial.kernel, []) if _keys(entry) == trial.keys]
         for entry in [*in_use, *(entry for entry in trial.entries() if entry not in in_use)]:
@@ -170,13 +170,13 @@ class Tuner:
             )
 
     def milliseconds(self, batch: int, prompt: int = PROMPTS[512]) -> float:
-        """A decode step with the entries in use."""
+        """Return the duration of a decode step with the current entries."""
         self._engine._runner._graphs.clear()
         self._engine._runner._prefills.clear()
         try:
             measured = [
                 bench_llm.measure(self._engine, self._model, batch, self._arguments(prompt), output).ms_a_step
-                for output in (24, OUTPUT, OUTPUT)  # the first records
+                for output in (24, OUTPUT, OUTPUT)  # the first run records the graphs
             ]
         except triton.runtime.errors.OutOfResources:
             return math.inf
@@ -198,14 +198,14 @@ class Tuner:
         _forget_chosen()
 
     def _put(self, kernel: str, entry: Entry) -> None:
-        """In place of the one for the same sizes."""
+        """Replace the entry for the same sizes."""
         others = [other for other in self.found.get(kernel, []) if _keys(other) != _keys(entry)]
         self.found[kernel] = [*others, entry]
         _forget_chosen()
 
 
 def _keys(entry: Entry) -> Entry:
-    """For which sizes it is."""
+    """Return the sizes that an entry applies to."""
     return {name: value for name, value in entry.items() if name not in SETTINGS}
 
 

@@ -3,8 +3,8 @@
 Several convolutions of the same shape ("branches": the parallel residual blocks with different kernel sizes,
 or the phases of a transposed convolution) run in one launch. For every frame q, branch b computes
 
-out[b, q * out_stride + shift_b] = bias_b + sum over taps k of
-in[b, q * in_stride + dilation_b * k - padding_b] @ weight_b[k]
+    out[b, q * out_stride + shift_b] = bias_b + sum over taps k of
+        in[b, q * in_stride + dilation_b * k - padding_b] @ weight_b[k]
 
 where frames outside an item are zero on input and are not written on output. It is followed by a residual
 sum, and an activation whose result is stored in addition to (or instead of) the plain one, so that the next

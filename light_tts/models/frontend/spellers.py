@@ -2,7 +2,7 @@
 
 wetext holds the GIL for milliseconds per sentence; in a separate process it blocks nothing else.
 
-python -m light_tts.models.frontend.spellers PARENT
+    python -m light_tts.models.frontend.spellers PARENT
 
 reads lines [language, text] from the socket that is its standard input, and answers each with {"text"} or
 {"error"}.

@@ -3,9 +3,9 @@
 Text ids, speech ids and the two marks (start of sequence, task) share one embedding table, so a request is
 one list of unified ids:
 
-[0, text)              text ids of the tokenizer
-[text, text + speech)  speech ids, the special ones included
-sos, task              the last two rows
+    [0, text)              text ids of the tokenizer
+    [text, text + speech)  speech ids, the special ones included
+    sos, task              the last two rows
 
 Batches are flat: the tokens of all requests are concatenated without padding. Only the attention, which is
 passed in, knows where each request ends.

@@ -1,8 +1,8 @@
 """The channel between the front process (gunicorn's master) and the supervisor: a socket pair with JSON
 lines.
 
-supervisor -> front: {"event": "ready"} | {"event": "failed", "reason"} | {"event": "replaced"} | {"event":
-"exit", "code", "reason"}
+supervisor -> front: {"event": "ready"} | {"event": "failed", "reason"} | {"event": "replaced"}
+    | {"event": "exit", "code", "reason"}
 front -> supervisor: {"event": "drain"} | {"event": "stop"}
 """
 

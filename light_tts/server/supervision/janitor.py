@@ -1,7 +1,7 @@
 """The janitor: waits for the supervisor to exit. If that was not a proper shutdown, it kills the server's
 remaining processes and removes its directories. Also cleans up after dead servers at startup.
 
-python -m light_tts.server.supervision.janitor --run_dir ROOT --supervisor PID --front PID
+    python -m light_tts.server.supervision.janitor --run_dir ROOT --supervisor PID --front PID
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The supervisor: starts the stages and watches all processes. One asyncio loop, no torch.
 
 python -m light_tts.server.supervision.supervisor --run_dir ROOT --front PID --control FD --listener FD
-[--running FD]
+    [--running FD]
 """
 
 from __future__ import annotations

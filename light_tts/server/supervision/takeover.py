@@ -1,10 +1,10 @@
 """How a new server takes over the port of a running one (`--replace`): it receives the running server's
 listening socket, so no connection is refused or lost in between.
 
-new: connects to `RunDir.takeover` of the running server
-old: sends the listening socket; from now on other servers that ask get nothing
-new: loads its models, starts its HTTP workers, then sends SERVING
-old: accepts no more connections, finishes its requests, exits
+    new: connects to `RunDir.takeover` of the running server
+    old: sends the listening socket; from now on other servers that ask get nothing
+    new: loads its models, starts its HTTP workers, then sends SERVING
+    old: accepts no more connections, finishes its requests, exits
 
 If the new server ends before it has sent SERVING, the old one simply continues.
 """

@@ -1,9 +1,9 @@
 """Load generator: sends requests to a running server and prints how fast the responses arrived.
 
-python test/benchmark.py --concurrency 8 --number 64 --stream True     8 clients, 64 requests
-python test/benchmark.py --sweep 1,8,16,32,64 --stream True            one line per number of clients
-python test/benchmark.py --rate 5 --duration 60 --stream True          Poisson arrivals, 5 a second
-python test/benchmark.py --find_rate --duration 30 --stream True       the highest rate it keeps up with
+    python test/benchmark.py --concurrency 8 --number 64 --stream True     8 clients, 64 requests
+    python test/benchmark.py --sweep 1,8,16,32,64 --stream True            one line per number of clients
+    python test/benchmark.py --rate 5 --duration 60 --stream True          Poisson arrivals, 5 a second
+    python test/benchmark.py --find_rate --duration 30 --stream True       the highest rate it keeps up with
 
 Closed loop (`--concurrency`, `--sweep`): each client sends its next request when the previous one is
 complete. Open loop (`--rate`, `--find_rate`): requests are sent at random times, independent of the

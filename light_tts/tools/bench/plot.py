@@ -1,6 +1,6 @@
 """Plots latency, first audio and throughput against load.
 
-python light_tts/tools/bench/plot.py RESULTS.csv --out FIGURE.png
+    python light_tts/tools/bench/plot.py RESULTS.csv --out FIGURE.png
 
 RESULTS.csv is written by `test/benchmark.py --csv`. Requires matplotlib (pip install -e '.[bench]').
 """
