@@ -1,4 +1,4 @@
-"""The checkpoint that the trainings fill: its sizes, its configuration and its folder."""
+"""The checkpoint that the trainings produce: its sizes, configuration and directory."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ MINI = CheckpointSizes(
     vocab_size=1024,
     up_blocks=3,
     lookahead_channels=192,
-    # Measured on 40 sentences: 4.5 and 6.1 % of words wrong with two sets of seeds; 12.3 % with the defaults.
+    # Measured on 40 sentences: 4.5 and 6.1 % WER with two sets of seeds; 12.3 % with the defaults.
     top_p=0.5,
     top_k=8,
     tau_r=0.2,
-    # Euler steps. Measured on 100 sentences: 3 and 4 have the words, voices and naturalness of 6, 2 have not.
+    # Euler steps. Measured on 100 sentences: 3 and 4 have the same WER, similarity and naturalness as 6; 2
+    # does not.
     n_timesteps=4,
 )
 # The last text ids: END_OF_TEXT itself and those of `TextTokenizer`.
@@ -50,7 +51,7 @@ END_OF_TEXT = MINI.vocab_size - SPECIAL_IDS
 # (layer, head) of the language model that is trained to look at the words that are being spoken. The
 # configuration has them under `alignment_heads`, so that times of words can be read from a checkpoint, after
 # `instructions: False`: it knows no instruction how to speak and would read one aloud.
-ALIGNMENT_HEADS = ((1, 2), (1, 3))  # they did so most before they were told
+ALIGNMENT_HEADS = ((1, 2), (1, 3))  # they did so most before this was trained
 
 
 def checkpoint_folder(work: Path) -> Path:
@@ -58,14 +59,14 @@ def checkpoint_folder(work: Path) -> Path:
 
 
 def training_file(work: Path, name: str) -> Path:
-    """Where a training keeps its weights."""
+    """Return the path of a training's weights."""
     (work / "training").mkdir(parents=True, exist_ok=True)
     return work / "training" / f"{name}.pt"
 
 
 def sizes(work: Path) -> CheckpointSizes:
-    """MINI, with the vocabulary of the text tokenizer of the checkpoint where there is one: more languages
-    have more."""
+    """Return MINI with the vocabulary of the checkpoint's text tokenizer, if there is one; more languages
+    need a larger one."""
     vocabulary = checkpoint_folder(work) / BACKBONE_DIR / "vocab.json"
     if not vocabulary.exists():
         return MINI
@@ -73,7 +74,7 @@ def sizes(work: Path) -> CheckpointSizes:
 
 
 def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
-    """The configuration files of the checkpoint, and what is read from them."""
+    """Write the configuration files of the checkpoint; return what is read from them."""
     folder, found = checkpoint_folder(work), sizes(work)
     (folder / BACKBONE_DIR).mkdir(parents=True, exist_ok=True)
     template = TEMPLATE.read_text().replace("random weights in the layout", "a small model in the layout")
@@ -88,19 +89,21 @@ def write_config(work: Path) -> tuple[Config, Qwen2Config, FlowShapes]:
 
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> Path:
-    """As float16; tensors that are one in memory stay one."""
+    """Write tensors as float16; tensors that share memory continue to."""
     halves = {value: value.half() for value in weights.values()}
     torch.save({name: halves[value] for name, value in weights.items()}, path)
     return path
 
 
 def halves(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same with all fractions as float16, for a file that training goes on from."""
+    """Return the weights with all floating-point tensors as float16, for a file from which training
+    resumes.
+    """
     return {name: w.half() if w.is_floating_point() else w for name, w in weights.items()}
 
 
 def _write(path: Path, text: str) -> None:
-    """At once: trainings that run side by side write the same and read it."""
+    """Write atomically: parallel trainings write the same file and read it."""
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.part")
     unfinished.write_text(text)
     unfinished.replace(path)

@@ -1,5 +1,5 @@
-"""The loop that all trainings share: a step recorded as a CUDA graph, a learning rate that follows the clock,
-a running average of the weights, and a file from which the next run goes on."""
+"""The training loop shared by all trainings: a step recorded as a CUDA graph, a learning rate schedule based
+on time, a running average of the weights, and a file from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from training.work import argument_parser
 
 Step = Callable[..., dict[str, Tensor]]
 
-WARM_UP_STEPS = 200  # of each run: the optimiser's moments are not kept
-LOWEST_RATE = 0.02  # of the highest, at the end
+WARM_UP_STEPS = 200  # in each run, because the optimizer's moments are not saved
+LOWEST_RATE = 0.02  # final learning rate as a fraction of the highest
 LOG_SECONDS, SAVE_SECONDS = 15.0, 60.0
-STEPS_AHEAD = 16  # that the host may be ahead of the GPU
+STEPS_AHEAD = 16  # maximum number of steps that the host may run ahead of the GPU
 
 
 def training_parser(description: str, minutes: float) -> argparse.ArgumentParser:
-    """`minutes`: what the whole training takes on one H100 unless told."""
+    """`minutes`: default duration of the whole training on one H100."""
     parser = argument_parser(description)
     parser.add_argument("--minutes", type=float, default=minutes, help="of this run")
     parser.add_argument(
@@ -40,7 +40,7 @@ def training_parser(description: str, minutes: float) -> argparse.ArgumentParser
 
 
 class Learner:
-    """What changes one module: AdamW with clipped gradients, and the running average of the weights."""
+    """Optimizes one module: AdamW with gradient clipping, and a running average of the weights."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class Learner:
         self._averaged = [p.detach().clone() for p in self._parameters]
 
     def set_rate(self, share: float) -> None:
-        """`share` of the highest learning rate, from now on."""
+        """Set the learning rate to `share` of the highest."""
         self._rate.fill_(share * self._highest)
 
     def learn(self, loss: Tensor) -> Tensor:
-        """One step; returns the norm of the gradient before it was clipped."""
+        """Make one step; return the norm of the gradient before clipping."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip, foreach=True)
@@ -80,7 +80,7 @@ class Learner:
         return norm
 
     def forget_average(self) -> None:
-        """The average begins with the weights as they are."""
+        """Restart the average from the current weights."""
         torch._foreach_copy_(self._averaged, [p.detach() for p in self._parameters])
 
     def state(self) -> dict[str, dict[str, Tensor]]:
@@ -97,12 +97,12 @@ class Learner:
 
 
 def averaged_weights(path: Path, name: str = "model") -> dict[str, Tensor]:
-    """The weights to use of the module that was called `name`, on the CPU."""
+    """Return the averaged weights of the module `name`, on the CPU."""
     return torch.load(path, map_location="cpu", weights_only=True)[name]["average"]
 
 
 def recorded(step: Step, inputs: Sequence[Tensor]) -> Step:
-    """`step` as a CUDA graph, for inputs of these shapes; on a CPU `step` itself. Recording takes three
+    """Return `step` as a CUDA graph for inputs of these shapes; on a CPU `step` itself. Recording takes three
     steps."""
     if inputs[0].device.type != "cuda":
         return step
@@ -138,10 +138,10 @@ def train(
     look: Callable[[], str] | None = None,
     look_minutes: float = math.inf,
 ) -> None:
-    """Goes on from `path` if it is there, and writes it. `step`: what one step does, for the tensors that
-    `draw` gives; always of the same shapes. `check`: called at the end, its text is printed;
-    `look`: likewise, every `look_minutes` on the way. SIGTERM ends the training at once: the file is written,
-    nothing is checked, the process exits."""
+    """Resume from `path` if it exists, and write it at the end. `step`: one training step on the tensors
+    returned by `draw`, always of the same shapes. `check`: called at the end, its text is printed; `look`:
+    likewise, every `look_minutes`. SIGTERM ends the training at once: the file is written, nothing is
+    checked, the process exits."""
     spent, count = 0.0, 0
     if path.exists():
         saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,5 +1,5 @@
-"""What the speech tokenizer and the speaker encoder make of the utterances, and of some of them as recorded
-in a room: codes/NNNNN.npz and rooms/NNNNN.npz in the work folder, for speech/NNNNN.npz."""
+"""Output of the speech tokenizer and the speaker encoder for the utterances, and for some of them with
+simulated room acoustics: codes/NNNNN.npz and rooms/NNNNN.npz in the work folder, for speech/NNNNN.npz."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Code:
-    """speech_token: (tokens,) int64, 25 a second; embedding: (192,) float32, of this recording's speaker."""
+    """speech_token: (tokens,) int64, 25 per second; embedding: (192,) float32, of this recording's
+    speaker.
+    """
 
     speech_token: np.ndarray
     embedding: np.ndarray
@@ -20,14 +22,14 @@ class Code:
 
 @dataclass(frozen=True)
 class Room:
-    """An utterance as recorded in a room: its code, and its mel (tokens, frames a token, mels) float16."""
+    """An utterance with room acoustics: its code, and its mel (tokens, frames per token, mels) float16."""
 
     code: Code
     mel: np.ndarray
 
 
 def codes_file(work: Path, shard: str) -> Path:
-    """shard: name of the file of its speech."""
+    """Return the path of the codes. shard: name of the speech file."""
     return work / "codes" / shard
 
 
@@ -36,12 +38,12 @@ def rooms_file(work: Path, shard: str) -> Path:
 
 
 def read_codes(work: Path) -> dict[str, Code]:
-    """By the utterance's id, of all shards; empty without any."""
+    """Return the codes of all shards by utterance id; may be empty."""
     return {name: code for arrays in _shards(work / "codes") for name, code in _codes(arrays)}
 
 
 def read_rooms(work: Path) -> dict[str, Room]:
-    """By the utterance's id, of all shards; empty without any."""
+    """Return the rooms of all shards by utterance id; may be empty."""
     rooms = {}
     for arrays in _shards(work / "rooms"):
         mels = np.split(arrays["mel"], np.cumsum(arrays["tokens"])[:-1])
@@ -54,7 +56,7 @@ def write_codes(path: Path, codes: Mapping[str, Code]) -> None:
 
 
 def write_rooms(path: Path, rooms: Mapping[str, Room]) -> None:
-    """At least one; of each mel as many tokens as of the code."""
+    """Write at least one room; each mel has as many tokens as the code."""
     mel = np.concatenate([room.mel for room in rooms.values()])
     _write(path, _arrays({name: room.code for name, room in rooms.items()}) | {"mel": mel})
 
@@ -82,7 +84,7 @@ def _arrays(codes: Mapping[str, Code]) -> dict[str, np.ndarray]:
 
 
 def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """At once: others read the folder meanwhile."""
+    """Write atomically, because other processes read the folder."""
     path.parent.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".part.npz")
     np.savez(unfinished, **arrays)

@@ -1,4 +1,4 @@
-"""Blocks of convolutions for sequences of any length, after Liu et al. 2022, "A ConvNet for the 2020s"."""
+"""Convolutional blocks for sequences of any length, following Liu et al. 2022, "A ConvNet for the 2020s"."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def frame_mask(lengths: Tensor, frames: int) -> Tensor:
 
 
 class ConvNeXt(nn.Module):
-    """Sees `kernel // 2` frames to each side. (batch, width, frames) -> the same."""
+    """Context of `kernel // 2` frames on each side. (batch, width, frames) -> the same."""
 
     def __init__(self, width: int, hidden: int, kernel: int) -> None:
         super().__init__()
@@ -24,7 +24,8 @@ class ConvNeXt(nn.Module):
         self.narrow = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """mask: (batch, 1, frames), so that what is behind the end counts as nothing, as it does alone."""
+        """mask: (batch, 1, frames), which zeroes everything beyond the end, so that the result equals that of
+        the sequence alone."""
         seen = x if mask is None else x * mask
         y = self.norm(self.depthwise(seen).transpose(1, 2))
         return x + self.narrow(F.gelu(self.widen(y))).transpose(1, 2)

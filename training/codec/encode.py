@@ -1,11 +1,11 @@
-"""What is said and who speaks, as the two models have it, of all that the teacher has spoken.
+"""Computes speech tokens and speaker embeddings of all of the teacher's speech.
 
     python -m training.codec.encode [--part 0/1] [--wait 0] [--work build/train_mini]
 
-Writes codes/NNNNN.npz for each speech/NNNNN.npz in the work folder: the same that the server makes of such
-recordings, but for rounding; and rooms/NNNNN.npz, likewise of a share of them as recorded in a room. Shards
-that have codes are left alone. Several may run at once, with a part of the shards each, and beside
-generate.py, with --wait.
+Writes codes/NNNNN.npz for each speech/NNNNN.npz in the work folder, equal to what the server computes for
+such recordings except for rounding; and rooms/NNNNN.npz, likewise for some of them with simulated room
+acoustics. Shards that already have codes are skipped. Several processes may run concurrently, each with a
+part of the shards, and alongside generate.py with --wait.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from training.corpus.rooms import in_a_room
 from training.devices import set_precision
 from training.work import argument_parser, read_lines
 
-FRAME = SAMPLE_RATE // LABEL_RATE  # samples of a mel frame
+FRAME = SAMPLE_RATE // LABEL_RATE  # samples per mel frame
 BATCH = 32
-COMPARED = 8  # utterances that are coded as the server does, too
-IN_ROOMS = 0.3  # share of utterances
+COMPARED = 8  # number of utterances that are compared with the server's encoding
+IN_ROOMS = 0.3  # fraction of utterances
 
 
 class Coder:
@@ -53,7 +53,8 @@ class Coder:
 
     @torch.no_grad()
     def codes(self, waves: Sequence[Tensor]) -> list[Code]:
-        """waves: (samples,) float32 each. Those of about one length go together; each is what it is alone."""
+        """waves: (samples,) float32 each. Those of similar length share a batch; the result is the same as
+        for each alone."""
         codes: dict[int, Code] = {}
         order = sorted(range(len(waves)), key=lambda number: len(waves[number]))
         for start in range(0, len(order), BATCH):
@@ -69,7 +70,7 @@ class Coder:
         return [codes[number] for number in range(len(waves))]
 
     def rooms(self, waves: Sequence[Tensor]) -> list[Room]:
-        """waves: recorded in rooms."""
+        """waves: with room acoustics."""
         found = []
         for wave, code in zip(waves, self.codes(waves), strict=True):
             mel = token_mel(wave, len(code.speech_token), self._config).half().cpu().numpy()
@@ -77,7 +78,7 @@ class Coder:
         return found
 
     def write(self, work: Path, shard: str, corpus: Corpus) -> dict[str, Code]:
-        """Both files of a shard, and what is in the first. corpus: its speech."""
+        """Write both files of a shard; return the content of the first. corpus: its speech."""
         names, waves = [utterance["id"] for utterance in corpus.utterances], list(corpus.waves())
         disturbed = {}
         for name, wave in zip(names, waves, strict=True):
@@ -93,7 +94,7 @@ class Coder:
 
 
 def _heard(wave: Tensor) -> tuple[Tensor, Tensor]:
-    """What both models are given of one utterance: (frames, 128) and (frames, 80)."""
+    """Return both models' input for one utterance: (frames, 128) and (frames, 80)."""
     speech = resample(wave[None], SAMPLE_RATE)
     bank = fbanks(speech)[0]
     return whisper_log_mels(speech)[0].T, bank - bank.mean(0)
@@ -104,8 +105,8 @@ def _lengths(sequences: Sequence[Tensor]) -> Tensor:
 
 
 def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -> tuple[int, int, float]:
-    """Compares some utterances with the exported models: tokens that are the same, all tokens, and the lowest
-    cosine of two embeddings."""
+    """Compare some utterances with the exported models. Returns the number of equal tokens, the number of all
+    tokens, and the lowest cosine of two embeddings."""
     tokenizer, encoder = OnnxSpeechTokenizer(folder), OnnxSpeakerEncoder(folder)
     same, tokens, cosine = 0, 0, 1.0
     for row in np.linspace(0, len(corpus) - 1, min(COMPARED, len(corpus))).astype(int).tolist():
@@ -121,7 +122,7 @@ def difference_to_served(corpus: Corpus, codes: dict[str, Code], folder: Path) -
 
 
 def part(text: str) -> tuple[int, int]:
-    """ "I/N": every Nth shard, from the Ith on."""
+    """Parse "I/N": every Nth shard, starting with number I."""
     number, _, parts = text.partition("/")
     if not (number.isdecimal() and parts.isdecimal() and int(number) < int(parts)):
         raise argparse.ArgumentTypeError(f"{text!r} is not like 0/2 or 1/2")
@@ -129,7 +130,7 @@ def part(text: str) -> tuple[int, int]:
 
 
 def missing(work: Path, number: int, parts: int) -> list[Path]:
-    """Shards of this part that have no codes yet."""
+    """Return the shards of this part that have no codes yet."""
     return [
         file
         for file in speech_files(work)

@@ -1,4 +1,4 @@
-"""Features of batches on the device: what `light_tts` computes for one recording on the CPU."""
+"""Features of batches on the device, equal to what `light_tts` computes for one recording on the CPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FBANK_LOWEST, FBANK_FLOOR, PRE_EMPHASIS = 20.0, 1.1920929e-07, 0.97
 
 @lru_cache
 def _resampling_kernel(rate: int, new_rate: int, device: torch.device) -> tuple[Tensor, int, int, int]:
-    """The filter's rows, each shifted to where its output lies: (new, 1, taps), both rates, and how many
-    inputs before its own an output sees."""
+    """Return the filter's rows, each shifted to the position of its output: (new, 1, taps), both rates, and
+    the number of preceding inputs that an output depends on."""
     old, new, table = resampling_filter(rate, new_rate)
     shifts = [phase * old // new for phase in range(new)]
     kernel = torch.zeros(new, 1, table.shape[1] + shifts[-1])
@@ -28,7 +28,7 @@ def _resampling_kernel(rate: int, new_rate: int, device: torch.device) -> tuple[
 
 
 def resample(signal: Tensor, rate: int, new_rate: int = SPEECH_RATE) -> Tensor:
-    """signal: (batch, n) -> (batch, ceil(n * new_rate / rate)), as `light_tts.common.audio.resample`."""
+    """signal: (batch, n) -> (batch, ceil(n * new_rate / rate)), like `light_tts.common.audio.resample`."""
     kernel, old, new, width = _resampling_kernel(rate, new_rate, signal.device)
     length = -(-signal.shape[1] * new // old)
     steps = -(-length // new)
@@ -39,7 +39,7 @@ def resample(signal: Tensor, rate: int, new_rate: int = SPEECH_RATE) -> Tensor:
 
 @lru_cache
 def _fbank_filters(device: torch.device) -> Tensor:
-    """Kaldi's triangles, straight on its mel scale: (bins, mels)."""
+    """Return Kaldi's triangular filters, linear on its mel scale: (bins, mels)."""
 
     def scale(hertz: Tensor) -> Tensor:
         return 1127.0 * torch.log(1.0 + hertz / 700.0)
@@ -53,8 +53,8 @@ def _fbank_filters(device: torch.device) -> Tensor:
 
 
 def fbanks(signal: Tensor) -> Tensor:
-    """Kaldi's log filter banks, before their mean is taken off (as `kaldi_fbank`, which takes it off).
-    signal: (batch, n) at 16 kHz -> (batch, 1 + (n - 400) // 160, 80)"""
+    """Return Kaldi's log filter banks before mean subtraction (which `kaldi_fbank` includes). signal: (batch,
+    n) at 16 kHz -> (batch, 1 + (n - 400) // 160, 80)"""
     frames = signal.unfold(1, FBANK_SAMPLES, FBANK_HOP)
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], -1)

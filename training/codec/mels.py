@@ -1,4 +1,4 @@
-"""The mel spectrograms of speech tokens: so many frames for each."""
+"""Mel spectrograms aligned with speech tokens: a fixed number of frames per token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ MELS_AT_ONCE = 64
 
 
 def token_mel(wave: Tensor, tokens: int, config: Config) -> Tensor:
-    """wave: (samples,) float32 -> mel (tokens, frames a token, mels), as many tokens as both have."""
+    """wave: (samples,) float32 -> mel (tokens, frames per token, mels), with the number of tokens that both
+    have."""
     ratio = config.token_mel_ratio
     mel = flow_mels(wave[None], config.mel)[0].T  # (frames, mels)
     tokens = min(tokens, len(mel) // ratio)
@@ -23,7 +24,7 @@ def token_mel(wave: Tensor, tokens: int, config: Config) -> Tensor:
 
 
 def token_mels(corpus: Corpus, numbers: Sequence[int], tokens: Sequence[int], config: Config) -> list[Tensor]:
-    """`token_mel` in half precision of these utterances of the corpus, many at once."""
+    """`token_mel` in half precision for these utterances of the corpus, computed in batches."""
     samples = corpus.samples.tolist()
     mels: dict[int, Tensor] = {}
     order = sorted(range(len(numbers)), key=lambda row: samples[numbers[row]])
@@ -31,7 +32,7 @@ def token_mels(corpus: Corpus, numbers: Sequence[int], tokens: Sequence[int], co
         rows = order[begin : begin + MELS_AT_ONCE]
         index = torch.tensor([numbers[row] for row in rows], device=corpus.device)
         size = corpus.samples[index][:, None]
-        # Each is mirrored at its own end, as far as a frame sees.
+        # Each is reflected at its own end, as far as a frame extends.
         longest = samples[numbers[rows[-1]]] + config.mel.n_fft
         place = torch.arange(longest, device=corpus.device)
         place = torch.where(place < size, place, 2 * (size - 1) - place).clamp(min=0)

@@ -1,10 +1,10 @@
-"""The speaker encoder: who speaks, as 192 values.
+"""Trains the speaker encoder, which represents the speaker by 192 values.
 
     python -m training.codec.speaker_encoder [--minutes 2] [--work build/train_mini]
 
-Writes training/speaker_encoder.pt and checkpoint/campplus.onnx in the work folder (CosyVoice2's name for it;
-the network is another). It learns to tell the training speakers apart by an angle and a margin (Deng et al.
-2019, "ArcFace"); what it says of others is measured with speakers that it has never heard.
+Writes training/speaker_encoder.pt and checkpoint/campplus.onnx in the work folder (CosyVoice2's file name,
+but another network). It learns to distinguish the training speakers with an angular margin loss (Deng et al.
+2019, "ArcFace"); generalization is measured with held-out speakers.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FRAME_RATE = SPEECH_RATE // FBANK_HOP
 SHORTEST, LONGEST = 2.0, 4.0  # seconds
 BATCH = 192
 RATE = 1e-3
-MARGIN, SCALE = 0.2, 30.0  # radians, and of the cosines
-PROMPT = 3.0  # seconds, what is measured with
+MARGIN, SCALE = 0.2, 30.0  # radians; scale of the cosines
+PROMPT = 3.0  # seconds used for evaluation
 
 
 class SpeakerEncoder(nn.Module):
-    """ConvNeXt blocks at 50 frames a second, then weighted mean and spread over time (Okabe et al. 2018,
-    "Attentive statistics pooling")."""
+    """ConvNeXt blocks at 50 frames per second, followed by attentive mean and standard deviation over time
+    (Okabe et al. 2018, "Attentive statistics pooling")."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +54,8 @@ class SpeakerEncoder(nn.Module):
         self.out = nn.Linear(2 * POOLED, SIZE)
 
     def forward(self, fbank: Tensor, frames: Tensor | None = None) -> Tensor:
-        """fbank: (batch, frames, 80), 100 a second, less its mean; frames: (batch,) how many are the
-        recording's own -> (batch, SIZE)"""
+        """fbank: (batch, frames, 80), 100 per second, mean subtracted; frames: (batch,) number of valid
+        frames -> (batch, SIZE)"""
         x, mask = fbank.transpose(1, 2), None
         if frames is not None:
             x = x * frame_mask(frames, x.shape[2])
@@ -74,7 +74,7 @@ class SpeakerEncoder(nn.Module):
 
 
 class TaughtEncoder(nn.Module):
-    """With the training speakers, of whom there is one direction each."""
+    """The encoder with one direction per training speaker."""
 
     def __init__(self, speakers: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TaughtEncoder(nn.Module):
 
 
 def margin_loss(embedding: Tensor, directions: Tensor, speaker: Tensor) -> tuple[Tensor, Tensor]:
-    """embedding: (batch, SIZE); directions: (speakers, SIZE); speaker: (batch,) -> loss, share of right"""
+    """embedding: (batch, SIZE); directions: (speakers, SIZE); speaker: (batch,) -> loss, accuracy"""
     cosine = F.normalize(embedding.float()) @ F.normalize(directions.float()).T
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
     own = speaker[:, None] == torch.arange(len(directions), device=speaker.device)
@@ -92,25 +92,25 @@ def margin_loss(embedding: Tensor, directions: Tensor, speaker: Tensor) -> tuple
 
 
 def centred(fbank: Tensor, frames: Tensor) -> Tensor:
-    """fbank: (batch, frames, 80) -> less the mean of the first `frames` (batch,) of each."""
+    """fbank: (batch, frames, 80) -> minus the mean of the first `frames` (batch,) of each."""
     mask = frame_mask(frames, fbank.shape[1]).transpose(1, 2)
     return fbank - (fbank * mask).sum(1, keepdim=True) / frames[:, None, None]
 
 
 def fbank_frames(samples: Tensor) -> Tensor:
-    """How many there are of so many samples of the corpus."""
+    """Return the number of frames for this number of corpus samples."""
     speech = (samples * SPEECH_RATE + SAMPLE_RATE - 1) // SAMPLE_RATE
     return 1 + (speech - FBANK_SAMPLES) // FBANK_HOP
 
 
 def heard(wave: Tensor) -> Tensor:
-    """wave: (batch, samples) of the corpus -> (batch, frames, 80) less its mean"""
+    """wave: (batch, samples) of the corpus -> (batch, frames, 80), mean subtracted"""
     fbank = fbanks(resample(wave, SAMPLE_RATE))
     return fbank - fbank.mean(1, keepdim=True)
 
 
 def load_encoder(work: Path, device: torch.device) -> SpeakerEncoder:
-    """The trained one, with the weights of the exported file."""
+    """Return the trained encoder, with the weights of the exported file."""
     module = SpeakerEncoder()
     module.load_state_dict(part_of(averaged_weights(training_file(work, NAME)), "encoder"))
     return rounded(module).to(device).eval()
@@ -123,15 +123,15 @@ def export_encoder(encoder: SpeakerEncoder, path: Path) -> None:
 
 
 def export(work: Path) -> Path:
-    """The trained one into the checkpoint."""
+    """Export the trained encoder to the checkpoint."""
     path = checkpoint_folder(work) / OnnxSpeakerEncoder.FILE_NAME
     export_encoder(load_encoder(work, torch.device("cpu")), path)
     return path
 
 
 def equal_error_rate(same: Tensor, different: Tensor) -> float:
-    """Equal error rate of similarities of pairs: where as many of the same are rejected as of different are
-    accepted."""
+    """Return the equal error rate of pair similarities: the rate at which false rejections equal false
+    acceptances."""
     limits = torch.cat([same, different]).sort().values
     rejected = torch.searchsorted(same.sort().values, limits) / len(same)
     accepted = 1 - torch.searchsorted(different.sort().values, limits) / len(different)
@@ -141,7 +141,7 @@ def equal_error_rate(same: Tensor, different: Tensor) -> float:
 
 @torch.no_grad()
 def check(encoder: SpeakerEncoder, corpus: Corpus) -> str:
-    """How well it tells speakers apart that it does not know, by PROMPT seconds of each recording."""
+    """Return how well it distinguishes held-out speakers from PROMPT seconds of each recording."""
     samples = int(PROMPT * SAMPLE_RATE)
     found, whole = [], []
     for number, length in enumerate(corpus.samples.tolist()):
@@ -168,7 +168,7 @@ def main() -> None:
     print(f"{NAME}: {corpus.seconds / 3600:.2f} h, {len(corpus.speakers)} speakers", flush=True)
     taught = TaughtEncoder(len(corpus.speakers)).to(device)
     learner = Learner(taught, RATE)
-    # Between as often as they speak and equally often.
+    # between the mean weighted by number of recordings and the unweighted mean
     spoken = torch.zeros(len(corpus.speakers), device=device).index_add_(
         0, corpus.speaker, corpus.samples.float()
     )

@@ -1,11 +1,12 @@
-"""The speech tokenizer: 25 codes a second that say what is spoken, and roughly how, but not who speaks.
+"""Trains the speech tokenizer: 25 codes per second that represent what is spoken, and roughly how, but not
+the speaker.
 
     python -m training.codec.speech_tokenizer [--minutes 3] [--work build/train_mini]
 
 Writes training/speech_tokenizer.pt and checkpoint/speech_tokenizer_v2.onnx in the work folder. As in
-CosyVoice 2 (Du et al. 2024), codes are the rounded values in the middle of a network that is trained to
-recognise phonemes; here melody, loudness and the mel spectrogram have to be found in them, too. What finds
-the last one is told the speaker, so that the codes need not tell.
+CosyVoice 2 (Du et al. 2024), codes are the quantized values in the middle of a network trained to recognise
+phonemes; here pitch, loudness and the mel spectrogram are predicted from them as well. The predictor of the
+mel spectrogram also gets the speaker, so that the codes need not represent it.
 """
 
 from __future__ import annotations
@@ -34,28 +35,29 @@ from training.onnx.half import part_of, rounded, write_onnx
 NAME = "speech_tokenizer"
 WHISPER_MELS = 128
 WIDTH, HIDDEN, KERNEL = 224, 768, 7
-FAST_BLOCKS, SLOW_BLOCKS = 2, 4  # at 50 and at 25 frames a second
+FAST_BLOCKS, SLOW_BLOCKS = 2, 4  # at 50 and at 25 frames per second
 DIGITS, LEVELS = 6, 3  # 3^6 codes
 
 FRAME = SAMPLE_RATE // LABEL_RATE  # samples
-CROP_FRAMES, BATCH = 160, 192  # 3.2 s, 614 s in all
+CROP_FRAMES, BATCH = 160, 192  # 3.2 s, 614 s in total
 MARGIN = 12 * FRAME
-JITTER = FRAME // 4  # samples between the frames of labels and of codes
+JITTER = FRAME // 4  # random offset in samples between label frames and code frames
 RATE = 1e-3
 
 HEAD_WIDTH, HEAD_KERNEL = 256, 3
 SPEAKER_SIZE = 64
-VOICED = 60.0  # Hz; the teacher's F0 is lower where there is none
-PITCH_SPREAD = 0.25  # of log F0 in a speaker's speech: makes targets of about 1
-USUAL_MEL = -6.0  # log of the mel spectrogram, on the average
-QUIET, LOUD = -5.0, 2.0  # log loudness to the utterance's
-PUNCTUATION, BLANK, STRESS = ';:,.!?—…"()“”', " ", "ˈˌ"  # phonemes, to the teacher
-# Weights of the losses. What is spoken comes first.
+VOICED = 60.0  # Hz; the teacher's F0 is lower in unvoiced frames
+PITCH_SPREAD = 0.25  # standard deviation of log F0 within a speaker, to normalize targets
+USUAL_MEL = -6.0  # average log of the mel spectrogram
+QUIET, LOUD = -5.0, 2.0  # log loudness relative to the utterance
+PUNCTUATION, BLANK, STRESS = ';:,.!?—…"()“”', " ", "ˈˌ"  # phoneme symbols of the teacher
+# Weights of the losses; the phonemes are the most important.
 WEIGHTS = {"phoneme": 1.0, "pitch": 0.2, "voiced": 0.2, "loudness": 0.15, "mel": 0.3}
 
 
 class SpeechTokenizer(nn.Module):
-    """Log mel spectrogram of `whisper_log_mels` to codes, one for four frames. Sees 0.6 s to each side."""
+    """Maps the log mel spectrogram of `whisper_log_mels` to codes, one per four frames. Context: 0.6 s on
+    each side."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,8 +71,8 @@ class SpeechTokenizer(nn.Module):
         self.register_buffer("places", LEVELS ** torch.arange(DIGITS), persistent=False)
 
     def forward(self, mel: Tensor, frames: Tensor | None = None) -> Tensor:
-        """mel: (batch, 128, frames), 100 a second; frames: (batch,) how many are the recording's own -> the
-        digits before they are rounded, (batch, tokens, DIGITS) in -1 to 1"""
+        """mel: (batch, 128, frames), 100 per second; frames: (batch,) number of valid frames -> the digits
+        before rounding, (batch, tokens, DIGITS) in -1 to 1"""
         length = mel.shape[2]
         masks: list[Tensor | None] = [None, None, None]
         if frames is not None:
@@ -86,18 +88,19 @@ class SpeechTokenizer(nn.Module):
         return self.to_digits(self.norm_25(x.transpose(1, 2))).float().tanh()
 
     def ids(self, digits: Tensor) -> Tensor:
-        """digits: (..., DIGITS) as `forward` gives them -> (...) int64, below LEVELS ** DIGITS."""
+        """digits: (..., DIGITS) from `forward` -> (...) int64, below LEVELS ** DIGITS."""
         return ((digits.round().long() + 1) * self.places).sum(-1)
 
 
 def quantised(digits: Tensor) -> Tensor:
-    """Rounded, with the gradient passed straight through (Mentzer et al. 2023, "Finite scalar quantization:
-    VQ-VAE made simple")."""
+    """Round with a straight-through gradient (Mentzer et al. 2023, "Finite scalar quantization: VQ-VAE made
+    simple")."""
     return digits + (digits.round() - digits).detach()
 
 
 class CodeListener(nn.Module):
-    """What is to be found in the codes. It sees little around each, so that each has to say it itself."""
+    """Predicts the targets from the codes. Its context is small, so that each code must contain the
+    information itself."""
 
     def __init__(self, phonemes: int, speakers: int, mels: int) -> None:
         super().__init__()
@@ -136,7 +139,7 @@ def _two_frames(x: Tensor) -> Tensor:
 
 
 class TaughtTokenizer(nn.Module):
-    """What is trained together."""
+    """The modules that are trained together."""
 
     def __init__(self, phonemes: int, speakers: int, mels: int) -> None:
         super().__init__()
@@ -146,8 +149,8 @@ class TaughtTokenizer(nn.Module):
 
 @dataclass(frozen=True)
 class Targets:
-    """What is to be found in the codes. phoneme: (batch, frames) int64; pitch: (batch, frames) log F0 to the
-    speaker's mean, valid where `voiced`; loudness: (batch, frames); mel: (batch, frames, mels)."""
+    """The targets. phoneme: (batch, frames) int64; pitch: (batch, frames) log F0 relative to the speaker's
+    mean, valid where `voiced`; loudness: (batch, frames); mel: (batch, frames, mels)."""
 
     phoneme: Tensor
     pitch: Tensor
@@ -159,7 +162,7 @@ class Targets:
 def losses(
     taught: TaughtTokenizer, heard: Tensor, speaker: Tensor, targets: Targets
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """heard: (batch, 128, 2 * frames) -> each loss, and the share of right phonemes."""
+    """heard: (batch, 128, 2 * frames) -> each loss, and the phoneme accuracy."""
     codes = quantised(taught.tokenizer(heard))
     logits, others = taught.listener.recognise(codes)
     mel = taught.listener.spectrum(codes, speaker)
@@ -175,8 +178,8 @@ def losses(
 
 
 def audible(phoneme: Tensor, ids: dict[str, int]) -> Tensor:
-    """phoneme: (frames,) as the teacher was told -> as one can hear it: stress marks and blanks are the
-    beginning of the phoneme that follows, blanks in a pause are silence, and so are punctuation marks."""
+    """phoneme: (frames,) as given to the teacher -> audible phonemes: stress marks and spaces are replaced by
+    the following phoneme, spaces in a pause and punctuation by silence."""
 
     def any_of(signs: str) -> Tensor:
         return torch.isin(phoneme, torch.tensor([ids[sign] for sign in signs], device=phoneme.device))
@@ -191,7 +194,7 @@ def audible(phoneme: Tensor, ids: dict[str, int]) -> Tensor:
 
 
 class Labelled:
-    """A corpus with all that the codes are taught."""
+    """A corpus with all training targets."""
 
     def __init__(self, corpus: Corpus, config: MelConfig, ids: dict[str, int]) -> None:
         self.corpus, self._config = corpus, config
@@ -234,7 +237,7 @@ def heard(wave: Tensor) -> Tensor:
 
 
 def load_tokenizer(work: Path, device: torch.device) -> SpeechTokenizer:
-    """The trained one, with the weights of the exported file."""
+    """Return the trained tokenizer, with the weights of the exported file."""
     module = SpeechTokenizer()
     module.load_state_dict(part_of(averaged_weights(training_file(work, NAME)), "tokenizer"))
     return rounded(module).to(device).eval()
@@ -259,7 +262,7 @@ def export_tokenizer(tokenizer: SpeechTokenizer, path: Path) -> None:
 
 
 def export(work: Path) -> Path:
-    """The trained one into the checkpoint."""
+    """Export the trained tokenizer to the checkpoint."""
     path = checkpoint_folder(work) / FILE_NAME
     export_tokenizer(load_tokenizer(work, torch.device("cpu")), path)
     return path
@@ -267,7 +270,8 @@ def export(work: Path) -> Path:
 
 @torch.no_grad()
 def check(taught: TaughtTokenizer, labelled: Labelled) -> str:
-    """How much of what is spoken can be found in the codes of whole utterances, and how many are used."""
+    """Return how well phonemes can be recognised from the codes of whole utterances, and how many codes are
+    used."""
     corpus, device = labelled.corpus, labelled.corpus.device
     hits, counts = torch.zeros(4, device=device), torch.zeros(LEVELS**DIGITS, device=device)
     for number, samples in enumerate(corpus.samples.tolist()):

@@ -1,4 +1,4 @@
-"""What the teacher has spoken, all of it in the memory of the device: an hour takes 170 MB."""
+"""The teacher's speech, held entirely in device memory: an hour takes 170 MB."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from training.corpus.packages import phoneme_ids
 from training.work import read_lines
 
 SAMPLE_RATE = 24_000
-LABEL_RATE = 50  # phonemes and F0 a second, as mel frames
-# So many seconds before its durations say does the teacher speak. Measured: mel frames of a phoneme are most
-# alike then; its own time stamps take off 0.075.
+LABEL_RATE = 50  # phonemes and F0 values per second, the rate of mel frames
+# The teacher speaks this many seconds earlier than its durations say. Measured: mel frames of the same
+# phoneme are most similar with this offset; the teacher's own timestamps use 0.075.
 LATE = 0.0625
-SILENCE = 0  # the label of what lies before and behind the phonemes
+SILENCE = 0  # label before and after the phonemes
 READERS = 8  # threads
 
 
 @dataclass(frozen=True)
 class Labels:
-    """phoneme: (frames,) int64, ids of the teacher, SILENCE around; f0: (frames,) float32 in Hz, 0 where
-    unvoiced. All utterances one behind the other."""
+    """phoneme: (frames,) int64, ids of the teacher, with SILENCE around; f0: (frames,) float32 in Hz, 0 where
+    unvoiced. All utterances are concatenated."""
 
     phoneme: Tensor
     f0: Tensor
 
 
 class Corpus:
-    """Utterances with their speech. `wave`: (samples,) int16, all one behind the other; `start`, `samples`:
-    (utterances,) int64, where each lies in it; `label_start`, `frames`: likewise in the labels. `speaker`:
-    (utterances,) int64 into `speakers`. All tensors on the device."""
+    """Utterances with their speech. `wave`: (samples,) int16, all concatenated; `start`, `samples`:
+    (utterances,) int64, position and length in it; `label_start`, `frames`: likewise in the labels.
+    `speaker`: (utterances,) int64, index into `speakers`. All tensors are on the device."""
 
     def __init__(
         self, utterances: list[dict], waves: list[np.ndarray], labels: list[tuple], device: torch.device
@@ -63,8 +63,8 @@ class Corpus:
     def load(
         cls, work: Path, device: torch.device, split: str = "train", shards: int | None = None
     ) -> Corpus:
-        """The corpus of the shards that are there, the first `shards` of them. Raises FileNotFoundError
-        without any."""
+        """Load the existing shards, or the first `shards` of them. Raises FileNotFoundError if there are
+        none."""
         known = {u["id"]: u for u in read_lines(work / "utterances.jsonl") if u["split"] == split}
         corpus = cls.read(speech_files(work)[:shards], known, phoneme_ids(work), device)
         if not len(corpus):
@@ -75,8 +75,7 @@ class Corpus:
     def read(
         cls, files: Sequence[Path], known: Mapping[str, dict], ids: Mapping[str, int], device: torch.device
     ) -> Corpus:
-        """The corpus of these shards, as far as it is among the utterances `known`, by their ids. ids: of the
-        phonemes."""
+        """Read these shards, restricted to the utterances in `known` (by id). ids: of the phonemes."""
 
         def read(file: Path) -> list[tuple[dict, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
             with np.load(file) as shard:
@@ -108,13 +107,13 @@ class Corpus:
         return len(self.wave) / SAMPLE_RATE
 
     def waves(self) -> Iterator[Tensor]:
-        """(samples,) float32 of each utterance."""
+        """Yield (samples,) float32 of each utterance."""
         for wave in self.wave.split(self.samples.tolist()):
             yield wave.float() / 32768
 
     def crops(self, index: Tensor, begin: Tensor, samples: int) -> Tensor:
         """index: (batch,) utterances; begin: (batch,) first sample in each, may be negative -> (batch,
-        samples) float32, zero outside of the utterance. No synchronisation."""
+        samples) float32, zero outside the utterance. Does not synchronize."""
         position = begin[:, None] + torch.arange(samples, device=self.device)
         inside = (position >= 0) & (position < self.samples[index][:, None])
         flat = (self.start[index][:, None] + position).clamp(0, len(self.wave) - 1)
@@ -122,7 +121,7 @@ class Corpus:
 
     def label_crops(self, index: Tensor, begin: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """index: (batch,); begin: (batch,) first frame -> phoneme (batch, frames), f0 (batch, frames), and
-        bool (batch, frames), whether that lies in the utterance."""
+        bool (batch, frames), whether the frame is inside the utterance."""
         position = begin[:, None] + torch.arange(frames, device=self.device)
         inside = (position >= 0) & (position < self.frames[index][:, None])
         flat = (self.label_start[index][:, None] + position).clamp(0, len(self.labels.f0) - 1)
@@ -131,13 +130,13 @@ class Corpus:
 
 
 def heard_at(times: np.ndarray, durations: np.ndarray) -> np.ndarray:
-    """Which of the phonemes with these durations in seconds is heard at each of `times`, in seconds from the
-    beginning of the speech. -> indices, of the shape of `times`"""
+    """Return the indices of the phonemes spoken at each of `times`, in seconds from the beginning of the
+    speech; durations in seconds."""
     return np.searchsorted(np.cumsum(durations), times + LATE).clip(max=len(durations) - 1)
 
 
 def speech_files(work: Path) -> list[Path]:
-    """The shards that are there, in their order."""
+    """Return the existing shards in order."""
     return sorted((work / "speech").glob("?????.npz"))
 
 
@@ -148,8 +147,8 @@ def _starts(sizes: list[int]) -> list[int]:
 def _frame_labels(
     samples: int, phonemes: np.ndarray, durations: np.ndarray, f0: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """durations: (phonemes,) seconds; f0: (steps,) at equal distances over the wave -> phoneme (frames,)
-    int64 and f0 (frames,) float32, as heard at the middle of each frame."""
+    """durations: (phonemes,) seconds; f0: (steps,) equally spaced over the waveform -> phoneme (frames,)
+    int64 and f0 (frames,) float32 at the middle of each frame."""
     times = (np.arange(samples * LABEL_RATE // SAMPLE_RATE) + 0.5) / LABEL_RATE
     spoken = heard_at(times, durations)
     steps = (times * len(f0) * SAMPLE_RATE / samples).astype(np.int64).clip(max=len(f0) - 1)

@@ -1,11 +1,11 @@
-"""What the small voice is judged by: sentences and voices that nothing is trained on.
+"""Creates the evaluation sets: sentences and voices that are not used in training.
 
     python -m training.corpus.evaluation_set [--out build/evaluation] [--work build/train_mini]
 
 Writes two sets for scripts/evaluate.py and scripts/search_sampling.py, `everyday.jsonl` (the sentences of
 light_tts/tools/evaluation/everyday.txt) and `wordnet.jsonl` (examples of WordNet), 200 lines each, and the
-prompts of the voices in `prompts/`. Needs packages.py and sentences.py to have run; the teacher speaks on the
-CPU.
+prompts of the voices in `prompts/`. Requires packages.py and sentences.py to have run; the teacher runs on
+the CPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from training.work import argument_parser, read_lines
 
 LINES = 200
 EVERYDAY = Path(evaluation.__file__).with_name("everyday.txt")
-# Speaker: what it says in its prompt, four to six seconds.
+# Speaker -> the text of its prompt, four to six seconds.
 PROMPTS = {
     "af_sarah": "The garden behind the house was full of roses, and the gate was always open.",
     "am_fenrir": "On Sunday we took the early train to the coast and walked along the beach.",
@@ -54,13 +54,13 @@ def record(work: Path, folder: Path) -> None:
 
 
 def wordnet_texts(sentences: list[dict], seed: int = 0) -> list[str]:
-    """Some of the examples that nothing is trained on."""
+    """Return some examples that are not used in training."""
     held_out = [s["text"] for s in sentences if s["split"] == "test" and s["source"] == "examples"]
     return random.Random(seed).sample(held_out, LINES)
 
 
 def everyday_texts(sentences: list[dict]) -> list[str]:
-    """Ends the program where one of them is trained on."""
+    """Return the sentences; exits if one of them is used in training."""
     texts = EVERYDAY.read_text("utf-8").splitlines()
     trained = {s["text"] for s in sentences if s["split"] == "train"}
     if known := sorted(trained.intersection(texts)):
@@ -69,7 +69,7 @@ def everyday_texts(sentences: list[dict]) -> list[str]:
 
 
 def lines(texts: Iterable[str]) -> Iterator[dict[str, str]]:
-    """The voices take turns."""
+    """Yield lines that cycle through the voices."""
     for text, (voice, said) in zip(texts, cycle(PROMPTS.items()), strict=False):
         yield {"text": text, "prompt_wav": f"prompts/{voice}.wav", "prompt_text": said, "voice": voice}
 

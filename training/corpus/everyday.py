@@ -1,7 +1,7 @@
-"""Made sentences of everyday talk, which dictionaries lack: greetings, short answers, questions,
+"""Generates everyday sentences that are missing in dictionaries: greetings, short answers, questions,
 contractions, lists, requests, and sentences with numbers, times, dates and money, up to three clauses long.
 
-`PATTERNS` are written with the names of `WORDS` in braces; numbers are drawn for {low-high}.
+`PATTERNS` refer to `WORDS` by name in braces; numbers are drawn for {low-high}.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def everyday(
     patterns: Sequence[tuple[int, Sequence[str]]] = PATTERNS,
     words: Mapping[str, Sequence[str]] = WORDS,
 ) -> Iterator[str]:
-    """`count` different sentences. patterns: groups, each with its weight."""
+    """Yield `count` different sentences. patterns: groups with weights."""
     draw = random.Random(seed)
     seen: set[str] = set()
     weights = [weight for weight, _ in patterns]

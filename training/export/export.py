@@ -1,8 +1,8 @@
-"""Puts the trained parts together: the checkpoint in the real file formats.
+"""Assembles the trained components into a checkpoint in the real file formats.
 
     python -m training.export.export [--work build/train_mini] [--out pretrained_models/light-tts-mini]
 
-Writes WORK/checkpoint, and copies it to --out, whose README.md (the model card) is left as it is.
+Writes WORK/checkpoint and copies it to --out, whose README.md (the model card) is left unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from training.lm import language_model
 from training.vocoder import vocoder
 from training.work import argument_parser
 
-LARGEST = 45e6  # bytes: it lies in the repository
+LARGEST = 45e6  # bytes, because it is stored in the repository
 PARTS = (speech_tokenizer, speaker_encoder, language_model, flow_matching, vocoder)
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     write_config(args.work)
     for part in PARTS:
         part.export(args.work)
-    # in a process of its own: it reads what was written as the server does
+    # a separate process, which reads the written files like the server
     voices = [sys.executable, "-m", "training.export.voices", "--work", args.work]
     if subprocess.run(voices).returncode:
         sys.exit("training.export.voices failed; its message is above")

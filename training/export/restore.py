@@ -1,11 +1,11 @@
-"""Training files of the checkpoint that lies in the repository, so that its trainings can go on.
+"""Recreates training files from the checkpoint in the repository, so that its trainings can be resumed.
 
     python -m training.export.restore [--checkpoint FOLDER] [--work build/train_mini]
 
-A checkpoint has no judges of the vocoder and no phonemes of the language model; those are in unserved.pt
-beside this file (`--save` writes it from the training files in the work folder). The text tokenizer is copied
-with the rest of the checkpoint, which must go on being used. The speech tokenizer and the speaker encoder are
-trained before all else and are not restored.
+A checkpoint does not contain the vocoder's discriminators and the language model's phoneme tables; those are
+in unserved.pt (`--save` writes it from the training files in the work folder). The text tokenizer is copied
+with the rest of the checkpoint and must not be changed. The speech tokenizer and the speaker encoder are
+trained before everything else and are not restored.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def learner(weights: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """As `training.Learner` keeps it."""
+    """Return the weights in the format of `training.Learner`."""
     return {"model": weights, "average": weights}
 
 
 def restore(checkpoint: Path, work: Path) -> None:
-    """Writes the checkpoint folder and the training files of `work`."""
+    """Write the checkpoint folder and the training files of `work`."""
     unserved = read(UNSERVED)
     shutil.copytree(checkpoint, checkpoint_folder(work), dirs_exist_ok=True)
     for name, (file, prefix) in TRAININGS.items():
@@ -50,7 +50,7 @@ def restore(checkpoint: Path, work: Path) -> None:
 
 
 def save(work: Path) -> None:
-    """Writes what the exported checkpoint lacks, in half precision."""
+    """Write what the exported checkpoint lacks, in half precision."""
     found = {}
     for name in TRAININGS:
         state = read(training_file(work, name))

@@ -1,9 +1,9 @@
-"""The voices that come with the checkpoint: recordings of the teacher with their texts, and what is stored of
-them in spk2info.pt, so that clients can name them at once.
+"""The voices bundled with the checkpoint: recordings of the teacher with transcripts, and their entries in
+spk2info.pt, so that clients can select them by name.
 
     python -m training.export.voices [--work build/train_mini]
 
-Needs the exported speech tokenizer, speaker encoder and text tokenizer.
+Requires the exported speech tokenizer, speaker encoder and text tokenizer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.corpus.speakers import Speaker, style
 from training.corpus.teacher import SAMPLE_RATE, Teacher
 from training.work import argument_parser
 
-# Name: the teacher's voice, and what it says: four seconds of plain words.
+# Name -> the teacher's voice, and its text: four seconds of simple words.
 VOICES = {
     "anna": ("af_heart", "The river was calm this morning, and a few boats were on their way to the sea."),
     "henry": ("am_michael", "We walked through the old town, and stopped for a coffee near the market."),
@@ -43,7 +43,7 @@ def record(work: Path, folder: Path) -> None:
 
 
 def stored(frontend: Frontend, recording: Path) -> dict[str, torch.Tensor]:
-    """The entry of spk2info.pt of a recording whose text lies beside it."""
+    """Return the spk2info.pt entry of a recording whose transcript is next to it."""
     samples, rate = soundfile.read(recording, dtype="float32")
     features = frontend.features(samples, rate)
     text = frontend.prompt_text(recording.with_suffix(".txt").read_text("utf-8").strip())
@@ -74,7 +74,7 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     if not all((folder / f"{name}.wav").exists() for name in VOICES):
         record(args.work, folder)
-    (model_dir / SPEAKERS_FILE).unlink(missing_ok=True)  # of another tokenizer
+    (model_dir / SPEAKERS_FILE).unlink(missing_ok=True)  # it may belong to another tokenizer
     frontend = Frontend(model_dir, load_config(model_dir))
     entries = {name: stored(frontend, folder / f"{name}.wav") for name in VOICES}
     torch.save(entries, model_dir / SPEAKERS_FILE)

@@ -1,9 +1,8 @@
-"""What the flow is trained on: a prompt and what its speaker says next, as tokens and mel spectrograms.
+"""Training items of the flow: a prompt and the speaker's next utterance, as tokens and mel spectrograms.
 
-An item is the end of one recording, then the beginning of another by the same speaker, together as many
-tokens as a row holds. Some of the first are recorded in a room, with the embedding that such a prompt has;
-what follows is clean. All tokens and mels lie in the memory of the device, so that a step only gathers them:
-an hour takes 29 MB.
+An item is the end of one recording followed by the beginning of another by the same speaker, together filling
+a row. Some of the prompts have room acoustics, and the embedding of such a prompt; the second part is always
+clean. All tokens and mels are in device memory, so that a step only gathers them: an hour takes 29 MB.
 """
 
 from __future__ import annotations
@@ -26,11 +25,12 @@ from training.devices import sent
 
 PROMPT_TOKENS = (50, 200)  # 2 to 8 seconds
 ALL_KNOWN, NONE_KNOWN = 0.65, 0.1
-PREFIX_OF_SECOND = 0.3  # else the mel is known up to any place, at most so far into the second recording
-AVERAGED = 0.1  # share of items with the average embedding of the speaker
+# otherwise the mel is known up to a random position, at most this fraction into the second recording
+PREFIX_OF_SECOND = 0.3
+AVERAGED = 0.1  # fraction of items with the average embedding of the speaker
 STREAMED = 0.5
-IN_ROOM = 0.2  # share of items whose prompt is recorded in a room, of speakers that have such
-# So many rows have some tokens that are wrong in one digit, up to this share of them.
+IN_ROOM = 0.2  # fraction of items whose prompt has room acoustics, if the speaker has such recordings
+# fraction of rows with wrong tokens, and the maximum fraction of tokens that differ in one digit
 MISHEARD, WRONG = 0.4, 0.08
 
 

@@ -1,5 +1,5 @@
-"""Attention of the language model in training: over rows of several sequences, with some heads that learn to
-look at the words that are being spoken."""
+"""Attention of the language model in training: over rows of several sequences, with some heads trained to
+attend to the words being spoken."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class Packed:
-    """Attention in rows of sequences, one behind the other. sequence: (rows, n), the number of each token's
-    sequence. An `AttentionContext` without a cache.
+    """Attention in rows of concatenated sequences. sequence: (rows, n), the number of each token's sequence.
+    An `AttentionContext` without a cache.
 
-    With `watched`, it computes besides how far the `heads`, as (layer, head), look elsewhere than at the
-    words that are spoken."""
+    With `watched`, it also computes how much the `heads`, as (layer, head), attend elsewhere than to the
+    words being spoken.
+    """
 
     def __init__(
         self,
@@ -51,8 +52,8 @@ class Packed:
 
 
 class Watched:
-    """What share of their attention heads give to the text that is being spoken. words: (2, rows, n), between
-    which positions it lies, equal where it is not known; text: (rows, n), which positions hold text."""
+    """Measures the fraction of attention that heads give to the text being spoken. words: (2, rows, n), begin
+    and end of its positions, equal if unknown; text: (rows, n), which positions hold text."""
 
     def __init__(self, words: Tensor, text: Tensor) -> None:
         place = torch.arange(text.shape[1], device=text.device)
@@ -61,11 +62,11 @@ class Watched:
         self._nats: list[Tensor] = []
 
     def see(self, seen: Tensor) -> None:
-        """seen: (rows, n, n), what each may attend to. Text that has not arrived is not asked for."""
+        """seen: (rows, n, n), what each may attend to. Text that has not arrived is ignored."""
         self._seen = seen
         self._meant = self._meant & seen
         self._known = self._meant.any(-1)
-        # positions without such text lose nothing, and their gradient is 0
+        # positions without such text have no loss, and their gradient is 0
         self._meant = self._meant | (seen & ~self._known[..., None])
 
     def add(self, q: Tensor, k: Tensor) -> None:
@@ -78,12 +79,12 @@ class Watched:
 
     @property
     def known(self) -> Tensor:
-        """(rows, n) bool, for which positions it is known what is spoken."""
+        """(rows, n) bool, the positions whose spoken text is known."""
         return self._known
 
     @property
     def nats(self) -> Tensor:
-        """(heads, rows, n), minus the logarithm of the share; 0 where nothing is known."""
+        """(heads, rows, n), minus the logarithm of the fraction; 0 where it is unknown."""
         return torch.stack(self._nats)
 
     @property

@@ -1,5 +1,5 @@
-"""Out of the work folder, what the language model is trained on: sequences of text and speech, and of text
-and phonemes."""
+"""Training data of the language model from the work folder: sequences of text and speech, and of text and
+phonemes."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from training.lm.packing import ROW
 from training.lm.words import TOKEN_RATE, ids_of_words, spoken_words, words_at
 from training.work import read_lines
 
-PARTS = (0.3, 0.6, 0.1)  # shares of sequences of one, two and three utterances
-BISTREAM = 0.4  # share of sequences of speech
-PRONUNCIATION = 0.3  # share of tokens in sequences of phonemes
+PARTS = (0.3, 0.6, 0.1)  # fractions of sequences of one, two and three utterances
+BISTREAM = 0.4  # fraction of speech sequences
+PRONUNCIATION = 0.3  # fraction of tokens in phoneme sequences
 
 
 class Texts:
-    """Sentences and utterances as the language model reads them."""
+    """Sentences and utterances as read by the language model."""
 
     def __init__(self, work: Path, shards: int | None) -> None:
-        """Raises FileNotFoundError for a step that was left out."""
+        """Raises FileNotFoundError if an earlier step has not run."""
         self._work, self._shards = work, shards
-        self._encoding = TextTokenizer(checkpoint_folder(work))._encoding  # tells offsets, too
+        self._encoding = TextTokenizer(checkpoint_folder(work))._encoding  # provides offsets, too
         self._phonemes = phoneme_ids(work)
         self.phonemes = max(self._phonemes.values()) + 1
-        self.utterances, self.aligned = 0, 0  # read so far; of which so many with words that are known
+        # utterances read so far, and the number of these with word alignment
+        self.utterances, self.aligned = 0, 0
 
     def read(self, line: dict) -> tuple[np.ndarray, np.ndarray | None]:
-        """line: of sentences or utterances -> (ids of the text,), and (phonemes, 2): which of them each
-        phoneme belongs to, or None where that cannot be said."""
+        """line: of sentences or utterances -> (ids of the text,), and (phonemes, 2): the ids that each
+        phoneme belongs to, or None if unknown."""
         encoded = self._encoding.encode(line["spoken"], add_special_tokens=False)
         words = ids_of_words(line["spoken"], encoded.offsets, line.get("words"))
         return np.array(encoded.ids, np.int64), spoken_words(line["phonemes"], words)
@@ -48,7 +49,7 @@ class Texts:
 
     @property
     def mandarin(self) -> bool:
-        """Whether there are Mandarin sentences, too."""
+        """Whether there are Mandarin sentences."""
         return (self._work / MANDARIN).exists()
 
     def sentences(self, split: str) -> list[dict]:
@@ -61,7 +62,7 @@ class Texts:
         return [line for line in lines if line["split"] == split]
 
     def pronunciations(self, split: str, ids: SpeechIds) -> list[Layout]:
-        """Pronunciations of all sentences of all languages, spoken or not."""
+        """Return pronunciations of all sentences in all languages, spoken or not."""
         found = []
         for line in [*self.sentences(split), *self.mandarin_sentences(split)]:
             text, words = self.read(line)
@@ -71,8 +72,8 @@ class Texts:
         return found
 
     def voices(self, split: str, mandarin: bool | None = None) -> list[list[Spoken]]:
-        """What each speaker says, of the utterances that have been spoken and have speech tokens; in Mandarin
-        or in English alone where `mandarin` says so."""
+        """Return each speaker's utterances that have speech tokens; only Mandarin or only English ones if
+        `mandarin` is given."""
         codes = read_codes(self._work)
         lines = {
             u["id"]: u
@@ -93,7 +94,7 @@ class Texts:
         return list(voices.values())
 
     def spoken_lines(self, split: str) -> tuple[list[dict], list[np.ndarray]]:
-        """English lines of utterances.jsonl that have speech tokens, and these."""
+        """Return the English lines of utterances.jsonl that have speech tokens, and the tokens."""
         codes = read_codes(self._work)
         lines = read_lines(self._work / "utterances.jsonl")
         lines = [u for u in lines if u["split"] == split and u["id"] in codes and "words" not in u]
@@ -123,8 +124,8 @@ def training_layouts(
     mix: tuple[int, int],
     draw: np.random.Generator,
 ) -> Iterator[Layout]:
-    """Endless, in the shares that are given above. Sequences of several utterances are of one voice, as a
-    prompt and what is said after it."""
+    """Endless, with the fractions given above. Sequences of several utterances have one voice, like a prompt
+    and the following speech."""
     by_utterance = [voice for voice in voices for _ in voice]
     more_than = np.cumsum(PARTS)[:-1]
     tokens = told = 0
@@ -144,13 +145,12 @@ def training_layouts(
 
 
 def fits(parts: list[Spoken]) -> bool:
-    """Whether a row has room for them, marks and what bistream repeats included."""
+    """Return whether a row has room for them, including marks and what bistream repeats."""
     return sum(len(part.text) + len(part.speech) for part in parts) + 3 <= ROW
 
 
 def speech_layout(parts: list[Spoken], ids: SpeechIds, mix: tuple[int, int], streams: bool) -> Layout:
-    """Layout of utterances of one voice, the last after the others; bistream where it is wanted and
-    possible."""
+    """Return the layout of concatenated utterances of one voice; bistream if requested and possible."""
     whole = joined(parts)
     if streams and can_bistream(whole, mix):
         return bistream(whole, ids, mix, prompt=len(whole.speech) - len(parts[-1].speech))

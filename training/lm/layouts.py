@@ -1,9 +1,9 @@
-"""What the language model reads and what it should say to it: the sequences of CosyVoice2's training, as the
-server feeds them (engine/llm/sequence.py), and one that teaches pronunciation.
+"""Input and target sequences of the language model: those of CosyVoice2's training, as the server feeds them
+(engine/llm/sequence.py), and one that teaches pronunciation.
 
-Besides speech, the model in training says phonemes, with tables of its own that are not exported. Their ids
-follow those of `SpeechIds`: the phoneme p of the teacher is `task + 1 + p`. Phoneme 0 (silence) is the mark
-before phonemes and the one behind them.
+Besides speech, the model in training predicts phonemes, with tables of its own that are not exported. Their
+ids follow those of `SpeechIds`: the teacher's phoneme p is `task + 1 + p`. Phoneme 0 (silence) marks the
+beginning and the end of phonemes.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 
 from light_tts.models.llm.speech_lm import SpeechIds
 
-NONE = -100  # nothing is to be said here
+NONE = -100  # no target at this position
 PHONEME_MARK = 0
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """text: (ids,) of the tokenizer; speech: (tokens,) speech ids; phoneme: (tokens,), which one is heard at
-    each of them; words: (tokens, 2), which ids of the text are spoken at each of them: the first, and the one
-    behind the last; equal where that is not known."""
+    """text: (ids,) of the tokenizer; speech: (tokens,) speech ids; phoneme: (tokens,), the phoneme of each
+    token; words: (tokens, 2), the range of text ids spoken at each of them: first, and one after the last;
+    equal if unknown."""
 
     text: np.ndarray
     speech: np.ndarray
@@ -33,9 +33,9 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Layout:
-    """inputs: (n,) unified ids; speech, phoneme: (n,) what should be said after each, or NONE; words: (n, 2),
-    between which positions lies the text that is spoken by what should be said: the first, and the one behind
-    the last (speech between them in bistream is not meant); equal where that is not known."""
+    """inputs: (n,) unified ids; speech, phoneme: (n,) targets after each, or NONE; words: (n, 2), range of
+    the text positions spoken by the target: first, and one after the last (speech in between in bistream is
+    excluded); equal if unknown."""
 
     inputs: np.ndarray
     speech: np.ndarray
@@ -50,7 +50,7 @@ class Layout:
 
 
 def joined(parts: Sequence[Spoken]) -> Spoken:
-    """Utterances of one speaker as one: the first is what the prompt will be."""
+    """Join utterances of one speaker; the first becomes the prompt."""
     before = np.cumsum([0, *(len(part.text) for part in parts)])
     return Spoken(
         np.concatenate([part.text for part in parts]),
@@ -72,15 +72,15 @@ def one_shot(spoken: Spoken, ids: SpeechIds) -> Layout:
 
 
 def can_bistream(spoken: Spoken, mix: tuple[int, int]) -> bool:
-    """Whether there is speech for all whole blocks of text."""
+    """Return whether there is enough speech for all whole blocks of text."""
     return len(spoken.text) // mix[0] * mix[1] <= len(spoken.speech)
 
 
 def bistream(spoken: Spoken, ids: SpeechIds, mix: tuple[int, int], prompt: int = 0) -> Layout:
-    """Start; blocks of mix[0] text ids and mix[1] speech tokens, each of which ends in saying the fill id,
-    that is not fed; then the last speech token once more (which the server does, as CosyVoice2 does), the
-    rest of the text, task, the rest of the speech. `prompt`: how many speech tokens are of the prompt; where
-    there are more than the blocks hold, none is fed once more."""
+    """Start; blocks of mix[0] text ids and mix[1] speech tokens, each followed by the fill id as a target
+    that is not fed; then the last speech token once more (like the server and CosyVoice2), the rest of the
+    text, task, the rest of the speech. `prompt`: number of speech tokens of the prompt; if there are more
+    than the blocks hold, none is fed again."""
     blocks, (text_size, speech_size) = len(spoken.text) // mix[0], mix
     text_end, speech_end = blocks * text_size, blocks * speech_size
     units = ids.text_vocab + spoken.speech

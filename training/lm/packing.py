@@ -1,4 +1,6 @@
-"""Sequences of different lengths in rows of one length, so that all batches have one shape."""
+"""Packs sequences of different lengths into rows of the same length, so that all batches have the same
+shape.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,14 @@ import numpy as np
 from training.lm.layouts import NONE, Layout
 
 ROW = 1024  # tokens
-PLANES = 7  # of a batch: inputs, positions, sequence, speech, phoneme, beginning and end of the spoken words
-AHEAD = 8  # batches that are made before they are needed
+PLANES = 7  # of a batch: inputs, positions, sequence, speech, phoneme, begin and end of the spoken words
+AHEAD = 8  # number of batches prepared in advance
 
 
 def packed(layouts: list[Layout], rows: int) -> tuple[np.ndarray, list[Layout]]:
-    """The longest first, each into the first row that has room. -> (PLANES, rows, ROW) int32: inputs,
-    positions, number of the sequence in its row (-1 where there is none), speech and phonemes to say, and
-    where in the row the words begin and end that are spoken then; and those layouts that found no room."""
+    """Pack the longest first, each into the first row with enough space. Returns (PLANES, rows, ROW) int32:
+    inputs, positions, number of the sequence in its row (-1: none), speech and phoneme targets, and begin and
+    end of the spoken words within the row; and the layouts that did not fit."""
     batch = np.zeros((PLANES, rows, ROW), np.int32)
     batch[2], batch[3:5] = -1, NONE
     used, left = [0] * rows, []
@@ -37,7 +39,7 @@ def packed(layouts: list[Layout], rows: int) -> tuple[np.ndarray, list[Layout]]:
 
 
 def batches(layouts: Iterator[Layout], rows: int) -> Iterator[np.ndarray]:
-    """Endless `layouts` as `packed` gives them; what finds no room waits for the next batch."""
+    """Pack endless `layouts`; those that do not fit are put into the next batch."""
     waiting: list[Layout] = []
     while True:
         tokens = sum(map(len, waiting))
@@ -49,7 +51,7 @@ def batches(layouts: Iterator[Layout], rows: int) -> Iterator[np.ndarray]:
 
 
 def prefetched(items: Iterator[np.ndarray]) -> Callable[[], np.ndarray]:
-    """Gives the next item at each call; a thread has made it by then."""
+    """Return a function that returns the next item, prepared by a thread."""
     worker = ThreadPoolExecutor(1)
     coming = deque(worker.submit(next, items) for _ in range(AHEAD))
 

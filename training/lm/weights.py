@@ -1,4 +1,4 @@
-"""Which weights of the language model are used: those that spoke best, of all that have been heard."""
+"""Selects the language model's weights: those with the fewest errors so far."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ UNHEARD_STEPS = 3000
 
 
 def weights_to_use(work: Path) -> Path:
-    """The file of the weights that spoke best, or of the latest average where the training went on for more
-    than UNHEARD_STEPS since any have been heard."""
+    """Return the file of the best weights, or of the latest average if training has continued for more than
+    UNHEARD_STEPS since the last evaluation."""
     latest, best = training_file(work, NAME), training_file(work, BEST)
     if not best.exists():
         return latest
@@ -24,8 +24,8 @@ def weights_to_use(work: Path) -> Path:
 
 
 def keep_better(path: Path, weights: dict[str, Tensor], errors: float, steps: int) -> bool:
-    """Writes `weights`, after `steps` of the training, to `path` unless those there made fewer `errors`. ->
-    whether it did"""
+    """Write `weights`, after `steps` of the training, to `path` unless the existing ones have fewer `errors`;
+    return whether it did."""
     kept = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
     better = kept is None or errors < kept["errors"]
     new = {"model": {"average": weights}, "errors": errors} if better else kept

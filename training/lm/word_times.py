@@ -1,10 +1,10 @@
-"""How far the times of words that the checkpoint tells are from the teacher's own.
+"""Compares the checkpoint's word times with the teacher's.
 
     python -m training.lm.word_times [--count 40] [--checkpoint FOLDER] [--work build/train_mini]
 
-The teacher speaks everyday sentences in voices that nothing is trained on, on the CPU, and says how long each
-phoneme takes. The checkpoint's language model reads the text and the tokens of that speech, and its aligner
-says when each word begins and ends, in steps of a token (40 ms). Needs packages.py to have run.
+The teacher speaks everyday sentences with held-out voices on the CPU and reports each phoneme's duration. The
+checkpoint's language model reads the text and the tokens of that speech, and its aligner determines when each
+word begins and ends, in steps of a token (40 ms). Requires packages.py to have run.
 """
 
 from __future__ import annotations

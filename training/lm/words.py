@@ -1,5 +1,5 @@
-"""Which ids of a text are spoken when: words of the text and of the teacher's phonemes are the same, one
-after the other, and the teacher's durations say when each phoneme is heard."""
+"""Aligns text ids with speech: the words of the text match those of the teacher's phonemes one by one, and
+the teacher's durations say when each phoneme is spoken."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from training.corpus.corpus import heard_at
 
-TOKEN_RATE = 25  # speech tokens a second
-NEAR = 0.5  # tokens to each side of one in which a word is spoken, too
+TOKEN_RATE = 25  # speech tokens per second
+NEAR = 0.5  # tokens; a word also counts as spoken this far around its tokens
 _WORD = re.compile(r"\S+")
 
 

@@ -1,4 +1,4 @@
-"""ONNX files with weights in half precision: half the size, computed in single precision all the same."""
+"""ONNX files with weights in half precision: half the size, while computing in single precision."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 OPSET = 17
-SMALLEST = 64  # values of a tensor that is worth a node
+SMALLEST = 64  # minimum number of values of a tensor to be converted
 
 
 def part_of(weights: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Those of the submodule `name`, by their names in it."""
+    """Return the weights of the submodule `name`, with names relative to it."""
     return {
         key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")
     }
 
 
 def rounded(module: nn.Module) -> nn.Module:
-    """The module with its weights in place as they will be in the file."""
+    """Round the weights of the module in place to the precision of the file; return the module."""
     for value in module.state_dict().values():
         if value.is_floating_point():
             value.copy_(value.half())
@@ -41,9 +41,9 @@ def write_onnx(
     dynamic: dict[str, dict[int, str]],
     path: Path,
 ) -> None:
-    """Write `module`, which is on the CPU. `dynamic`: names of the axes of any length."""
+    """Write `module`, which is on the CPU. `dynamic`: names of the variable axes."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the TorchScript exporter: that it is the older of two
+        warnings.simplefilter("ignore")  # the TorchScript exporter warns that it is the older one
         single = Path(folder) / "single.onnx"
         torch.onnx.export(
             module.eval(),
@@ -65,7 +65,7 @@ def write_onnx(
 
 
 def _halve(graph: onnx.GraphProto) -> None:
-    """Weights become float16 with a Cast behind, which runtimes do once, when they load the file."""
+    """Convert weights to float16 followed by a Cast, which runtimes fold when they load the file."""
     casts = []
     for weight in graph.initializer:
         values = numpy_helper.to_array(weight)
