@@ -122,7 +122,9 @@ class Drawing(BodyFields):
 
 class _Voice(BodyFields):
     prompt_text: str | None = Field(None, description="transcript of prompt_wav")
-    prompt_wav: Recording | None = None
+    prompt_wav: Recording | None = Field(
+        None, description="recording of the voice: a file in a form, base64 in JSON; or use spk_id"
+    )
     spk_id: str | None = Field(None, description="a voice from /spk_list, instead of prompt_wav")
     tts_model_name: str = Field("default", description="a style from /query_tts_model")
 
@@ -135,8 +137,12 @@ class SoundChoice(BodyFields):
     """Format of the audio in the response."""
 
     stream: bool = Field(False, description="stream the audio as it is generated")
-    speed: float = Field(1.0, ge=0.5, le=2.0, allow_inf_nan=False)
-    format: Literal["pcm", "wav", "mp3", "opus", "aac", "flac"] = "pcm"
+    speed: float = Field(
+        1.0, ge=0.5, le=2.0, allow_inf_nan=False, description="at the same pitch; not together with stream"
+    )
+    format: Literal["pcm", "wav", "mp3", "opus", "aac", "flac"] = Field(
+        "pcm", description="pcm is 16-bit little-endian, opus is in Ogg, aac is ADTS; all mono"
+    )
     sample_rate: int | None = Field(None, description="sample rate in Hz; default: the checkpoint's")
     max_pause: float | None = Field(
         None, ge=0.05, le=10, description="longer pauses are cut to this many seconds"
@@ -208,8 +214,8 @@ class NewVoiceFields(BodyFields):
         "is not stored with a voice; send it to /inference_zero_shot",
     )
 
-    spk_id: str
-    prompt_text: str
+    spk_id: str = Field(description="name of the voice: letters, digits, _, - and .")
+    prompt_text: str = Field(description="what is said in prompt_wav")
     prompt_wav: Recording
 
 

@@ -17,24 +17,26 @@ router = APIRouter()
 class Sft(TextFields):
     """A stored voice."""
 
-    spk_id: str
-    tts_model_name: str = "default"
+    spk_id: str = Field(description="a voice from /spk_list")
+    tts_model_name: str = Field("default", description="a style from /query_tts_model")
 
 
 class CrossLingual(TextFields):
     """The voice of a recording, without its transcript."""
 
     prompt_wav: Recording
-    tts_model_name: str = "default"
+    tts_model_name: str = Field("default", description="a style of /query_tts_model")
 
 
 class Instruct(TextFields):
     """A stored voice or a recording, and an instruction on how to speak."""
 
     instruct_text: str = Field(description="how to speak")
-    spk_id: str | None = None
-    prompt_wav: Recording | None = None
-    tts_model_name: str = "default"
+    spk_id: str | None = Field(None, description="a voice of /spk_list; or prompt_wav")
+    prompt_wav: Recording | None = Field(
+        None, description="recording of the voice: file in a form, base64 in JSON; or spk_id"
+    )
+    tts_model_name: str = Field("default", description="a style of /query_tts_model")
 
 
 def _instructed(fields: Instruct) -> VoiceChoice:

@@ -21,7 +21,7 @@ from light_tts.server.httpserver.fields import (
     speech_options,
 )
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.openapi import body_of, errors
 from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 from light_tts.server.httpserver.sound.response import SoundResponse
@@ -93,7 +93,8 @@ async def _admitted_speech(
     )
 
 
-@router.get("/query_tts_model")
-@router.post("/query_tts_model")
+@router.get("/query_tts_model", responses=errors())
+@router.post("/query_tts_model", responses=errors())
 async def query_tts_model(request: Request) -> dict[str, list[str]]:
+    """The styles of the checkpoint."""
     return {"tts_models": [style.name for style in request.app.state.manager.styles]}

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from light_tts.server.core import metrics
 from light_tts.server.httpserver.manager import HttpServerManager
+from light_tts.server.httpserver.openapi import ERRORS
+
+NOT_NOW: dict[int | str, dict[str, Any]] = {503: {"description": ERRORS[503]}}
 
 router = APIRouter()
 
@@ -19,7 +23,7 @@ async def liveness() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readiness")
+@router.get("/readiness", responses=NOT_NOW)
 async def readiness(request: Request) -> JSONResponse:
     """200, or 503 while a stage is not up or the server is shutting down; the body says which."""
     manager: HttpServerManager = request.app.state.manager
@@ -32,8 +36,8 @@ async def readiness(request: Request) -> JSONResponse:
     return JSONResponse(body, 200 if ready else 503)
 
 
-@router.get("/health")
-@router.get("/healthz")
+@router.get("/health", responses=NOT_NOW)
+@router.get("/healthz", responses=NOT_NOW)
 async def health(request: Request) -> JSONResponse:
     """Synthesize through every decode process; 503 with the probable causes if one fails."""
     result = await request.app.state.health.result()
@@ -44,5 +48,6 @@ async def health(request: Request) -> JSONResponse:
 
 @router.get("/metrics")
 async def prometheus() -> Response:
+    """Metrics of all processes, for Prometheus."""
     text, content_type = await asyncio.to_thread(metrics.render)
     return Response(text, headers={"Content-Type": content_type})

@@ -10,13 +10,15 @@ from starlette.requests import ClientDisconnect
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import NewVoiceFields, read_body
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.openapi import body_of, errors
 from light_tts.server.httpserver.voice_changes import delete_voice, store_voice
 
 router = APIRouter()
 
 
-@router.post("/add_spk", openapi_extra=body_of(NewVoiceFields), response_model=None)
+@router.post(
+    "/add_spk", openapi_extra=body_of(NewVoiceFields, speaks=False, more=(409,)), response_model=None
+)
 async def add_spk(request: Request) -> dict[str, str] | Response:
     """Store a voice under a name, replacing one of the same name."""
     manager: HttpServerManager = request.app.state.manager
@@ -31,7 +33,7 @@ async def add_spk(request: Request) -> dict[str, str] | Response:
     return {"message": "Ok", "spk_id": fields.spk_id}
 
 
-@router.get("/spk_list")
+@router.get("/spk_list", responses=errors())
 async def spk_list(request: Request) -> dict[str, list[str]]:
     """List the voices. `spk_ids`: every name that requests may use; `voices`: those created with /add_spk;
     `checkpoint_speakers`: those in the checkpoint."""
@@ -44,7 +46,8 @@ async def spk_list(request: Request) -> dict[str, list[str]]:
     }
 
 
-@router.delete("/spk/{spk_id}")
+@router.delete("/spk/{spk_id}", responses=errors(404, 409))
 async def delete_spk(request: Request, spk_id: str) -> dict[str, str]:
+    """Delete a voice that was stored."""
     await delete_voice(request.app.state, spk_id)
     return {"message": "Ok"}

@@ -13,7 +13,7 @@ from light_tts.server.httpserver.arrival import closed_on_error
 from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, VoiceSettings, explain, wishes
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import Drawing, check_text, random_seed, speech_options
-from light_tts.server.httpserver.openapi import body_of
+from light_tts.server.httpserver.openapi import body_of, errors
 from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut
 from light_tts.server.httpserver.sound.response import SoundResponse
@@ -29,17 +29,23 @@ class TextToSpeech(Drawing):
     model_config = ConfigDict(extra="ignore")
 
     text: str = Field(description="what to say")
-    voice_settings: VoiceSettings | None = None
+    voice_settings: VoiceSettings | None = Field(
+        None, description="of these, speed (0.25 to 4) has a meaning here"
+    )
 
 
-@router.post("/v1/text-to-speech/{voice_id}", openapi_extra=body_of(TextToSpeech), response_class=Response)
+@router.post(
+    "/v1/text-to-speech/{voice_id}", openapi_extra=body_of(TextToSpeech, more=(404,)), response_class=Response
+)
 async def convert(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
     """Return the complete speech in one piece."""
     return await spoken_answer(request, voice_id, output_format, whole=True)
 
 
 @router.post(
-    "/v1/text-to-speech/{voice_id}/stream", openapi_extra=body_of(TextToSpeech), response_class=Response
+    "/v1/text-to-speech/{voice_id}/stream",
+    openapi_extra=body_of(TextToSpeech, more=(404,)),
+    response_class=Response,
 )
 async def stream(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:
     """Stream the speech as it is generated."""
@@ -81,14 +87,14 @@ async def known_voice(state: Any, voice_id: str) -> str:
         raise RequestError(404, error.message, field="voice_id") from None
 
 
-@router.get("/v1/voices")
+@router.get("/v1/voices", responses=errors())
 async def voices(request: Request) -> dict[str, Any]:
     state = request.app.state
     stored = set(await asyncio.to_thread(state.prompts.voices.names))
     return {"voices": [_voice(name, name in stored) for name in await state.names.voices()]}
 
 
-@router.get("/v1/voices/{voice_id}")
+@router.get("/v1/voices/{voice_id}", responses=errors(404))
 async def voice(request: Request, voice_id: str) -> dict[str, Any]:
     state = request.app.state
     stored = await asyncio.to_thread(state.prompts.voices.names)

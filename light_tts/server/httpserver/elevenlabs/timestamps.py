@@ -19,7 +19,7 @@ router = APIRouter(route_class=route_class(explain))
 
 @router.post(
     "/v1/text-to-speech/{voice_id}/with-timestamps",
-    openapi_extra=body_of(TextToSpeech),
+    openapi_extra=body_of(TextToSpeech, more=(404,)),
     response_class=Response,
 )
 async def with_timestamps(request: Request, voice_id: str, output_format: str = DEFAULT_FORMAT) -> Response:

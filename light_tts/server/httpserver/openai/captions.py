@@ -27,13 +27,15 @@ _WRITERS = {"srt": srt, "vtt": vtt}
 class CaptionedSpeech(CreateSpeech):
     """The fields of POST /v1/audio/speech; the response is always complete."""
 
-    stream: Literal[False] = False
+    stream: Literal[False] = Field(False, description="never")
     stream_format: None = None
-    word_timestamps: Literal[True] = True
+    word_timestamps: Literal[True] = Field(True, description="always on")
     subtitles: Literal["srt", "vtt"] | None = Field(None, description="also return subtitles in this format")
 
 
-@router.post("/dev/captioned_speech", openapi_extra=body_of(CaptionedSpeech), response_class=Response)
+@router.post(
+    "/dev/captioned_speech", openapi_extra=body_of(CaptionedSpeech, more=(404,)), response_class=Response
+)
 async def captioned_speech(request: Request) -> Response:
     """Return `audio` in base64, `timestamps` as `{"word", "start_time", "end_time"}` in seconds, and
     `subtitles` if requested."""

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.openai.errors import explain
+from light_tts.server.httpserver.openapi import errors
 from light_tts.server.httpserver.surface import route_class
 
 router = APIRouter(route_class=route_class(explain))
@@ -17,22 +18,23 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "light-tts"}
 
 
-@router.get("/v1/models")
-@router.get("/v1/audio/models")
+@router.get("/v1/models", responses=errors())
+@router.get("/v1/audio/models", responses=errors())
 async def models(request: Request) -> dict[str, Any]:
     """List the models; `models` repeats `data` for clients that read that key."""
     listed = [_model(name) for name in request.app.state.names.models]
     return {"object": "list", "data": listed, "models": listed}
 
 
-@router.get("/v1/models/{model}")
+@router.get("/v1/models/{model}", responses=errors(404))
 async def model(request: Request, model: str) -> dict[str, Any]:
+    """One of them."""
     if model not in request.app.state.names.models:
         raise RequestError(404, f"the model {model[:64]!r} does not exist", field="model")
     return _model(model)
 
 
-@router.get("/v1/test")
+@router.get("/v1/test", responses=errors())
 async def test() -> dict[str, str]:
     """Liveness check used by wyoming-openai."""
     return {"status": "ok"}

@@ -27,7 +27,7 @@ _HARMLESS = re.compile(r"[\w.\-]{1,64}", re.ASCII)
 router = APIRouter(route_class=route_class(explain))
 
 
-@router.post("/v1/audio/speech", openapi_extra=body_of(CreateSpeech), response_class=Response)
+@router.post("/v1/audio/speech", openapi_extra=body_of(CreateSpeech, more=(404,)), response_class=Response)
 async def create_speech(request: Request) -> Response:
     """OpenAI's speech request: audio in one of six formats, streamed or complete, or as server-sent
     events.
