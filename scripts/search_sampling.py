@@ -76,6 +76,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--lines", type=parse_count, default=8, metavar="N", help="spoken by all rules at a time")
     add("--measures", type=parse_measures, default=",".join(NEEDS), help="some of these, or none")
     add("--results", type=Path, required=True, metavar="FILE", help="a line of JSON for each take")
+    add(
+        "--redraw",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw a part once more that skipped or repeated words, as a server does by default",
+    )
     add("--save", type=Path, metavar="DIR", help="keep the speech there")
     add("--minutes", type=float, default=math.inf, help="begin nothing after so long")
     add("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
@@ -183,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lines = read_lines(args.set, ("text", "prompt_wav", "prompt_text"))[: args.limit]
         results = Results(args.results)
-        speaker = LocalSpeaker(args.model_dir, args.device)
+        speaker = LocalSpeaker(args.model_dir, args.device, args.redraw)
     except (OSError, ValueError, ConfigError, CheckpointError) as error:
         print(f"search_sampling: {error}", file=sys.stderr)
         return 2

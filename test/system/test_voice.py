@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
 import soundfile
-from support.server_process import VOICE, launch
+from support.server_process import VOICE, Server, launch
+from support.streams import stage_pid
 
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.frontend.frontend import Frontend
@@ -40,6 +45,45 @@ def test_a_name_is_all_that_a_request_needs(server, name):
     assert rate == 24_000
     assert 1.2 < len(spoken) / rate < 5
     assert 0.01 < np.sqrt(np.mean(spoken**2)) < 0.5
+
+
+# With this seed it asks twice.
+TWICE = {"tts_text": "What are you planning to do this summer?", "spk_id": "henry", "seed": 251}
+
+
+def ask(server: Server, **fields: object) -> bytes:
+    with server.client() as client:
+        answer = client.post("/inference_zero_shot", data={**TWICE, **fields})
+    assert answer.status_code == 200, answer.text
+    return answer.content
+
+
+def redrawn(server: Server) -> float:
+    return server.metric("light_tts_redrawn_total", reason="repeated")
+
+
+def test_words_that_were_repeated_are_drawn_again(server):
+    once = ask(server)
+    assert redrawn(server) == 1 and "words repeated with seed 251; drawn again" in server.output
+    twice = ask(server, min_new_tokens=2)  # whoever says how long it is to be gets what was drawn
+    assert redrawn(server) == 1
+    assert len(once) < 0.7 * len(twice)
+    assert len(ask(server, stream=True)) == len(twice)  # its beginning had left when the end was known
+    assert redrawn(server) == 1
+
+
+def test_an_llm_that_dies_while_it_draws_again_changes_nothing(server):
+    undisturbed, before = ask(server), server.output.count("drawn again")
+    got: list[bytes] = []
+    client = threading.Thread(target=lambda: got.append(ask(server)))
+    pid = stage_pid(server, "llm")
+    client.start()
+    while server.output.count("drawn again") == before:
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    client.join()
+    assert got == [undisturbed]
+    server.wait_until_ready()
 
 
 @pytest.mark.parametrize("name", ["anna", "henry"])

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from light_tts.models.family import load_family
+from light_tts.models.llm.alignment import times_of_words
 from training.corpus.corpus import LATE
 from training.corpus.evaluation_set import EVERYDAY, PROMPTS
 from training.corpus.packages import voices_folder
@@ -68,7 +69,8 @@ def main() -> None:
         tokens = frontend.features(speech.wave, SAMPLE_RATE).speech_token.tolist()
         inputs = [model.ids.sos, *ids, model.ids.task, *map(model.ids.speech, tokens)]
         first = 2 + len(ids)
-        times = align(inputs, range(1, 1 + len(ids)), range(first, len(inputs)), words)
+        share = align(inputs, range(1, 1 + len(ids)), range(first, len(inputs)), words)
+        times = times_of_words(share)
         found.append(np.abs(np.array(times).reshape(-1, 2) / TOKEN_RATE - expected))
     error = 1000 * np.concatenate(found)
     for name, column in zip(("beginning", "end"), error.T, strict=True):

@@ -23,6 +23,10 @@ class Delivery:
         streamed."""
         return 0 if self._planner is None or self._sent else self._planner.needed - self._spoken
 
+    def at_once(self, outputs: list[int]) -> bool:
+        """Whether a part that ends with these outputs is handed on, and spoken, as one piece."""
+        return self._planner is None or (not self._sent and len(outputs) < self._planner.needed)
+
     def take(self, outputs: list[int], finished: bool) -> list[int] | None:
         """Return the outputs to send now, given all `outputs` so far, or None if there is nothing to send
         yet."""

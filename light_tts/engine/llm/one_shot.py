@@ -37,8 +37,24 @@ class OneShot(Sequence):
                 f"for speech that needs at least {max(1, self.min_outputs)}: the limit is {limit} "
                 f"(--max_req_total_len), and {max_outputs} for the speech alone"
             )
+        self.text = range(
+            1 + len(request.prompt_text), 1 + len(request.prompt_text) + len(text)
+        )  # in `inputs`
+        self.given = len(self.inputs)  # ids before the generated ones
         for token in request.forced:
             self.accept(token)
+
+    @property
+    def spoken_inputs(self) -> list[int]:
+        """The given ids and all outputs, as unified ids. `inputs` may lack the last output."""
+        return [*self.inputs[: self.given], *map(self._ids.speech, self.outputs)]
+
+    def draw_again(self) -> None:
+        """Return to the beginning, to be drawn with the next seed. Its slots must have been released."""
+        del self.inputs[self.given :]
+        self.outputs.clear()
+        self.seed = (self.seed + 1) % 2**32
+        self.finished = False
 
     @property
     def bans(self) -> list[int]:

@@ -33,15 +33,14 @@ class AttentionAligner:
         self._heads = heads
 
     @torch.inference_mode()
-    def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> list[int]:
+    def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> np.ndarray:
         """Implements `Aligner`."""
         if not words or not len(speech):
-            return [0] * 2 * len(words)
+            return np.zeros((len(speech), len(words)), np.float32)
         said_by = slice(speech.start - 1, speech.stop - 1)  # positions whose outputs are the speech tokens
         share = self._attention(inputs)[said_by, text.start : text.stop]  # (tokens, text)
         borders = np.cumsum([0, *words])[:-1]
-        share = np.add.reduceat(share, borders, axis=1)  # (tokens, words)
-        return spans(np.log(share + _LEAST))
+        return np.add.reduceat(share, borders, axis=1)
 
     def _attention(self, inputs: list[int]) -> np.ndarray:
         """Return (queries, keys) float32, the mean over the heads."""
@@ -67,6 +66,13 @@ class AttentionAligner:
         for index, layer in enumerate(model.llm.model.model.layers[: last + 1]):
             x = layer(x, rotary, index, attend)
         return torch.stack(found).mean(0).cpu().numpy()
+
+
+def times_of_words(share: np.ndarray) -> list[int]:
+    """share: (tokens, words), see `Aligner` -> (2 * words,): of each word the token with which it begins, and
+    the one behind its last."""
+    tokens, words = share.shape
+    return spans(np.log(share + _LEAST)) if tokens and words else [0] * 2 * words
 
 
 def spans(scores: np.ndarray) -> list[int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+
 
 class Aligner(Protocol):
-    """Determines when words are spoken."""
+    """Determines which word is being spoken."""
 
-    def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> list[int]:
+    def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> np.ndarray:
         """inputs: unified ids of a part; text, speech: ranges of its words and its speech tokens; words:
-        number of ids of each word -> (2 * words,): for each word its first speech token and the one after its
-        last."""
+        number of ids of each word -> (speech tokens, words) float32: share of each token's attention that
+        goes to each word, 0 to 1."""

@@ -168,7 +168,7 @@ class Generate(Message, frozen=True):
     `prompt_speech_token`: int32 frame, the LLM's speech prompt (empty if the mode has none).
     `flow_prompt_tokens`: length of the flow's prompt, which determines where streaming chunks end. `stream`:
     send tokens chunk by chunk rather than at the end. `words`: the number of `text_ids` in each word, if word
-    times were requested.
+    times were requested or the part is checked for skipped and repeated words.
     """
 
     job: str

@@ -98,6 +98,13 @@ stage_restarts_total = Counter("light_tts_stage_restarts", "Stages restarted aft
 prompt_cache_hits_total = Counter("light_tts_prompt_cache_hits", "Prompts whose features were cached")
 prompt_cache_misses_total = Counter("light_tts_prompt_cache_misses", "Prompts whose features were computed")
 
+redrawn_total = Counter(
+    "light_tts_redrawn",
+    "Speech drawn again with the next seed, and why: parts whose words were skipped or repeated, requests "
+    "without any speech",
+    ["reason"],
+)
+
 # -- LLM
 llm_running_requests = Gauge(
     "light_tts_llm_running_requests", "Requests generating tokens", multiprocess_mode="livesum"

@@ -263,6 +263,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 0
 
+    redraw_misread: Annotated[
+        bool,
+        Meta(
+            description="draw a part once more where the LM's attention shows that it skipped or repeated "
+            "words, before any of it is sent; checkpoints with alignment_heads"
+        ),
+    ] = True
+
     # -- operation
     log_dir: Annotated[
         str, Meta(description="directory of light-tts.log; empty: log to the console only")

@@ -25,18 +25,18 @@ class CrossLingual(TextFields):
     """The voice of a recording, without its transcript."""
 
     prompt_wav: Recording
-    tts_model_name: str = Field("default", description="a style of /query_tts_model")
+    tts_model_name: str = Field("default", description="a style from /query_tts_model")
 
 
 class Instruct(TextFields):
     """A stored voice or a recording, and an instruction on how to speak."""
 
     instruct_text: str = Field(description="how to speak")
-    spk_id: str | None = Field(None, description="a voice of /spk_list; or prompt_wav")
+    spk_id: str | None = Field(None, description="a voice from /spk_list, or use prompt_wav")
     prompt_wav: Recording | None = Field(
-        None, description="recording of the voice: file in a form, base64 in JSON; or spk_id"
+        None, description="recording of the voice: a file in a form, base64 in JSON; or use spk_id"
     )
-    tts_model_name: str = Field("default", description="a style of /query_tts_model")
+    tts_model_name: str = Field("default", description="a style from /query_tts_model")
 
 
 def _instructed(fields: Instruct) -> VoiceChoice:

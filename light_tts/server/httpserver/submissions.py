@@ -9,7 +9,7 @@ from typing import Protocol
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Peers
-from light_tts.server.core.metrics import request_recoveries_total
+from light_tts.server.core.metrics import redrawn_total, request_recoveries_total
 from light_tts.server.httpserver import recovery
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.request import LostAudio, SpeechRequest
@@ -138,6 +138,7 @@ class Submissions:
             return
         seed = request.speech.options.seed
         log.warning("%s no speech with seed %d; retrying with another seed", request.request_id, seed)
+        redrawn_total.labels("silent").inc()
         self._peers.broadcast(messages.Abort(job=request.job))
         request.draw_again()
         self._try_to_send(call)

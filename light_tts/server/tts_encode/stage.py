@@ -243,7 +243,9 @@ class EncodeStage:
     def _send_parts(self, job: EncodeJob) -> None:
         request, cached = job.request, _result(job.prompt)
         parts, prompt_text = _result(job.texts)
-        words = [self._frontend.words(ids) for ids in parts] if request.options.word_times else []
+        wanted = request.options.word_times
+        read = wanted or (self._ctx.settings.redraw_misread and not request.bistream)
+        words = [self._frontend.words(ids) for ids in parts] if read else []
         speech_token = cached.features.speech_token
         reference = messages.PromptRef(key=cached.key, owner=self._ctx.index, segment=cached.segment)
         for index, text_ids in enumerate(parts):
@@ -275,7 +277,7 @@ class EncodeStage:
         if not job.sent:
             raise RuntimeError("every part of the job is already finished")
         if not request.bistream:
-            texts = [[word for word, _ in part] for part in words]
+            texts = [[word for word, _ in part] for part in words] if wanted else []
             encoded = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)), words=texts)
             self._ctx.outbox.send(request.reply_to, encoded)
         # The recording is no longer needed, but the job stays here until it is released.

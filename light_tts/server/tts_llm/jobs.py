@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from light_tts.engine.llm.delivery import Delivery
 from light_tts.engine.llm.sequence import Sequence
 from light_tts.server.core.messages import Generate
@@ -18,6 +20,8 @@ class Speaking:
     delivery: Delivery
     arrived: float
     opened: bool = False  # OpenSpeech has been sent to the decode process
+    drawn_again: bool = False  # with the next seed, because the first draw skipped or repeated words
+    share: np.ndarray | None = None  # of the attention, see Aligner, once it has been computed
 
     @property
     def urgent(self) -> bool:
@@ -32,6 +36,13 @@ class Speaking:
     def undrawn(self) -> int:
         """Number of tokens of its first chunk that are not being sampled yet; 0 or negative if none."""
         return self.delivery.missing - self.sequence.ahead
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether it is finished and all of it is handed on at once: nothing has left before, and no decode
+        process cuts it."""
+        unsent = not self.request.bistream and not self.request.progress.tokens
+        return unsent and self.sequence.finished and self.delivery.at_once(self.sequence.outputs)
 
     @property
     def breaks_silence(self) -> bool:

@@ -14,8 +14,8 @@ from light_tts.server.core.stage import StageContext
 from light_tts.server.core.styles import load_styles
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.parts import PartFactory
+from light_tts.server.tts_llm.reading import Reading
 from light_tts.server.tts_llm.stage import LLMStage
-from light_tts.server.tts_llm.word_times import WordTimes
 
 
 def run(ctx: StageContext) -> None:
@@ -58,5 +58,7 @@ def load(ctx: StageContext) -> LLMStage:
     llm_yield = None if first_chunk_lock is None else LLMYield(first_chunk_lock.taken)
     parts = PartFactory(family.numbers, model.ids, settings, limit)
     aligner = family.load_aligner(model)
-    word_times = None if aligner is None else WordTimes(aligner, model.ids, ctx.log)
-    return LLMStage(ctx, engine, parts, gpu_turn, pace, llm_yield, word_times)
+    reading = None
+    if aligner is not None:
+        reading = Reading(aligner, settings.redraw_misread, ctx.log)
+    return LLMStage(ctx, engine, parts, gpu_turn, pace, llm_yield, reading)

@@ -38,7 +38,7 @@ class PartFactory:
 
     def make(self, request: Generate) -> Speaking:
         """Create a part. Raises SequenceError if the request cannot fit."""
-        return Speaking(request, self._sequence(request), self._delivery(request), time.monotonic())
+        return Speaking(request, self._sequence(request), self.delivery(request), time.monotonic())
 
     def _sequence(self, request: Generate) -> Sequence:
         part = PartRequest(
@@ -62,7 +62,8 @@ class PartFactory:
             raise SequenceError(sequence.error)
         return sequence
 
-    def _delivery(self, request: Generate) -> Delivery:
+    def delivery(self, request: Generate) -> Delivery:
+        """Of a part of which nothing has been drawn."""
         planner = None
         if request.stream:
             numbers = self._numbers

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.llm_yield import LLMYield
+from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.pace import RoundPace
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import Sequence, SequenceError
@@ -21,8 +22,8 @@ from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.jobs import LLMJob, Speaking
 from light_tts.server.tts_llm.parts import PartFactory
+from light_tts.server.tts_llm.reading import Reading
 from light_tts.server.tts_llm.stats import Stats
-from light_tts.server.tts_llm.word_times import WordTimes
 
 OPENING = (
     "job", "reply_to", "part", "parts", "prompt", "speaker", "options", "stream", "progress", "alone_in"
@@ -34,8 +35,8 @@ LOOK_AGAIN = 0.001  # seconds between checks while steps are held back; the shor
 
 class LLMStage:
     """Jobs, the scheduler of their sequences, and the engine. `gpu_turn`: used if several styles share this
-    GPU; `llm_yield`: decides when steps are held back for first chunks, None: never; `word_times`: None if
-    the model does not support them."""
+    GPU; `llm_yield`: decides when steps are held back for first chunks, None: never; `reading`: None if the
+    model does not support it."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class LLMStage:
         gpu_turn: GpuTurn | None,
         pace: RoundPace,
         llm_yield: LLMYield | None,
-        word_times: WordTimes | None = None,
+        reading: Reading | None = None,
     ) -> None:
         settings = ctx.settings
         self._ctx = ctx
@@ -54,7 +55,7 @@ class LLMStage:
         self._gpu_turn = gpu_turn
         self._ahead = pace.ahead
         self._llm_yield = llm_yield
-        self._word_times = word_times
+        self._reading = reading
         self.device = str(engine.device)
         self._busy_since = 0.0  # time of the last count while launches are in progress
         # step, number of tokens and start time of each
@@ -82,7 +83,7 @@ class LLMStage:
 
     @property
     def knows_word_times(self) -> bool:
-        return self._word_times is not None
+        return self._reading is not None
 
     def patience(self) -> float:
         """Seconds to wait for messages: none while a step can start or is in progress. Otherwise, after
@@ -281,6 +282,9 @@ class LLMStage:
         if sequence.error:
             self._fail(request.job, 400, sequence.error)
             return
+        if self._reading is not None and (misreading := self._reading.wrong(speaking)):
+            self._draw_again(speaking, misreading)
+            return
         job = self._jobs[request.job]
         breaks_silence = speaking.breaks_silence
         tokens = speaking.delivery.take(sequence.outputs, sequence.finished)
@@ -304,7 +308,20 @@ class LLMStage:
                 del self._jobs[request.job]
 
     def _times_of_words(self, speaking: Speaking) -> list[int]:
-        return [] if self._word_times is None else self._word_times.of(speaking)
+        return [] if self._reading is None else self._reading.times(speaking)
+
+    def _draw_again(self, speaking: Speaking, reason: str) -> None:
+        """Once for a part, before anything of it is handed on: it keeps its turn in the scheduler."""
+        sequence, request = speaking.sequence, speaking.request
+        assert isinstance(sequence, OneShot)  # text that is still arriving is not read
+        self._ctx.log.warning(
+            "%s part %d: words %s with seed %d; drawn again", request.job, request.part, reason, sequence.seed
+        )
+        metrics.redrawn_total.labels(reason).inc()
+        self._engine.release(sequence)
+        sequence.draw_again()
+        speaking.delivery = self._parts.delivery(request)
+        speaking.drawn_again, speaking.share = True, None
 
     # -- errors
 

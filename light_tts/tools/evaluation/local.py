@@ -22,6 +22,8 @@ from light_tts.models.checkpoint.config import load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.frontend.frontend import Frontend
+from light_tts.models.llm.alignment import AttentionAligner
+from light_tts.models.llm.misreading import misreading
 from light_tts.models.llm.speech_lm import SpeechLM
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.plain import TorchVocoder
@@ -31,20 +33,32 @@ from light_tts.tools.evaluation.lines import Line
 from light_tts.tools.evaluation.sound import Sound, read_sound
 
 
+def _draw(engine: LLMEngine, sequences: Sequence[OneShot]) -> None:
+    """All of them to their ends."""
+    while ready := [sequence for sequence in sequences if sequence.ready]:
+        fed = ready[0].on_device  # prompts first, together; then single tokens
+        batch = [sequence for sequence in ready if sequence.on_device == fed]
+        engine.launch([(sequence, 1 if fed else sequence.pending) for sequence in batch])
+        engine.collect()
+
+
 def most_tokens(line: Line) -> int:
     """Return the number of speech tokens beyond which the speech is considered runaway."""
     return math.ceil(TOKENS_PER_SECOND * max(LONGEST * expected_seconds(line), SHORTEST_LIMIT))
 
 
 class LocalSpeaker:
-    """Computes in float32 on `device`. Raises CheckpointError or ConfigError naming the file."""
+    """Computes in float32 on `device`. `redraw`: as a server with --redraw_misread. Raises CheckpointError or
+    ConfigError naming the file."""
 
-    def __init__(self, model_dir: Path, device: torch.device) -> None:
+    def __init__(self, model_dir: Path, device: torch.device, redraw: bool = True) -> None:
         self.config = load_config(model_dir)
         self._model_dir, self._device = model_dir, device
         self._frontend = Frontend(model_dir, self.config)
         self._lm = SpeechLM.from_checkpoint(model_dir, model_dir / "llm.pt", self.config, device)
         self._prompts: dict[Path, PromptFeatures] = {}
+        heads = self.config.llm.alignment_heads
+        self._aligner = AttentionAligner(self._lm, heads) if heads and redraw else None
 
     @cached_property
     def _token2wav(self) -> Token2Wav:
@@ -67,12 +81,24 @@ class LocalSpeaker:
             max_top_k=max(rule.top_k for rule in rules),
         )
         engine = LLMEngine(self._lm, options)
-        while ready := [sequence for sequence in sequences if sequence.ready]:
-            fed = ready[0].on_device  # prompts first, in one batch; then single tokens
-            batch = [sequence for sequence in ready if sequence.on_device == fed]
-            engine.launch([(sequence, 1 if fed else sequence.pending) for sequence in batch])
-            engine.collect()
+        _draw(engine, sequences)
+        for sequence in (again := [sequence for sequence in sequences if self._misread(sequence)]):
+            engine.release(sequence)
+            sequence.draw_again()
+        _draw(engine, again)
         return [[part.outputs for part in parts] for parts in takes]
+
+    def _misread(self, sequence: OneShot) -> bool:
+        """Whether a server would draw it once more."""
+        if self._aligner is None or len(sequence.outputs) == sequence.max_outputs:
+            return False
+        inputs = sequence.spoken_inputs
+        text = inputs[sequence.text.start : sequence.text.stop]
+        words = [count for _, count in self._frontend.words(text)]
+        return (
+            misreading(self._aligner(inputs, sequence.text, range(sequence.given, len(inputs)), words))
+            is not None
+        )
 
     def sound(self, line: Line, parts: Sequence[Sequence[int]], seed: int) -> Sound:
         """Return the audio of a line's tokens."""

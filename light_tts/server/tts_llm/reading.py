@@ -1,0 +1,56 @@
+"""How a part reads its text, from the model's own attention: when each word is spoken, and whether words were
+skipped or repeated."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+
+from light_tts.engine.llm.one_shot import OneShot
+from light_tts.models.llm.alignment import times_of_words
+from light_tts.models.llm.interface import Aligner
+from light_tts.models.llm.misreading import Misreading, misreading
+from light_tts.server.tts_llm.jobs import Speaking
+
+
+class Reading:
+    """`redraw`: parts that misread are to be drawn once more."""
+
+    def __init__(self, aligner: Aligner, redraw: bool, log: logging.Logger) -> None:
+        self._aligner = aligner
+        self._redraw = redraw
+        self._log = log
+
+    def times(self, speaking: Speaking) -> list[int]:
+        """Of a part that has been drawn, see SpeechTokens; empty where nobody asked."""
+        if not speaking.request.options.word_times:
+            return []
+        share = self._share(speaking)
+        return [] if share is None else times_of_words(share)
+
+    def wrong(self, speaking: Speaking) -> Misreading | None:
+        """What is wrong with a part that has been drawn to its end and may be drawn again: for the first
+        time, none of it handed on, and as long as the model wanted it to be."""
+        options, sequence = speaking.request.options, speaking.sequence
+        if not self._redraw or speaking.drawn_again or not speaking.in_hand:
+            return None
+        if options.min_new_tokens is not None or len(sequence.outputs) == options.max_new_tokens:
+            return None
+        share = self._share(speaking)
+        return None if share is None else misreading(share)
+
+    def _share(self, speaking: Speaking) -> np.ndarray | None:
+        """See `Aligner`; None where the words are not known."""
+        request, sequence = speaking.request, speaking.sequence
+        if not request.words:
+            return None
+        if speaking.share is None:
+            assert isinstance(sequence, OneShot)  # words are counted where the text is there at once
+            inputs = sequence.spoken_inputs
+            spoken = range(sequence.given, len(inputs))
+            try:
+                speaking.share = self._aligner(inputs, sequence.text, spoken, request.words)
+            except RuntimeError as error:  # no memory: the speech goes on without
+                self._log.warning("%s: its attention cannot be read: %s", request.job, error)
+        return speaking.share
