@@ -89,6 +89,7 @@ async def known_voice(state: Any, voice_id: str) -> str:
 
 @router.get("/v1/voices", responses=errors())
 async def voices(request: Request) -> dict[str, Any]:
+    """List the voices."""
     state = request.app.state
     stored = set(await asyncio.to_thread(state.prompts.voices.names))
     return {"voices": [_voice(name, name in stored) for name in await state.names.voices()]}
@@ -96,6 +97,7 @@ async def voices(request: Request) -> dict[str, Any]:
 
 @router.get("/v1/voices/{voice_id}", responses=errors(404))
 async def voice(request: Request, voice_id: str) -> dict[str, Any]:
+    """Return one voice."""
     state = request.app.state
     stored = await asyncio.to_thread(state.prompts.voices.names)
     name = await known_voice(state, voice_id)
