@@ -1,13 +1,14 @@
-"""Test speech through one part of the checkpoint after the other, to hear and to measure what each costs.
+"""Passes test speech through the checkpoint's components one by one, to listen to and measure the loss of
+each.
 
     python -m training.export.resynthesis [--count 40] [--work build/train_mini]
 
-Writes resynthesis/<rung>/ in the work folder, a WAV for each utterance and list.jsonl, which
+Writes resynthesis/<stage>/ in the work folder, a WAV for each utterance and list.jsonl, which
 `scripts/evaluate.py --wavs` reads:
 
-    teacher    what the teacher spoke
-    vocoder    its mel spectrogram spoken by the vocoder
-    flow       its speech tokens through flow and vocoder, another utterance of the speaker being the prompt
+    teacher    the teacher's speech
+    vocoder    its mel spectrogram through the vocoder
+    flow       its speech tokens through flow and vocoder, with another utterance of the speaker as prompt
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ RUNGS = ("teacher", "vocoder", "flow")
 
 
 class Resynthesis:
-    """The parts of a checkpoint."""
+    """The components of a checkpoint."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.config: Config = load_config(folder)
@@ -42,11 +43,11 @@ class Resynthesis:
         self._hift = Hift.from_checkpoint(folder, self.config, device)
 
     def vocoder(self, signal: Tensor) -> Tensor:
-        """signal: (samples,) -> (about as many samples,)"""
+        """signal: (samples,) -> (approximately as many samples,)"""
         return self._spoken(flow_mels(signal[None], self.config.mel))
 
     def flow(self, spoken: Code, prompt: Code, prompt_signal: Tensor) -> Tensor:
-        """spoken: only its tokens are looked at; prompt_signal: (samples,) -> (samples,)"""
+        """spoken: only its tokens are used; prompt_signal: (samples,) -> (samples,)"""
         device = prompt_signal.device
         prompt_mel = token_mel(prompt_signal, len(prompt.speech_token), self.config)
         tokens = [
@@ -64,14 +65,15 @@ class Resynthesis:
         return self._spoken(mel)
 
     def _spoken(self, mel: Tensor) -> Tensor:
-        """mel: (1, mels, frames) -> (samples,), with the noise that the server's source has."""
+        """mel: (1, mels, frames) -> (samples,), with the same source noise as the server."""
         samples = mel.shape[2] * self._hift.samples_per_frame
         noise = torch.randn(1, samples, self._hift.m_source.waves, device=mel.device)
         return self._hift.inference(mel, [mel.shape[2]], noise=noise)[0][0]
 
 
 def with_prompts(corpus: Corpus, known: dict[str, Code]) -> list[tuple[int, int]]:
-    """Utterances that have codes, each with the one before by the same speaker; the first has the last."""
+    """Return the utterances that have codes, each with the previous one by the same speaker; the first gets
+    the last."""
     own: dict[str, list[int]] = {}
     for number, utterance in enumerate(corpus.utterances):
         if utterance["id"] in known:

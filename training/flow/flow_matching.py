@@ -2,13 +2,13 @@
 
     python -m training.flow.flow_matching [--minutes 12] [--total 12] [--work build/train_mini]
 
-Needs speech and codes in the work folder; goes on where the last run ended; writes flow.pt of the
-checkpoint and prints how well it does on speakers that it was not trained on.
+Requires speech and codes in the work folder; resumes where the last run ended; writes flow.pt of the
+checkpoint and prints the quality on held-out speakers.
 
-The path from noise z to the mel x is y = (1 - (1 - sigma) t) z + t x, and the network learns its velocity
-x - (1 - sigma) z (Lipman et al. 2023, section 4.1), more often at small t than at large ones (CosyVoice, Du
-et al. 2024, section 2.3). The error is squared: that makes the network the mean velocity, along which the
-integration has to go; the absolute error would make it the median. Some of the items are without tokens,
+The path from noise z to the mel x is y = (1 - (1 - sigma) t) z + t x, and the network learns its velocity x -
+(1 - sigma) z (Lipman et al. 2023, section 4.1), more often at small t than at large ones (CosyVoice, Du et
+al. 2024, section 2.3). The loss is squared, because its minimum is the mean velocity, along which the
+integration must proceed; the minimum of the absolute loss would be the median. Some items have no tokens,
 speaker and prompt, for the guidance.
 """
 
@@ -36,18 +36,19 @@ from training.loop import Learner, averaged_weights, train, training_parser
 
 BATCH, ROW_TOKENS = 40, 384  # rows of 15.4 s
 RATE = 1e-3
-CHECKED, CHECKED_BATCHES = 16, 4  # items at the end
+CHECKED, CHECKED_BATCHES = 16, 4  # evaluated items and batches
 SIGMA = 1e-6
 UNCONDITIONED = 0.2
-# The encoder's output and the speaker together shall be a first guess of the mel, as in Grad-TTS (Popov et
-# al. 2021, section 3.4): the encoder learns from the first step on, not only through the estimator.
+# The encoder's output and the speaker together are trained as a first estimate of the mel, as in Grad-TTS
+# (Popov et al. 2021, section 3.4), so that the encoder learns from the first step on and not only through the
+# estimator.
 GUESS_WEIGHT = 0.1
-# Attention with a mask that has a gradient.
+# attention kernels with a mask and a gradient
 ATTENTION = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def flow_losses(flow: Flow, items: Items, variance: Tensor) -> dict[str, Tensor]:
-    """The error of the velocity and of the first guess, both in parts of the mel's `variance`."""
+    """Return the errors of the velocity and of the first estimate, both relative to the mel's `variance`."""
     rows, _, frames = items.mel.shape
     features, length = flow.encode(
         items.token, items.length, items.streaming, items.complete, longest=items.token.shape[1]
@@ -76,7 +77,8 @@ def flow_losses(flow: Flow, items: Items, variance: Tensor) -> dict[str, Tensor]
 
 
 def initialise(flow: Flow, mel_mean: Tensor) -> None:
-    """mel_mean: (mels,). Both outputs begin near the mean mel, about -6: the format does not normalise."""
+    """mel_mean: (mels,). Initialize both outputs near the mean mel, about -6, because the format has no
+    normalization."""
     with torch.no_grad():
         for module in flow.modules():
             if isinstance(module, RelativeAttention):
@@ -87,14 +89,14 @@ def initialise(flow: Flow, mel_mean: Tensor) -> None:
 
 
 def mel_statistics(speech: PairedSpeech) -> tuple[Tensor, Tensor]:
-    """Mean of each mel (mels,), and the variance around it of all together, a scalar."""
+    """Return the mean of each mel (mels,), and the total variance around it, a scalar."""
     mel = speech.mel[:100_000].float().flatten(0, 1)
     return mel.mean(0), mel.var(0).mean()
 
 
 @torch.no_grad()
 def evaluate(flow: Flow, speech: PairedSpeech, variance: Tensor) -> str:
-    """The losses, and the error of the mels that the inference makes, on the same items every time."""
+    """Return the losses and the error of generated mels, on the same items every time."""
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     batches = [
@@ -111,8 +113,8 @@ def evaluate(flow: Flow, speech: PairedSpeech, variance: Tensor) -> str:
 
 
 def mel_error(flow: Flow, speech: PairedSpeech, pairs: list[tuple[int, int]], streaming: bool) -> float:
-    """Mean absolute error of the natural log mels that the flow makes in ten steps. pairs: of recordings, the
-    first is the prompt of the second."""
+    """Return the mean absolute error of the natural log mels generated in ten steps. pairs: of recordings;
+    the first is the prompt of the second."""
 
     def padded(values: list[Tensor]) -> tuple[Tensor, Tensor]:
         sizes = torch.tensor([len(value) for value in values], device=speech.device)
@@ -132,7 +134,7 @@ def mel_error(flow: Flow, speech: PairedSpeech, pairs: list[tuple[int, int]], st
 
 
 def export(work: Path) -> Path:
-    """Writes flow.pt of the checkpoint: the average of the weights, as float16."""
+    """Write flow.pt of the checkpoint: the averaged weights as float16."""
     write_config(work)
     target = checkpoint_folder(work) / "flow.pt"
     state = averaged_weights(training_file(work, "flow"), "flow")

@@ -1,10 +1,10 @@
-"""Speaks held-out sentences with the language model and counts what is said wrong, to choose weights and
-sampling.
+"""Speaks held-out sentences with the language model and counts errors, to select weights and sampling
+parameters.
 
     python -m training.lm.free_generation [--sentences 240] [--grid] [--work build/train_mini]
 
-Takes the weights that would be exported. What is fed and drawn is what the server feeds and draws
-(engine/llm/sequence.py, common/sampling.py), in one batch. With `--grid`, over many settings of sampling.
+Uses the weights that would be exported. Input and sampling are the same as in the server
+(engine/llm/sequence.py, common/sampling.py), in one batch. With `--grid`, evaluates many sampling settings.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from training.lm.weights import weights_to_use
 from training.loop import averaged_weights
 from training.work import argument_parser
 
-LIMIT = 1024  # most ids of a sentence, its prompt and its speech: what a row of the training has
-EVERYDAY = 0.5  # share of the sentences that are spoken
+LIMIT = 1024  # maximum ids of a sentence with its prompt and speech: a training row
+EVERYDAY = 0.5  # fraction of the sentences
 LONGEST_PROMPT = 200  # speech tokens
 GRID = {"top_p": (0.4, 0.5, 0.6, 0.8), "top_k": (8, 25), "tau_r": (0.1, 0.2, 0.3)}
 
 
 class Cache:
-    """Attention of a batch of rows over keys and values that are kept. An `AttentionContext`."""
+    """Attention of a batch of rows with a KV cache. An `AttentionContext`."""
 
     def __init__(self, backbone: Qwen2Config, rows: int, device: torch.device) -> None:
-        # one place more, for what fills up a step
+        # one extra position for padding
         shape = (backbone.num_hidden_layers, rows, LIMIT + 1, backbone.num_key_value_heads, backbone.head_dim)
         self._keys, self._values = (torch.zeros(shape, device=device) for _ in range(2))
 
     def begin(self, rows: Tensor, positions: Tensor, length: int) -> None:
-        """The step that comes: rows: (batch,); positions: (batch, n), LIMIT for what fills up; length: places
-        that are used after it."""
+        """Prepare the next step: rows: (batch,); positions: (batch, n), LIMIT for padding; length: number of
+        used positions after it."""
         self._rows, self._positions, self._length = rows, positions, length
         places = torch.arange(length, device=rows.device)
         self._seen = (places <= positions[..., None])[:, None]  # (batch, 1, n, length)
@@ -79,7 +79,7 @@ class Cache:
 
 @torch.no_grad()
 def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingRule, device: torch.device) -> None:
-    """Brings all `parts` to their end, together."""
+    """Generate all `parts` to their end, in one batch."""
     table, ids = torch.cat(lm.tables), lm.ids
     cache = Cache(lm.backbone, len(parts), device)
     while live := [(row, part) for row, part in enumerate(parts) if part.ready]:
@@ -114,7 +114,7 @@ def speak(lm: SpeechLM, parts: Sequence[Part], sampling: SamplingRule, device: t
 
 
 def _banned(part: Part) -> list[bool]:
-    """Which special ids must not be drawn now."""
+    """Return which special ids must not be sampled now."""
     early = len(part.outputs) < part.min_outputs
     return [ban == BANNED or (ban == HELD and early) for ban in part.bans]
 
@@ -154,7 +154,7 @@ def summed(found: list[Faults], ended: float) -> Found:
 
 
 class Examination:
-    """English held-out sentences, by held-out voices, always the same."""
+    """A fixed set of English held-out sentences with held-out voices."""
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class Examination:
         device: torch.device,
         sentences: int,
     ) -> None:
-        """Raises FileNotFoundError without speech that is held out."""
+        """Raises FileNotFoundError without held-out speech."""
         self._config, self._device = config, device
         self._lm = SpeechLM(backbone, config.llm).to(device).eval().requires_grad_(False)
         self._recognise, ids = Recogniser(work, device), phoneme_ids(work)
@@ -220,7 +220,7 @@ class Examination:
         return part
 
     def over_grid(self, weights: Mapping[str, Tensor], seeds: int = 2) -> str:
-        """A table of sampling settings, the best first."""
+        """Return a table of sampling settings, the best first."""
         usual = self._config.llm.sampling
         lines = []
         for values in itertools.product(*GRID.values()):
@@ -232,7 +232,8 @@ class Examination:
 
 
 def recorded_errors(work: Path, texts: Texts, device: torch.device) -> Found:
-    """What is heard in the speech tokens of held-out recordings: the least that can be measured."""
+    """Return the errors recognised in the speech tokens of held-out recordings, a lower bound of the
+    measurement."""
     recognise, ids = Recogniser(work, device), phoneme_ids(work)
     lines, spoken = texts.spoken_lines("test")
     heard = recognise(spoken)

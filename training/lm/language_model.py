@@ -1,12 +1,12 @@
-"""Trains the language model: text to speech tokens, and, so that it knows how words are pronounced that are
-rarely or never spoken in the data, text to the teacher's phonemes. Some heads learn to look at the text that
-is being spoken (ALIGNMENT_HEADS), which the teacher's durations tell.
+"""Trains the language model: text to speech tokens and, so that it learns the pronunciation of rare words,
+text to the teacher's phonemes. Some heads learn to attend to the text being spoken (ALIGNMENT_HEADS), based
+on the teacher's durations.
 
     python -m training.lm.language_model [--minutes 5] [--total 5] [--work build/train_mini]
 
-Needs the text tokenizer (text_tokenizer.py) and the speech tokens (encode.py). Every CHECK_MINUTES and at the
-end it speaks held-out sentences (free_generation.py) with two running averages of the weights; the better one
-is kept in training/language_model_best.pt, and llm.pt, in the checkpoint, is made of it.
+Requires the text tokenizer (text_tokenizer.py) and the speech tokens (encode.py). Every CHECK_MINUTES and at
+the end it speaks held-out sentences (free_generation.py) with two running averages of the weights. The better
+one is saved in training/language_model_best.pt, from which llm.pt in the checkpoint is written.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from training.loop import Learner, averaged_weights, train, training_parser
 
 ROWS = 16  # of a batch
 DROPOUT = 0.1
-NOISE = 0.08  # share of speech tokens that are read wrong, on the average: the model's own will be, too
+# average fraction of speech tokens replaced in the input, because the model's own will contain errors, too
+NOISE = 0.08
 PHONEME_WEIGHT = 0.5
 ALIGNMENT_WEIGHT = 0.2
 RATE = 1.5e-3
@@ -44,7 +45,7 @@ CHECK_MINUTES = 5.0
 
 
 class TrainedLM(nn.Module):
-    """`lm` and, for the time of training, what it needs to read and say phonemes."""
+    """`lm` and the additional tables for reading and predicting phonemes, which exist only in training."""
 
     def __init__(self, lm: SpeechLM, phonemes: int) -> None:
         super().__init__()
@@ -61,7 +62,7 @@ class TrainedLM(nn.Module):
 
     @torch.no_grad()
     def _begin(self) -> None:
-        """As GPT-2 begins: what is added to the residual stream is smaller the more layers add to it."""
+        """Initialize like GPT-2: contributions to the residual stream are smaller with more layers."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 parameter.zero_()
@@ -72,8 +73,8 @@ class TrainedLM(nn.Module):
                 )
 
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor, Watched]:
-        """batch: (PLANES, rows, n) of `packed` -> logits of speech ids and of phonemes, (rows * n, ...)
-        float32, and where the heads have looked"""
+        """batch: (PLANES, rows, n) from `packed` -> logits of speech ids and of phonemes, (rows * n, ...)
+        float32, and the attention of the heads"""
         inputs, positions, sequence = batch[:3]
         on_gpu = batch.is_cuda
         with mixed_precision(batch.device):
@@ -89,7 +90,7 @@ class TrainedLM(nn.Module):
 
 
 def with_noise(inputs: Tensor, ids: SpeechIds) -> Tensor:
-    """Some speech tokens replaced by any other, in some rows more than in others. inputs: (rows, n) unified
+    """Replace some speech tokens by random ones, in some rows more than in others. inputs: (rows, n) unified
     ids."""
     first, end = ids.text_vocab, ids.text_vocab + ids.speech_tokens
     other = torch.randint_like(inputs, first, end)
@@ -99,7 +100,7 @@ def with_noise(inputs: Tensor, ids: SpeechIds) -> Tensor:
 
 
 class SlowAverage:
-    """A second running average of what a `Learner` changes, over a longer time."""
+    """A second running average of a `Learner`'s parameters, over a longer time."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -110,7 +111,7 @@ class SlowAverage:
         torch._foreach_lerp_(self._averaged, self._parameters, 1 - SLOW_AVERAGE)
 
     def begin(self) -> None:
-        """With the weights as they are."""
+        """Restart from the current weights."""
         torch._foreach_copy_(self._averaged, self._parameters)
 
     def weights(self) -> dict[str, Tensor]:
@@ -121,7 +122,7 @@ class SlowAverage:
 def training_step(
     model: TrainedLM, learner: Learner, batch: Tensor, slow: SlowAverage | None = None
 ) -> dict[str, Tensor]:
-    """One step, which may be recorded. batch: (PLANES, rows, n) of `packed`."""
+    """One step, which may be recorded. batch: (PLANES, rows, n) from `packed`."""
     *logits, watched = model(batch)
     targets = batch[3:5].flatten(1).long()
     speech, phoneme = (_mean_loss(logit, target) for logit, target in zip(logits, targets, strict=True))
@@ -141,9 +142,9 @@ def _mean_loss(logits: Tensor, target: Tensor) -> Tensor:
 def measured(
     model: TrainedLM, layouts: list[Layout], device: torch.device, rows: int = ROWS
 ) -> dict[str, float]:
-    """Over all `layouts`: nats and accuracy of speech tokens, of the end, of the fill id, and of phonemes;
-    nats of the share of their attention that heads give to the words that are spoken, and how often that is
-    more than a half; without those that are not there."""
+    """Return, over all `layouts`: nats and accuracy of speech tokens, of the end, of the fill id, and of
+    phonemes; nats of the attention fraction that heads give to the words being spoken, and how often it is
+    above one half. Missing kinds are omitted."""
     ids = model.lm.ids
     sums: dict[str, Tensor] = {}
 
@@ -173,21 +174,21 @@ def measured(
 
 
 def export(work: Path) -> Path:
-    """Writes llm.pt, in half precision and under the names of CosyVoice2, into the checkpoint: of the weights
-    to use."""
+    """Write llm.pt to the checkpoint, in half precision and with the names of CosyVoice2, from the weights to
+    use."""
     weights = tied(averaged_weights(weights_to_use(work)))
     state = {name.removeprefix("lm."): value for name, value in weights.items() if name.startswith("lm.")}
     return write_weights(checkpoint_folder(work) / "llm.pt", state)
 
 
 def tied(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the text head that is the table of the text, whose average has one name."""
+    """Return the weights with the text head tied to the text table, whose average has only one name."""
     return {**weights, "lm.llm.model.lm_head.weight": weights["lm.llm.model.model.embed_tokens.weight"]}
 
 
 def held_out_nats(model: TrainedLM, texts: Texts, mix: tuple[int, int], device: torch.device) -> str:
-    """On speakers and sentences that nothing was trained on; each utterance has another as its prompt, where
-    its speaker has one."""
+    """Return the losses on held-out speakers and sentences; each utterance has another one of its speaker as
+    prompt, if possible."""
     ids = model.lm.ids
 
     def held_out(mandarin: bool) -> list[list[Spoken]]:
@@ -241,13 +242,13 @@ def main() -> None:
         return Examination(args.work, texts, config, backbone, device, args.sentences)
 
     def hear(streams: bool = False) -> str:
-        """Both averages speak, at the end in bistream, too; the training goes on whatever happens."""
+        """Evaluate both averages, at the end also in bistream; training continues in any case."""
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             text = ""
             for name, weights in (("average", learner.state()["average"]), ("slow average", slow.weights())):
                 found = examination().heard(weights)
-                # What is heard is English: it does not choose between weights that speak Mandarin, too.
+                # English errors do not select between weights that also speak Mandarin.
                 kept = not texts.mandarin and keep_better(best, weights, found.errors, saved["steps"])
                 text += f"\n{name}: {found}{'; the best so far' if kept else ''}"
                 if streams:

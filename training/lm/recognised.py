@@ -1,5 +1,5 @@
-"""What is said by speech tokens, without a recogniser of speech: the phonemes that the speech tokenizer was
-trained to put into them, compared with those of the text."""
+"""Recognises what speech tokens say without an audio recogniser: the phonemes that the speech tokenizer was
+trained to encode, compared with those of the text."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from training.corpus.packages import phoneme_ids
 from training.loop import averaged_weights
 from training.onnx.half import part_of
 
-SWITCH = 2.0  # nats that another phoneme has to be more likely by before it is heard
-LOST = 0.6  # share of a word's phonemes without which it is missing
-EXTRA = 3  # phonemes in a row that are not in the text: something is said that is not there
+SWITCH = 2.0  # by how many nats another phoneme must be more likely before it is accepted
+LOST = 0.6  # fraction of a word's phonemes whose absence makes it missing
+EXTRA = 3  # consecutive phonemes that are not in the text: an insertion
 
 
 class Recogniser:
-    """Reads phonemes from speech tokens, 50 times a second, as the tokenizer was trained to."""
+    """Reads phonemes from speech tokens, 50 per second, with the tokenizer's trained predictor."""
 
     def __init__(self, work: Path, device: torch.device) -> None:
         """Raises FileNotFoundError without the training file of the speech tokenizer."""
@@ -51,7 +51,7 @@ class Recogniser:
 
 
 def likeliest(log_probs: Tensor, switch: float) -> Tensor:
-    """The likeliest sequence where another label than before costs `switch`. log_probs: (batch, frames,
+    """Return the most likely sequence if each change of label costs `switch`. log_probs: (batch, frames,
     labels) -> (batch, frames) int64"""
     batch, frames, labels = log_probs.shape
     stay = torch.arange(labels, device=log_probs.device).expand(batch, labels)
@@ -68,21 +68,21 @@ def likeliest(log_probs: Tensor, switch: float) -> Tensor:
 
 
 def collapsed(labels: np.ndarray) -> list[int]:
-    """Without repeats and silence."""
+    """Remove repeats and silence."""
     change = np.flatnonzero(np.diff(labels, prepend=-1))
     return [int(label) for label in labels[change] if label != SILENCE]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """phonemes: as they can be heard; word: of each of them."""
+    """phonemes: as audible; word: index of the word of each of them."""
 
     phonemes: list[int]
     word: list[int]
 
     @classmethod
     def of(cls, written: str, ids: dict[str, int]) -> Reference:
-        """written: the teacher's phonemes of a text. Two that are alike, one after the other, are one."""
+        """written: the teacher's phonemes of a text. Two equal ones in a row count as one."""
         phonemes: list[int] = []
         word: list[int] = []
         for number, sounds in enumerate(written.split(BLANK)):
@@ -95,8 +95,8 @@ class Reference:
 
 @dataclass(frozen=True)
 class Faults:
-    """errors: phonemes wrong, missing or too many; missing: words that are not there; extra: stretches that
-    are not in the text; phonemes, words: of the text."""
+    """errors: wrong, missing or extra phonemes; missing: missing words; extra: stretches that are not in the
+    text; phonemes, words: of the text."""
 
     errors: int
     missing: int
@@ -106,7 +106,7 @@ class Faults:
 
 
 def faults(reference: Reference, heard: list[int]) -> Faults:
-    """By the alignment with the fewest errors."""
+    """Count the errors of the alignment with the fewest errors."""
     expected = reference.phonemes
     cost = [list(range(len(heard) + 1))]
     for row, phoneme in enumerate(expected, 1):

@@ -2,10 +2,10 @@
 
     python -m training.lm.text_tokenizer [--languages en zh] [--work build/train_mini]
 
-Needs the sentences. Writes into the checkpoint, unless a tokenizer is there: other ids would not fit a
-language model that was trained with it. With Mandarin, the tokenizer gets ids for the commonest characters
-unless it has such (each would take three ids, one a byte), and so does the training file of the language
-model: what it says of other texts stays as it is.
+Requires the sentences. Writes to the checkpoint unless it has a tokenizer already: other ids would not match
+a language model trained with it. With Mandarin, the tokenizer is extended by ids for the most common
+characters unless it has such (each would otherwise take three ids, one per byte), and so is the training file
+of the language model; its output for other texts does not change.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from training.corpus.mandarin import FILE as MANDARIN
 from training.lm.weights import BEST, NAME
 from training.work import language_parser, read_lines
 
-CHARACTERS = 2700  # what a checkpoint of 45 MB has room for; rarer ones take two or three ids
+CHARACTERS = 2700  # what fits in a checkpoint of 45 MB; rarer characters take two or three ids
 
 
 def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
-    """Writes the tokenizer's files into the checkpoint `folder`. Ids: 256 bytes, merges, and from END_OF_TEXT
-    on the special tokens, which are added when it is loaded."""
+    """Write the tokenizer's files to the checkpoint `folder`. Ids: 256 bytes, merges, and from END_OF_TEXT on
+    the special tokens, which are added when it is loaded."""
     template = SMALL_PARTS / FOLDER
     qwen2 = AutoTokenizer.from_pretrained(template, local_files_only=True).backend_tokenizer
     tokenizer = Tokenizer(models.BPE())
@@ -54,9 +54,9 @@ def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
 
 
 def add_characters(texts: Iterable[str], folder: Path) -> int:
-    """Gives the tokenizer of the checkpoint `folder` an id for each of the CHARACTERS characters beyond ASCII
-    that `texts` have most often, or as many as they have, behind the ids that it has: texts without them keep
-    theirs. -> How many ids are new, 0 where the tokenizer had such before."""
+    """Add ids to the tokenizer of the checkpoint `folder` for the CHARACTERS most frequent non-ASCII
+    characters in `texts`, after the existing ids, so that other texts keep theirs. Returns the number of new
+    ids, 0 if the tokenizer had such before."""
     target = folder / FOLDER
     vocabulary: dict[str, int] = json.loads((target / "vocab.json").read_text("utf-8"))
     merges = (target / "merges.txt").read_text("utf-8").rstrip("\n").split("\n")
@@ -64,7 +64,7 @@ def add_characters(texts: Iterable[str], folder: Path) -> int:
     counts = Counter(character for text in texts for character in text if not character.isascii())
     before = len(vocabulary)
     for character, _ in counts.most_common(CHARACTERS):
-        ((written, _),) = byte_level.pre_tokenize_str(character)  # a letter for each byte
+        ((written, _),) = byte_level.pre_tokenize_str(character)  # one letter per byte
         if written in vocabulary:
             return 0
         for end in range(2, len(written) + 1):
@@ -78,7 +78,7 @@ def add_characters(texts: Iterable[str], folder: Path) -> int:
 
 
 def write_special_tokens(target: Path, end_of_text: int) -> None:
-    """The files that say which ids they have: those from end_of_text on."""
+    """Write the files that define the special ids: those from end_of_text on."""
     template = SMALL_PARTS / FOLDER
     config = json.loads((template / "tokenizer_config.json").read_text())
     added = config["added_tokens_decoder"].values()
@@ -90,7 +90,8 @@ def write_special_tokens(target: Path, end_of_text: int) -> None:
 
 
 def add_rows(weights: dict[str, Tensor], new: int) -> dict[str, Tensor]:
-    """Weights of a `TrainedLM` with `new` text ids before its special ones, drawn as it began."""
+    """Return weights of a `TrainedLM` with `new` text ids inserted before the special ones and initialized
+    randomly."""
     found = dict(weights)
     for name, table in weights.items():
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
@@ -101,7 +102,7 @@ def add_rows(weights: dict[str, Tensor], new: int) -> dict[str, Tensor]:
 
 
 def grow(path: Path, new: int) -> None:
-    """Gives a training file of the language model `new` more text ids."""
+    """Add `new` text ids to a training file of the language model."""
     saved = torch.load(path, map_location="cpu", weights_only=True)
     saved["model"] = {name: add_rows(weights, new) for name, weights in saved["model"].items()}
     torch.save(saved, path)
@@ -119,7 +120,7 @@ def main() -> None:
         if new := add_characters(mandarin, folder):
             if (path := training_file(args.work, NAME)).exists():
                 grow(path, new)
-            training_file(args.work, BEST).unlink(missing_ok=True)  # spoke best before it knew any Mandarin
+            training_file(args.work, BEST).unlink(missing_ok=True)  # selected before it learned any Mandarin
         write_config(args.work)
         tokenizer = TextTokenizer(folder)
         ids = sum(len(tokenizer.encode(text)) for text in mandarin[:2000])

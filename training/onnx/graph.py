@@ -1,4 +1,4 @@
-"""An ONNX graph that can be changed, and patterns to be found in it."""
+"""A mutable ONNX graph with pattern matching."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Runs an ONNX graph in PyTorch, operator by operator: so the teacher, which comes as an int8 graph for a
-CPU, runs on a GPU. The graph is simplified once, see `onnx_simplify.py`: weights are taken out of int8;
-activations, which the graph would round to int8, stay float32.
+"""Runs an ONNX graph in PyTorch, operator by operator, so that the teacher, an int8 graph for a CPU, runs on
+a GPU. The graph is simplified once, see `simplify.py`: weights are converted from int8; activations, which
+the graph would round to int8, stay float32.
 
-Only the operators that the teacher has, as it uses them. Shapes and indices stay on the host.
+Supports only the operators used by the teacher. Shapes and indices stay on the host.
 """
 
 from __future__ import annotations

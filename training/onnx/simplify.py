@@ -1,4 +1,4 @@
-"""Makes of an int8 ONNX graph a float one with far fewer nodes, for `onnx_torch.py`: what is constant is
+"""Makes of an int8 ONNX graph a float one with far fewer nodes, for `module.py`: what is constant is
 computed once, and what an exporter has taken apart becomes one node again.
 
 A rule is a pattern and what takes its place. What is in between may have other readers: it goes only when

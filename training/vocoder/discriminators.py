@@ -1,7 +1,8 @@
-"""Judges of waves: is it the teacher's or the vocoder's? And what both learn from the judgement.
+"""Discriminators of waveforms, which distinguish the teacher's from the vocoder's, and the losses of both.
 
-Periods as in HiFi-GAN (Kong et al., 2020), half to a quarter as wide; spectrograms as in UnivNet (Jang et
-al., 2021). Both are 2-D convolutions, channels last, which is what tensor cores take.
+Period discriminators as in HiFi-GAN (Kong et al., 2020), half to a quarter as wide; spectrogram
+discriminators as in UnivNet (Jang et al., 2021). Both are 2-D convolutions, channels last, which suits tensor
+cores.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ PERIODS = (2, 3, 5, 7, 11)
 PERIOD_CHANNELS = (16, 64, 256, 256, 256)
 RESOLUTIONS = (2048, 1024, 512)
 SPECTRUM_CHANNELS = 32
-FAINT = 1e-3  # magnitudes below are not told apart
+FAINT = 1e-3  # magnitudes below are treated as equal
 SLOPE = 0.1
 
-Features = list[Tensor]  # of one judge, layer by layer; the last is its judgement
+Features = list[Tensor]  # of one discriminator, layer by layer; the last is its output
 
 
 class Judge(nn.Module):
-    """Convolutions over an image that it makes of the wave."""
+    """Convolutions over an image computed from the waveform."""
 
     def __init__(self, convs: list[nn.Conv2d]) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class Judge(nn.Module):
 
 
 class PeriodJudge(Judge):
-    """Compares samples that lie `period` apart."""
+    """Compares samples that are `period` apart."""
 
     def __init__(self, period: int, channels: tuple[int, ...] = PERIOD_CHANNELS) -> None:
         convs, before = [], 1
@@ -63,7 +64,7 @@ class PeriodJudge(Judge):
 
 
 class SpectrumJudge(Judge):
-    """Looks at log magnitudes: (batch, 1, frames, bins)."""
+    """Evaluates log magnitudes: (batch, 1, frames, bins)."""
 
     def __init__(self, size: int, channels: int = SPECTRUM_CHANNELS) -> None:
         super().__init__(
@@ -82,8 +83,8 @@ class SpectrumJudge(Judge):
 
 @dataclass(frozen=True)
 class Judgement:
-    """Losses, each the sum over all judges: `deceiving` and `matching` are of the vocoder, `judging` is of
-    the judges."""
+    """Losses, each summed over all discriminators: `deceiving` (adversarial) and `matching` (features) are
+    the vocoder's, `judging` is the discriminators'."""
 
     deceiving: Tensor
     matching: Tensor
@@ -91,7 +92,7 @@ class Judgement:
 
 
 class Discriminators(nn.Module):
-    """All judges. On a GPU their convolutions compute in bfloat16."""
+    """All discriminators. On a GPU their convolutions compute in bfloat16."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,8 +107,8 @@ class Discriminators(nn.Module):
             return [judge(wave) for judge in self.judges]
 
     def compare(self, real: Tensor, made: Tensor) -> Judgement:
-        """real, made: (batch, samples) float32. On a GPU each judge works on a stream of its own, forward and
-        backward: one alone has too little to do to fill it."""
+        """real, made: (batch, samples) float32. On a GPU each discriminator uses its own stream, forward and
+        backward, because a single one does not fill the GPU."""
         both, half = torch.cat([real, made]), len(real)
         if both.device.type != "cuda":
             return self._sum([self._losses(judge, both, half) for judge in self.judges])
@@ -137,7 +138,8 @@ class Discriminators(nn.Module):
 
 
 def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
-    """Loss of the judges: least squares (Mao et al., 2017), 1 for the teacher's and 0 for the vocoder's."""
+    """Loss of the discriminators: least squares (Mao et al., 2017) with target 1 for the teacher's and 0 for
+    the vocoder's waveforms."""
     return sum(
         (1 - ours[-1].float()).square().mean() + theirs[-1].float().square().mean()
         for ours, theirs in zip(real, made, strict=True)
@@ -145,12 +147,12 @@ def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
 
 
 def deceiving_loss(made: list[Features]) -> Tensor:
-    """Loss of the vocoder: what it made shall be taken for the teacher's."""
+    """Adversarial loss of the vocoder: least squares with target 1."""
     return sum((1 - features[-1].float()).square().mean() for features in made)
 
 
 def matching_loss(real: list[Features], made: list[Features]) -> Tensor:
-    """Loss of the vocoder: mean difference of all that the judges see before they judge, summed over
+    """Feature matching loss of the vocoder: mean difference of all features before the output, summed over
     layers."""
     return sum(
         (x - y).abs().mean(dtype=torch.float32)

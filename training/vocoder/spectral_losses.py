@@ -1,4 +1,4 @@
-"""How far a wave is from the one it should be, as spectra show it, and the spectra themselves."""
+"""Spectral distances between waveforms, and the spectra themselves."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from torch import Tensor
 from light_tts.models.checkpoint.config import MelConfig
 from light_tts.models.frontend.features import flow_mels
 
-# Samples of a window and mel bands of it: long windows tell harmonics apart, short ones moments.
+# Window size in samples and number of mel bands: long windows resolve harmonics, short ones time.
 MEL_SCALES = ((2048, 160), (1024, 80), (512, 40), (256, 20), (128, 10))
 STFT_SIZES = (2048, 1024, 512)
-FLOOR = 1e-4  # of magnitudes whose logarithm is taken: near the noise of 16 bit, for unit-energy windows
+# lower limit of magnitudes before the logarithm: about the noise of 16 bits, for unit-energy windows
+FLOOR = 1e-4
 
 
 def magnitudes(wave: Tensor, size: int) -> Tensor:
     """wave: (batch, samples) -> (batch, size // 2 + 1, frames) float32, of Hann windows of unit energy, four
-    to a length of `size`. The gradient is finite in silence."""
+    per length `size`. The gradient is finite in silence."""
     window = torch.hann_window(size, device=wave.device)
     spectrum = torch.stft(
         wave.float(), size, size // 4, window=window / window.norm(), pad_mode="reflect", return_complex=True
@@ -26,8 +27,9 @@ def magnitudes(wave: Tensor, size: int) -> Tensor:
 
 
 def mel_distance(wave: Tensor, target: Tensor, rate: int) -> Tensor:
-    """Mean difference of log mel spectrograms, at several resolutions as in Kumar et al., "High-fidelity
-    audio compression with improved RVQGAN" (2023). wave, target: (batch, samples) at `rate` Hz -> ()"""
+    """Return the mean difference of log mel spectrograms at several resolutions, as in Kumar et al.,
+    "High-fidelity audio compression with improved RVQGAN" (2023). wave, target: (batch, samples) at `rate` Hz
+    -> ()"""
     total = wave.new_zeros(())
     for size, bands in MEL_SCALES:
         scale = MelConfig(size, bands, rate, size // 4, size, 0.0, None)
@@ -36,8 +38,8 @@ def mel_distance(wave: Tensor, target: Tensor, rate: int) -> Tensor:
 
 
 def stft_distance(wave: Tensor, target: Tensor) -> Tensor:
-    """Spectral convergence and log magnitudes, Yamamoto et al., "Parallel WaveGAN" (2020). wave, target:
-    (batch, samples) -> ()"""
+    """Return spectral convergence plus log-magnitude distance, Yamamoto et al., "Parallel WaveGAN" (2020).
+    wave, target: (batch, samples) -> ()"""
     total = wave.new_zeros(())
     for size in STFT_SIZES:
         made, wanted = magnitudes(wave, size), magnitudes(target, size)

@@ -1,4 +1,4 @@
-"""What an engine keeps of its requests on the device."""
+"""The state of its requests that an engine keeps on the device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from light_tts.models.llm.speech_lm import SpeechLM
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """`pool`: keys and values; `table`: where those of each request lie; `states`: what a step needs to know
-    of each row of the table."""
+    """`pool`: keys and values; `table`: their slots for each request; `states`: the state that a step needs
+    for each row of the table."""
 
     pool: KVPool
     table: SlotTable
@@ -21,7 +21,7 @@ class EngineMemory:
 
     @classmethod
     def empty(cls, model: SpeechLM, options: EngineOptions) -> EngineMemory:
-        """On the model's device."""
+        """Allocate an empty memory on the model's device."""
         weight, backbone = model.embedding.weight, model.backbone
         pool = KVPool(
             backbone.num_hidden_layers,

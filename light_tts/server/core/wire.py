@@ -1,4 +1,6 @@
-"""Messages as bytes: one ZeroMQ multipart message each, a msgpack header and the raw frames behind it."""
+"""Serialization of messages: one ZeroMQ multipart message each, a msgpack header followed by the raw
+frames.
+"""
 
 from __future__ import annotations
 
