@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -11,12 +12,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.websockets import WebSocketDisconnect
 
 from light_tts.server.httpserver.arrival import Arrival
 from light_tts.server.httpserver.audio_response import Explain
 from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import Body, describe, read_body
+from light_tts.server.httpserver.json_socket import JsonSocket
 from light_tts.server.httpserver.request import WantedSpeech
 
 
@@ -40,6 +43,23 @@ class HttpArrival(Arrival):
         """Submit to the stages; the upload no longer counts as in flight. Raises RequestError (503)."""
         self._request.state.upload.release()
         return SpeechCall(self, speech)
+
+
+@contextlib.asynccontextmanager
+async def explained(
+    socket: JsonSocket, explain: Callable[[RequestError], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Context manager around the conversation on a WebSocket: an error is sent by `explain` and closes the
+    connection with code 1008; a disconnect of the client just ends it."""
+    try:
+        yield
+    except WebSocketDisconnect:
+        pass
+    except (RequestError, RequestValidationError) as error:
+        refusal = as_request_error(error)
+        with contextlib.suppress(WebSocketDisconnect):
+            await explain(refusal)
+        await socket.close(1008, refusal.message)
 
 
 def route_class(explain: Explain) -> type[APIRoute]:

@@ -11,9 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
-from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
-from starlette.websockets import WebSocketDisconnect
 
 from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, VoiceSettings, error_body, wishes
@@ -23,7 +21,7 @@ from light_tts.server.httpserver.fields import MAX_SEED, parse, random_seed
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
 from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
 from light_tts.server.httpserver.sound import SoundOut
-from light_tts.server.httpserver.surface import as_request_error
+from light_tts.server.httpserver.surface import explained
 from light_tts.server.httpserver.wanted_voice import wanted_voice
 
 MAX_CONTEXTS = 5
@@ -128,19 +126,16 @@ class InputSession:
     async def run(self) -> None:
         await self.socket.websocket.accept()
         try:
-            manner = await self._manner()
-            await self._listen(manner)
-            await self.socket.close()
-        except WebSocketDisconnect:
-            pass
-        except (RequestError, RequestValidationError) as error:
-            refusal = as_request_error(error)
-            with contextlib.suppress(WebSocketDisconnect):
-                await self.socket.send(error_message(refusal))
-            await self.socket.close(1008, refusal.message)
+            async with explained(self.socket, self._explain):
+                manner = await self._manner()
+                await self._listen(manner)
+                await self.socket.close()
         finally:
             for context in self._contexts.values():
                 context.abandon()
+
+    async def _explain(self, error: RequestError) -> None:
+        await self.socket.send(error_message(error))
 
     async def _manner(self) -> Manner:
         sound = wishes(self._output_format, None)

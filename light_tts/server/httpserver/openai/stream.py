@@ -8,12 +8,10 @@ which ends an utterance but not the connection, and finally `session.close`. Eac
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import Any, Literal
 
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
-from starlette.websockets import WebSocketDisconnect
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import parse, random_seed, speech_options
@@ -21,7 +19,7 @@ from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_f
 from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
 from light_tts.server.httpserver.openai.fields import SpokenSpeech
 from light_tts.server.httpserver.sound import Format, SoundOut, SoundWishes
-from light_tts.server.httpserver.surface import as_request_error
+from light_tts.server.httpserver.surface import as_request_error, explained
 from light_tts.server.httpserver.wanted_voice import wanted_voice
 
 ROUTE = "openai_stream"
@@ -57,15 +55,10 @@ class SpeechSession:
         await self._socket.websocket.accept()
         live = None
         try:
-            live = Live(self._manager, ROUTE, await self._opening(), self)
-            await until_first(asyncio.create_task(self._listen(live)), asyncio.create_task(live.run()))
-            await self._socket.close()
-        except WebSocketDisconnect:
-            pass
-        except (RequestError, RequestValidationError) as error:
-            with contextlib.suppress(WebSocketDisconnect):
-                await self._complain(error)
-            await self._socket.close(1008, as_request_error(error).message)
+            async with explained(self._socket, self._complain):
+                live = Live(self._manager, ROUTE, await self._opening(), self)
+                await until_first(asyncio.create_task(self._listen(live)), asyncio.create_task(live.run()))
+                await self._socket.close()
         finally:
             if live is not None:
                 live.abandon()

@@ -8,13 +8,11 @@ requested.
 from __future__ import annotations
 
 import base64
-import contextlib
 from asyncio import create_task
 from typing import Any
 
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
-from starlette.websockets import WebSocketDisconnect
 
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, parse, random_seed, speech_options
@@ -31,7 +29,7 @@ from light_tts.server.httpserver.openai.realtime.conversation import (
 from light_tts.server.httpserver.openai.realtime.fields import MAX_ID, Item, ResponseFields, SessionFields
 from light_tts.server.httpserver.openai.realtime.response import Response
 from light_tts.server.httpserver.sound import SoundOut
-from light_tts.server.httpserver.surface import as_request_error
+from light_tts.server.httpserver.surface import as_request_error, explained
 from light_tts.server.httpserver.wanted_voice import wanted_voice
 
 ROUTE = "openai_realtime"
@@ -67,15 +65,10 @@ class RealtimeSession:
         # A browser requires one of the subprotocols that it offers.
         await self._socket.websocket.accept("realtime" if "realtime" in self._protocols else None)
         try:
-            self._live = live = Live(self._manager, ROUTE, await self._manner(self._fields), self)
-            await self._send("session.created", session=self._session())
-            await until_first(create_task(self._listen(live)), create_task(live.run()))
-        except WebSocketDisconnect:
-            pass
-        except (RequestError, RequestValidationError) as error:
-            with contextlib.suppress(WebSocketDisconnect):
-                await self._complain(error)
-            await self._socket.close(1008, as_request_error(error).message)
+            async with explained(self._socket, self._complain):
+                self._live = live = Live(self._manager, ROUTE, await self._manner(self._fields), self)
+                await self._send("session.created", session=self._session())
+                await until_first(create_task(self._listen(live)), create_task(live.run()))
         finally:
             if self._live is not None:
                 self._live.abandon()
