@@ -40,6 +40,7 @@ from light_tts.server.httpserver.openai.names import Names
 from light_tts.server.httpserver.openai.realtime import session as realtime
 from light_tts.server.httpserver.prompts import PromptReader
 from light_tts.server.httpserver.remote_recordings import RemoteRecordings
+from light_tts.server.httpserver.tracing import TraceParent
 from light_tts.server.httpserver.voices import VoiceStore
 
 # Response headers that pages of other origins may read.
@@ -83,6 +84,8 @@ def create_app(settings: Settings, run_dir: RunDir) -> FastAPI:
     for routes in (routes_speech, routes_bistream, routes_voices, routes_status, *surfaces):
         app.include_router(routes.router)
     app.state.settings = settings
+    if settings.otlp_endpoint:
+        app.add_middleware(TraceParent)
     app.add_middleware(Guard, settings=settings, keys=keys)
     if settings.cors_origins:
         app.add_middleware(

@@ -11,11 +11,13 @@ import httpx
 import openai
 import pytest
 import websockets.exceptions
+from support.collector import collector
 from support.recording_server import recording_server
 from support.server_process import PROMPT_TEXT, Server, speak, start_server
 from websockets.sync.client import connect
 
 from light_tts.server.core.settings import Settings, SettingsError
+from light_tts.server.httpserver import tracing
 from light_tts.server.httpserver.access.keys import ApiKeys, presented_key, read_keys
 from light_tts.server.httpserver.access.usage import KeyUsage
 
@@ -29,7 +31,14 @@ def files():
 
 
 @pytest.fixture(scope="module")
-def locked(tmp_path_factory, files) -> Server:
+def traces():
+    with collector() as server, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # milliseconds until spans are sent
+        yield server
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory, files, traces) -> Server:
     """A server with three keys, encrypted, for the pages of one origin, that opens one host's addresses."""
     folder = tmp_path_factory.mktemp("tls")
     (folder / "keys").write_text(f"# ours\n{KEY}\n{OTHER} # theirs\n\n{THIRD}")
@@ -40,6 +49,7 @@ def locked(tmp_path_factory, files) -> Server:
         key_requests_per_minute=20,
         key_streams=2,
         cors_origins="https://page.example",
+        otlp_endpoint=traces.url,
         ref_audio_hosts=f"127.0.0.1:{files.server_port}",
         ssl_certfile=folder / "cert.pem",
         ssl_keyfile=folder / "key.pem",
@@ -155,6 +165,43 @@ def test_a_recording_by_its_address(http, files):
     )
     assert spoken.status_code == 200 and len(spoken.content) > 1000
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "ref_audio"
+
+
+def test_a_trace_of_all_stages_below_the_one_of_the_client(http, traces):
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    answer = http.post(
+        "/v1/audio/speech",
+        json={"input": "Hello there.", "max_new_tokens": 40, "response_format": "pcm"},
+        headers={"Authorization": f"Bearer {KEY}", "traceparent": f"00-{trace}-{parent}-01"},
+    )
+    assert answer.status_code == 200
+    spans = traces.trace(trace, 4)
+    assert set(spans) == {"openai_speech", "encode", "llm", "decode"}
+    root = spans.pop("openai_speech")
+    assert root.parent_span_id.hex() == parent
+    about = {entry.key: entry.value.string_value for entry in root.attributes}
+    assert about["light_tts.request_id"] == answer.headers["x-request-id"]
+    assert about["light_tts.outcome"] == "ok"
+    for span in spans.values():
+        assert span.parent_span_id == root.span_id
+        begin, end = span.start_time_unix_nano, span.end_time_unix_nano
+        assert root.start_time_unix_nano <= begin <= end <= root.end_time_unix_nano
+    assert spans["encode"].start_time_unix_nano <= spans["llm"].start_time_unix_nano
+    assert spans["llm"].start_time_unix_nano <= spans["decode"].start_time_unix_nano
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "installed", "reason"),
+    [
+        ("localhost:4318", True, "must start with http"),
+        ("http://localhost:4318", False, r"light-tts\[otel\]"),
+    ],
+)
+def test_tracing_that_cannot_be(monkeypatch, endpoint, installed, reason):
+    if not installed:
+        monkeypatch.setattr(tracing, "EXPORTER", "no_such_package.exporter")
+    with pytest.raises(SettingsError, match=reason):
+        tracing.check_tracing(Settings(otlp_endpoint=endpoint))
 
 
 def test_without_keys_everything_is_open_and_no_page_is_let_in(server):

@@ -51,7 +51,8 @@ class SpeechOptions(MessagePart, frozen=True):
     means the checkpoint's default or, for the lengths, a value derived from the text.
 
     Encode passes them on; the LLM uses the seed, lengths and sampling options, decode the seed and speed.
-    `word_times`: report when each word is spoken (encode and LLM).
+    `word_times`: report when each word is spoken (encode and LLM); `traced`: report when they worked (LLM and
+    decode).
     """
 
     seed: int
@@ -63,8 +64,8 @@ class SpeechOptions(MessagePart, frozen=True):
     temperature: float | None = None
     win_size: int | None = None
     tau_r: float | None = None
-    report: bool = False
     word_times: bool = False
+    traced: bool = False
 
 
 class Prompt(MessagePart, frozen=True):
@@ -231,13 +232,15 @@ class OpenSpeech(Message, frozen=True):
 class SpeechTokens(Message, frozen=True):
     """More tokens of a part, in order (bistream fill ids included, stop ids excluded). The first message of a
     resumed part starts with all of `progress.tokens`. `times`, in the last message if requested: the index of
-    the token where each word begins, followed by the end of the last word. LLM -> decode"""
+    the token where each word begins, followed by the end of the last word. `clock`, in the last message if
+    traced: when the part arrived, was admitted and was finished, in monotonic seconds. LLM -> decode"""
 
     job: str
     part: int
     tokens: list[int]
     final: bool
     times: list[int] = []
+    clock: list[float] = []
 
 
 # ---------------------------------------------------------------- any stage -> HTTP worker
@@ -249,7 +252,7 @@ class AudioChunk(Message, frozen=True):
     `tokens`: the LLM outputs these samples were made from (following those of the previous chunk). `start`:
     index of the first sample within the part. `pcm`: int16 frame, mono. `final`: last chunk of the part; the
     job is complete with the final chunk of part `parts - 1`. `times`: copied from the part's SpeechTokens
-    into the final chunk.
+    into the final chunk. `clock`: likewise, and when decode began the part and finished it.
     """
 
     job: str
@@ -260,6 +263,7 @@ class AudioChunk(Message, frozen=True):
     pcm: Raw
     final: bool
     times: list[int] = []
+    clock: list[float] = []
 
 
 class Failed(Message, frozen=True):

@@ -281,6 +281,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_format: Annotated[
         Literal["text", "json"], Meta(description="format of log lines; json: one object per line")
     ] = "text"
+    otlp_endpoint: Annotated[
+        str,
+        Meta(
+            description="send OpenTelemetry traces of requests to this OTLP/HTTP collector, for example "
+            "http://localhost:4318 (extra otel); empty: none"
+        ),
+    ] = ""
     log_stats_interval: Annotated[
         Seconds, Meta(description="seconds between throughput lines in the log")
     ] = 10.0

@@ -16,7 +16,9 @@ from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.admission import Place
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.record import RequestRecord
+from light_tts.server.httpserver.record import HEALTH, RequestRecord
+from light_tts.server.httpserver.request import SpeechRequest
+from light_tts.server.httpserver.tracing import trace_headers
 
 
 class Arrival:
@@ -29,6 +31,7 @@ class Arrival:
         self.timeout = manager.settings.request_timeout
         self.record = RequestRecord(self.id, route)
         self._place: Place | None = None  # None unless admitted
+        self._trace_headers = trace_headers()
 
     @property
     def remaining(self) -> float:
@@ -52,11 +55,14 @@ class Arrival:
         """End it with an outcome, as the metrics name it."""
         self.end(outcome, None)
 
-    def end(self, outcome: str, failure: RequestError | None) -> None:
-        """Release its place, count and log it. To be called once."""
+    def end(self, outcome: str, failure: RequestError | None, request: SpeechRequest | None = None) -> None:
+        """Release its place, count, log and trace it. `request`: what was submitted. To be called once."""
         if self._place is not None:
             self.manager.admission.leave(self._place)
-        self.record.write(outcome, failure, self.manager.sample_rate)
+        record, tracing = self.record, self.manager.tracing
+        figures = record.write(outcome, failure, self.manager.sample_rate)
+        if tracing is not None and figures["route"] != HEALTH:
+            tracing.record(self._trace_headers, self.id, record.arrived, figures, request)
 
 
 class OpenRequest(Protocol):

@@ -6,6 +6,9 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import msgspec
 
 from light_tts.server.core import messages
 from light_tts.server.httpserver.arrival import Arrival
@@ -24,6 +27,8 @@ class SpeechCall:
         remains the caller's then."""
         log.debug("%s read after %.1f ms", arrival.id, arrival.record.age * 1000)
         arrival.record.seed = speech.options.seed
+        if arrival.manager.tracing is not None:
+            speech = replace(speech, options=msgspec.structs.replace(speech.options, traced=True))
         self.id = arrival.id
         self.request = SpeechRequest(arrival.id, speech)
         self.failure: RequestError | None = None
@@ -116,4 +121,4 @@ class SpeechCall:
         speech = self.request.speech
         if outcome == "ok" and not speech.bistream:
             self._arrival.record.measure_pace(self.sample_rate, speech.stream)
-        self._arrival.end(outcome, self.failure)
+        self._arrival.end(outcome, self.failure, self.request)

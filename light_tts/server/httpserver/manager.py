@@ -17,6 +17,7 @@ from light_tts.server.core.styles import Style
 from light_tts.server.httpserver.admission import Admission, Place, expected_audio
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.submissions import Submissions
+from light_tts.server.httpserver.tracing import Tracing
 
 HELLO_TIMEOUT = 30.0  # seconds to wait for the supervisor's answer
 DEFAULT_SAMPLE_RATE = 24_000
@@ -34,12 +35,15 @@ class HttpServerManager:
         self._run_dir = run_dir
         self._outbox = Outbox()
         self.peers = Peers(self._outbox)
+        self.tracing: Tracing | None = None
         self.slot = -1  # this worker's slot in the shared counters
         self._connected = asyncio.Event()
 
     async def start(self) -> None:
         """Connect to the supervisor. Raises RuntimeError if it does not answer."""
         self._run_dir.register_process()
+        if self.settings.otlp_endpoint:
+            self.tracing = await asyncio.to_thread(Tracing, self.settings.otlp_endpoint)
         self._active = ActiveRequests(self._run_dir.shm)
         self._rate = ServiceRate(self._run_dir.shm)
         self._inbox = AsyncInbox(self._run_dir.worker_address())
@@ -63,6 +67,8 @@ class HttpServerManager:
         self._outbox.close(linger=0.2)
         self._active.close()
         self._rate.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     # -- called by routes
 

@@ -53,8 +53,9 @@ class RequestRecord:
             metrics.stream_underruns.labels(self._route).observe(self._listener.underruns)
             metrics.stream_buffer_seconds.labels(self._route).observe(self._listener.silence)
 
-    def write(self, outcome: str, failure: RequestError | None, sample_rate: int) -> None:
-        """Count and log the request. `outcome`: value of the metrics' label."""
+    def write(self, outcome: str, failure: RequestError | None, sample_rate: int) -> dict[str, Any]:
+        """Count and log the request. `outcome`: value of the metrics' label. Returns the figures of the log
+        line."""
         duration = self.age
         audio_seconds = self._samples_sent / sample_rate
         metrics.requests_total.labels(self._route, outcome).inc()
@@ -87,3 +88,4 @@ class RequestRecord:
             duration * 1000,
             extra={"fields": figures},
         )
+        return figures

@@ -37,14 +37,15 @@ class WantedSpeech:
 
 @dataclass
 class PartReceived:
-    """Received audio of one part. `held`: audio waiting for earlier parts to finish; `times`: word times, see
-    AudioChunk."""
+    """Received audio of one part. `held`: audio waiting for earlier parts to finish; `times`: word times,
+    `clock`: when the stages worked on it, see AudioChunk."""
 
     tokens: list[int] = field(default_factory=list)
     samples: int = 0
     finished: bool = False
     held: list[bytes] = field(default_factory=list)
     times: list[int] = field(default_factory=list)
+    clock: list[float] = field(default_factory=list)
 
 
 class SpeechRequest:
@@ -66,6 +67,8 @@ class SpeechRequest:
         self.drawn_again = False
         self.text_tokens = 0
         self.words: list[list[str]] = []  # words of each part, if word times were requested
+        self.sent_at: float | None = None  # to encode, monotonic seconds
+        self.encoded_at: float | None = None
         self._speaking = 0
 
     @property
@@ -184,6 +187,7 @@ class SpeechRequest:
         part.samples += len(pcm) // 2
         part.finished = chunk.final
         part.times = chunk.times or part.times
+        part.clock = chunk.clock or part.clock
         if pcm:
             part.held.append(pcm)
         return self._release()

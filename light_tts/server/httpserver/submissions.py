@@ -112,6 +112,7 @@ class Submissions:
             self._fail(call, 503, reason)
         elif reason is None:
             request.submitted = True
+            request.sent_at = time.monotonic()
             for message in request.submission(self._reply_to):
                 self._send_to_encode(request, message)
 
@@ -148,6 +149,7 @@ class Submissions:
         match answer:
             case messages.Encoded(text_tokens=count, words=words):
                 request.text_tokens, request.words = count, words
+                request.encoded_at = time.monotonic()
             case messages.Routed():
                 request.routed = answer
                 if recovery.routed_to_dead(answer, self._peers):

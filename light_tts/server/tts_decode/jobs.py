@@ -13,7 +13,7 @@ from light_tts.engine.speech.token2wav import SpeechState, WorkItem
 @dataclass
 class SpokenPart:
     """One part of a job. `since`: when its current chunk became ready, earlier parts being finished; `times`:
-    its word times."""
+    its word times; `begun`: when its first chunk went to the engine; `clock`: see SpeechTokens."""
 
     number: int
     parts: int
@@ -21,6 +21,8 @@ class SpokenPart:
     state: SpeechState
     since: float = 0.0
     times: list[int] = field(default_factory=list)
+    begun: float = 0.0
+    clock: list[float] = field(default_factory=list)
 
 
 @dataclass

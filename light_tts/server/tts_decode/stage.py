@@ -109,7 +109,7 @@ class DecodeStage:
         if part is None:
             return self._fail(job, 500, f"tokens of part {message.part}, which was not opened")
         waited = part.speech.step is None
-        part.times = message.times
+        part.times, part.clock = message.times, message.clock
         try:
             part.speech.add(message.tokens, message.final)
         except PartTooLong as error:
@@ -181,7 +181,9 @@ class DecodeStage:
     def _begin(self, job: DecodeJob) -> Task:
         job.busy = True
         part = job.parts[0]
-        self._metrics.queue_seconds.observe(time.monotonic() - part.since)
+        now = time.monotonic()
+        part.begun = part.begun or now
+        self._metrics.queue_seconds.observe(now - part.since)
         self._ctx.log.debug("%s part %d: chunk started", job.name, part.number)
         return Task(work_item(part), owner=job)
 
@@ -207,6 +209,7 @@ class DecodeStage:
                 pcm=messages.Raw.of(pcm),
                 final=step.chunk.final,
                 times=part.times if step.chunk.final else [],
+                clock=[*part.clock, part.begun, time.monotonic()] if step.chunk.final and part.clock else [],
             )
             self._ctx.outbox.send(job.reply_to, chunk)
             self._ctx.log.debug("%s part %d: %d samples sent", job.name, part.number, len(pcm))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ class Speaking:
     sequence: Sequence
     delivery: Delivery
     arrived: float
+    admitted: float = 0.0
     opened: bool = False  # OpenSpeech has been sent to the decode process
     drawn_again: bool = False  # with the next seed, because the first draw skipped or repeated words
     share: np.ndarray | None = None  # of the attention, see Aligner, once it has been computed
@@ -36,6 +38,11 @@ class Speaking:
     def undrawn(self) -> int:
         """Number of tokens of its first chunk that are not being sampled yet; 0 or negative if none."""
         return self.delivery.missing - self.sequence.ahead
+
+    @property
+    def clock(self) -> list[float]:
+        """When it arrived, was admitted and was finished, which is now."""
+        return [self.arrived, self.admitted, time.monotonic()]
 
     @property
     def in_hand(self) -> bool:

@@ -217,7 +217,8 @@ class LLMStage:
             shared = {name: getattr(request, name) for name in OPENING}
             self._ctx.peers.send("decode", self._decode_process(speaking), messages.OpenSpeech(**shared))
             speaking.opened = True
-            self._metrics.queue_seconds.observe(time.monotonic() - speaking.arrived)
+            speaking.admitted = time.monotonic()
+            self._metrics.queue_seconds.observe(speaking.admitted - speaking.arrived)
         self._hand_out(speaking)
 
     def _route(self, name: str, job: LLMJob) -> bool:
@@ -295,6 +296,7 @@ class LLMStage:
                 tokens=tokens,
                 final=sequence.finished,
                 times=self._times_of_words(speaking) if sequence.finished else [],
+                clock=speaking.clock if sequence.finished and request.options.traced else [],
             )
             self._ctx.peers.send("decode", self._decode_process(speaking), due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
