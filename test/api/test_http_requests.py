@@ -259,15 +259,15 @@ def test_news_of_a_route_to_a_dead_process_is_recognised():
     ],
 )
 def test_a_request_waits_only_for_stages_it_needs(states, expected):
-    assert recovery.hindrance(make_request(), peers_with(**states)) == expected
+    assert recovery.blocking_reason(make_request(), peers_with(**states)) == expected
 
 
 @pytest.mark.parametrize(
     "states", [{"encode": "failed"}, {"llm": "failed"}, {"decode": ("failed", "failed")}]
 )
 def test_a_request_that_needs_a_stage_that_was_given_up_can_never_be_served(states):
-    assert "given up" in recovery.hindrance(make_request(), peers_with(**states))
+    assert "given up" in recovery.blocking_reason(make_request(), peers_with(**states))
 
 
 def test_nothing_can_be_served_before_the_stages_are_known():
-    assert recovery.hindrance(make_request(), Peers(Outbox())) == ""
+    assert recovery.blocking_reason(make_request(), Peers(Outbox())) == ""

@@ -8,7 +8,7 @@ import torch
 from support.llm_requests import bistream, request
 
 from light_tts.engine.llm.delivery import Delivery
-from light_tts.engine.llm.llm_yield import LONGEST, ON_ITS_WAY, LLMYield
+from light_tts.engine.llm.llm_yield import HANDOVER_SECONDS, LONGEST, LLMYield
 from light_tts.engine.llm.sequence import Sequence
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
 from light_tts.server.core.first_chunk_lock import FirstChunkLock, choose_first_chunk_lock
@@ -112,7 +112,7 @@ def test_steps_wait_from_the_last_draw_on_until_the_decode_process_has_begun(wor
     assert not world.holds(urgent=True, coming=True)
     world.llm_yield.expect()
     assert world.holds()
-    world.now += 1.01 * ON_ITS_WAY
+    world.now += 1.01 * HANDOVER_SECONDS
     assert not world.holds()
 
 
@@ -175,7 +175,7 @@ def accept(part: Speaking, tokens: int) -> list[int] | None:
 
 def test_a_stream_is_urgent_until_the_tokens_of_its_first_chunk_are_being_drawn():
     part = speaking(request(0, min_outputs=40, max_outputs=60))
-    assert part.urgent and part.breaks_silence  # it has not been in the model at all
+    assert part.urgent and part.is_first_audio  # it has not been in the model at all
     draw(part.sequence, 1)
     draw(part.sequence, 8)
     assert part.urgent  # 9 of 18
@@ -183,11 +183,11 @@ def test_a_stream_is_urgent_until_the_tokens_of_its_first_chunk_are_being_drawn(
     draw(part.sequence, 8)
     assert part.urgent  # 17 of 18
     draw(part.sequence, 8)
-    assert not part.urgent and part.breaks_silence
+    assert not part.urgent and part.is_first_audio
     assert accept(part, 8) is None
-    assert not part.urgent and part.breaks_silence
+    assert not part.urgent and part.is_first_audio
     assert len(accept(part, 8)) == 25
-    assert not part.urgent and not part.breaks_silence
+    assert not part.urgent and not part.is_first_audio
 
 
 def test_a_paused_stream_is_urgent_again():
@@ -196,17 +196,17 @@ def test_a_paused_stream_is_urgent_again():
     accept(part, 20)
     assert not part.urgent
     part.sequence.recall(0)
-    assert part.urgent and not part.breaks_silence
+    assert part.urgent and not part.is_first_audio
 
 
 def test_an_answer_in_one_piece_is_never_urgent():
     part = speaking(request(0), stream=False)
-    assert not part.urgent and not part.breaks_silence
+    assert not part.urgent and not part.is_first_audio
 
 
 def test_later_parts_and_resumed_ones_break_no_silence():
-    assert not speaking(request(0), part=1).breaks_silence
-    assert not speaking(request(0), samples=1).breaks_silence
+    assert not speaking(request(0), part=1).is_first_audio
+    assert not speaking(request(0), samples=1).is_first_audio
 
 
 def test_a_bistream_is_urgent_when_its_text_is_there():

@@ -64,7 +64,7 @@ def small(monkeypatch):
     """Judges that take no time."""
     monkeypatch.setattr(discriminators, "PERIODS", (2, 7))
     monkeypatch.setattr(discriminators, "RESOLUTIONS", (512,))
-    channels = {"PeriodJudge": (4, 8, 8), "SpectrumJudge": 4}
+    channels = {"PeriodDiscriminator": (4, 8, 8), "SpectrumDiscriminator": 4}
     for name, value in channels.items():
         monkeypatch.setattr(getattr(discriminators, name).__init__, "__defaults__", (value,))
 
@@ -92,7 +92,7 @@ def test_losses_are_zero_for_the_same_wave_and_their_gradient_is_finite_in_silen
     assert f0_distance(torch.tensor([[220.0, 10.0]]), torch.tensor([[200.0, 0.0]])) == pytest.approx(0.1)
     silence = torch.zeros_like(wave).requires_grad_()
     loss = mel_distance(silence, wave, 24_000) + stft_distance(silence, wave)
-    loss = loss + discriminators.deceiving_loss([discriminators.SpectrumJudge(512, 4)(silence)])
+    loss = loss + discriminators.adversarial_loss([discriminators.SpectrumDiscriminator(512, 4)(silence)])
     loss.backward()
     assert torch.isfinite(silence.grad).all()
 
@@ -123,9 +123,9 @@ def test_judges_tell_waves_apart_and_the_vocoder_learns_through_them(corpus, sma
         learner.set_rate(10.0)
     batch = torch.tensor([0, 1]), torch.tensor([85, 10])
     values = [training.compete(*batch) for _ in range(8)]
-    assert values[-1]["judging"] < 0.8 * values[0]["judging"]
+    assert values[-1]["discriminator"] < 0.8 * values[0]["discriminator"]
     assert values[-1]["mel"] < values[0]["mel"]
-    assert all(p.requires_grad for p in training.judges.parameters())
+    assert all(p.requires_grad for p in training.discriminators.parameters())
 
 
 def test_judges_that_hear_once_teach_as_judges_that_hear_twice(corpus, small):
@@ -134,19 +134,19 @@ def test_judges_that_hear_once_teach_as_judges_that_hear_twice(corpus, small):
     batch = torch.tensor([0, 1, 0]), torch.tensor([85, 10, 30])
     torch.manual_seed(1)
     training.compete(*batch)
-    found = [[p.grad.clone() for p in m.parameters()] for m in (training.model, training.judges)]
+    found = [[p.grad.clone() for p in m.parameters()] for m in (training.model, training.discriminators)]
 
     training.model.zero_grad()
-    training.judges.zero_grad()
+    training.discriminators.zero_grad()
     torch.manual_seed(1)
     given, wave, f0 = training._speak(*batch, predicted=True)
-    real, made = training.judges(given.wave), training.judges(wave.detach())
-    discriminators.judging_loss(real, made).backward()
-    expected = [[p.grad.clone() for p in training.judges.parameters()]]
-    made = training.judges(wave)
+    real, made = training.discriminators(given.wave), training.discriminators(wave.detach())
+    discriminators.discriminator_loss(real, made).backward()
+    expected = [[p.grad.clone() for p in training.discriminators.parameters()]]
+    made = training.discriminators(wave)
     loss = vocoder.MEL_WEIGHT * mel_distance(wave, given.wave, 24_000)
-    loss = loss + vocoder.F0_WEIGHT * f0_distance(f0, given.f0) + discriminators.deceiving_loss(made)
-    (loss + MATCHING_WEIGHT * discriminators.matching_loss(real, made)).backward(
+    loss = loss + vocoder.F0_WEIGHT * f0_distance(f0, given.f0) + discriminators.adversarial_loss(made)
+    (loss + MATCHING_WEIGHT * discriminators.feature_matching_loss(real, made)).backward(
         inputs=list(training.model.parameters())
     )
     expected = [[p.grad for p in training.model.parameters()], *expected]

@@ -98,7 +98,7 @@ def quantised(digits: Tensor) -> Tensor:
     return digits + (digits.round() - digits).detach()
 
 
-class CodeListener(nn.Module):
+class CodePredictor(nn.Module):
     """Predicts the targets from the codes. Its context is small, so that each code must contain the
     information itself."""
 
@@ -144,7 +144,7 @@ class TaughtTokenizer(nn.Module):
     def __init__(self, phonemes: int, speakers: int, mels: int) -> None:
         super().__init__()
         self.tokenizer = SpeechTokenizer()
-        self.listener = CodeListener(phonemes, speakers, mels)
+        self.listener = CodePredictor(phonemes, speakers, mels)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ def save(work: Path) -> None:
         found[name] = {"weights": {}, "minutes": state["minutes"], "steps": state["steps"]}
     lm = read(weights_to_use(work))["model"]["average"]
     found["language_model"]["weights"] = halves({k: w for k, w in lm.items() if not k.startswith("lm.")})
-    judges = read(training_file(work, "vocoder"))["discriminators"]["average"]
-    found["vocoder"]["discriminators"] = halves(judges)
+    discriminators = read(training_file(work, "vocoder"))["discriminators"]["average"]
+    found["vocoder"]["discriminators"] = halves(discriminators)
     torch.save(found, UNSERVED)
     print(f"{UNSERVED}: {UNSERVED.stat().st_size / 1e6:.1f} MB")
 

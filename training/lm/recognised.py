@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from training.checkpoint import training_file
-from training.codec.speech_tokenizer import BLANK, DIGITS, LEVELS, NAME, PUNCTUATION, STRESS, CodeListener
+from training.codec.speech_tokenizer import BLANK, DIGITS, LEVELS, NAME, PUNCTUATION, STRESS, CodePredictor
 from training.corpus.corpus import SILENCE
 from training.corpus.packages import phoneme_ids
 from training.loop import averaged_weights
@@ -30,7 +30,7 @@ class Recogniser:
         weights = part_of(averaged_weights(training_file(work, NAME)), "listener")
         speakers, mels = len(weights["speaker.weight"]), len(weights["mel.bias"]) // 2
         ids = phoneme_ids(work)
-        self._listener = CodeListener(max(ids.values()) + 1, speakers, mels)
+        self._listener = CodePredictor(max(ids.values()) + 1, speakers, mels)
         self._listener.load_state_dict(weights)
         self._listener.to(device).eval()
         self._device = device

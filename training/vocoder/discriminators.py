@@ -27,7 +27,7 @@ SLOPE = 0.1
 Features = list[Tensor]  # of one discriminator, layer by layer; the last is its output
 
 
-class Judge(nn.Module):
+class Discriminator(nn.Module):
     """Convolutions over an image computed from the waveform."""
 
     def __init__(self, convs: list[nn.Conv2d]) -> None:
@@ -46,7 +46,7 @@ class Judge(nn.Module):
         return [*features, self.convs[-1](x)]
 
 
-class PeriodJudge(Judge):
+class PeriodDiscriminator(Discriminator):
     """Compares samples that are `period` apart."""
 
     def __init__(self, period: int, channels: tuple[int, ...] = PERIOD_CHANNELS) -> None:
@@ -63,7 +63,7 @@ class PeriodJudge(Judge):
         return wave.view(len(wave), 1, -1, self.period)
 
 
-class SpectrumJudge(Judge):
+class SpectrumDiscriminator(Discriminator):
     """Evaluates log magnitudes: (batch, 1, frames, bins)."""
 
     def __init__(self, size: int, channels: int = SPECTRUM_CHANNELS) -> None:
@@ -82,13 +82,13 @@ class SpectrumJudge(Judge):
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Losses, each summed over all discriminators: `deceiving` (adversarial) and `matching` (features) are
-    the vocoder's, `judging` is the discriminators'."""
+class AdversarialLosses:
+    """Losses, each summed over all discriminators: `adversarial` and `matching` (of features) are the
+    vocoder's, `discriminator` is the discriminators' own."""
 
-    deceiving: Tensor
+    adversarial: Tensor
     matching: Tensor
-    judging: Tensor
+    discriminator: Tensor
 
 
 class Discriminators(nn.Module):
@@ -96,48 +96,51 @@ class Discriminators(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.judges = nn.ModuleList(
-            [*(PeriodJudge(period) for period in PERIODS), *(SpectrumJudge(size) for size in RESOLUTIONS)]
+        self.judges = nn.ModuleList(  # the name in saved weights
+            [
+                *(PeriodDiscriminator(period) for period in PERIODS),
+                *(SpectrumDiscriminator(size) for size in RESOLUTIONS),
+            ]
         )
         self._streams: list[torch.cuda.Stream] = []
 
     def forward(self, wave: Tensor) -> list[Features]:
         """wave: (batch, samples) float32"""
         with mixed_precision(wave.device):
-            return [judge(wave) for judge in self.judges]
+            return [discriminator(wave) for discriminator in self.judges]
 
-    def compare(self, real: Tensor, made: Tensor) -> Judgement:
+    def compare(self, real: Tensor, made: Tensor) -> AdversarialLosses:
         """real, made: (batch, samples) float32. On a GPU each discriminator uses its own stream, forward and
         backward, because a single one does not fill the GPU."""
         both, half = torch.cat([real, made]), len(real)
         if both.device.type != "cuda":
-            return self._sum([self._losses(judge, both, half) for judge in self.judges])
+            return self._sum([self._losses(discriminator, both, half) for discriminator in self.judges])
         if not self._streams:
             self._streams = [torch.cuda.Stream(both.device) for _ in self.judges]
         caller, found = torch.cuda.current_stream(both.device), []
-        for judge, stream in zip(self.judges, self._streams, strict=True):
+        for discriminator, stream in zip(self.judges, self._streams, strict=True):
             stream.wait_stream(caller)
             with torch.cuda.stream(stream):
-                found.append(self._losses(judge, both, half))
+                found.append(self._losses(discriminator, both, half))
         for stream in self._streams:
             caller.wait_stream(stream)
         return self._sum(found)
 
     @staticmethod
-    def _losses(judge: Judge, both: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor]:
-        """both: (2 * half, samples), the teacher's first -> deceiving, matching and judging loss."""
+    def _losses(discriminator: Discriminator, both: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor]:
+        """both: (2 * half, samples), the teacher's first -> adversarial, matching and discriminator loss."""
         with mixed_precision(both.device):
-            features = judge(both)
+            features = discriminator(both)
         real, made = [[x[:half] for x in features]], [[x[half:] for x in features]]
         given = [[x.detach() for x in real[0]]]
-        return deceiving_loss(made), matching_loss(given, made), judging_loss(real, made)
+        return adversarial_loss(made), feature_matching_loss(given, made), discriminator_loss(real, made)
 
     @staticmethod
-    def _sum(losses: list[tuple[Tensor, Tensor, Tensor]]) -> Judgement:
-        return Judgement(*(torch.stack(parts).sum() for parts in zip(*losses, strict=True)))
+    def _sum(losses: list[tuple[Tensor, Tensor, Tensor]]) -> AdversarialLosses:
+        return AdversarialLosses(*(torch.stack(parts).sum() for parts in zip(*losses, strict=True)))
 
 
-def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
+def discriminator_loss(real: list[Features], made: list[Features]) -> Tensor:
     """Loss of the discriminators: least squares (Mao et al., 2017) with target 1 for the teacher's and 0 for
     the vocoder's waveforms."""
     return sum(
@@ -146,12 +149,12 @@ def judging_loss(real: list[Features], made: list[Features]) -> Tensor:
     )
 
 
-def deceiving_loss(made: list[Features]) -> Tensor:
+def adversarial_loss(made: list[Features]) -> Tensor:
     """Adversarial loss of the vocoder: least squares with target 1."""
     return sum((1 - features[-1].float()).square().mean() for features in made)
 
 
-def matching_loss(real: list[Features], made: list[Features]) -> Tensor:
+def feature_matching_loss(real: list[Features], made: list[Features]) -> Tensor:
     """Feature matching loss of the vocoder: mean difference of all features before the output, summed over
     layers."""
     return sum(

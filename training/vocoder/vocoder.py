@@ -47,7 +47,7 @@ CONTEXT = 8  # frames on each side: 2 see the padding of the mel's crop, and the
 SAMPLES_PER_FRAME = SAMPLE_RATE // LABEL_RATE
 
 SHAPING = 0.08  # fraction of the time
-RATE, JUDGES_RATE = 4e-4, 3e-4  # for BATCH
+RATE, DISCRIMINATORS_RATE = 4e-4, 3e-4  # for BATCH
 BETAS = (0.8, 0.99)
 MEL_WEIGHT, STFT_WEIGHT, MATCHING_WEIGHT, F0_WEIGHT = 45.0, 5.0, 2.0, 10.0
 
@@ -116,11 +116,11 @@ class Training:
         self._corpus, self._mel, self._batch, self._drawn = corpus, config.mel, batch, max(batch, pitched)
         self._made, self._share = made, share
         self.model = new_vocoder(config).to(corpus.device)
-        self.judges = Discriminators().to(corpus.device)
+        self.discriminators = Discriminators().to(corpus.device)
         larger = max(batch / BATCH, 1.0) ** 0.5  # the gradient noise decreases with the batch size
         self.learners = {
             "model": Learner(self.model, larger * RATE, BETAS, clip=1000.0),
-            "discriminators": Learner(self.judges, larger * JUDGES_RATE, BETAS, clip=1000.0),
+            "discriminators": Learner(self.discriminators, larger * DISCRIMINATORS_RATE, BETAS, clip=1000.0),
         }
         self._ends = corpus.frames.cumsum(0).cpu().numpy()
         self._begins = self._ends - corpus.frames.cpu().numpy()
@@ -153,22 +153,22 @@ class Training:
         because their best estimate is over-smoothed."""
         given, wave, f0 = self._speak(index, begin, predicted=True)
         shown = wave.detach().requires_grad_()
-        found = self.judges.compare(given.wave, shown)
+        found = self.discriminators.compare(given.wave, shown)
         losses = {
             "mel": mel_distance(wave, given.wave, SAMPLE_RATE),
             "f0": f0_distance(f0, given.f0),
-            "deceiving": found.deceiving,
+            "adversarial": found.adversarial,
             "matching": found.matching,
-            "judging": found.judging,
+            "discriminator": found.discriminator,
         }
         # The gradient of the waveform passes through the discriminators once, without a gradient of their own
         # weights.
-        judged = found.deceiving + MATCHING_WEIGHT * found.matching
-        (verdict,) = torch.autograd.grad(judged, shown, retain_graph=True)
-        judges_norm = self.learners["discriminators"].learn(found.judging)
-        loss = MEL_WEIGHT * losses["mel"] + F0_WEIGHT * losses["f0"] + (verdict * wave).sum()
+        adversarial = found.adversarial + MATCHING_WEIGHT * found.matching
+        (gradient,) = torch.autograd.grad(adversarial, shown, retain_graph=True)
+        discriminators_norm = self.learners["discriminators"].learn(found.discriminator)
+        loss = MEL_WEIGHT * losses["mel"] + F0_WEIGHT * losses["f0"] + (gradient * wave).sum()
         norm = self.learners["model"].learn(loss)
-        return detached({**losses, "norm": norm, "judges_norm": judges_norm})
+        return detached({**losses, "norm": norm, "discriminators_norm": discriminators_norm})
 
     def _speak(self, index: Tensor, begin: Tensor, predicted: bool) -> tuple[VocoderCrops, Tensor, Tensor]:
         """Return the crops, with waveforms only of those that are spoken; the generated waveform (spoken,

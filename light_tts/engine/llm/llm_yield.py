@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 LONGEST = 0.15  # maximum seconds without a step
 # seconds after which a decode process has certainly received the tokens and started on them
-ON_ITS_WAY = 0.005
+HANDOVER_SECONDS = 0.005
 
 
 class LLMYield:
@@ -31,7 +31,7 @@ class LLMYield:
 
     def expect(self) -> None:
         """Record that the tokens of a first chunk have been sent to a decode process."""
-        self._expected_until = self._clock() + ON_ITS_WAY
+        self._expected_until = self._clock() + HANDOVER_SECONDS
 
     def holds(self, urgent: bool, coming: bool) -> bool:
         """Return whether to hold back steps now; call before each step and each sleep. `urgent`: a step is

@@ -49,7 +49,7 @@ class OneShot(Sequence):
         """The given ids and all outputs, as unified ids. `inputs` may lack the last output."""
         return [*self.inputs[: self.given], *map(self._ids.speech, self.outputs)]
 
-    def draw_again(self) -> None:
+    def retry_with_next_seed(self) -> None:
         """Return to the beginning, to be drawn with the next seed. Its slots must have been released."""
         del self.inputs[self.given :]
         self.outputs.clear()

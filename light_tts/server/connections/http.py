@@ -37,7 +37,7 @@ class LimitedHttp(HttpToolsProtocol):
     def __init__(self, *args: Any, gate: Gate, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._gate = gate
-        self._deaf = False  # further input is ignored
+        self._ignoring_input = False  # further input is ignored
         self._timer: TimerHandle | None = None  # for whichever is awaited: a header, more of a body, the end
         self._begun = False  # part of a header has arrived
         self._refusal: Refusal | None = None
@@ -61,7 +61,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def make_room(self) -> None:
-        self._deaf = True
+        self._ignoring_input = True
         self.transport.close()
 
     def end_with_answer(self) -> None:
@@ -71,7 +71,7 @@ class LimitedHttp(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
+        if self._ignoring_input:
             return
         self._unset_keepalive_if_required()
         self._last_byte = self.loop.time()
@@ -94,7 +94,7 @@ class LimitedHttp(HttpToolsProtocol):
         """The client has closed its sending side. If it has sent a complete request, it still gets its
         response (True keeps the connection open)."""
         cycle = self.cycle
-        if self._deaf or cycle is None or cycle.response_complete or cycle.more_body:
+        if self._ignoring_input or cycle is None or cycle.response_complete or cycle.more_body:
             return False
         cycle.keep_alive = False
         self.loop.call_later(PROBE_SECONDS, self._probe, True)
@@ -220,7 +220,11 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _watch_head(self) -> None:
         """Start the header timeout. Bytes between two requests count as the start of the next one."""
-        if self._timer is None and not self._deaf and (self.cycle is None or self.cycle.response_complete):
+        if (
+            self._timer is None
+            and not self._ignoring_input
+            and (self.cycle is None or self.cycle.response_complete)
+        ):
             self._wait(self._gate.header_timeout, self._head_is_late)
 
     def _head_is_late(self) -> None:
@@ -266,7 +270,7 @@ class LimitedHttp(HttpToolsProtocol):
         cycle = self.cycle
         answering = cycle is not None and not cycle.response_complete
         if self.pipeline or (answering and (cycle.response_started or not cycle.more_body)):
-            self._deaf = True
+            self._ignoring_input = True
             self.transport.close()
             return
         if answering:  # looks like a disconnected client to the application
@@ -289,7 +293,7 @@ class LimitedHttp(HttpToolsProtocol):
     def linger(self) -> None:
         """Close the connection once the client has read what was written. Closing at once, with input unread,
         would discard it."""
-        self._deaf = True
+        self._ignoring_input = True
         self._stop_waiting()
         self._unset_keepalive_if_required()
         self._gate.idle(self)
@@ -304,7 +308,7 @@ class LimitedHttp(HttpToolsProtocol):
         self.handle_websocket_upgrade()
         successor = self.transport.get_protocol()
         assert isinstance(successor, LimitedWebSocket)  # HttpWorker has set it so
-        self._deaf = True
+        self._ignoring_input = True
         self._gate.replace(self, successor)
 
 

@@ -56,26 +56,28 @@ class SpokenUtterance(Utterance):
         self.text = ""
 
 
-class Audience(Protocol):
+class UtteranceReceiver(Protocol):
     """Receives the events of the utterances in order, one utterance after the other."""
 
-    async def begins(self, utterance: SpokenUtterance) -> None:
+    async def on_begin(self, utterance: SpokenUtterance) -> None:
         """The utterance's first audio follows."""
 
-    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None: ...
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None: ...
 
-    async def ends(self, utterance: Utterance, error: RequestError | None) -> None: ...
+    async def on_end(self, utterance: Utterance, error: RequestError | None) -> None: ...
 
 
 class Live:
     """Text-to-speech of one conversation. `append` and `flush`, or `say`, add text; `run` speaks it. After
     `close`, `run` returns once the pending text has been spoken; `abandon` frees everything at once."""
 
-    def __init__(self, manager: HttpServerManager, route: str, manner: Manner, audience: Audience) -> None:
+    def __init__(
+        self, manager: HttpServerManager, route: str, manner: Manner, receiver: UtteranceReceiver
+    ) -> None:
         self.manner = manner  # for the next utterance
         self._manager = manager
         self._route = route
-        self._audience = audience
+        self._receiver = receiver
         self._queue: asyncio.Queue[Utterance | None] = asyncio.Queue()
         self._calls: set[SpeechCall] = set()
         self._current: SpokenUtterance | None = None
@@ -145,7 +147,7 @@ class Live:
             if isinstance(utterance, SpokenUtterance):
                 await self._speak(utterance)
             else:
-                await self._audience.ends(utterance, None)
+                await self._receiver.on_end(utterance, None)
 
     def _begin(self, manner: Manner, text: str = "") -> SpokenUtterance:
         """`text` empty: it comes piece by piece."""
@@ -178,13 +180,13 @@ class Live:
                 await self._send(utterance, data)
             await self._send(utterance, await asyncio.to_thread(sound.finish))
             call.close()
-            await self._audience.ends(utterance, None)
+            await self._receiver.on_end(utterance, None)
         except RequestError as error:
             call.refuse(error)
             if self._current is utterance:  # more text may come, but it will not be spoken
                 self._current = None
                 self._count += 1
-            await self._audience.ends(utterance, error)
+            await self._receiver.on_end(utterance, error)
         finally:
             call.close("disconnected")
             self._calls.discard(call)
@@ -194,5 +196,5 @@ class Live:
             return
         if not utterance.begun:
             utterance.begun = True
-            await self._audience.begins(utterance)
-        await self._audience.hears(utterance, data)
+            await self._receiver.on_begin(utterance)
+        await self._receiver.on_audio(utterance, data)

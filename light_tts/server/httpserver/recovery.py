@@ -38,7 +38,7 @@ def routed_to_dead(routed: messages.Routed, peers: Peers) -> bool:
     return known is not None and (known.incarnation > routed.incarnation or known.state == "failed")
 
 
-def hindrance(request: SpeechRequest, peers: Peers) -> str | None:
+def blocking_reason(request: SpeechRequest, peers: Peers) -> str | None:
     """Return None if the request can be served now, "" if it must wait, or the reason why it can never be
     served."""
     encodes, decodes = peers.of("encode"), peers.of("decode")

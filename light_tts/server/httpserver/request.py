@@ -64,7 +64,7 @@ class SpeechRequest:
         self.parts: list[PartReceived] = []
         self.texts: list[str] = []
         self.text_finished = False
-        self.drawn_again = False
+        self.next_seed_tried = False
         self.text_tokens = 0
         self.words: list[list[str]] = []  # words of each part, if word times were requested
         self.sent_at: float | None = None  # to encode, monotonic seconds
@@ -118,13 +118,13 @@ class SpeechRequest:
         if after_loss:
             self.fruitless_attempts += 1
 
-    def draw_again(self) -> None:
+    def retry_with_next_seed(self) -> None:
         """Start an attempt from the beginning with the next seed; only valid if no audio has been sent."""
         options = self.speech.options
         following = msgspec.structs.replace(options, seed=(options.seed + 1) % 2**32)
         self.speech = replace(self.speech, options=following)
         self.parts, self.part_count, self._speaking = [], None, 0
-        self.drawn_again = True
+        self.next_seed_tried = True
         self.start_attempt()
 
     def note_strike(self, stage: str, alone: bool) -> bool:

@@ -46,7 +46,7 @@ class Submissions:
     def submit(self, call: Call) -> None:
         """Send the call's request to the stages, now or once they are up. Raises RequestError if a stage it
         needs has been given up."""
-        reason = recovery.hindrance(call.request, self._peers)
+        reason = recovery.blocking_reason(call.request, self._peers)
         if reason:
             raise RequestError(503, reason)
         self._calls[call.request.request_id] = call
@@ -107,7 +107,7 @@ class Submissions:
 
     def _try_to_send(self, call: Call) -> None:
         request = call.request
-        reason = recovery.hindrance(request, self._peers)
+        reason = recovery.blocking_reason(request, self._peers)
         if reason:
             self._fail(call, 503, reason)
         elif reason is None:
@@ -131,17 +131,17 @@ class Submissions:
         request_recoveries_total.inc()
         self._try_to_send(call)
 
-    def _draw_again(self, call: Call) -> None:
+    def _retry_with_next_seed(self, call: Call) -> None:
         """Retry with another seed, at most once per request; then fail it."""
         request = call.request
-        if request.drawn_again:
+        if request.next_seed_tried:
             self._fail(call, 500, "the model produced no speech in two attempts: try another seed or text")
             return
         seed = request.speech.options.seed
         log.warning("%s no speech with seed %d; retrying with another seed", request.request_id, seed)
         redrawn_total.labels("silent").inc()
         self._peers.broadcast(messages.Abort(job=request.job))
-        request.draw_again()
+        request.retry_with_next_seed()
         self._try_to_send(call)
 
     def _handle(self, call: Call, answer: Answer) -> None:
@@ -173,7 +173,7 @@ class Submissions:
         if request.routed is not None:
             self.heard[request.routed.decode] = time.monotonic()
         if request.lacks_speech:
-            self._draw_again(call)
+            self._retry_with_next_seed(call)
             return
         call.deliver(audio)
         if request.complete:

@@ -22,7 +22,7 @@ class Speaking:
     arrived: float
     admitted: float = 0.0
     opened: bool = False  # OpenSpeech has been sent to the decode process
-    drawn_again: bool = False  # with the next seed, because the first draw skipped or repeated words
+    next_seed_tried: bool = False  # with the next seed, because the first draw skipped or repeated words
     share: np.ndarray | None = None  # of the attention, see Aligner, once it has been computed
 
     @property
@@ -32,10 +32,10 @@ class Speaking:
         sequence = self.sequence
         if not (self.request.stream and sequence.runnable):
             return False
-        return not sequence.on_device or self.undrawn > 0
+        return not sequence.on_device or self.unsampled > 0
 
     @property
-    def undrawn(self) -> int:
+    def unsampled(self) -> int:
         """Number of tokens of its first chunk that are not being sampled yet; 0 or negative if none."""
         return self.delivery.missing - self.sequence.ahead
 
@@ -52,7 +52,7 @@ class Speaking:
         return unsent and self.sequence.finished and self.delivery.at_once(self.sequence.outputs)
 
     @property
-    def breaks_silence(self) -> bool:
+    def is_first_audio(self) -> bool:
         """Whether the next tokens sent produce the first audio for the client."""
         unheard = self.request.part == 0 and not self.request.progress.samples
         return unheard and self.delivery.missing > 0

@@ -33,7 +33,7 @@ class Reading:
         """What is wrong with a part that has been drawn to its end and may be drawn again: for the first
         time, none of it handed on, and as long as the model wanted it to be."""
         options, sequence = speaking.request.options, speaking.sequence
-        if not self._redraw or speaking.drawn_again or not speaking.in_hand:
+        if not self._redraw or speaking.next_seed_tried or not speaking.in_hand:
             return None
         if options.min_new_tokens is not None or len(sequence.outputs) == options.max_new_tokens:
             return None

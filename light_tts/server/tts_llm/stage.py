@@ -30,7 +30,7 @@ OPENING = (
 )  # fmt: skip
 STAGE = "llm"
 SLOW_CPU = 0.1  # seconds per token, assumed before it has been measured
-LOOK_AGAIN = 0.001  # seconds between checks while steps are held back; the shortest sleep of an inbox
+POLL_SECONDS = 0.001  # seconds between checks while steps are held back; the shortest sleep of an inbox
 
 
 class LLMStage:
@@ -90,13 +90,13 @@ class LLMStage:
         releasing the GPU, a moment if steps are held back, else until the next heartbeat."""
         if self._engine.in_flight:
             return 0
-        held = self._gives_way()
+        held = self._must_yield()
         if self._scheduler.has_work and not held:
             return 0
         if self._gpu_turn is not None:
             self._gpu_turn.release()
         self._stats.update(self._scheduler)
-        return LOOK_AGAIN if held else INTERVAL
+        return POLL_SECONDS if held else INTERVAL
 
     def receive(self, message: messages.Message) -> None:
         match message:
@@ -117,7 +117,7 @@ class LLMStage:
     def step(self) -> None:
         """Admit requests and launch the next steps, then process results of earlier ones while these run.
         While the GPU is left to first chunks, only process results."""
-        if self._gives_way():
+        if self._must_yield():
             if self._engine.in_flight:
                 self._collect()
             return
@@ -126,7 +126,7 @@ class LLMStage:
         suspects = any(job.alone for job in self._jobs.values())
         while suspects and self._engine.in_flight:
             self._collect()
-        plan = self._scheduler.plan(self._steps_to_first_chunk(), self._whose_turn() if suspects else None)
+        plan = self._scheduler.plan(self._steps_to_first_chunk(), self._next_jobs() if suspects else None)
         for sequence in plan.evicted:
             self._engine.release(sequence)
         if plan.work:
@@ -136,7 +136,7 @@ class LLMStage:
         while self._engine.in_flight > (0 if suspects else self._ahead):
             self._collect()
 
-    def _whose_turn(self) -> set[str]:
+    def _next_jobs(self) -> set[str]:
         """Return the jobs of the next step if some must run alone: one of those, or all the others."""
         jobs = dict.fromkeys(s.job for s in self._scheduler.running if s.runnable)
         alone = [{name} for name in jobs if self._jobs[name].alone]
@@ -180,20 +180,20 @@ class LLMStage:
 
     # -- steps
 
-    def _gives_way(self) -> bool:
+    def _must_yield(self) -> bool:
         """Return whether steps are held back in favour of a first chunk."""
         if self._llm_yield is None:
             return False
         parts = [self._speaking(sequence) for sequence in self._scheduler.present]
         urgent = not self._scheduler.has_work or any(part.urgent for part in parts)
-        coming = any(part.sequence.ahead and part.breaks_silence and self._shares_gpu(part) for part in parts)
+        coming = any(part.sequence.ahead and part.is_first_audio and self._shares_gpu(part) for part in parts)
         return self._llm_yield.holds(urgent, coming)
 
     def _steps_to_first_chunk(self) -> int | None:
         """Return the number of steps until the last token of some first chunk is sampled; a longer round
         would delay it. None if there is no such chunk."""
-        undrawn = (self._speaking(s).undrawn for s in self._scheduler.running if s.on_device)
-        return min((steps for steps in undrawn if steps > 0), default=None)
+        unsampled = (self._speaking(s).unsampled for s in self._scheduler.running if s.on_device)
+        return min((steps for steps in unsampled if steps > 0), default=None)
 
     def _shares_gpu(self, speaking: Speaking) -> bool:
         """Return whether the part's decode process uses this GPU."""
@@ -284,10 +284,10 @@ class LLMStage:
             self._fail(request.job, 400, sequence.error)
             return
         if self._reading is not None and (misreading := self._reading.wrong(speaking)):
-            self._draw_again(speaking, misreading)
+            self._retry_with_next_seed(speaking, misreading)
             return
         job = self._jobs[request.job]
-        breaks_silence = speaking.breaks_silence
+        is_first_audio = speaking.is_first_audio
         tokens = speaking.delivery.take(sequence.outputs, sequence.finished)
         if tokens is not None:
             due = messages.SpeechTokens(
@@ -300,7 +300,7 @@ class LLMStage:
             )
             self._ctx.peers.send("decode", self._decode_process(speaking), due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
-            if self._llm_yield is not None and breaks_silence and self._shares_gpu(speaking):
+            if self._llm_yield is not None and is_first_audio and self._shares_gpu(speaking):
                 self._llm_yield.expect()
         if sequence.finished:
             self._scheduler.end(sequence)
@@ -312,7 +312,7 @@ class LLMStage:
     def _times_of_words(self, speaking: Speaking) -> list[int]:
         return [] if self._reading is None else self._reading.times(speaking)
 
-    def _draw_again(self, speaking: Speaking, reason: str) -> None:
+    def _retry_with_next_seed(self, speaking: Speaking, reason: str) -> None:
         """Once for a part, before anything of it is handed on: it keeps its turn in the scheduler."""
         sequence, request = speaking.sequence, speaking.request
         assert isinstance(sequence, OneShot)  # text that is still arriving is not read
@@ -321,9 +321,9 @@ class LLMStage:
         )
         metrics.redrawn_total.labels(reason).inc()
         self._engine.release(sequence)
-        sequence.draw_again()
+        sequence.retry_with_next_seed()
         speaking.delivery = self._parts.delivery(request)
-        speaking.drawn_again, speaking.share = True, None
+        speaking.next_seed_tried, speaking.share = True, None
 
     # -- errors
 

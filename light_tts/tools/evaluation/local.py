@@ -84,7 +84,7 @@ class LocalSpeaker:
         _draw(engine, sequences)
         for sequence in (again := [sequence for sequence in sequences if self._misread(sequence)]):
             engine.release(sequence)
-            sequence.draw_again()
+            sequence.retry_with_next_seed()
         _draw(engine, again)
         return [[part.outputs for part in parts] for parts in takes]
 

@@ -93,15 +93,15 @@ class Context:
         name = {} if self.name is None else {"contextId": self.name, "context_id": self.name}
         await self._socket.send({**fields, **name})
 
-    async def begins(self, utterance: SpokenUtterance) -> None:
+    async def on_begin(self, utterance: SpokenUtterance) -> None:
         """Sends nothing: the protocol has no message before the first audio."""
 
-    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None:
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None:
         await self._send(
             audio=base64.b64encode(audio).decode(), isFinal=False, alignment=None, normalizedAlignment=None
         )
 
-    async def ends(self, utterance: Utterance, error: RequestError | None) -> None:
+    async def on_end(self, utterance: Utterance, error: RequestError | None) -> None:
         if error is not None:
             await self._send(**error_message(error))
 

@@ -121,9 +121,9 @@ class SpeechSession:
     async def _complain(self, error: RequestError | RequestValidationError) -> None:
         await self._socket.send({"type": "error", "message": as_request_error(error).message})
 
-    # -- Audience
+    # -- UtteranceReceiver
 
-    async def begins(self, utterance: SpokenUtterance) -> None:
+    async def on_begin(self, utterance: SpokenUtterance) -> None:
         self._sent_bytes = 0
         await self._socket.send(
             {
@@ -136,11 +136,11 @@ class SpeechSession:
             }
         )
 
-    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None:
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None:
         self._sent_bytes += len(audio)
         await self._socket.send(audio)
 
-    async def ends(self, utterance: Utterance, error: RequestError | None) -> None:
+    async def on_end(self, utterance: Utterance, error: RequestError | None) -> None:
         index = {"utterance_index": utterance.index}
         if error is not None:
             await self._complain(error)

@@ -198,9 +198,9 @@ class RealtimeSession:
         body = error_body(as_request_error(error))["error"]
         await self._send("error", error={**body, "event_id": about})
 
-    # -- Audience
+    # -- UtteranceReceiver
 
-    async def begins(self, utterance: SpokenUtterance) -> None:
+    async def on_begin(self, utterance: SpokenUtterance) -> None:
         response = self._responses[utterance]
         item = response.item
         output = {"response_id": response.id, "output_index": 0}
@@ -212,11 +212,11 @@ class RealtimeSession:
         await self._send("response.content_part.added", **response.in_output, part=part)
         await self._send("response.output_audio_transcript.delta", **response.in_output, delta=utterance.text)
 
-    async def hears(self, utterance: SpokenUtterance, audio: bytes) -> None:
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None:
         where = self._responses[utterance].in_output
         await self._send("response.output_audio.delta", **where, delta=base64.b64encode(audio).decode())
 
-    async def ends(self, utterance: Utterance, error: RequestError | None) -> None:
+    async def on_end(self, utterance: Utterance, error: RequestError | None) -> None:
         response = self._responses.pop(utterance)
         if utterance.begun:
             response.finish_item(error)
