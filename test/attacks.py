@@ -1,11 +1,11 @@
-"""Attacks on a server of this machine that is started for them, and what they cost it.
+"""Attacks a server on this machine, started for the purpose, and measures the effect.
 
     python test/attacks.py              all of them
     python test/attacks.py url frames   some
 
-For each attack: by how much the memory of the HTTP worker rose above rest at its peak, the longest that
-/liveness took meanwhile, and what the attackers were told. For `texts`: the P95 of a short request alone, and
-beside ten clients that send texts which cost much. At most a minute each, this machine only.
+Reports for each attack the peak memory increase of the HTTP worker, the longest response time of /liveness in
+the meantime, and the responses the attackers got. For `texts`: the P95 of a short request alone, and
+alongside ten clients that send expensive texts. At most a minute each, this machine only.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Told = collections.Counter[str]
 
 
 async def send(server: Server, head: bytes, size: int, told: Told, block: bytes = BLOCK) -> None:
-    """`head`, then `size` bytes, then silence until the server ends it. Counts what was answered."""
+    """Send `head`, then `size` bytes, then wait until the server closes. Counts the responses."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     answer = asyncio.create_task(reader.read(100_000))
     try:
@@ -58,7 +58,7 @@ def done(answer: asyncio.Task[bytes]) -> bool:
 
 
 async def send_frame(server: Server, size: int, told: Told) -> None:
-    """A WebSocket whose first message is announced with `size` bytes, of which the last is missing."""
+    """Announce a WebSocket message of `size` bytes and send all but the last one."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     key = base64.b64encode(os.urandom(16)).decode()
     writer.write(
@@ -125,13 +125,13 @@ async def small_frames(server: Server, told: Told) -> None:
 
 
 async def pipeline(server: Server, told: Told) -> None:
-    """20 connections that ask for /health 100,000 times without waiting for an answer."""
+    """20 connections that request /health 100,000 times without waiting for a response."""
     block = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" * 2000
     await asyncio.gather(*(send(server, b"", 50 * len(block), told, block) for _ in range(20)))
 
 
 async def idle(server: Server, told: Told) -> None:
-    """2,000 connections that say nothing, held for 10 s (the server was started with `ulimit -Sn 1024`)."""
+    """2,000 silent connections, held for 10 s (the server was started with `ulimit -Sn 1024`)."""
     connections = []
     for number in range(2000):
         with contextlib.suppress(OSError):
@@ -172,7 +172,7 @@ async def short_requests(client: httpx.AsyncClient, count: int) -> list[float]:
 
 
 async def texts(server: Server) -> None:
-    """Prints the figures of a short request alone and beside each costly text, sent by ten clients."""
+    """Print the figures of a short request alone and alongside each expensive text, sent by ten clients."""
     print("\n| text, sent by 10 clients | answers | P50 alone | P95 alone | P50 | P95 | P95s' ratio |")
     print("| --- " * 7 + "|")
     limits = httpx.Limits(max_connections=100)
@@ -207,7 +207,7 @@ async def texts(server: Server) -> None:
 
 
 def memory(pid: int, name: str) -> float:
-    """MB: `VmRSS` now, or `VmHWM`, the most since `forget_peak`."""
+    """Return MB: `VmRSS` now, or `VmHWM`, the maximum since `forget_peak`."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) * 1024 / MB
 
@@ -217,7 +217,7 @@ def forget_peak(pid: int) -> None:
 
 
 async def ask_liveness(server: Server, times: list[float]) -> None:
-    """Over and over, each time on a connection of its own."""
+    """Request it repeatedly, each time on a new connection."""
     while True:
         begun = time.monotonic()
         try:
@@ -232,7 +232,7 @@ async def ask_liveness(server: Server, times: list[float]) -> None:
 async def attack(server: Server, name: str) -> None:
     pid = server.workers[0].pid
     with server.client() as client:
-        speak(client, "Hello there.")  # whatever is made at the first request is there
+        speak(client, "Hello there.")  # fills all caches
     rest = memory(pid, "VmRSS")
     forget_peak(pid)
     told: Told = collections.Counter()

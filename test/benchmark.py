@@ -1,5 +1,5 @@
-"""Load generator: sends requests to a running server and prints how fast the answers came.
-See light_tts/tools/bench/command.py; it runs from a checkout that is not installed, too."""
+"""Load generator: sends requests to a running server and prints how fast the responses arrived. See
+light_tts/tools/bench/command.py; also runs from a checkout that is not installed."""
 
 import sys
 from pathlib import Path

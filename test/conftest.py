@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures shared by several test files."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that of several workers none is left with one at the end."""
+    """Run the longest files first, so that with several workers none is left alone with one at the end."""
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
 
 
 @pytest.fixture
 def socket_path() -> Iterator[Path]:
-    """A folder for sockets, whose names must be short: those of `tmp_path` may not be."""
+    """A folder for sockets, whose paths must be short; `tmp_path` may be too long."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         yield Path(name)
 

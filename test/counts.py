@@ -1,11 +1,12 @@
-"""What becomes of requests while a server of this machine, started for it with the small checkpoint of the
-tests, is killed, stopped, attacked, left, and used for long. Counts, not times: the machine may be busy.
+"""Counts the outcome of requests while a server on this machine, started with the small checkpoint of the
+tests, is killed, stopped, attacked, abandoned by clients, and used for a long time. Counts rather than times,
+because the machine may be busy.
 
-    python test/counts.py kills 50              of each stage, under eight streaming clients
+    python test/counts.py kills 50              kills of each stage, with eight streaming clients
     python test/counts.py hangs 50              stages stopped in turn, likewise
-    python test/counts.py hostile 10000         malformed requests beside two streaming clients
-    python test/counts.py cancels 1000          clients that leave
-    python test/counts.py soak 30               minutes of all kinds of requests: what each process holds
+    python test/counts.py hostile 10000         malformed requests alongside two streaming clients
+    python test/counts.py cancels 1000          clients that disconnect
+    python test/counts.py soak 30               minutes of mixed requests: memory and files of each process
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ Found = collections.Counter[str]
 
 @contextlib.asynccontextmanager
 async def streaming(server: Server, expected: list[np.ndarray]) -> AsyncIterator[Found]:
-    """As many clients as there are expected answers stream the same over and over meanwhile. Gives how many
-    answers were `identical`, within 2 of 32768 (`close`), `different` and `lost`."""
+    """Run one client per expected response, each repeating the same stream. Yields the number of responses
+    that were `identical`, within 2 of 32768 (`close`), `different` and `lost`."""
     found: Found = collections.Counter()
     over = asyncio.Event()
 
@@ -87,7 +88,7 @@ def compared(samples: np.ndarray, expected: np.ndarray) -> str:
 
 
 async def signals(server: Server, expected: list[np.ndarray], sent: signal.Signals, count: int) -> None:
-    """To the stages in turn, each when the last one has been mended."""
+    """Send the signal to the stages in turn, each when the previous one has recovered."""
     rng = random.Random(0)
     done: Found = collections.Counter()
     async with streaming(server, expected) as found:
@@ -142,13 +143,13 @@ def hostile(server: Server, count: int) -> None:
 
 
 def gauges(server: Server) -> dict[str, float]:
-    """Those that are not 0."""
+    """Return the gauges that are not 0."""
     values = {name.removeprefix("light_tts_"): server.metric(name) for name in GAUGES}
     return {name: value for name, value in values.items() if value}
 
 
 async def leave_stream(server: Server, rng: random.Random) -> None:
-    """After some bytes of an answer, or before its first."""
+    """Disconnect after some bytes of a response, or before its first one."""
     fields = {"tts_text": "This is spoken for nobody.", "spk_id": "tiny_spk", "min_new_tokens": 300}
     fields |= {"max_new_tokens": 300, "stream": rng.random() < 0.7}
     async with httpx.AsyncClient(timeout=60) as http:
@@ -165,7 +166,7 @@ async def leave_stream(server: Server, rng: random.Random) -> None:
 
 
 async def leave_socket(server: Server, rng: random.Random) -> None:
-    """In the middle of the text or of the speech, with or without saying so."""
+    """Disconnect in the middle of the text or of the speech, with or without a close."""
     async with websockets.connect(f"{server.websocket_url}/inference_bistream") as connection:
         await connection.send('{"spk_id": "tiny_spk", "min_new_tokens": 200}')
         for _ in range(rng.randrange(6)):
@@ -216,7 +217,8 @@ def role(process: psutil.Process, front: int) -> str:
 
 
 def held(server: Server) -> dict[str, tuple[float, float]]:
-    """Of each process: resident memory (MB), open files. `shared memory`: its files' MB and number."""
+    """Return resident memory (MB) and open files of each process; `shared memory`: MB and number of its
+    files."""
     front = psutil.Process(server.pid)
     result = {}
     for process in [front, *front.children(recursive=True)]:
@@ -232,8 +234,8 @@ def held(server: Server) -> dict[str, tuple[float, float]]:
 
 
 async def speak_on(server: Server, number: int, until: float, found: Found) -> None:
-    """All kinds of requests one after the other: streams, whole answers, stored voices, recordings that were
-    there before or not, sockets, and clients that leave."""
+    """Send all kinds of requests one after the other: streams, complete responses, stored voices, new and
+    known recordings, WebSockets, and clients that disconnect."""
     rng = random.Random(number)
     recording = bytearray(PROMPT_WAV.read_bytes())
     while time.monotonic() < until:
@@ -265,7 +267,7 @@ async def speak_on(server: Server, number: int, until: float, found: Found) -> N
 
 
 def soak(server: Server, minutes: int) -> None:
-    """Slopes over the last two thirds of the time: until then allocators and caches fill."""
+    """Report slopes over the last two thirds of the time, after allocators and caches have filled."""
 
     async def run() -> None:
         found: Found = collections.Counter()

@@ -48,7 +48,7 @@ def cpu_seconds(server: Server) -> float:
 
 @dataclass
 class Load:
-    """What a load gave. `rate`: seconds of audio of whole answers a second; `efficiency`: the same for each
+    """Result of a load. `rate`: seconds of audio of complete responses per second; `efficiency`: the same per
     CPU second of the server."""
 
     run: LoadRun
@@ -57,7 +57,7 @@ class Load:
 
 
 async def measured(server: Server, name: str, load: Awaitable[LoadRun]) -> Load:
-    """Runs it and prints what came of it."""
+    """Run the load and print the result."""
     before = cpu_seconds(server)
     run = await load
     used = cpu_seconds(server) - before
@@ -86,7 +86,7 @@ async def measured(server: Server, name: str, load: Awaitable[LoadRun]) -> Load:
 
 
 async def seconds_to_normal(session: aiohttp.ClientSession, workload: Workload, normal: float) -> float:
-    """Seconds from now until a request is answered within `normal` seconds, at most 30."""
+    """Return the seconds until a request is answered within `normal` seconds, at most 30."""
     begun = time.perf_counter()
     for index in range(1000):
         outcome = await speak(session, workload.body(index), index, time.perf_counter())

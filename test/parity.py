@@ -1,5 +1,5 @@
-"""Compares every stage of the model with golden values and prints a table; exits 1 if any of them fails.
-See light_tts/tools/parity/command.py; it runs from a checkout that is not installed, too."""
+"""Compares every stage of the model with golden values and prints a table; exits with 1 if any comparison
+fails. See light_tts/tools/parity/command.py; also runs from a checkout that is not installed."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Figures of two servers behind Ray Serve, started for it with the small checkpoint of the tests.
+"""Figures of two servers behind Ray Serve, started with the small checkpoint of the tests.
 
-python test/replicas.py latency     what the proxy and the way through the replica add
+python test/replicas.py latency     overhead of the proxy and the replica
 python test/replicas.py kills       32 streams while a server, then a replica of Ray, is killed
 """
 
@@ -35,7 +35,7 @@ def first_byte(client: httpx.Client, method: str, path: str, form: dict[str, str
 
 
 def latency(server: Server, number: int) -> None:
-    """Of requests to a server itself and through the proxy, in turn."""
+    """Print latencies of alternating requests, direct and through the proxy."""
     kinds = (("GET", "/liveness", None), ("POST", "/inference_zero_shot", SPEECH))
     with server.client() as through, httpx.Client(base_url=urls(server)[0], timeout=120) as direct:
         for what in kinds:

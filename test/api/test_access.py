@@ -1,4 +1,4 @@
-"""API keys, their limits, CORS and TLS, from outside."""
+"""API keys, their limits, CORS and TLS, tested from outside."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def files():
 @pytest.fixture(scope="module")
 def traces():
     with collector() as server, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")  # milliseconds until spans are sent
+        # A server with three keys, TLS, one allowed origin and one host for remote recordings.
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
         yield server
 
 

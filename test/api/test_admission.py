@@ -1,4 +1,4 @@
-"""Which requests are accepted, from what has been measured; no sockets, a clock of the test's."""
+"""Admission decisions derived from measurements; no sockets, simulated clock."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from light_tts.server.core.settings import Settings
 from light_tts.server.httpserver.admission import ALWAYS, LEAST_AUDIO, Admission, Place, expected_audio
 from light_tts.server.httpserver.errors import RequestError
 
-AUDIO = 4.0  # seconds of each request here
+AUDIO = 4.0  # seconds of audio per request
 DEADLINE = 300.0
 
 
 class Workers:
-    """HTTP workers with an admission each, and a server that makes `speed` seconds of audio a second, one
-    request after the other."""
+    """HTTP workers with one admission each, and a server that produces `speed` seconds of audio per second,
+    one request at a time."""
 
     def __init__(self, directory: Path, speed: float = 2.0, workers: int = 2, **settings: object) -> None:
         self.now, self.speed = 0.0, speed
@@ -35,7 +35,7 @@ class Workers:
         return self.now
 
     def arrive(self, number: int, remaining: float = DEADLINE, audio: float = AUDIO) -> float:
-        """A request at worker `number` modulo their number -> seconds until it is served."""
+        """Send a request to worker `number` modulo their number; return the seconds until it is served."""
         admission = self.admissions[number % len(self.admissions)]
         place = admission.admit(audio, remaining)
         self.free_at = max(self.free_at, self.now) + audio / self.speed
@@ -43,7 +43,7 @@ class Workers:
         return self.free_at - self.now
 
     def until(self, now: float) -> None:
-        """Time passes; requests end."""
+        """Advance the clock; finish requests."""
         while self.in_work and self.in_work[0][0] <= now:
             self.now, admission, place = self.in_work.pop(0)
             admission.done(place, measure=True)
@@ -139,7 +139,7 @@ def test_the_limit_of_requests_in_work(tmp_path):
 def test_a_fast_machine_is_not_judged_by_what_it_does_for_one(tmp_path):
     rate = ServiceRate(tmp_path)
     rate.observe(1, AUDIO, 1.0)
-    assert rate.predict(64, 64 * AUDIO) == pytest.approx(1.0)  # hoped
+    assert rate.predict(64, 64 * AUDIO) == pytest.approx(1.0)  # extrapolated
     for _ in range(100):
         rate.observe(64, 64 * AUDIO, 3.0)
     assert rate.predict(64, 64 * AUDIO) == pytest.approx(3.0)

@@ -1,5 +1,5 @@
-"""Limits that act while bytes arrive, against a real server: what is too much is refused before it is kept,
-who says nothing does not stay, and nobody keeps others out."""
+"""Input limits enforced while bytes arrive, tested against a real server: excess input is refused before it
+is stored, silent clients are disconnected, and nobody blocks others."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def connect(server: Server) -> socket.socket:
 
 
 def read_all(connection: socket.socket) -> bytes:
-    """Until the server ends the connection."""
+    """Read until the server closes the connection."""
     return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def push(connection: socket.socket, block: bytes, times: int) -> bytes:
-    """Send until something comes back or all is sent; then what comes until the end."""
+    """Send until a response arrives or everything is sent; then return what is received until the end."""
     connection.setblocking(False)
     for _ in range(times):
         rest = block
@@ -71,7 +71,7 @@ def push(connection: socket.socket, block: bytes, times: int) -> bytes:
 
 
 def peak_memory(server: Server, action: Callable[[], None]) -> float:
-    """By how many MiB the memory of the HTTP worker rose above rest at most."""
+    """Return by how many MiB the memory of the HTTP worker rose above idle."""
     (worker,) = server.workers
 
     def read(name: str) -> int:
@@ -91,7 +91,7 @@ def post(size: int | None, *more: str) -> bytes:
 
 
 def speech(**fields: object) -> bytes:
-    """A whole request."""
+    """Return a complete request."""
     content = {
         "tts_text": "Hello there.",
         "prompt_text": PROMPT_TEXT,
@@ -154,8 +154,8 @@ def test_what_is_too_large_is_refused_while_it_comes(server, status, head, block
 
 
 def test_bodies_that_wait_are_bounded_together(server):
-    """Twelve bodies that lack their end: more than 5 MiB of them are not taken, and nobody else is kept out
-    once some have been refused."""
+    """Twelve incomplete bodies: at most 5 MiB of them are accepted, and other clients are served once some
+    have been refused."""
     answers = []
 
     def attack() -> None:
@@ -194,7 +194,7 @@ def test_a_websocket_message_above_the_limit_is_refused_when_it_is_announced(ser
 
 @pytest.mark.parametrize("pieces", [1, 16])
 def test_websocket_messages_that_wait_are_bounded_together(server, pieces):
-    """Six messages of 1.9 MiB, in one frame or several, without their last byte."""
+    """Six messages of 1.9 MiB, in one or several frames, without their last byte."""
     size = 1_900_000 // pieces
 
     async def send(codes: list[int]) -> None:

@@ -1,4 +1,4 @@
-"""The routes of CosyVoice's own server, asked as its client asks."""
+"""The routes of CosyVoice's own server, with requests like its client's."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_recording_without_its_way_of_speaking(http):
 @pytest.mark.parametrize("route", ["/inference_instruct", "/inference_instruct2"])
 @pytest.mark.parametrize("recording", [True, False])
 def test_instruction(http, route, recording):
-    """It goes to the model as an instruction, with or without the mark, and not as what a recording says."""
+    """It reaches the model as an instruction, with or without the end mark, and not as a transcript."""
     voice = {} if recording else {"spk_id": "tiny_spk"}
     pcm = ask(http, route, recording=recording, instruct_text="Speak softly.", **voice)
     assert pcm == ask(http, route, recording=recording, instruct_text="Speak softly.<|endofprompt|>", **voice)

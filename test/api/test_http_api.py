@@ -1,4 +1,4 @@
-"""The HTTP routes against a real server, from outside."""
+"""The HTTP routes of a real server, tested from outside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def client(server: Server):
 
 @pytest.fixture(scope="module")
 def strict():
-    """A server whose limits are easy to reach."""
+    """A server with low limits."""
     with start_server(
         request_timeout=3, max_upload_mb=0.5, max_text_length=60, max_prompt_seconds=5
     ) as running:
@@ -100,7 +100,7 @@ SAMPLINGS = [
 
 
 def test_sampling_can_be_chosen_for_each_request(server, client):
-    """The checkpoint's where nothing is said; and requests that are in work together keep their own."""
+    """The checkpoint's parameters by default; concurrent requests keep their own."""
     defaults = {"top_p": 0.8, "top_k": 25, "temperature": 1.0, "win_size": 10, "tau_r": 0.1}
 
     def one(sampling: dict) -> bytes:

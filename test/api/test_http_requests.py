@@ -1,4 +1,4 @@
-"""The state of a request in the HTTP worker: order of audio, repetitions, recovery. No sockets."""
+"""Request state in the HTTP worker: order of audio, repetitions, recovery. No sockets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a listener would have noticed of a stream."""
+"""The simulated player that measures underruns."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""WebSockets on which text comes bit by bit, in the messages of vLLM-Omni and of ElevenLabs."""
+"""WebSockets with incremental text, with the messages of vLLM-Omni and of ElevenLabs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def say(socket: ClientConnection, **message) -> None:
 
 
 def utterance(socket: ClientConnection) -> tuple[list[dict], bytes]:
-    """The messages up to session.done, and the audio among them."""
+    """Return the messages up to session.done, and the audio among them."""
     messages, audio = [], b""
     while not messages or messages[-1]["type"] != "session.done":
         received = socket.recv(timeout=60)
@@ -129,7 +129,7 @@ def eleven(server: Server, path: str, **query) -> ClientConnection:
 
 
 def heard(socket: ClientConnection) -> list[dict]:
-    """All messages until the server closes the connection."""
+    """Return all messages until the server closes the connection."""
     messages = []
     with pytest.raises(ConnectionClosed) as closed:
         while True:
@@ -161,7 +161,7 @@ def test_contexts_speak_beside_each_other(server):
         say(socket, text="Good morning. ", context_id="b", flush=True)
         say(socket, context_id="a", flush=True)
         say(socket, text="And again. ", context_id="a")
-        say(socket, text="")  # keeps the connection alive
+        say(socket, text="")  # keep-alive
         for context in ("a", "b", "never opened"):
             say(socket, context_id=context, close_context=True)
         final, messages = set(), []

@@ -1,4 +1,4 @@
-"""Texts that cost much, in segments that take turns: the same words, and nobody waits long for another."""
+"""Expensive texts, normalised in segments that take turns: the result is the same, and nobody waits long."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_text_after_a_failure_is_left_as_it_is():
     got = TextNormalizer(len, {"en": spell}).normalize(text)
     assert got.startswith("one cat. one cat. ") and got.endswith(
         "one cat. one cat."
-    )  # digits are always read
+    )  # digits are always expanded
     assert "x" in got
 
 

@@ -1,5 +1,4 @@
-"""500 malformed requests, drawn with a fixed seed: each gets an answer that blames the client, and afterwards
-the server is as it was before."""
+"""500 malformed requests, generated with a fixed seed: each gets a 4xx, and the server is unaffected."""
 
 from __future__ import annotations
 

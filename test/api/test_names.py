@@ -1,4 +1,4 @@
-"""Names that stand for voices, from a file."""
+"""Voice aliases from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that ends before it has said anything: the speech is drawn again, or the request fails."""
+"""A model that ends without producing speech: the request is retried with another seed, or fails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def silent_seeds(server: Server, request_ids: dict[str, int]) -> list[int]:
-    """Seeds of the requests that the log says were drawn again."""
+    """Return the seeds of the requests that the log reports as retried."""
     lines = [line for line in server.output.splitlines() if "no speech with seed" in line]
     return [seed for request_id, seed in request_ids.items() if any(request_id in line for line in lines)]
 

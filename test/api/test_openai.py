@@ -1,4 +1,4 @@
-"""OpenAI's client, as it is, against a real server."""
+"""OpenAI's unmodified client against a real server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def speak(client: openai.OpenAI, text: str = TEXT, **fields):
 def test_every_format(client, format):
     answer = speak(client, response_format=format)
     audio = answer.read()
-    assert "content-length" not in answer.response.headers  # sent while it is made
+    assert "content-length" not in answer.response.headers  # streamed
     length = len(audio) / 48_000 if format == "pcm" else seconds(audio)
     assert SECONDS - 0.01 <= length <= SECONDS + 0.1
     kinds = {"mp3": "audio/mpeg", "opus": "audio/ogg"}

@@ -1,4 +1,4 @@
-"""OpenAI's client for JavaScript, as it is, where Node finds it (npm install openai; NODE_PATH)."""
+"""OpenAI's unmodified JavaScript client, if Node finds it (npm install openai; NODE_PATH)."""
 
 from __future__ import annotations
 

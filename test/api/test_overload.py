@@ -1,5 +1,5 @@
-"""More requests than the server can serve: it says so at once, and those it has accepted get all their audio.
-The figures are measured by test/overload.py."""
+"""More requests than the server can serve: excess ones are refused at once, and accepted ones get all their
+audio. The figures are measured by test/overload.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def server():
 
 
 async def stream(client: httpx.AsyncClient) -> tuple[int, int, httpx.Headers]:
-    """Status, bytes of the whole body, headers. Raises where the answer breaks off."""
+    """Return status, bytes of the whole body, headers. Raises if the response is cut off."""
     fields = {
         "tts_text": TEXT,
         "spk_id": "tiny_spk",

@@ -1,5 +1,5 @@
-"""The page at `/` in a real browser: what is heard there, on a desktop and on a phone, and what its headers
-forbid. The sound is taken where the browser hands it to the device."""
+"""The web page in a real browser: the audio it plays, on a desktop and on a phone, and the effect of its
+security headers. The audio is captured where the browser passes it to the device."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touc
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 WAIT_MS = 120_000
 
-# Everything that reaches the destination of an AudioContext also goes into `heard`, as float32 samples.
+# Copies everything sent to an AudioContext's destination to `heard`, as float32 samples.
 LISTEN = """
 const connect = AudioNode.prototype.connect;
 window.heard = [];
@@ -82,7 +82,7 @@ def browser():
 
 @pytest.fixture
 def page(server, browser, request):
-    """The page in English; errors of its scripts and what its policy forbade fail the test."""
+    """The page in English; script errors and policy violations fail the test."""
     context = browser.new_context(locale="en-GB", **getattr(request, "param", DESKTOP))
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)
@@ -106,9 +106,9 @@ def speak(page, text: str = TEXT, voice: str = "anna") -> None:
 
 
 def wait_until_silent(page) -> None:
-    """Until something has been played to its end."""
+    """Wait until something has been played to its end."""
     page.locator("body[data-player=idle]:has(#download:enabled)").wait_for()
-    page.wait_for_timeout(800)  # the tap hears in blocks of 0.7 s
+    page.wait_for_timeout(800)  # the capture works in blocks of 0.7 s
 
 
 def heard(page) -> np.ndarray:
@@ -117,7 +117,7 @@ def heard(page) -> np.ndarray:
 
 
 def downloaded(page) -> np.ndarray:
-    """(samples,) float32 of the WAV file that the page gives."""
+    """Return (samples,) float32 of the WAV file that the page offers for download."""
     with page.expect_download() as download:
         page.get_by_role("button", name="Download").click()
     samples, rate = soundfile.read(Path(download.value.path()), dtype="float32")
@@ -126,8 +126,8 @@ def downloaded(page) -> np.ndarray:
 
 
 def largest_difference(played: np.ndarray, received: np.ndarray) -> float:
-    """Between what was received and the place in what was played that is most like it; not at the ends,
-    which fade."""
+    """Return the difference between what was received and the best-matching section of what was played,
+    except at the ends, which fade."""
     size = 1 << (len(played) + len(received)).bit_length()
     likeness = np.fft.irfft(np.fft.rfft(played, size) * np.conj(np.fft.rfft(received, size)), size)
     begin = int(np.argmax(likeness[: len(played)]))

@@ -1,4 +1,4 @@
-"""Recordings by address: which are opened, and what is said where they are not."""
+"""Recordings given by URL: which are fetched, and the errors for the others."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_name_of_an_address_that_is_not_public(files, monkeypatch, address):
 
 
 def test_what_was_checked_is_what_is_connected_to(monkeypatch, files):
-    """A name that has another address when it is asked for again."""
+    """A name that resolves to another address the second time."""
     answers = iter([[(socket.AF_INET, 1, 6, "", ("127.0.0.1", 0))]])
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: next(answers))
     monkeypatch.setattr("light_tts.server.httpserver.remote_recordings._is_public", lambda address: True)

@@ -1,4 +1,4 @@
-"""What happens to samples on their way out, without a server."""
+"""Audio processing before the response, without a server."""
 
 from __future__ import annotations
 

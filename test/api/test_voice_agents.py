@@ -1,5 +1,5 @@
-"""The speech services of two frameworks for voice agents, as they are. Neither is among the packages of the
-tests: pip install '.[agents]', Pipecat in an environment of its own if its versions do not suit."""
+"""The unmodified speech services of two voice agent frameworks. Neither is installed for the tests by
+default: pip install '.[agents]', Pipecat in a separate environment if its versions conflict."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.server_process import Server
 TEXT = "Hello there, how are you today?"
 
 
-@pytest.mark.parametrize("model", ["tts-1", "gpt-4o-mini-tts"])  # for the second it asks for events
+@pytest.mark.parametrize("model", ["tts-1", "gpt-4o-mini-tts"])  # with the second one it requests events
 @pytest.mark.parametrize("format", ["mp3", "pcm", "opus"])
 def test_livekit(server: Server, model: str, format: str):
     openai = pytest.importorskip("livekit.plugins.openai")

@@ -1,4 +1,4 @@
-"""Named voices: stored for all workers, across restarts, and nowhere but in their directory."""
+"""Named voices: visible to all workers, persistent across restarts, and confined to their directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The WebSockets on which text arrives while audio leaves, against a real server."""
+"""The WebSockets that receive text while they send audio, against a real server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OURS = "/inference_bistream"
 
 
 class Talk:
-    """What came back on one WebSocket: audio, errors, the close."""
+    """What was received on one WebSocket: audio, errors, the close."""
 
     def __init__(self) -> None:
         self.audio = bytearray()
@@ -42,7 +42,7 @@ async def send(socket, message) -> None:
 
 
 async def talk(server: Server, path: str, sent: list, timeout: float = 60.0, pause: float = 0.0) -> Talk:
-    """Send all, with pauses of so many seconds, then listen until the server closes."""
+    """Send everything, with pauses of `pause` seconds, then receive until the server closes."""
     result = Talk()
     async with websockets.connect(server.websocket_url + path, max_size=None) as socket:
         result.headers = dict(socket.response.headers)
@@ -250,7 +250,7 @@ def kill(server: Server, stage: str) -> None:
 
 
 async def converse(server: Server, stage_to_kill: str | None) -> bytes:
-    """A conversation in which that stage dies after the first audio, while text still arrives."""
+    """A conversation in which this stage dies after the first audio, while text is still arriving."""
     audio = bytearray()
     async with websockets.connect(server.websocket_url + OURS, max_size=None) as socket:
         await send(socket, {**BY_RECORDING, "seed": 11, "max_new_tokens": 150})

@@ -1,4 +1,4 @@
-"""When each word is spoken: by the voice that comes with the project, which says it itself."""
+"""Word times, with the bundled voice, whose checkpoint supports them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_where_times_cannot_be_said(http, fields, reason):
 
 
 def test_instructions_are_not_read_aloud(http):
-    """This voice knows none."""
+    """This voice does not support instructions."""
     refused = ask(http, instructions="Be happy.")
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "instructions"
     native = {"tts_text": TEXT, "spk_id": "anna", "prompt_text": "Be happy.<|endofprompt|>"}

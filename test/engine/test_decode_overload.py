@@ -1,5 +1,5 @@
-"""The decode policy under more work than can be done, with the times of batches drawn and a clock of the
-test's: streams that have begun never run dry because of others, and no time is lost."""
+"""The decode policy under overload, with random batch durations and a simulated clock: started streams never
+run out of audio because of others, and no time is wasted."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stream:
 
 
 def serve(streams: list[Stream], seconds_of: Callable[[int], float], limit: int) -> float:
-    """Speak all of them, `limit` chunks in a batch of `seconds_of(chunks)`; -> seconds with nothing to do."""
+    """Speak all streams, `limit` chunks per batch of `seconds_of(chunks)`; return the idle seconds."""
     clock = Clock()
     policy = DeadlinePolicy(RATE, clock, packed=limit > 1)
     arrivals = [(stream.arrived, number) for number, stream in enumerate(streams)]
@@ -84,7 +84,7 @@ def poisson(streams_a_second: float, lengths: list[int]) -> list[Stream]:
 
 
 def cpu(seed: int) -> Callable[[int], float]:
-    """A chunk takes 0.1 s, more or less by half of it."""
+    """A chunk takes 0.1 s, plus or minus half of it."""
     rng = np.random.default_rng(seed)
     return lambda chunks: float(rng.lognormal(np.log(0.1) - 0.11, 0.47))
 
@@ -101,7 +101,7 @@ def test_on_a_cpu_streams_that_have_begun_hardly_ever_run_dry(load):
     if load > 1:
         assert idle < 2
         begun = [stream.arrived for stream in sorted(streams, key=lambda stream: stream.ended)]
-        assert np.abs(np.argsort(begun) - np.arange(len(begun))).max() < 12  # nobody is passed by many
+        assert np.abs(np.argsort(begun) - np.arange(len(begun))).max() < 12  # no stream is overtaken by many
 
 
 @pytest.mark.parametrize("load", [0.8, 1.3])

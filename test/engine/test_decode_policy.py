@@ -1,4 +1,4 @@
-"""Which chunk is spoken next, as written-out tables; and which chunks of a part remain to be spoken."""
+"""Which chunk is spoken next, as explicit tables; and which chunks of a part remain."""
 
 import numpy as np
 import pytest
@@ -176,7 +176,7 @@ def test_a_batch_is_the_most_urgent_chunks_of_like_length_and_attention(
 
 
 def speak(speech: PartSpeech) -> list[tuple]:
-    """Everything that can be spoken now: (start, end, tokens, first sample, skip)."""
+    """Return everything that can be spoken now: (start, end, tokens, first sample, skip)."""
     steps = []
     while (step := speech.step) is not None:
         steps.append((step.chunk.start, step.chunk.end, step.tokens, step.start, step.skip))
@@ -282,7 +282,9 @@ def test_the_urgent_lane_takes_short_batches_of_later_chunks(clock):
 
 @pytest.fixture
 def gpu(clock) -> DeadlinePolicy:
-    """Where batches in work hold one another up; the client of "playing" has audio until 2."""
+    """A device on which concurrent batches slow each other down; the client of "playing" has audio
+    until 2.
+    """
     policy = DeadlinePolicy(RATE, clock, packed=True, firsts_alone=True)
     policy.delivered("playing", 2 * RATE)
     return policy

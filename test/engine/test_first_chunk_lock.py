@@ -1,4 +1,4 @@
-"""First chunks have the GPU to themselves: the lock that says so, and when the language model heeds it."""
+"""Exclusive GPU use for first chunks: the lock, and when the language model respects it."""
 
 import multiprocessing
 import time
@@ -69,7 +69,7 @@ def test_each_gpu_has_its_own_and_a_cpu_has_none(tmp_path):
 
 
 class World:
-    """A clock, and a decode process that has a first chunk or has none."""
+    """A clock, and a decode process with or without a first chunk."""
 
     def __init__(self) -> None:
         self.now, self.taken = 100.0, False
@@ -79,7 +79,7 @@ class World:
         return self.llm_yield.holds(urgent, coming)
 
     def held(self, seconds: float, step: float = 0.01) -> float:
-        """Share of this time in which nothing was begun; a step takes `step`."""
+        """Return the fraction of this time in which no step was started; a step takes `step`."""
         begun, end = 0.0, self.now + seconds
         while self.now < end:
             held = self.holds()
@@ -162,7 +162,7 @@ def speaking(sequence: Sequence, stream: bool = True, part: int = 0, samples: in
 
 
 def draw(sequence: Sequence, tokens: int) -> None:
-    """As the engine does: a prefill or a round is begun that draws so many."""
+    """Launch a prefill or a round that samples this many tokens, like the engine."""
     sequence.cached += tokens if sequence.on_device else sequence.pending
     sequence.on_device = True
     sequence.ahead += tokens

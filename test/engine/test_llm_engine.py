@@ -1,4 +1,4 @@
-"""The engine on the golden checkpoint: how a sequence is run never changes what it says."""
+"""The engine on the golden checkpoint: its output does not depend on how a sequence is run."""
 
 import pytest
 import torch

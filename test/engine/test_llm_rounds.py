@@ -1,5 +1,5 @@
-"""Rounds of several decode steps, begun before the results of earlier ones are looked at, say exactly what
-single steps say."""
+"""Rounds of several decode steps, launched before earlier results are read, produce exactly the output of
+single steps."""
 
 import json
 import os
@@ -105,7 +105,7 @@ def test_what_is_aborted_on_its_way_leaves_the_others_alone(ahead, round_steps):
 
 
 class FailingLoop(Loop):
-    """Where a launch fails each request is tried alone, as the LLM stage does."""
+    """If a launch fails, each request is retried alone, like in the LLM stage."""
 
     failures = 0
 

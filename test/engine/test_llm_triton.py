@@ -1,5 +1,5 @@
-"""The Triton path of the language model against the plain one: on a GPU where there is one, else through
-Triton's interpreter, which is slow: short requests."""
+"""The Triton implementation of the language model against the plain one: on a GPU if available, else in
+Triton's interpreter, which is slow, so requests are short."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter takes as long for a program of many outputs (test_llm_kernels.py has many of few)."""
+    """The interpreter takes as long for a program with many outputs as with few (test_llm_kernels.py covers
+    small ones)."""
     if not GPU:
         monkeypatch.setattr(row_linear, "row_config", lambda *_: row_linear.RowConfig(64))
 

@@ -1,4 +1,4 @@
-"""The scheduler over sequences that do nothing but count."""
+"""The scheduler with sequences that only count."""
 
 from dataclasses import dataclass
 
@@ -69,7 +69,7 @@ def scheduler(**changes) -> Scheduler:
 
 
 def step(scheduler: Scheduler) -> Plan:
-    """One turn of the stage, with requests that produce a token whenever they can."""
+    """One iteration of the stage, with requests that produce a token whenever they can."""
     scheduler.admit()
     plan = scheduler.plan()
     for request in plan.evicted:
@@ -248,7 +248,7 @@ def test_a_part_whose_tokens_were_all_there_is_admitted_though_nothing_is_left_t
 
 
 def decoding(s: Scheduler, *requests: Request) -> None:
-    """Admit the requests and put them behind their prefill."""
+    """Admit the requests and complete their prefill."""
     for request in requests:
         s.submit(request)
     s.admit()

@@ -1,4 +1,6 @@
-"""Special speech ids are data: which of them end a part, which must wait for its least length."""
+"""Special speech ids are configurable: which of them end a part, and which must wait for its minimum
+length.
+"""
 
 from light_tts.common.row_state import ALLOWED, BANNED, HELD
 from light_tts.engine.llm.bistream import Bistream

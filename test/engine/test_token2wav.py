@@ -1,4 +1,4 @@
-"""Speech tokens to wave: the goldens' streams, resumed streams, batches, chunk borders, noise."""
+"""Speech tokens to waveform: the golden streams, resumed streams, batches, chunk boundaries, noise."""
 
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_every_token_is_heard_once(model, schedule, total, prompt):
 
 
 def test_batch_equals_single_runs(model, voice, schedule):
-    """Streams at different places, with and without a prompt, and an answer in one piece, spoken together."""
+    """Streams at different positions, with and without a prompt, and a complete response, in one batch."""
     voices = [voice, golden_voice(GOLDEN, prompt=False), voice, voice, voice]
     plans = [
         cut(schedule, total, len(v.speech_token)) for v, total in zip(voices, (90, 60, 130, 20), strict=False)
@@ -106,8 +106,8 @@ def test_batch_equals_single_runs(model, voice, schedule):
 
 
 def test_no_click_at_chunk_borders(model, voice, schedule):
-    """Neither a jump nor a kink where one chunk ends, the next begins or a cross-fade ends is above what the
-    signal has elsewhere."""
+    """Where a chunk ends, the next begins or a cross-fade ends, steps and kinks are no larger than elsewhere
+    in the signal."""
     chunks = cut(schedule, {"fixed": 200, "grow": 330}[schedule])
     waves = speak(model, SpeechState(voice, seed=3), chunks)
     wave = np.concatenate(waves)

@@ -53,7 +53,7 @@ def poisoned(*shape: int, dtype) -> torch.Tensor:
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
-    """Equal within the tolerance where there is meaning; untouched (NaN in both) elsewhere."""
+    """Equal within the tolerance in used rows; untouched (NaN in both) elsewhere."""
     assert torch.equal(found.isnan(), expected.isnan())
     found, expected = found.double().nan_to_num(), expected.double().nan_to_num()
     error = ((found - expected).norm() / expected.norm()).item()
@@ -163,14 +163,14 @@ def test_attention_of_sequences_with_and_without_chunks(dtype, head_dim, block_r
 
 
 PAGE, PAGES, STEPS = 20, 9, 3
-# The first sequence goes on after two pages and keeps its first 20 of 37 frames, the second goes on after
-# one, the third begins and keeps three pages, the fourth has none.
+# The first sequence continues after two pages and stores its first 20 of 37 frames, the second continues
+# after one, the third starts and stores three pages, the fourth has none.
 PREFIXES = [Prefix(40, 0, 60), Prefix(20, 3, 20), Prefix(0, 4, 60), Prefix()]
 PAGE_TABLE = [5, 2, 7, 2, 0, 8, 3]
 
 
 def with_new_pages(store: torch.Tensor) -> torch.Tensor:
-    """`store` with NaN where nothing has been kept."""
+    """Return `store` with NaN where nothing has been stored."""
     store[[7, 0, 8, 3, 1]] = torch.nan
     return store
 
@@ -200,7 +200,7 @@ def test_attention_goes_on_after_pages_and_keeps_pages(dtype, head_dim, block_ro
 
 @pytest.mark.parametrize("block_rows", [16, 32])
 def test_attention_of_a_sequence_does_not_depend_on_the_batch(block_rows):
-    """Bit for bit: the past in pages, alone and behind another sequence in other pages."""
+    """Bit-identical: with the past in pages, alone and after another sequence in other pages."""
     torch.manual_seed(7)
     heads, head_dim, length = 2, 16, 30
     store = draw(PAGES, 1, 1, PAGE, 2 * heads * head_dim)

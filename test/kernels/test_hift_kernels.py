@@ -1,6 +1,7 @@
-"""Every kernel of the vocoder against PyTorch: on the GPU where there is one, else through the interpreter.
+"""Every kernel of the vocoder against PyTorch: on the GPU if available, else in the interpreter.
 
-Sizes on the CPU are those of a tiny checkpoint; errors are stated where they are allowed."""
+Sizes on the CPU are those of a tiny checkpoint; allowed errors are stated.
+"""
 
 import dataclasses
 
@@ -44,7 +45,7 @@ def make_conv(
 
 
 def compare(conv, x, level_in, level_out, out, active, sums=NO_SUMS, atol=2e-5, **options) -> None:
-    """Both ways, from the same start; what neither writes is -7."""
+    """Run both from the same start; elements that neither writes are -7."""
     results = []
     for function in (convolve, hift_conv.convolve_reference):
         own_sums, plain = sums, None

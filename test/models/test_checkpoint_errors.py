@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said in one error that names the file and the key or tensor."""
+"""Every problem with a checkpoint is reported as one error that names the file and the key or tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The flow on a CPU: what it keeps of streams and voices saves work and changes nothing."""
+"""The flow on a CPU: caching the state of streams and voices saves work and does not change the result."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def flow() -> Flow:
 
 
 def new_stream(flow: Flow, seed: int, prompt: int, tokens: int) -> Stream:
-    """In a voice of its own."""
+    """A stream with its own voice."""
     return Stream(flow, Voice(flow, seed, prompt), seed, tokens)
 
 
 class CountingEstimator:
-    """Counts the frames that an estimator is asked for."""
+    """Counts the frames that an estimator computes."""
 
     def __init__(self, estimator) -> None:
         self._estimator = estimator
@@ -69,8 +69,8 @@ def test_a_whole_item_is_what_the_plain_path_gives(flow, prompt):
 
 
 def test_the_samples_do_not_depend_on_what_was_kept(flow):
-    """Bit for bit: with everything kept, with a voice that is known already, with memos that are emptied
-    after each chunk, and from the middle of the stream on, as after the death of a process."""
+    """Bit-identical: with everything cached, with a known voice, with memos evicted after each chunk, and
+    from the middle of the stream on, as after the death of a process."""
     model, stream = chunk_flow(flow, MemoLimit(ROOMY)), new_stream(flow, 2, 61, 110)
     kept = [model([item])[0] for item in stream.chunks()]
     again = [model([item])[0] for item in Stream(flow, stream.voice, 2, 110).chunks()]

@@ -1,4 +1,4 @@
-"""Text that need not be spelled: wetext itself says whether that is so."""
+"""Text that wetext does not change, checked against wetext itself."""
 
 import random
 
@@ -7,7 +7,7 @@ import pytest
 from light_tts.models.frontend.plain_english import PlainEnglish
 from light_tts.models.frontend.spellers import wetext_spellers
 
-# What grammars of numbers, dates, times, units, titles and addresses have rules for.
+# Patterns that grammars of numbers, dates, times, units, titles and addresses have rules for.
 TEMPTING = """
 may march june monday sunday january am pm to of and in the a an one two three ten first second five km kg
 lb oz ft st rd dr mr mrs ms jr sr vs etc i ii iv vi x xx chapter henry part page line number no half quarter

@@ -1,4 +1,4 @@
-"""Texts spelled by wetext in processes of its own: the same words, and no process that outlives its use."""
+"""Text expanded by wetext in worker processes: the same result, and no process is left behind."""
 
 import contextlib
 import logging
@@ -48,7 +48,7 @@ time.sleep(60)
 
 
 def children(of: int | None = None) -> list[psutil.Process]:
-    """The spelling processes that process `of` (None: this one) has."""
+    """Return the speller processes of process `of` (None: this one)."""
     found = []
     for child in psutil.Process(of).children():
         with contextlib.suppress(psutil.Error):
@@ -67,7 +67,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 
 def work(processes: list[psutil.Process]) -> bool:
-    """Whether they are in the middle of a text; waits for it."""
+    """Wait until all processes are in the middle of a text; return whether they are."""
 
     def seconds() -> float:
         return sum(process.cpu_times().user for process in processes)

@@ -1,4 +1,4 @@
-"""Text that arrives bit by bit gives the ids of the whole text, however it is cut, and gives them early."""
+"""Incremental text yields the ids of the whole text early, however it is split."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def normalizer() -> TextNormalizer:
 
 
 def cuts(text: str, draw: random.Random) -> list[str]:
-    """The text in pieces: characters, words, or of any length, empty ones among them."""
+    """Return the text in pieces: characters, words, or random lengths including empty ones."""
     way = draw.randrange(3)
     if way == 0:
         return list(text)
@@ -186,6 +186,6 @@ def test_text_without_a_place_to_cut_does_not_pile_up(normalizer, tokenizer, uni
 
 
 def held(stream: TextStream) -> int:
-    """Characters that wait in any part of the stream."""
+    """Return the number of characters held back in the stream."""
     text = stream._text
     return len(text._groups._waiting) + len(text._chinese._waiting) + len(stream._tokens._waiting)

@@ -1,5 +1,5 @@
 """The estimator as an ONNX graph (against PyTorch and the reference values) and the TensorRT path around it,
-with a stand-in for the package tensorrt (see fake_tensorrt.py): TensorRT itself has not been run."""
+with a fake of the tensorrt package (see fake_tensorrt.py): TensorRT itself has not been run."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def arguments(lengths: list[int], chunk: int | None, dtype: torch.dtype, seed: i
 
 
 def difference(value: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest error as a share of the largest expected value."""
+    """Return the largest error as a fraction of the largest expected value."""
     return float((value.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 

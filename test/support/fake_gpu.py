@@ -1,4 +1,4 @@
-"""A stand-in for the driver of an H100: launches are only counted. Triton's interpreter must be off."""
+"""A fake driver of an H100 that only counts launches. Triton's interpreter must be off."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from triton.backends.compiler import GPUTarget
 
 
 class FakeGpu:
-    """`compiled`, `launched`: names of kernels. Raises where a thread loads a kernel before it has chosen the
-    device. To be installed before any kernel is launched; `compiles`: whether kernels really are compiled."""
+    """`compiled`, `launched`: names of kernels. Raises if a thread loads a kernel before it has selected the
+    device. Must be installed before any kernel is launched; `compiles`: whether kernels are really compiled.
+    """
 
     def __init__(self, compiles: bool = True) -> None:
         self.compiled: list[str] = []
@@ -28,7 +29,7 @@ class FakeGpu:
         torch.cuda.set_device(0)
 
     def counted(self) -> dict[str, list[str]]:
-        """What was compiled and launched since the last call."""
+        """Return what was compiled and launched since the last call."""
         counted = {"compiled": sorted(self.compiled), "launched": sorted(self.launched)}
         self.compiled.clear()
         self.launched.clear()

@@ -1,7 +1,7 @@
-"""A stand-in for the package tensorrt: the part of its API that is used here.
+"""A fake of the tensorrt package: the part of its API that is used here.
 
 An engine is its ONNX graph, run by ONNX Runtime on the CPU. Inputs and outputs are read and written at the
-addresses that are set, as TensorRT does. Activations really overwrite the memory that is given for them.
+given addresses, as in TensorRT. Activations really overwrite the memory provided for them.
 """
 
 from __future__ import annotations

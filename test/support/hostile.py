@@ -1,4 +1,4 @@
-"""Malformed requests, drawn with a fixed seed."""
+"""Generates malformed requests with a fixed seed."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ async def too_large(rng: random.Random, http: httpx.AsyncClient, _server: Server
 
 
 async def early_leave(rng: random.Random, _http: httpx.AsyncClient, server: Server) -> int:
-    """A client that goes away while it sends, or before the answer is complete; or never speaks HTTP."""
+    """A client that disconnects while it sends, or before the response is complete, or never speaks HTTP."""
     _, writer = await asyncio.open_connection("127.0.0.1", server.port)
     body = json.dumps({**good_fields(), "stream": True, "spk_id": "tiny_spk", "max_new_tokens": 400}).encode()
     head = (
@@ -199,7 +199,7 @@ async def early_leave(rng: random.Random, _http: httpx.AsyncClient, server: Serv
 
 
 async def bad_socket(rng: random.Random, _http: httpx.AsyncClient, server: Server) -> int:
-    """Random messages; the server answers with an error, a close, or both, or the client leaves."""
+    """Random messages; the server answers with an error, a close, or both, or the client disconnects."""
     good = [{"spk_id": "tiny_spk"}, {"prompt_text": PROMPT_TEXT}, {"tts_text": "Hi."}, {"finish": True}]
     odd = [
         "{",
@@ -232,7 +232,7 @@ async def bad_socket(rng: random.Random, _http: httpx.AsyncClient, server: Serve
 
 
 async def bad_frame(rng: random.Random, _http: httpx.AsyncClient, server: Server) -> int:
-    """A WebSocket handshake, then bytes that are no frames."""
+    """A WebSocket handshake followed by bytes that are not frames."""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     key = base64.b64encode(rng.randbytes(16)).decode()
     writer.write(
@@ -249,7 +249,7 @@ async def bad_frame(rng: random.Random, _http: httpx.AsyncClient, server: Server
     return 400
 
 
-# How often each kind is drawn.
+# Relative frequency of each kind.
 KINDS = {
     bad_json: 130,
     bad_form: 110,
@@ -265,8 +265,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Answer:
-    """`status`: 400 where the client left before the end, or a WebSocket was closed with a code that blames
-    the client. `number` and the seed give the same request again."""
+    """`status`: 400 if the client disconnected before the end, or a WebSocket was closed with a client error
+    code. `number` and the seed reproduce the request."""
 
     number: int
     kind: str
@@ -274,7 +274,7 @@ class Answer:
 
 
 def harmed(answer: Answer) -> bool:
-    """Whether the server did not blame the client."""
+    """Return whether the response was not a client error."""
     return not (answer.status == 200 or 400 <= answer.status < 500)
 
 

@@ -1,7 +1,8 @@
-"""Triton's interpreter, which runs the kernels where there is no GPU.
+"""Triton's interpreter, which runs the kernels on machines without a GPU.
 
-It is slow: it takes long for each operation of each program, hardly longer for a large tile than for a small
-one. So tests that are not about tiles choose large ones there, and long grids of parameters are thinned."""
+It is slow: each operation of each program takes long, but a large tile hardly longer than a small one. So
+tests that are not about tiles use large ones, and long parameter grids are thinned out.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ GPU = torch.cuda.is_available()
 
 
 class _Kept:
-    """In place of what would undo the changes."""
+    """Replaces the object that would undo the changes."""
 
     def restore(self) -> None:
         pass

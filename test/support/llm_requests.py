@@ -1,4 +1,4 @@
-"""Requests to the golden language model, and the loop of the LLM stage around engine and scheduler."""
+"""Requests to the golden language model, and the loop that drives engine and scheduler like the LLM stage."""
 
 from __future__ import annotations
 
@@ -56,12 +56,13 @@ def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
 
 @cache
 def alone(i: int) -> list[int]:
-    """What request i says when it is run step by step, with nothing beside it."""
+    """Return the output of request i when it is run alone, step by step."""
     return finish(load_engine(GOLDEN), request(i))
 
 
 def speak(sequence: Bistream, pieces: list[list[int]]) -> list[int]:
-    """Outputs of a bistream sequence when each piece of text comes only after all that was possible."""
+    """Return the outputs of a bistream sequence if each piece of text arrives only after everything possible
+    has run."""
     engine = load_engine(GOLDEN)
     for piece in pieces:
         sequence.append_text(piece)

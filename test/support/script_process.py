@@ -43,8 +43,8 @@ class Script:
 
 @contextlib.contextmanager
 def running(tmp_path: Path, command: list[str], **variables: object) -> Iterator[Script]:
-    """Run a script that becomes the server; yields once it is ready, then stops it by SIGTERM and checks
-    that it ends well and leaves nothing."""
+    """Run a script that becomes the server; yields once it is ready, then stops it with SIGTERM and checks
+    that it exits properly and leaves nothing behind."""
     port = free_port()
     log = tmp_path / "output.log"
     with open(log, "wb") as output:

@@ -109,7 +109,7 @@ class Server:
             ) from None
 
     def leftovers(self) -> list[str]:
-        """Files of this server that are still there: sockets, shared memory."""
+        """Return files of this server that still exist: sockets, shared memory."""
         name = f"light_tts-{self.port}-*"
         return [
             str(path) for place in (Path("/dev/shm"), self.directory / "ipc") for path in place.glob(name)
@@ -132,9 +132,9 @@ def launch(
     program: Sequence[str] = ("-m", "light_tts.server.api_server"),
     **flags: object,
 ) -> Iterator[Server]:
-    """Start Python with `program` in the directory `cwd` with these flags over small
-    defaults (None: without that flag); `wait`: until it is ready, at most `timeout` seconds. `preexec` is
-    called in its process before it begins. It is stopped at the end, if it still runs."""
+    """Start Python with `program` in the directory `cwd` with these flags added to small defaults (None: omit
+    that flag); `wait`: until it is ready, at most `timeout` seconds. `preexec` is called in its process
+    before it starts. It is stopped at the end if it is still running."""
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         directory = Path(name)
         port = free_port()

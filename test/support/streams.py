@@ -1,4 +1,4 @@
-"""Eight clients that stream from a server at once, and the processes of its stages."""
+"""Eight clients that stream from a server concurrently, and the processes of its stages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from support.server_process import PROMPT_TEXT, PROMPT_WAV
 
 CLIENTS = 8
 TOKENS = 105
-PATIENCE = 240  # seconds without a byte: a machine that has much else to do takes minutes to start a stage
+PATIENCE = 240  # seconds without data; a busy machine takes minutes to start a stage
 
 
 def stage_pid(server, stage: str, index: int = 0) -> int:
-    """The process that runs this stage now; waits while it is being restarted."""
+    """Return the pid that runs this stage now; waits while it is being restarted."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for process in psutil.Process(server.pid).children(recursive=True):
@@ -58,7 +58,7 @@ class Client:
 
 
 def run_clients(server, disturb=None, stream: bool = True) -> list[np.ndarray]:
-    """Samples of all clients. `disturb(clients)` runs beside them."""
+    """Return the samples of all clients. `disturb(clients)` runs in parallel."""
 
     async def run() -> list[bytes]:
         clients = [Client(server, number, stream) for number in range(CLIENTS)]

@@ -1,4 +1,4 @@
-"""Flags, --config and the environment become one Settings object, or a message that names what is wrong."""
+"""Flags, --config and the environment become one Settings object, or an error that names the problem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `light-tts`, as a shell starts it."""
+"""The `light-tts` command as started by a shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decode stage over real sockets, on the golden checkpoint: what goes in, what comes out."""
+"""The decode stage over real sockets, on the golden checkpoint: messages in, messages out."""
 
 import dataclasses
 import logging
@@ -39,7 +39,7 @@ PATIENCE = 60.0
 
 
 class Stage:
-    """A decode stage in a thread, and its neighbours: the LLM (`send`) and an HTTP worker (`receive`)."""
+    """A decode stage in a thread, and its peers: the LLM (`send`) and an HTTP worker (`receive`)."""
 
     def __init__(self, folder: Path, **settings) -> None:
         self.run_dir = RunDir.create(f"ipc://{folder}/", 1)
@@ -88,7 +88,7 @@ class Stage:
         self.send(messages.SpeechTokens(job=job, part=part, tokens=tokens, final=final))
 
     def receive(self, *jobs: str) -> dict[str, list[AudioChunk | Failed]]:
-        """Everything that comes until each of `jobs` has ended."""
+        """Return everything received until each of `jobs` has ended."""
         got: dict[str, list] = {job: [] for job in jobs}
         open_jobs, deadline = set(jobs), time.monotonic() + PATIENCE
         while open_jobs:
@@ -121,7 +121,7 @@ def stage(request, tmp_path_factory) -> Iterator[Stage]:
 
 
 def pcm(chunks: list[AudioChunk]) -> np.ndarray:
-    """The audio of one part, which must come without gap."""
+    """Return the audio of one part, which must be contiguous."""
     samples = np.concatenate([chunk.pcm.array(np.int16) for chunk in chunks])
     starts = np.cumsum([0, *(len(chunk.pcm.array(np.int16)) for chunk in chunks)])
     assert [chunk.start for chunk in chunks] == (starts[:-1] + chunks[0].start).tolist()

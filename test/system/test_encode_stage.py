@@ -1,4 +1,4 @@
-"""The encode stage over real sockets: its thread in the middle, a worker's and an LLM's inbox around it."""
+"""The encode stage over real sockets, with the inboxes of a worker and an LLM."""
 
 import contextlib
 import hashlib
@@ -26,11 +26,11 @@ from light_tts.server.tts_encode import manager
 
 GOLDEN = Path("test/golden/cosyvoice2")
 CHECKPOINT = GOLDEN / "checkpoint"
-FEATURE_SECONDS = 10.0  # limit for one message to come; usually milliseconds
+FEATURE_SECONDS = 10.0  # timeout for one message; usually milliseconds
 
 
 class Stage:
-    """One encode process (as a thread) and those it talks to."""
+    """One encode process (as a thread) and its peers."""
 
     def __init__(self, run_dir: RunDir, settings: Settings) -> None:
         self.run_dir, self.settings = run_dir, settings
@@ -92,7 +92,7 @@ class Stage:
         return queue.pop(0)
 
     def failure(self) -> m.Failed:
-        """The next failure that the HTTP worker is told; counts of texts may come before it."""
+        """Return the next failure sent to the HTTP worker, skipping text counts before it."""
         while not isinstance(message := self.next(self.worker), m.Failed):
             assert isinstance(message, m.Encoded)
         return message
@@ -179,7 +179,7 @@ def test_texts_are_spelled_in_processes_that_end_with_the_stage(make_stage, monk
 
 @pytest.mark.parametrize("at_once", [50, 2])
 def test_short_texts_pass_long_ones_that_cost_much(make_stage, at_once):
-    """Also where more long ones wait than may be in work at once."""
+    """Also if more long texts wait than may be processed at once."""
     stage = make_stage(encode_paral_num=at_once)
     voice = prompt(noise(1))
     stage.send(synthesize(stage, "first/1", voice, "I have 3 cats."))

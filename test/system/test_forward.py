@@ -1,4 +1,4 @@
-"""The way through a replica: what a server answers passes while it comes, and what if the server is gone."""
+"""The proxy of a replica: responses are streamed through, and the server may be gone."""
 
 from __future__ import annotations
 

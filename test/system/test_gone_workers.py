@@ -1,4 +1,4 @@
-"""A dead HTTP worker is remembered for as long as its messages may still be under way."""
+"""A dead HTTP worker is remembered while its messages may still be in flight."""
 
 from light_tts.server.core.gone_workers import REMEMBERED_SECONDS, GoneWorkers
 

@@ -1,5 +1,5 @@
-"""Stages that hang: stopped, or with a main loop that no longer comes round. They are killed and replaced;
-every client still gets all its audio."""
+"""Stages that hang: stopped, or with a main loop that is stuck. They are killed and replaced; every client
+still gets all its audio."""
 
 import asyncio
 import ctypes
@@ -34,7 +34,7 @@ def stop_process(pid: int) -> None:
 
 
 def stop_main_thread(pid: int) -> None:
-    """Only this thread: the others, which show that the process lives, go on."""
+    """Stop only this thread; the others, which show that the process is alive, continue."""
     stopped = threading.Event()
 
     def trace() -> None:

@@ -69,8 +69,8 @@ def nothing_left(server: Server, seconds: float = 3.0) -> bool:
 def stream_in_background(
     server: Server, least_tokens: int = 0
 ) -> tuple[threading.Thread, dict[str, object], threading.Event]:
-    """A long streaming request, each part of at least so many speech tokens; `speaking` is set with its first
-    bytes."""
+    """Start a long streaming request whose parts have at least this many speech tokens; `speaking` is set
+    with its first bytes."""
     result: dict[str, object] = {}
     speaking = threading.Event()
 
@@ -237,7 +237,7 @@ def test_a_stage_that_keeps_dying_ends_in_503_until_the_health_monitor_starts_it
 
 @contextlib.contextmanager
 def failed_start(**flags: object) -> Iterator[Server]:
-    """A server whose start must fail; yields it once it has ended."""
+    """A server whose start must fail; yields it once it has exited."""
     with launch(wait=False, **flags) as server:
         assert server.process.wait(60) == 1, server.output
         assert nothing_left(server)

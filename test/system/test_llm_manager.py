@@ -35,7 +35,7 @@ TEXT = golden_ids(ARRAYS, "text_ids")
 PROMPT = golden_ids(ARRAYS, "prompt_speech_token")
 SIZE = GOLDEN.config.llm.speech_token_size
 RULE = SamplingRule(0.8, 25, 10, 0.1)
-SECONDS = 20.0  # for anything to happen
+SECONDS = 20.0  # timeout for any event
 
 
 class Receiver:
@@ -47,7 +47,7 @@ class Receiver:
         self.seen: list[messages.Message] = []
 
     def until(self, condition) -> list[messages.Message]:
-        """All messages so far, once `condition(messages)` holds."""
+        """Return all messages so far, once `condition(messages)` holds."""
         deadline = time.monotonic() + SECONDS
         while not condition(self.seen):
             left = deadline - time.monotonic()
@@ -56,14 +56,14 @@ class Receiver:
         return self.seen
 
     def nothing_for(self, seconds: float) -> bool:
-        """Whether no message comes in this time."""
+        """Return whether no message arrives in this time."""
         arrived = self.inbox.wait(seconds)
         self.seen += arrived
         return not arrived
 
 
 class World:
-    """An LLM stage in a thread, and receivers in place of its neighbours."""
+    """An LLM stage in a thread, with receivers as its peers."""
 
     def __init__(self, decoders: int = 1, **changes) -> None:
         self.run_dir = RunDir.create("ipc:///tmp/", 1)
@@ -133,7 +133,7 @@ class World:
 
 
 def expected(seed: int = 42, **options) -> list[int]:
-    """What the model says to the request of `World.generate`."""
+    """Return the model's output for the request of `World.generate`."""
     options = {"min_outputs": 60, "max_outputs": 90, "sampling": RULE, **options}
     sequence = one_shot(GOLDEN, TEXT, prompt_speech=PROMPT, **options)
     sequence.seed = seed

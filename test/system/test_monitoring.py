@@ -1,5 +1,5 @@
-"""The files of config/monitoring against a running server: Prometheus reads it, the alerts are right, and no
-panel of the dashboard stays empty under load. Skipped without Prometheus (apt-get install prometheus)."""
+"""The files of config/monitoring against a running server: Prometheus scrapes it, the alerts are correct, and
+every dashboard panel has data under load. Skipped without Prometheus (apt-get install prometheus)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def queries() -> list[str]:
 
 @contextlib.contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
-    """One that reads `target` every second, with the alerts of the repository."""
+    """A Prometheus that scrapes `target` every second, with the alerts of the repository."""
     config = yaml.safe_load((FILES / "prometheus.yml").read_text("utf-8"))
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(FILES / "alerts.yml")]
@@ -62,7 +62,7 @@ def prometheus(folder: Path, target: str) -> Iterator[httpx.Client]:
 
 @contextlib.contextmanager
 def load(server) -> Iterator[None]:
-    """Meanwhile three clients send requests of several kinds, some of them wrong."""
+    """In the meantime, three clients send requests of several kinds, some of them invalid."""
     over = threading.Event()
 
     def client_of(number: int) -> None:

@@ -1,4 +1,4 @@
-"""CUDA MPS, with a control program that only pretends: what is asked, started, checked, ended."""
+"""CUDA MPS with a fake control program: which commands are run, and what is started, checked and stopped."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ if "light_tts.server.supervision.mps_probe" in sys.orig_argv:
 
 
 class Fake:
-    """The control program in `path`, and what it was asked."""
+    """The control program in `path` and its recorded calls."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -316,7 +316,7 @@ def test_flag_in_all_its_spellings(tmp_path: Path):
 
 @pytest.fixture
 def machine(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """What child processes see is a machine with one GPU (of which torch knows nothing)."""
+    """Child processes see a machine with one GPU (unknown to torch)."""
     (fake.path / "pynvml.py").write_text(NVML)
     (fake.path / "sitecustomize.py").write_text(DRIVER)
     monkeypatch.setenv("PYTHONPATH", str(fake.path), prepend=os.pathsep)

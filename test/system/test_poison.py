@@ -1,4 +1,4 @@
-"""Requests that end the stage that works on them: two attempts, then an error; all others are served."""
+"""Requests that kill the stage processing them: two attempts, then an error; all others are served."""
 
 import asyncio
 import resource
@@ -109,7 +109,7 @@ class Bystanders:
         return self._complete
 
     def have_company(self, jobs: list[str]) -> bool:
-        """Whether these, in work at a time, are more than the clients'."""
+        """Return whether there are more jobs than the clients' in progress at once."""
         if not self._complete:
             self._jobs.update(jobs)
         return self._complete and not self._jobs.issuperset(jobs)
@@ -122,7 +122,7 @@ def assert_refused(answers: list[httpx.Response], stage: str) -> None:
 
 
 def test_a_request_that_needs_too_much_memory_is_tried_twice(server):
-    """Each attempt ends the decode process, in which four of the other requests are."""
+    """Each attempt kills the decode process, which also holds four of the other requests."""
     usual = 0
     clients = Bystanders()
 
