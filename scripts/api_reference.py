@@ -1,5 +1,4 @@
-"""The reference in docs/api.md (routes, fields, errors), made from the server's OpenAPI schema so that it
-cannot go stale.
+"""The reference in docs/api.md (routes, fields, errors), generated from the server's OpenAPI schema.
 
 python scripts/api_reference.py            print it
 python scripts/api_reference.py --write    put it into docs/api.md between its two markers
@@ -131,7 +130,7 @@ def reference() -> str:
 
 
 def reference_in(page: str) -> str:
-    """What a page holds between the markers. Raises ValueError where they are missing."""
+    """Return what a page has between the markers. Raises ValueError if they are missing."""
     _, begin, rest = page.partition(BEGIN)
     found, end, _ = rest.partition(END)
     if not (begin and end):

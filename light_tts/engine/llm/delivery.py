@@ -24,7 +24,7 @@ class Delivery:
         return 0 if self._planner is None or self._sent else self._planner.needed - self._spoken
 
     def at_once(self, outputs: list[int]) -> bool:
-        """Whether a part that ends with these outputs is handed on, and spoken, as one piece."""
+        """Whether a part that ends with these outputs is sent and spoken as one piece."""
         return self._planner is None or (not self._sent and len(outputs) < self._planner.needed)
 
     def take(self, outputs: list[int], finished: bool) -> list[int] | None:

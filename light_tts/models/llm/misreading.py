@@ -1,4 +1,4 @@
-"""Whether a part says its text once from its beginning to its end, by the attention it was spoken with."""
+"""Detects skipped and repeated words of a part from the attention with which its tokens were drawn."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import numpy as np
 
 Misreading = Literal["skipped", "repeated"]
 
-SPOKEN = 0.3  # largest share of the attention that every word which is spoken has at some token
-HELD = 2  # tokens in a row that a word needs to have been reached
-AHEAD = 2  # words from the furthest one to the next that is reached: what is further is a glance
-RUN = 3  # tokens in a row (120 ms) that belong to words before the furthest one: more than a glance back
-BEHIND = 2  # words before the furthest one that some of these must be: its neighbour alone repeats nothing
-FAR = 2  # how many of them
+# Thresholds for light-tts-mini, see docs/quality.md.
+SPOKEN = 0.1  # a word is spoken if some token gives it at least this share of its attention
+HELD = 2  # a word is reached when so many tokens in a row belong to it,
+AHEAD = 2  # if it is at most so many words after the furthest word reached
+RUN = 3  # words are repeated if so many tokens in a row (120 ms) belong to words before the furthest one,
+FAR = 2  # so many of them
+BEHIND = 2  # to words that are at least so many words before it
 
 
 def misreading(share: np.ndarray) -> Misreading | None:
-    """share: (tokens, words), how much of each token's attention each word has -> "skipped": some word was
-    left out; "repeated": the speech went back to words said before; None: neither."""
+    """share: (tokens, words), share of each token's attention that goes to each word -> "skipped" if a word
+    was left out, "repeated" if the speech went back to earlier words, otherwise None."""
     tokens, words = share.shape
     if not tokens or not words:
         return None

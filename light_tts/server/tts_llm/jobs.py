@@ -41,13 +41,12 @@ class Speaking:
 
     @property
     def clock(self) -> list[float]:
-        """When it arrived, was admitted and was finished, which is now."""
+        """When it arrived, was admitted and was finished (now), as in SpeechTokens."""
         return [self.arrived, self.admitted, time.monotonic()]
 
     @property
     def in_hand(self) -> bool:
-        """Whether it is finished and all of it is handed on at once: nothing has left before, and no decode
-        process cuts it."""
+        """Whether it is finished, none of it has been sent, and it will be sent and spoken as one piece."""
         unsent = not self.request.bistream and not self.request.progress.tokens
         return unsent and self.sequence.finished and self.delivery.at_once(self.sequence.outputs)
 

@@ -1,5 +1,5 @@
-"""How a part reads its text, from the model's own attention: when each word is spoken, and whether words were
-skipped or repeated."""
+"""Reads the attention of a finished part: when each word is spoken, and whether words were skipped or
+repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from light_tts.server.tts_llm.jobs import Speaking
 
 
 class Reading:
-    """`redraw`: parts that misread are to be drawn once more."""
+    """`redraw`: whether parts with skipped or repeated words are drawn once more."""
 
     def __init__(self, aligner: Aligner, redraw: bool, log: logging.Logger) -> None:
         self._aligner = aligner
@@ -23,15 +23,16 @@ class Reading:
         self._log = log
 
     def times(self, speaking: Speaking) -> list[int]:
-        """Of a part that has been drawn, see SpeechTokens; empty where nobody asked."""
+        """Return the word times of a finished part as in SpeechTokens, or an empty list if they were not
+        requested."""
         if not speaking.request.options.word_times:
             return []
         share = self._share(speaking)
         return [] if share is None else times_of_words(share)
 
     def wrong(self, speaking: Speaking) -> Misreading | None:
-        """What is wrong with a part that has been drawn to its end and may be drawn again: for the first
-        time, none of it handed on, and as long as the model wanted it to be."""
+        """Return what is wrong with a finished part that may be drawn again, otherwise None. A part may be
+        drawn again once, if none of it has been sent and the client did not set its length."""
         options, sequence = speaking.request.options, speaking.sequence
         if not self._redraw or speaking.next_seed_tried or not speaking.in_hand:
             return None
@@ -41,7 +42,7 @@ class Reading:
         return None if share is None else misreading(share)
 
     def _share(self, speaking: Speaking) -> np.ndarray | None:
-        """See `Aligner`; None where the words are not known."""
+        """Return what `Aligner` returns, or None if the words are not known or the memory is too small."""
         request, sequence = speaking.request, speaking.sequence
         if not request.words:
             return None
