@@ -25,7 +25,8 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from light_tts.common.cuda_graphs import GraphCache
-from light_tts.kernels.vocoder.conv import Tile, convolve
+from light_tts.kernels.launch import Config
+from light_tts.kernels.vocoder.conv import convolve
 from light_tts.kernels.vocoder.layout import Active, Convolutions, Frames, Sums, Taps
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.vocoder.backend import choose_vocoder
@@ -144,6 +145,9 @@ def measure(
     return rows
 
 
+CUT = ("BLOCK_FRAMES", "BLOCK_OUT", "num_warps", "num_stages")
+
+
 def measure_tiles(device: torch.device) -> None:
     """Measure three parallel blocks of dilation 3 at each level: the first convolution of a pair, then the
     second."""
@@ -162,12 +166,12 @@ def measure_tiles(device: torch.device) -> None:
             for out, sums in ((None, Sums()), (total, Sums(total))):
                 for size in tiles:
                     for stages in (3, 4):
-                        tile = Tile(*size, stages)
+                        config = dict(zip(CUT, (*size, stages), strict=True))
                         each = time_of(
-                            partial(convolve, conv, x, level, level, out, active, sums, tile=tile), 0.03
+                            partial(convolve, conv, x, level, level, out, active, sums, config=config), 0.03
                         )
                         name = "first" if out is None else "second"
-                        report_tile(f"{batch} x {frames}, {width} channels, {name}", tile, each, flops)
+                        report_config(f"{batch} x {frames}, {width} channels, {name}", config, each, flops)
         x = torch.randn(1, batch, frames, 512, device=device)
         pitch = Convolutions(
             [torch.randn(3, 512, 512, device=device) * 0.02],
@@ -176,13 +180,13 @@ def measure_tiles(device: torch.device) -> None:
             exact=True,
         )
         for size in tiles[:4]:
-            tile, level, out = Tile(*size), Frames(lengths), torch.empty_like(x)
-            each = time_of(partial(convolve, pitch, x, level, level, out, tile=tile), 0.03)
-            report_tile(f"{batch} x {frames}, pitch", tile, each, 2 * 3 * 512 * x.numel())
+            config, level, out = dict(zip(CUT, (*size, 3), strict=True)), Frames(lengths), torch.empty_like(x)
+            each = time_of(partial(convolve, pitch, x, level, level, out, config=config), 0.03)
+            report_config(f"{batch} x {frames}, pitch", config, each, 2 * 3 * 512 * x.numel())
 
 
-def report_tile(name: str, tile: Tile, seconds: float, flops: float) -> None:
-    print(f"{name:34} {tile}: {seconds * 1e3:7.3f} ms {flops / seconds / 1e12:6.0f} TFLOP/s", flush=True)
+def report_config(name: str, config: Config, seconds: float, flops: float) -> None:
+    print(f"{name:34} {config}: {seconds * 1e3:7.3f} ms {flops / seconds / 1e12:6.0f} TFLOP/s", flush=True)
 
 
 def time_of(function: Callable[[], object], seconds: float) -> float:

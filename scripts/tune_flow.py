@@ -18,41 +18,41 @@ import torch
 
 from light_tts.kernels import configs, overlap
 from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
+from light_tts.kernels.launch import Config
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B
 LENGTH = 420  # frames per sequence, for attention
 PRODUCTS = [  # kernel, in, out
-    ("norm_linear", WIDTH, 3 * INNER),
-    ("norm_linear", WIDTH, FEED),
-    ("linear", WIDTH, 3 * INNER),
-    ("linear", WIDTH, FEED),
-    ("linear_add", INNER, WIDTH),
-    ("linear_add", FEED, WIDTH),
-    ("linear_add_norm", INNER, WIDTH),
-    ("linear_add_norm", FEED, WIDTH),
-    ("conv", 320, WIDTH),
-    ("conv", WIDTH, WIDTH),
-    ("conv", 2 * WIDTH, WIDTH),
+    ("layer_norm_linear", WIDTH, 3 * INNER),
+    ("layer_norm_linear", WIDTH, FEED),
+    ("packed_linear", WIDTH, 3 * INNER),
+    ("packed_linear", WIDTH, FEED),
+    ("packed_linear_add", INNER, WIDTH),
+    ("packed_linear_add", FEED, WIDTH),
+    ("packed_linear_add_norm", INNER, WIDTH),
+    ("packed_linear_add_norm", FEED, WIDTH),
+    ("packed_conv", 320, WIDTH),
+    ("packed_conv", WIDTH, WIDTH),
+    ("packed_conv", 2 * WIDTH, WIDTH),
     ("packed_attention_32", INNER, INNER),
     ("packed_attention_64", INNER, INNER),
     ("packed_attention_128", INNER, INNER),
 ]
-Shape = dict[str, int]
 
 
-def candidates(kernel: str) -> Iterator[Shape]:
-    def shapes(names: str, *choices) -> Iterator[Shape]:
+def candidates(kernel: str) -> Iterator[Config]:
+    def shapes(names: str, *choices) -> Iterator[Config]:
         for values in choices:
             yield dict(zip(names.split(), values, strict=True))
 
-    if kernel == "norm_linear":
+    if kernel == "layer_norm_linear":
         yield from shapes(
             "BLOCK_ROWS BLOCK_OUT TILES num_warps num_stages",
             *itertools.product((16, 32, 64), (64, 128), (1, 4), (4,), (2,)),
             *itertools.product((64, 128), (128,), (1, 2, 8), (8,), (2,)),
         )
-    elif kernel == "linear":
+    elif kernel == "packed_linear":
         yield from shapes(
             "BLOCK_ROWS BLOCK_OUT BLOCK_IN num_warps num_stages",
             *itertools.product((64, 128), (128,), (64,), (4, 8), (3, 4)),
@@ -60,20 +60,20 @@ def candidates(kernel: str) -> Iterator[Shape]:
             (128, 128, 128, 8, 2),
             (64, 64, 64, 4, 4),
         )
-    elif kernel == "linear_add":
+    elif kernel == "packed_linear_add":
         yield from shapes(
             "BLOCK_ROWS BLOCK_OUT BLOCK_IN num_warps num_stages",
             *itertools.product((16, 32, 64), (32, 64), (128,), (4,), (3, 4)),
             *itertools.product((64, 128), (64, 128), (64,), (4,), (3, 4)),
         )
-    elif kernel == "linear_add_norm":
+    elif kernel == "packed_linear_add_norm":
         yield from shapes(
             "BLOCK_ROWS BLOCK_IN num_warps num_stages",
             *itertools.product((16, 32), (64, 128), (4, 8), (3,)),
             *itertools.product((64, 128), (64,), (8,), (3, 4)),
             (64, 64, 4, 3),
         )
-    elif kernel == "conv":
+    elif kernel == "packed_conv":
         yield from shapes(
             "BLOCK_ROWS BLOCK_IN num_warps num_stages",
             *itertools.product((16, 32), (64, 128), (4, 8), (3,)),
@@ -85,8 +85,8 @@ def candidates(kernel: str) -> Iterator[Shape]:
 
 
 def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], object]:
-    """Return a call of the kernel on random rows; its launch configuration comes from `geometry` of its
-    module."""
+    """Return a call of the kernel on random rows; its launch configuration comes from `measured_for_rows` of
+    its module."""
 
     def draw(*shape: int, dtype=torch.float16) -> torch.Tensor:
         return (torch.randn(shape, device="cuda") * shape[0] ** -0.5).to(dtype)
@@ -94,16 +94,16 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
     position = (torch.arange(rows, device="cuda") % LENGTH).int()
     x = torch.randn(rows, width, device="cuda").half()
     out, weight, bias = draw(rows, out_width), draw(width, out_width), draw(out_width, dtype=torch.float32)
-    if kernel == "norm_linear":
+    if kernel == "layer_norm_linear":
         return lambda: packed_linear.layer_norm_linear(
             x, weight, bias, position, out, 1e-5, out_width == FEED
         )
-    if kernel == "linear":
-        return lambda: packed_linear.linear(x, weight, bias, position, out, out_width == FEED)
-    if kernel.startswith("linear_add"):
+    if kernel == "packed_linear":
+        return lambda: packed_linear.packed_linear(x, weight, bias, position, out, out_width == FEED)
+    if kernel.startswith("packed_linear_add"):
         normal = torch.empty_like(out) if kernel.endswith("norm") else None
         return lambda: packed_linear.packed_linear_add_(out, x, weight, bias, position, normal, 1e-5)
-    if kernel == "conv":
+    if kernel == "packed_conv":
         taps = torch.stack([weight] * 3)
         norm = packed_conv.Norm(bias, bias, 1e-5)
         return lambda: packed_conv.packed_conv(x, taps, bias, position, out, norm)
@@ -115,11 +115,11 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
     return lambda: packed_attention.packed_attention(qkv, blocks, out, HEADS, block_rows, 2)
 
 
-def use(shape: Shape) -> None:
+def use(shape: Config) -> None:
     """Set the launch configuration; kernels run one by one, without overlap."""
     overlap.enabled = lambda *_: False
     for module in (packed_attention, packed_conv, packed_linear):
-        module.geometry = lambda *_: dict(shape)
+        module.measured_for_rows = lambda *_: dict(shape)
 
 
 def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
@@ -141,7 +141,7 @@ def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
     return sorted(times)[2]
 
 
-def compile_some(share: list[tuple[tuple[str, int, int], Shape]]) -> None:
+def compile_some(share: list[tuple[tuple[str, int, int], Config]]) -> None:
     """Compile kernels into Triton's on-disk cache."""
     for product, shape in share:
         use(shape)
@@ -160,7 +160,7 @@ def main() -> None:
     print(f"compiling {len(jobs)} variants in {workers} processes", flush=True)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.map(compile_some, [jobs[index :: 4 * workers] for index in range(4 * workers)], chunksize=1)
-    found: dict[str, list[Shape]] = {}
+    found: dict[str, list[Config]] = {}
     for product in PRODUCTS:
         kernel, width, out_width = product
         attention = kernel.startswith("packed_attention")

@@ -22,9 +22,16 @@ from bench_flow import full_size, item, milliseconds
 from light_tts.kernels import configs, overlap
 from light_tts.models.flow.packed import PackedFlow, pack
 
-KERNELS = {"norm_linear", "linear", "linear_add", "packed_attention", "packed_conv", "flow_step"}
+KERNELS = {
+    "layer_norm_linear",
+    "packed_linear",
+    "packed_linear_add",
+    "packed_attention",
+    "packed_conv",
+    "flow_step",
+}
 # Kernels excluded from overlapping: those seen to become slower at some sizes.
-CHOICES = [KERNELS, set(), {"norm_linear"}, {"packed_conv"}, {"norm_linear", "packed_conv"}]
+CHOICES = [KERNELS, set(), {"layer_norm_linear"}, {"packed_conv"}, {"layer_norm_linear", "packed_conv"}]
 FIRST, WHOLE = (41, True, False), (125, False, True)  # tokens, streaming, finalize
 
 

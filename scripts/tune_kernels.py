@@ -15,8 +15,8 @@ import argparse
 import contextlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,70 +27,71 @@ import triton
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.kernels import configs
 from light_tts.kernels.compile_ahead import compile_ahead
-from light_tts.kernels.llm.decode_attention import DecodeConfig, decode_config
-from light_tts.kernels.llm.row_linear import MAX_FEW, RowConfig, row_config
-from light_tts.kernels.llm.small_linear import MAX_ROWS, LinearConfig, linear_config
+from light_tts.kernels.launch import SIZES, Config
+from light_tts.kernels.llm.decode_attention import decode_config
+from light_tts.kernels.llm.row_linear import MAX_FEW, row_config
+from light_tts.kernels.llm.small_linear import MAX_ROWS, linear_config
 
 OUTPUT = 128  # tokens
 PROMPTS = {512: 125, 1024: 700}  # tokens, by the max_length of the attention that prompt and output need
 KV_HEADS = 2
-# kernel, outputs, inputs (CosyVoice2-0.5B): block_out, block_k, splits, warps, stages
+# kernel, outputs, inputs (CosyVoice2-0.5B): values of LINEAR
+LINEAR = ("BLOCK_OUT", "BLOCK_K", "num_warps", "num_stages", "SPLITS")  # SPLITS: of linear_add_ alone
 LINEARS = {
     ("norm_gate_up_silu", 9728, 896): [
-        (64, 64, 1, 4, 6),
-        (64, 64, 1, 4, 7),
-        (64, 64, 1, 4, 8),
-        (64, 64, 1, 4, 9),
-        (32, 64, 1, 4, 7),
-        (32, 128, 1, 4, 3),
-        (32, 128, 1, 4, 5),
-        (64, 128, 1, 4, 3),
-        (64, 128, 1, 4, 4),
-        (64, 32, 1, 4, 12),
+        (64, 64, 4, 6),
+        (64, 64, 4, 7),
+        (64, 64, 4, 8),
+        (64, 64, 4, 9),
+        (32, 64, 4, 7),
+        (32, 128, 4, 3),
+        (32, 128, 4, 5),
+        (64, 128, 4, 3),
+        (64, 128, 4, 4),
+        (64, 32, 4, 12),
     ],
     ("linear_add_", 896, 4864): [
         (16, 128, 4, 4, 4),
-        (16, 128, 4, 4, 6),
-        (16, 128, 4, 4, 8),
-        (16, 64, 4, 4, 8),
-        (16, 128, 3, 4, 6),
+        (16, 128, 4, 6, 4),
+        (16, 128, 4, 8, 4),
+        (16, 64, 4, 8, 4),
+        (16, 128, 4, 6, 3),
         (32, 128, 4, 4, 4),
-        (32, 64, 4, 4, 7),
+        (32, 64, 4, 7, 4),
     ],
-    ("norm_linear", 1152, 896): [
-        (32, 64, 1, 4, 7),
-        (32, 64, 1, 4, 10),
-        (32, 128, 1, 4, 4),
-        (32, 128, 1, 4, 7),
-        (16, 128, 1, 4, 7),
+    ("rms_norm_linear", 1152, 896): [
+        (32, 64, 4, 7),
+        (32, 64, 4, 10),
+        (32, 128, 4, 4),
+        (32, 128, 4, 7),
+        (16, 128, 4, 7),
     ],
     ("linear_add_", 896, 896): [
-        (16, 128, 2, 4, 4),
-        (16, 64, 2, 4, 7),
-        (16, 128, 3, 4, 3),
-        (16, 128, 1, 4, 7),
-        (32, 128, 2, 4, 4),
+        (16, 128, 4, 4, 2),
+        (16, 64, 4, 7, 2),
+        (16, 128, 4, 3, 3),
+        (16, 128, 4, 7, 1),
+        (32, 128, 4, 4, 2),
     ],
-    ("norm_linear", 6564, 896): [(32, 64, 1, 4, 4), (32, 64, 1, 4, 7), (64, 64, 1, 4, 6)],
+    ("rms_norm_linear", 6564, 896): [(32, 64, 4, 4), (32, 64, 4, 7), (64, 64, 4, 6)],
 }
-ROWS = {  # by the inputs rounded up: block_out, warps
+ROW = ("BLOCK_OUT", "num_warps")
+ROWS = {  # by the inputs rounded up: values of ROW
     1024: [(4, 4), (8, 4), (2, 4), (4, 2), (2, 2), (8, 8)],
     8192: [(2, 8), (2, 16), (4, 16), (1, 8), (1, 4), (4, 8)],
 }
-DECODE = [
+DECODE = ("BLOCK", "SPLIT", "num_warps")
+DECODES = [  # values of DECODE
     (512, 512, 8),
     (128, 512, 8),
     (256, 512, 8),
     (256, 256, 8),
     (128, 128, 4),
     (64, 64, 4),
-]  # block, split, warps
+]
 BATCHES = (1, 2, 64, 8, 32)  # 64 rows before the others, which share its linears
-SETTINGS = {
-    name for config in (DecodeConfig, LinearConfig, RowConfig) for name in config.__dataclass_fields__
-}
 
-Entry = dict[str, int]
+Entry = dict[str, int]  # sizes and configuration
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,16 @@ class Trial:
     kernel: str
     batch: int
     keys: Entry
-    candidates: list[DecodeConfig | LinearConfig | RowConfig]
+    candidates: list[Config]
     prompt: int = PROMPTS[512]
 
     def entries(self) -> Iterator[Entry]:
         for candidate in self.candidates:
-            yield {**self.keys, **asdict(candidate)}
+            yield {**self.keys, **candidate}
+
+
+def _named(names: Sequence[str], values: Sequence[int]) -> Config:
+    return dict(zip(names, values, strict=False))
 
 
 def all_trials(batches: list[int]) -> list[Trial]:
@@ -116,14 +121,14 @@ def all_trials(batches: list[int]) -> list[Trial]:
             for (kernel, outputs, inputs), candidates in LINEARS.items():
                 keys = {"outputs": outputs, "inputs": inputs}
                 if batch <= MAX_FEW:
-                    rows = [RowConfig(*tile) for tile in ROWS[triton.next_power_of_2(inputs)]]
+                    rows = [_named(ROW, values) for values in ROWS[triton.next_power_of_2(inputs)]]
                     trials.append(Trial("row_linear", batch, {**keys, "rows": batch}, rows))
                 else:
-                    linears = [LinearConfig(*tile) for tile in candidates]
+                    linears = [_named(LINEAR, values) for values in candidates]
                     trials.append(Trial(kernel, batch, keys, linears))
         for max_length, prompt in PROMPTS.items():
             keys = {"groups": batch * KV_HEADS, "max_length": max_length}
-            decode = [DecodeConfig(*tile) for tile in DECODE]
+            decode = [_named(DECODE, values) for values in DECODES]
             trials.append(Trial("decode_attention", batch, keys, decode, prompt))
     return trials
 
@@ -206,7 +211,7 @@ class Tuner:
 
 def _keys(entry: Entry) -> Entry:
     """Return the sizes that an entry applies to."""
-    return {name: value for name, value in entry.items() if name not in SETTINGS}
+    return {name: value for name, value in entry.items() if name in SIZES}
 
 
 def _forget_chosen() -> None:

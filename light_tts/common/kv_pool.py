@@ -12,6 +12,10 @@ from torch import Tensor
 
 from light_tts.common.transfer import upload
 
+LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+"""One layer as kernels take it: k, v (slots, kv_heads, head_dim), k_scale, v_scale (slots, kv_heads), which
+are there with int8 only."""
+
 
 class KVPool:
     """K and V of `slots` tokens in each layer. With `int8` they are stored as int8 with one scale per token
@@ -53,9 +57,8 @@ class KVPool:
             v = v.to(self.dtype) * self.v_scale[layer, slots, :, None]
         return k, v
 
-    def layers(self) -> list[tuple[Tensor, Tensor, Tensor | None, Tensor | None]]:
-        """Return views of k, v, k_scale, v_scale of each layer, as the kernels take them; scales with int8
-        only."""
+    def layers(self) -> list[LayerPool]:
+        """Return views of each layer, as the kernels take them."""
         scales = zip(self.k_scale, self.v_scale, strict=True) if self.int8 else [(None, None)] * len(self.k)
         return [(k, v, *scale) for k, v, scale in zip(self.k, self.v, scales, strict=True)]
 

@@ -26,13 +26,13 @@ def counters(device: torch.device) -> Tensor:
 
 
 @triton.jit
-def is_last(counter, programs):
+def is_last(counter_ptr, programs):
     """Called by each of `programs` programs after its stores. Returns True in the last one, which may then
     load what all have stored (with cache_modifier=".cg", because other SMs wrote it); the counter is zero
     again."""
     tl.debug_barrier()  # the stores of all threads precede the increment by one thread
-    last = tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == programs - 1
+    last = tl.atomic_add(counter_ptr, 1, sem="acq_rel", scope="gpu") == programs - 1
     if last:
-        tl.store(counter, 0)
+        tl.store(counter_ptr, 0)
     tl.debug_barrier()
     return last

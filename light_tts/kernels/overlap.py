@@ -86,16 +86,16 @@ def prefetch(
 
 
 @triton.jit
-def prefetch_columns(weight, first, IN: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr):
+def prefetch_columns(weight_ptr, first, IN: tl.constexpr, OUT: tl.constexpr, COLUMNS: tl.constexpr):
     """Prefetch COLUMNS columns (a power of two from 16), starting at `first`, of a weight (IN, OUT) into L2.
     The programs of axis 0 share the work, so all of them must call it."""
-    SECTOR: tl.constexpr = 256 // weight.dtype.element_ty.primitive_bitwidth  # 32 bytes
+    SECTOR: tl.constexpr = 256 // weight_ptr.dtype.element_ty.primitive_bitwidth  # 32 bytes
     SECTORS: tl.constexpr = COLUMNS // SECTOR
     ROWS: tl.constexpr = max(1, 128 // SECTORS)  # at a time: one sector per thread
     column = tl.minimum(first + tl.arange(0, SECTORS) * SECTOR, OUT - 1)
     for start in range(tl.program_id(0) * ROWS, IN, tl.num_programs(0) * ROWS):
         row = tl.minimum(start + tl.arange(0, ROWS), IN - 1)
-        _fetch(weight + row[:, None] * OUT + column[None, :])
+        _fetch(weight_ptr + row[:, None] * OUT + column[None, :])
 
 
 @triton.jit

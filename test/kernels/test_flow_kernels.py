@@ -25,10 +25,10 @@ from light_tts.kernels.flow.packed_linear import (
     fold_layer_norm,
     layer_norm_linear,
     layer_norm_linear_reference,
-    linear,
-    linear_add_reference_,
-    linear_reference,
+    packed_linear,
     packed_linear_add_,
+    packed_linear_add_reference_,
+    packed_linear_reference,
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -107,8 +107,8 @@ def test_norm_linear(dtype, gelu, widths):
     layer_norm_linear(x, *arguments, found, 1e-5, gelu)
     layer_norm_linear_reference(x, *arguments, expected, 1e-5, gelu)
     assert_close(found, expected, dtype)
-    linear(x, *arguments, found, gelu)
-    linear_reference(x, *arguments, expected, gelu)
+    packed_linear(x, *arguments, found, gelu)
+    packed_linear_reference(x, *arguments, expected, gelu)
     assert_close(found, expected, dtype)
 
 
@@ -140,7 +140,7 @@ def test_linear_add(dtype, widths, with_norm):
     other = wide.clone()
     normal, normal_expected = (poisoned(len(where), out_width, dtype=dtype) for _ in range(2))
     packed_linear_add_(wide[:, out_width:], y, weight, bias, where, normal if with_norm else None, 1e-5)
-    linear_add_reference_(other[:, out_width:], y, weight, bias, where, normal_expected, 1e-5)
+    packed_linear_add_reference_(other[:, out_width:], y, weight, bias, where, normal_expected, 1e-5)
     assert torch.equal(wide[:, :out_width].isnan(), other[:, :out_width].isnan())
     assert_close(wide, other, dtype)
     if with_norm:

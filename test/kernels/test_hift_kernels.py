@@ -14,7 +14,7 @@ from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder import mean as hift_mean
 from light_tts.kernels.vocoder import source as hift_source
 from light_tts.kernels.vocoder import spectrum as hift_spectrum
-from light_tts.kernels.vocoder.conv import Tile, convolve
+from light_tts.kernels.vocoder.conv import convolve
 from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Frames, Sums, Taps, transposed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -146,7 +146,14 @@ def test_results_do_not_depend_on_neighbours_nor_on_the_tile():
     convolve(conv, x[:, :1, :64].contiguous(), own, own, one)
     assert torch.equal(one[0, 0, :40], many[0, 0, :40])
     other = torch.zeros_like(many)
-    convolve(conv, x, level, level, other, tile=Tile(128, 64))
+    convolve(
+        conv,
+        x,
+        level,
+        level,
+        other,
+        config={"BLOCK_FRAMES": 128, "BLOCK_OUT": 64, "num_warps": 4, "num_stages": 3},
+    )
     torch.testing.assert_close(other, many, atol=1e-6, rtol=1e-6)
 
 

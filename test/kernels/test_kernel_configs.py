@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 from light_tts.kernels import configs
-from light_tts.kernels.launch import geometry
+from light_tts.kernels.launch import measured_for_rows
 
 FOLDER = Path(configs.__file__).parent
 H100 = FOLDER / "NVIDIA_H100_80GB_HBM3.json"
@@ -48,9 +48,10 @@ def test_the_smallest_measured_size_that_is_not_below_is_taken(monkeypatch):
     entries = [{"rows": 512, "num_warps": 4}, {"rows": 1024, "num_warps": 8}]
     monkeypatch.setattr(configs, "load", lambda device: {"linear": entries})
     half, single = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
-    assert [geometry("linear", half, rows)["num_warps"] for rows in (1, 512, 513, 5000)] == [4, 4, 8, 8]
-    assert geometry("linear", single, 512) is None  # measured with 16 bits a number
-    assert geometry("other", half, 512) is None
+    found = [measured_for_rows("linear", half, rows) for rows in (1, 512, 513, 5000)]
+    assert found == [{"num_warps": 4}] * 2 + [{"num_warps": 8}] * 2
+    assert measured_for_rows("linear", single, 512) is None  # measured with 16 bits a number
+    assert measured_for_rows("other", half, 512) is None
 
 
 def test_ranges_of_rows_are_joined(monkeypatch):

@@ -22,8 +22,9 @@ from light_tts.common import random
 from light_tts.common.kv_pool import quantize
 from light_tts.common.sampling_rule import GREEDY, SamplingRule
 from light_tts.kernels import arrival, configs, overlap
+from light_tts.kernels.launch import Config
 from light_tts.kernels.llm.activation import silu_mul, silu_mul_reference
-from light_tts.kernels.llm.decode_attention import DecodeConfig, decode_attention, decode_attention_reference
+from light_tts.kernels.llm.decode_attention import decode_attention, decode_attention_reference
 from light_tts.kernels.llm.norm import add_rms_norm_, add_rms_norm_reference_, rms_norm, rms_norm_reference
 from light_tts.kernels.llm.prefill_attention import (
     prefill_attention,
@@ -31,11 +32,10 @@ from light_tts.kernels.llm.prefill_attention import (
     prefill_blocks,
 )
 from light_tts.kernels.llm.rotary import rotary_kv_write, rotary_kv_write_reference
-from light_tts.kernels.llm.row_linear import RowConfig, row_linear
+from light_tts.kernels.llm.row_linear import row_linear
 from light_tts.kernels.llm.row_state import RowState, advance, advance_reference
 from light_tts.kernels.llm.sampling import sample, sample_reference
 from light_tts.kernels.llm.small_linear import (
-    LinearConfig,
     fold_rms_norm,
     linear_add_,
     linear_add_reference_,
@@ -125,8 +125,8 @@ def test_rotary_kv_write(dtype: torch.dtype, int8: bool, shape: tuple[int, int, 
     positions, slots = ints([0, 7, 39, 3, 0]), ints([4, 9, 0, 5, -1])
     tables = rope(40, head_dim)
     pool, expected_pool = (Pool(shape, dtype, int8, slots=10) for _ in range(2))
-    q = rotary_kv_write(qkv, *tables, positions, slots, *pool.tensors)
-    expected = rotary_kv_write_reference(qkv, *tables, positions, slots, *expected_pool.tensors)
+    q = rotary_kv_write(qkv, tables, positions, slots, pool.tensors)
+    expected = rotary_kv_write_reference(qkv, tables, positions, slots, expected_pool.tensors)
     close(q, expected, 1)
     for part, expected in zip(pool.tensors, expected_pool.tensors, strict=True):
         if part is None:
@@ -166,8 +166,8 @@ def test_decode_attention(split: int, dtype: torch.dtype, int8: bool, shape: tup
     rows, lengths = ints([3, 0, -1, 4, 2, 1, 5]), ints([1, 200, 0, 32, 33, 129, 16])
     qkv, tables = qkv_of(len(rows), shape, dtype), rope(200, shape[2])
     where = (table, rows, lengths, 256)
-    out = decode_attention(qkv, *tables, *pool.tensors, *where, DecodeConfig(block=16, split=split))
-    expected = decode_attention_reference(qkv, *tables, *expected_pool.tensors, *where)
+    out = decode_attention(qkv, tables, pool.tensors, *where, {"BLOCK": 16, "SPLIT": split, "num_warps": 4})
+    expected = decode_attention_reference(qkv, tables, expected_pool.tensors, *where)
     close(out, expected, 8 if int8 else 4)  # int8: a value between two steps may fall on either side
     assert (out[2] == 0).all()
     assert (arrival.counters(qkv.device) == 0).all()
@@ -184,8 +184,8 @@ def test_decode_attention_does_not_depend_on_the_batch() -> None:
     tables = rope(200, GOLDEN[2])
 
     def attend(tokens: slice) -> Tensor:
-        where = (table, rows[tokens], lengths[tokens], 256, DecodeConfig())
-        return decode_attention(qkv[tokens], *tables, *pool.tensors, *where)
+        where = (table, rows[tokens], lengths[tokens], 256, {"BLOCK": 64, "SPLIT": 128, "num_warps": 4})
+        return decode_attention(qkv[tokens], tables, pool.tensors, *where)
 
     together = attend(slice(0, 3))
     for i in range(3):
@@ -201,8 +201,8 @@ def test_prefill_attention(dtype: torch.dtype, int8: bool, shape: tuple[int, int
     spans = [ints(x) for x in ([2, 0, 3, 1], starts, lengths, offsets)]
     blocks = ints([*prefill_blocks(lengths), (-1, 0), (-1, 0)])
     q = randn(sum(lengths) + 2, heads, head_dim, dtype=dtype, seed=5)
-    out = prefill_attention(q, *pool.tensors, table, *spans, blocks)
-    close(out, prefill_attention_reference(q, *pool.tensors, table, *spans, blocks), 4)
+    out = prefill_attention(q, pool.tensors, table, *spans, blocks)
+    close(out, prefill_attention_reference(q, pool.tensors, table, *spans, blocks), 4)
     assert (out[-2:] == 0).all()
 
 
@@ -466,11 +466,11 @@ def test_folded_norm(dtype: torch.dtype) -> None:
     "rows,config,size",
     grid(
         [1, 3, 8],
-        [RowConfig(2, 8), RowConfig(8, 4), RowConfig(16, 4)],
+        [{"BLOCK_OUT": outputs, "num_warps": warps} for outputs, warps in ((2, 8), (8, 4), (16, 4))],
         [(200, 33), (896, 64), (4864, 30)],
     ),
 )
-def test_row_linear_configurations(rows: int, config: RowConfig, size: tuple[int, int]) -> None:
+def test_row_linear_configurations(rows: int, config: Config, size: tuple[int, int]) -> None:
     dtype = torch.float16
     inputs, outputs = size
     y, residual = randn(rows, inputs, dtype=dtype), randn(rows, outputs, dtype=dtype, seed=1)
@@ -490,7 +490,8 @@ def test_linear_add(dtype: torch.dtype, size: tuple[int, int, int], splits: int)
     linear_add_reference_(expected, y, weight)
     again = residual.clone()
     linear_add_(again, y, weight)
-    linear_add_(residual, y, weight, LinearConfig(block_k=64, splits=splits))
+    config = {"BLOCK_OUT": 16, "BLOCK_K": 64, "SPLITS": splits, "num_warps": 4, "num_stages": 4}
+    linear_add_(residual, y, weight, config)
     for actual in (again, residual):
         close(actual, expected, SUM_STEPS[dtype])
     assert (arrival.counters(y.device) == 0).all()
@@ -527,7 +528,7 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
     def layer() -> Tensor:
         x = start.clone()
         qkv = rms_norm_linear(x, eps, weights[0], bias)
-        attended = decode_attention(qkv, *tables, *pool.tensors, table, row, lengths, 1024)
+        attended = decode_attention(qkv, tables, pool.tensors, table, row, lengths, 1024)
         linear_add_(x, attended.flatten(1), weights[1])
         linear_add_(x, norm_gate_up_silu(x, eps, weights[2]), weights[3])
         return x
@@ -535,7 +536,7 @@ def test_chain_of_kernels_repeats_exactly(rows: int, monkeypatch: pytest.MonkeyP
     def layer_reference() -> Tensor:
         x = start.clone()
         qkv = rms_norm_linear_reference(x, eps, weights[0], bias)
-        attended = decode_attention_reference(qkv, *tables, *pool.tensors, table, row, lengths, 1024)
+        attended = decode_attention_reference(qkv, tables, pool.tensors, table, row, lengths, 1024)
         linear_add_reference_(x, attended.flatten(1), weights[1])
         linear_add_reference_(x, norm_gate_up_silu_reference(x, eps, weights[2]), weights[3])
         return x

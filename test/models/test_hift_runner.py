@@ -10,8 +10,8 @@ from support.interpreter import GPU as CUDA
 
 pytest.importorskip("triton")
 
+from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder import conv as hift_conv
-from light_tts.kernels.vocoder.conv import Tile
 from light_tts.kernels.vocoder.layout import Convolutions, Sums
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.vocoder import runner as hift_runner
@@ -44,7 +44,7 @@ def patch_for_the_interpreter(patch: pytest.MonkeyPatch) -> None:
     size (test_hift_kernels.py has several tiles)."""
     if not CUDA:
         patch.setattr(hift_runner, "frames_of_graph", lambda frames: frames + 1)
-        patch.setattr(hift_conv, "_tile", wide_tile)
+        patch.setattr(hift_conv, "convolve_config", wide_tiles)
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +52,9 @@ def exact_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
-def wide_tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
+def wide_tiles(conv: Convolutions, rows: int, sums: Sums) -> Config:
     frames, channels = (max(16, 1 << (n - 1).bit_length()) for n in (rows, conv.channels_out))
-    return Tile(min(frames, 512), min(channels, 64))
+    return {"BLOCK_FRAMES": min(frames, 512), "BLOCK_OUT": min(channels, 64)}
 
 
 def level(x: torch.Tensor) -> float:

@@ -21,8 +21,8 @@ from light_tts.models.flow_options import FlowOptions
 
 def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed, "flow_step", euler_step.flow_step_reference)
-    patch.setattr(packed, "linear", packed_linear.linear_reference)
-    patch.setattr(packed, "packed_linear_add_", packed_linear.linear_add_reference_)
+    patch.setattr(packed, "packed_linear", packed_linear.packed_linear_reference)
+    patch.setattr(packed, "packed_linear_add_", packed_linear.packed_linear_add_reference_)
     patch.setattr(packed, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
     patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)

@@ -147,22 +147,20 @@ class TritonRunner:
         schedule, tokens = (x[:room].view(-1, batch) for x in (self._schedule, self._tokens))
         steps = self._steps[:batch]
         x, rows, lengths = advance(self._states, self._lm.embedding, schedule, steps)
-        cos, sin = self._lm.rope
 
         def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
-            return decode_attention(qkv, cos, sin, *pool, self._table, rows, lengths, length)
+            return decode_attention(qkv, self._lm.rope, pool, self._table, rows, lengths, length)
 
         self._draw(self._lm(x, attend), self._states, rows, tokens, steps)
 
     def _prefill_step(self, shape: PrefillShape, flat: Tensor) -> Tensor:
         """Run a prefill; return the sampled tokens (spans,) int32."""
         batch = shape.unpack(flat)
-        cos, sin = self._lm.rope
 
         def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
-            q = rotary_kv_write(qkv, cos, sin, batch.positions, batch.slots, *pool)
+            q = rotary_kv_write(qkv, self._lm.rope, batch.positions, batch.slots, pool)
             where = (batch.rows, batch.starts, batch.lengths, batch.offsets, batch.blocks)
-            return prefill_attention(q, *pool, self._table, *where)
+            return prefill_attention(q, pool, self._table, *where)
 
         logits = self._lm(F.embedding(batch.ids, self._lm.embedding), attend, batch.last)
         drawn = torch.empty_like(batch.draws)

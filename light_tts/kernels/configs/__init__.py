@@ -1,4 +1,5 @@
-"""Launch configurations measured by scripts/tune_kernels.py: one JSON file per GPU, named after it."""
+"""Launch configurations measured by scripts/tune_kernels.py and scripts/tune_flow.py: one JSON file per GPU,
+named after it. For the entries see launch.py."""
 
 from __future__ import annotations
 

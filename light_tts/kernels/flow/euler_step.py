@@ -30,7 +30,7 @@ def flow_step(
     """
     rows, mels = x.shape
     block_rows = 16 if rows <= 2048 else 32
-    _flow_step[(triton.cdiv(rows, block_rows),)](
+    _flow_step_kernel[(triton.cdiv(rows, block_rows),)](
         h,
         weight,
         bias,
@@ -74,16 +74,16 @@ def flow_step_reference(
 
 
 @triton.jit
-def _flow_step(
-    h,
-    weight,
-    bias,
+def _flow_step_kernel(
+    h_ptr,
+    weight_ptr,
+    bias_ptr,
     guidance,
-    dt,
-    step,
-    position,
-    x,
-    inputs,
+    dt_ptr,
+    step_ptr,
+    position_ptr,
+    x_ptr,
+    inputs_ptr,
     inputs_stride,
     rows,
     WIDTH: tl.constexpr,
@@ -94,34 +94,34 @@ def _flow_step(
     OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    inside = tl.load(position_ptr + row, mask=row < rows, other=-1) >= 0
     if OVERLAP:
-        overlap.prefetch_columns(weight, 0, WIDTH, MELS, BLOCK_MELS)
+        overlap.prefetch_columns(weight_ptr, 0, WIDTH, MELS, BLOCK_MELS)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     mel = tl.arange(0, BLOCK_MELS)
     if OVERLAP:
-        added = vector(bias, mel, MELS)
+        added = vector(bias_ptr, mel, MELS)
         overlap.begin()
     conditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     unconditioned = tl.zeros((BLOCK_ROWS, BLOCK_MELS), dtype=tl.float32)
     for start in range(0, WIDTH, BLOCK_WIDTH):
         channel = start + tl.arange(0, BLOCK_WIDTH)
         known = inside[:, None] & (channel < WIDTH)[None, :]
-        w = weight_tile(weight, channel, mel, WIDTH, MELS)
-        at = h + row[:, None] * WIDTH + channel[None, :]
+        w = weight_tile(weight_ptr, channel, mel, WIDTH, MELS)
+        at = h_ptr + row[:, None] * WIDTH + channel[None, :]
         conditioned = tl.dot(tl.load(at, mask=known, other=0.0), w, conditioned, input_precision="ieee")
         unconditioned = tl.dot(
             tl.load(at + rows * WIDTH, mask=known, other=0.0), w, unconditioned, input_precision="ieee"
         )
     velocity = (1.0 + guidance) * conditioned - guidance * unconditioned
     if not OVERLAP:
-        added = vector(bias, mel, MELS)
+        added = vector(bias_ptr, mel, MELS)
     velocity += added[None, :]
     mask = inside[:, None] & (mel < MELS)[None, :]
-    at = x + row[:, None] * MELS + mel[None, :]
-    moved = tl.load(at, mask=mask, other=0.0) + tl.load(dt + tl.load(step)) * velocity
+    at = x_ptr + row[:, None] * MELS + mel[None, :]
+    moved = tl.load(at, mask=mask, other=0.0) + tl.load(dt_ptr + tl.load(step_ptr)) * velocity
     tl.store(at, moved, mask=mask)
-    first = inputs + row[:, None] * inputs_stride + mel[None, :]
-    tl.store(first, moved.to(inputs.dtype.element_ty), mask=mask)
-    tl.store(first + rows * inputs_stride, moved.to(inputs.dtype.element_ty), mask=mask)
+    first = inputs_ptr + row[:, None] * inputs_stride + mel[None, :]
+    tl.store(first, moved.to(inputs_ptr.dtype.element_ty), mask=mask)
+    tl.store(first + rows * inputs_stride, moved.to(inputs_ptr.dtype.element_ty), mask=mask)

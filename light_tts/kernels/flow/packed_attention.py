@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.launch import geometry
+from light_tts.kernels.launch import measured_for_rows
 
 BLOCK_ENTRIES = 7
 
@@ -84,14 +84,14 @@ def packed_attention(
     a prefix."""
     width = out.shape[1]
     head_dim = width // heads
-    shape = geometry(f"packed_attention_{block_rows}", qkv, len(qkv)) or {
+    config = measured_for_rows(f"packed_attention_{block_rows}", qkv, len(qkv)) or {
         "BLOCK_KEYS": 64,
         "num_warps": 4 if block_rows <= 64 else 8,
         "num_stages": 3,
     }
     # tensors that are absent are never read, so any tensor can stand in for them
     store, pages, step = (qkv, blocks, blocks) if kept is None else (kept.store, kept.pages, kept.step)
-    _attention[(blocks.shape[0], heads, copies)](
+    _packed_attention_kernel[(blocks.shape[0], heads, copies)](
         qkv,
         blocks,
         out,
@@ -107,7 +107,7 @@ def packed_attention(
         BLOCK_ROWS=block_rows,
         KEPT=kept is not None,
         PAGE=1 if kept is None else store.shape[3],
-        **shape,
+        **config,
         **overlap.options(qkv.device, "packed_attention", len(qkv)),
     )
     return out
@@ -157,15 +157,15 @@ def _of_pages(kept: KeptKeys, frames: Tensor, pages: int, copy: int) -> Tensor:
 
 
 @triton.jit
-def _attention(
-    qkv,
-    blocks,
-    out,
+def _packed_attention_kernel(
+    qkv_ptr,
+    blocks_ptr,
+    out_ptr,
     copy_rows,
     scale,
-    store,
-    pages,
-    step,
+    store_ptr,
+    pages_ptr,
+    step_ptr,
     page_stride,
     step_stride,
     copy_stride,
@@ -178,7 +178,7 @@ def _attention(
     BLOCK_KEYS: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    entry = blocks + tl.program_id(0) * 7
+    entry = blocks_ptr + tl.program_id(0) * 7
     first = tl.load(entry)
     first_row = tl.load(entry + 1)
     length = tl.load(entry + 2)
@@ -187,7 +187,7 @@ def _attention(
         return
     if KEPT:
         past = tl.load(entry + 4)
-        pages += tl.load(entry + 5)
+        pages_ptr += tl.load(entry + 5)
         kept_end = tl.load(entry + 6)
     if OVERLAP:
         overlap.begin()
@@ -198,7 +198,7 @@ def _attention(
     query = first + tl.arange(0, BLOCK_ROWS)
     inside = (query < length)[:, None] & known[None, :]
     own = (base + query)[:, None] * (3 * WIDTH) + column[None, :]
-    q = tl.load(qkv + own, mask=inside, other=0.0)
+    q = tl.load(qkv_ptr + own, mask=inside, other=0.0)
     chunk_size = tl.where(chunk > 0, chunk, length)
     query_end = tl.minimum((query // chunk_size + 1) * chunk_size, length)
     end = tl.minimum(((first + BLOCK_ROWS - 1) // chunk_size + 1) * chunk_size, length)
@@ -207,18 +207,20 @@ def _attention(
     total = tl.zeros((BLOCK_ROWS, BLOCK_HEAD), dtype=tl.float32)
     if KEPT:
         # `step` is read after the wait: without a graph, the previous kernel may have written it
-        store += tl.load(step).to(tl.int64) * step_stride + tl.program_id(2).to(tl.int64) * copy_stride
+        store_ptr += (
+            tl.load(step_ptr).to(tl.int64) * step_stride + tl.program_id(2).to(tl.int64) * copy_stride
+        )
         for start in range(0, past, BLOCK_KEYS):
             key = start + tl.arange(0, BLOCK_KEYS)
-            page = tl.load(pages + key // PAGE, mask=key < past, other=0).to(tl.int64)
+            page = tl.load(pages_ptr + key // PAGE, mask=key < past, other=0).to(tl.int64)
             at = page * page_stride + key % PAGE * (2 * WIDTH)
             k = tl.load(
-                store + at[None, :] + column[:, None],
+                store_ptr + at[None, :] + column[:, None],
                 mask=(key < past)[None, :] & known[:, None],
                 other=0.0,
             )
             v = tl.load(
-                store + WIDTH + at[:, None] + column[None, :],
+                store_ptr + WIDTH + at[:, None] + column[None, :],
                 mask=(key < past)[:, None] & known[None, :],
                 other=0.0,
             )
@@ -228,30 +230,32 @@ def _attention(
         key = start + tl.arange(0, BLOCK_KEYS)
         at = (base + key) * (3 * WIDTH)
         k = tl.load(
-            qkv + WIDTH + at[None, :] + column[:, None],
+            qkv_ptr + WIDTH + at[None, :] + column[:, None],
             mask=(key < length)[None, :] & known[:, None],
             other=0.0,
         )
         v = tl.load(
-            qkv + 2 * WIDTH + at[:, None] + column[None, :],
+            qkv_ptr + 2 * WIDTH + at[:, None] + column[None, :],
             mask=(key < length)[:, None] & known[None, :],
             other=0.0,
         )
         seen = key[None, :] < query_end[:, None]
         highest, mass, total = _attend(q, k, v, seen, scale, highest, mass, total)
     tl.store(
-        out + (base + query)[:, None] * WIDTH + column[None, :],
-        (total / mass[:, None]).to(out.dtype.element_ty),
+        out_ptr + (base + query)[:, None] * WIDTH + column[None, :],
+        (total / mass[:, None]).to(out_ptr.dtype.element_ty),
         mask=inside,
     )
     if KEPT:
         frame = past + query
         if past + first < kept_end:
             stays = inside & (frame < kept_end)[:, None]
-            page = tl.load(pages + frame // PAGE, mask=frame < kept_end, other=0).to(tl.int64)
+            page = tl.load(pages_ptr + frame // PAGE, mask=frame < kept_end, other=0).to(tl.int64)
             at = (page * page_stride + frame % PAGE * (2 * WIDTH))[:, None] + column[None, :]
-            tl.store(store + at, tl.load(qkv + WIDTH + own, mask=stays, other=0.0), mask=stays)
-            tl.store(store + WIDTH + at, tl.load(qkv + 2 * WIDTH + own, mask=stays, other=0.0), mask=stays)
+            tl.store(store_ptr + at, tl.load(qkv_ptr + WIDTH + own, mask=stays, other=0.0), mask=stays)
+            tl.store(
+                store_ptr + WIDTH + at, tl.load(qkv_ptr + 2 * WIDTH + own, mask=stays, other=0.0), mask=stays
+            )
 
 
 @triton.jit

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from light_tts.kernels import overlap
 from light_tts.kernels.flow.packed_linear import layer_norm, multiply_add, vector
-from light_tts.kernels.launch import geometry
+from light_tts.kernels.launch import measured_for_rows
 
 
 @dataclass(frozen=True)
@@ -81,19 +81,19 @@ def packed_conv(
     result. kept: None if every sequence begins in the batch and nothing is cached."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
-    shape = geometry(f"conv_{channels_in}x{channels_out}", x, rows) or {
+    config = measured_for_rows(f"packed_conv_{channels_in}x{channels_out}", x, rows) or {
         "BLOCK_ROWS": 16 if rows <= 1024 else 32 if rows <= 4096 else 64,
         "BLOCK_IN": 64,
         "num_warps": 4 if rows <= 4096 else 8,
         "num_stages": 3 if x.element_size() == 2 else 2,  # limited by shared memory
     }
-    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
+    config["BLOCK_IN"] = min(config["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
     # tensors that are absent are never read, so any tensor can stand in for them
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
     edges = KeptEdges(x, position, position, position) if kept is None else kept
     step = kept.step if kept is not None else shift.step if shift is not None else position
-    _conv[(triton.cdiv(rows, shape["BLOCK_ROWS"]),)](
+    _packed_conv_kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]),)](
         x,
         x.stride(0),
         weight,
@@ -128,7 +128,7 @@ def packed_conv(
         STEPS=1 if kept is None else kept.store.shape[1],
         COPIES=1 if kept is None else kept.store.shape[2],
         BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
-        **shape,
+        **config,
         **overlap.options(x.device, "packed_conv", rows),
     )
     return out
@@ -183,26 +183,26 @@ def _copy(row: Tensor, x: Tensor, kept: KeptEdges) -> Tensor:
 
 
 @triton.jit
-def _conv(
-    x,
+def _packed_conv_kernel(
+    x_ptr,
     x_stride,
-    weight,
-    bias,
-    norm_weight,
-    norm_bias,
-    shift,
-    step,
-    side,
+    weight_ptr,
+    bias_ptr,
+    norm_weight_ptr,
+    norm_bias_ptr,
+    shift_ptr,
+    step_ptr,
+    side_ptr,
     side_stride,
-    side_weight,
-    side_bias,
-    position,
-    out,
+    side_weight_ptr,
+    side_bias_ptr,
+    position_ptr,
+    out_ptr,
     out_stride,
-    normal,
-    edges,
-    before,
-    keep,
+    normal_ptr,
+    edges_ptr,
+    before_ptr,
+    keep_ptr,
     rows,
     norm_eps,
     eps,
@@ -225,56 +225,58 @@ def _conv(
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.arange(0, BLOCK_OUT)
     known = column < OUT
-    here = tl.load(position + row, mask=row < rows, other=-1)
+    here = tl.load(position_ptr + row, mask=row < rows, other=-1)
     if OVERLAP:
-        overlap.prefetch_columns(weight, 0, TAPS * IN, OUT, BLOCK_OUT)
+        overlap.prefetch_columns(weight_ptr, 0, TAPS * IN, OUT, BLOCK_OUT)
         if SIDE:
-            overlap.prefetch_columns(side_weight, 0, SIDE_IN, OUT, BLOCK_OUT)
+            overlap.prefetch_columns(side_weight_ptr, 0, SIDE_IN, OUT, BLOCK_OUT)
     if tl.max(here, axis=0) < 0:
         return
     if OVERLAP:
-        added = vector(bias, column, OUT)
+        added = vector(bias_ptr, column, OUT)
         if NORM:
-            gain = vector(norm_weight, column, OUT)
-            offset = vector(norm_bias, column, OUT)
+            gain = vector(norm_weight_ptr, column, OUT)
+            offset = vector(norm_bias_ptr, column, OUT)
         if SIDE:
-            side_added = vector(side_bias, column, OUT)
+            side_added = vector(side_bias_ptr, column, OUT)
         overlap.begin()
         if SHIFT or KEPT:
-            now = tl.load(step)  # after the wait: without a graph the previous kernel has written it
+            now = tl.load(step_ptr)  # after the wait: without a graph the previous kernel has written it
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
         back = TAPS - 1 - tap
-        taken = weight + tap * IN * OUT
-        total = multiply_add(total, x, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN)
+        taken = weight_ptr + tap * IN * OUT
+        total = multiply_add(
+            total, x_ptr, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN
+        )
     if KEPT:
         if not OVERLAP:
-            now = tl.load(step)
+            now = tl.load(step_ptr)
         EDGE: tl.constexpr = TAPS - 1
         copy = row // (rows // COPIES)
-        page = tl.load(before + row, mask=row < rows, other=-1)
+        page = tl.load(before_ptr + row, mask=row < rows, other=-1)
         first = (here >= 0) & (here < EDGE) & (page >= 0)
         if tl.max(first.to(tl.int32), axis=0) > 0:
             for tap in tl.static_range(TAPS - 1):
                 edge = ((page * STEPS + now) * COPIES + copy) * EDGE + here + tap
-                taken = weight + tap * IN * OUT
+                taken = weight_ptr + tap * IN * OUT
                 inside = first & (here + tap < EDGE)
-                total = multiply_add(total, edges, IN, taken, edge, column, inside, IN, OUT, BLOCK_IN)
-        place = tl.load(keep + row, mask=row < rows, other=-1)
+                total = multiply_add(total, edges_ptr, IN, taken, edge, column, inside, IN, OUT, BLOCK_IN)
+        place = tl.load(keep_ptr + row, mask=row < rows, other=-1)
         if tl.max(place, axis=0) >= 0:
             at = ((place // EDGE * STEPS + now) * COPIES + copy) * EDGE + place % EDGE
             for start in range(0, IN, BLOCK_IN):
                 channel = start + tl.arange(0, BLOCK_IN)
                 stays = (place >= 0)[:, None] & (channel < IN)[None, :]
-                value = tl.load(x + row[:, None] * x_stride + channel[None, :], mask=stays, other=0.0)
-                tl.store(edges + at[:, None] * IN + channel[None, :], value, mask=stays)
+                value = tl.load(x_ptr + row[:, None] * x_stride + channel[None, :], mask=stays, other=0.0)
+                tl.store(edges_ptr + at[:, None] * IN + channel[None, :], value, mask=stays)
     if not OVERLAP:
-        added = vector(bias, column, OUT)
+        added = vector(bias_ptr, column, OUT)
     total += added.to(tl.float32)[None, :]
     if NORM:
         if not OVERLAP:
-            gain = vector(norm_weight, column, OUT)
-            offset = vector(norm_bias, column, OUT)
+            gain = vector(norm_weight_ptr, column, OUT)
+            offset = vector(norm_bias_ptr, column, OUT)
         total = layer_norm(total, column, OUT, norm_eps) * gain.to(tl.float32)[None, :]
         total += offset.to(tl.float32)[None, :]
         # mish(y) = y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y
@@ -283,17 +285,23 @@ def _conv(
         total = total * n / (n + 2.0)
     if SHIFT:
         if not OVERLAP:
-            now = tl.load(step)
-        total += vector(shift + now * OUT, column, OUT)[None, :]
+            now = tl.load(step_ptr)
+        total += vector(shift_ptr + now * OUT, column, OUT)[None, :]
     if SIDE:
         total = multiply_add(
-            total, side, side_stride, side_weight, row, column, here >= 0, SIDE_IN, OUT, BLOCK_IN
+            total, side_ptr, side_stride, side_weight_ptr, row, column, here >= 0, SIDE_IN, OUT, BLOCK_IN
         )
         if not OVERLAP:
-            side_added = vector(side_bias, column, OUT)
+            side_added = vector(side_bias_ptr, column, OUT)
         total += side_added.to(tl.float32)[None, :]
     mask = (here >= 0)[:, None] & known[None, :]
-    tl.store(out + row[:, None] * out_stride + column[None, :], total.to(out.dtype.element_ty), mask=mask)
+    tl.store(
+        out_ptr + row[:, None] * out_stride + column[None, :], total.to(out_ptr.dtype.element_ty), mask=mask
+    )
     if NORMAL:
         total = layer_norm(total, column, OUT, eps)
-        tl.store(normal + row[:, None] * OUT + column[None, :], total.to(normal.dtype.element_ty), mask=mask)
+        tl.store(
+            normal_ptr + row[:, None] * OUT + column[None, :],
+            total.to(normal_ptr.dtype.element_ty),
+            mask=mask,
+        )

@@ -3,7 +3,7 @@ transformer blocks: a LayerNorm before, a GELU or a residual sum after.
 
 There are two variants of norm plus linear layer. With few rows the linear layer normalises its input
 (`layer_norm_linear`). With many rows the kernel that wrote the residual stream has also written its norm
-(`packed_linear_add_` with `normal`), and `linear` only multiplies.
+(`packed_linear_add_` with `normal`), and `packed_linear` only multiplies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.launch import geometry
+from light_tts.kernels.launch import Config, measured_for_rows
 
 
 def layer_norm_linear(
@@ -24,7 +24,7 @@ def layer_norm_linear(
     linear layer, and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias:
     (out,) float32; position: (rows,) int32, rows with negative position are skipped; out: (rows, out)."""
     rows, (width, out_width) = x.shape[0], weight.shape
-    shape = geometry(f"norm_linear_{width}x{out_width}", x, rows) or {
+    config = measured_for_rows(f"layer_norm_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 32 if rows <= 1024 else 64,
         "BLOCK_OUT": 64 if rows <= 1024 else 128,
         "TILES": 1,
@@ -32,10 +32,10 @@ def layer_norm_linear(
         "num_stages": 2,
     }
     grid = (
-        triton.cdiv(rows, shape["BLOCK_ROWS"]),
-        triton.cdiv(out_width, shape["BLOCK_OUT"] * shape["TILES"]),
+        triton.cdiv(rows, config["BLOCK_ROWS"]),
+        triton.cdiv(out_width, config["BLOCK_OUT"] * config["TILES"]),
     )
-    _norm_linear[grid](
+    _layer_norm_linear_kernel[grid](
         x,
         x.stride(0),
         weight,
@@ -48,8 +48,8 @@ def layer_norm_linear(
         OUT=out_width,
         GELU=gelu,
         BLOCK_IN=max(16, triton.next_power_of_2(width)),
-        **shape,
-        **overlap.options(x.device, "norm_linear", rows),
+        **config,
+        **overlap.options(x.device, "layer_norm_linear", rows),
     )
     return out
 
@@ -57,21 +57,24 @@ def layer_norm_linear(
 def layer_norm_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
 ) -> Tensor:
-    return linear_reference(F.layer_norm(x.float(), x.shape[1:], eps=eps), weight, bias, position, out, gelu)
+    normal = F.layer_norm(x.float(), x.shape[1:], eps=eps)
+    return packed_linear_reference(normal, weight, bias, position, out, gelu)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool) -> Tensor:
+def packed_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool
+) -> Tensor:
     """x @ weight + bias, and exact GELU if `gelu`. Shapes as in `layer_norm_linear`; x is contiguous."""
     rows, (width, out_width) = x.shape[0], weight.shape
-    shape = geometry(f"linear_{width}x{out_width}", x, rows) or {
+    config = measured_for_rows(f"packed_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 128,
         "BLOCK_IN": 64,
         "BLOCK_OUT": 128,
         "num_warps": 8,
         "num_stages": 3,
     }
-    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
-    _linear[(triton.cdiv(rows, shape["BLOCK_ROWS"]), triton.cdiv(out_width, shape["BLOCK_OUT"]))](
+    config["BLOCK_IN"] = min(config["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
+    _packed_linear_kernel[_grid(rows, out_width, config)](
         x,
         weight,
         bias,
@@ -81,13 +84,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tenso
         IN=width,
         OUT=out_width,
         GELU=gelu,
-        **shape,
-        **overlap.options(x.device, "linear", rows),
+        **config,
+        **overlap.options(x.device, "packed_linear", rows),
     )
     return out
 
 
-def linear_reference(
+def packed_linear_reference(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool
 ) -> Tensor:
     y = x.float() @ weight.float() + bias
@@ -120,7 +123,7 @@ def packed_linear_add_(
     rows, (width, out_width) = y.shape[0], weight.shape
     small = rows <= 2048
     if normal is None:
-        shape = geometry(f"linear_add_{width}x{out_width}", x, rows) or {
+        config = measured_for_rows(f"packed_linear_add_{width}x{out_width}", x, rows) or {
             "BLOCK_ROWS": 32 if small else 64,
             "BLOCK_IN": 128 if small else 64,
             "BLOCK_OUT": 32 if small else 128,
@@ -128,15 +131,15 @@ def packed_linear_add_(
             "num_stages": 3,
         }
     else:
-        shape = geometry(f"linear_add_norm_{width}x{out_width}", x, rows) or {
+        config = measured_for_rows(f"packed_linear_add_norm_{width}x{out_width}", x, rows) or {
             "BLOCK_ROWS": 64,
             "BLOCK_IN": 64,
             "num_warps": 8,
             "num_stages": 3 if x.element_size() == 2 else 2,  # limited by shared memory
         }
-        shape["BLOCK_OUT"] = max(16, triton.next_power_of_2(out_width))  # a norm needs whole rows
-    shape["BLOCK_IN"] = min(shape["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
-    _linear_add[(triton.cdiv(rows, shape["BLOCK_ROWS"]), triton.cdiv(out_width, shape["BLOCK_OUT"]))](
+        config["BLOCK_OUT"] = max(16, triton.next_power_of_2(out_width))  # a norm needs whole rows
+    config["BLOCK_IN"] = min(config["BLOCK_IN"], max(16, triton.next_power_of_2(width)))
+    _packed_linear_add_kernel[_grid(rows, out_width, config)](
         x,
         x.stride(0),
         y,
@@ -149,13 +152,13 @@ def packed_linear_add_(
         IN=width,
         OUT=out_width,
         NORM=normal is not None,
-        **shape,
-        **overlap.options(x.device, "linear_add", rows),
+        **config,
+        **overlap.options(x.device, "packed_linear_add", rows),
     )
     return x
 
 
-def linear_add_reference_(
+def packed_linear_add_reference_(
     x: Tensor,
     y: Tensor,
     weight: Tensor,
@@ -170,6 +173,10 @@ def linear_add_reference_(
     if normal is not None:
         normal[inside] = F.layer_norm(total, total.shape[1:], eps=eps)[inside].to(normal.dtype)
     return x
+
+
+def _grid(rows: int, out_width: int, config: Config) -> tuple[int, int]:
+    return triton.cdiv(rows, config["BLOCK_ROWS"]), triton.cdiv(out_width, config["BLOCK_OUT"])
 
 
 @triton.jit
@@ -200,10 +207,10 @@ def layer_norm(y, column, OUT: tl.constexpr, eps):
 
 
 @triton.jit
-def weight_tile(weight, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
+def weight_tile(weight_ptr, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
     """Load rows `channel` and columns `column` of a weight (IN, OUT)."""
     return tl.load(
-        weight + channel[:, None] * OUT + column[None, :],
+        weight_ptr + channel[:, None] * OUT + column[None, :],
         mask=(channel < IN)[:, None] & (column < OUT)[None, :],
         other=0.0,
     )
@@ -212,9 +219,9 @@ def weight_tile(weight, channel, column, IN: tl.constexpr, OUT: tl.constexpr):
 @triton.jit
 def multiply_add(
     total,
-    x,
+    x_ptr,
     x_stride,
-    weight,
+    weight_ptr,
     row,
     column,
     inside,
@@ -228,27 +235,29 @@ def multiply_add(
         channel = start + tl.arange(0, BLOCK_IN)
         known = channel < IN
         a = tl.load(
-            x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
+            x_ptr + row[:, None] * x_stride + channel[None, :],
+            mask=inside[:, None] & known[None, :],
+            other=0.0,
         )
-        b = weight_tile(weight, channel, column, IN, OUT)
+        b = weight_tile(weight_ptr, channel, column, IN, OUT)
         total = tl.dot(a, b, total, input_precision="ieee")
     return total
 
 
 @triton.jit
-def vector(values, column, OUT: tl.constexpr):
-    """Load columns of `values`, (OUT,)."""
-    return tl.load(values + column, mask=column < OUT, other=0.0)
+def vector(values_ptr, column, OUT: tl.constexpr):
+    """Load columns of `values_ptr`, (OUT,)."""
+    return tl.load(values_ptr + column, mask=column < OUT, other=0.0)
 
 
 @triton.jit
-def _norm_linear(
-    x,
+def _layer_norm_linear_kernel(
+    x_ptr,
     x_stride,
-    weight,
-    bias,
-    position,
-    out,
+    weight_ptr,
+    bias_ptr,
+    position_ptr,
+    out_ptr,
     rows,
     eps,
     IN: tl.constexpr,
@@ -261,11 +270,11 @@ def _norm_linear(
     OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    inside = tl.load(position_ptr + row, mask=row < rows, other=-1) >= 0
     if OVERLAP and TILES > 1:
         for tile in tl.static_range(TILES):
             first = (tl.program_id(1) * TILES + tile) * BLOCK_OUT
-            overlap.prefetch_columns(weight, first, IN, OUT, BLOCK_OUT)
+            overlap.prefetch_columns(weight_ptr, first, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     channel = tl.arange(0, BLOCK_IN)
@@ -273,38 +282,63 @@ def _norm_linear(
     EARLY: tl.constexpr = OVERLAP and TILES == 1  # all weights the program needs
     if EARLY:
         column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-        w = weight_tile(weight, channel, column, IN, OUT)
-        added = vector(bias, column, OUT)
+        w = weight_tile(weight_ptr, channel, column, IN, OUT)
+        added = vector(bias_ptr, column, OUT)
     if OVERLAP:
         overlap.begin()
     values = tl.load(
-        x + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
+        x_ptr + row[:, None] * x_stride + channel[None, :], mask=inside[:, None] & known[None, :], other=0.0
     ).to(tl.float32)
-    normal = layer_norm(values, channel, IN, eps).to(weight.dtype.element_ty)
+    normal = layer_norm(values, channel, IN, eps).to(weight_ptr.dtype.element_ty)
     for tile in range(TILES):
         if not EARLY:
             column = (tl.program_id(1) * TILES + tile) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-            w = weight_tile(weight, channel, column, IN, OUT)
+            w = weight_tile(weight_ptr, channel, column, IN, OUT)
         y = tl.dot(normal, w, input_precision="ieee")
         if not EARLY:
-            added = vector(bias, column, OUT)
+            added = vector(bias_ptr, column, OUT)
         y += added[None, :]
         if GELU:
-            y = gelu(y, out.dtype.element_ty == tl.float32)
+            y = gelu(y, out_ptr.dtype.element_ty == tl.float32)
         tl.store(
-            out + row[:, None] * OUT + column[None, :],
-            y.to(out.dtype.element_ty),
+            out_ptr + row[:, None] * OUT + column[None, :],
+            y.to(out_ptr.dtype.element_ty),
             mask=inside[:, None] & (column < OUT)[None, :],
         )
 
 
 @triton.jit
-def _linear(
-    x,
-    weight,
-    bias,
-    position,
-    out,
+def _product(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    row,
+    column,
+    inside,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Rows `row` of x (rows, IN), where `inside`, times columns `column` of the weight, plus bias: float32.
+    With OVERLAP it waits for the kernel in front before it reads x."""
+    if OVERLAP:
+        added = vector(bias_ptr, column, OUT)
+        overlap.begin()
+    total = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
+    total = multiply_add(total, x_ptr, IN, weight_ptr, row, column, inside, IN, OUT, BLOCK_IN)
+    if not OVERLAP:
+        added = vector(bias_ptr, column, OUT)
+    return total + added[None, :]
+
+
+@triton.jit
+def _packed_linear_kernel(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    position_ptr,
+    out_ptr,
     rows,
     IN: tl.constexpr,
     OUT: tl.constexpr,
@@ -316,37 +350,30 @@ def _linear(
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    inside = tl.load(position_ptr + row, mask=row < rows, other=-1) >= 0
     if OVERLAP:
-        overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
+        overlap.prefetch_columns(weight_ptr, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
-    if OVERLAP:
-        added = vector(bias, column, OUT)
-        overlap.begin()
-    y = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
-    y = multiply_add(y, x, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
-    if not OVERLAP:
-        added = vector(bias, column, OUT)
-    y += added[None, :]
+    y = _product(x_ptr, weight_ptr, bias_ptr, row, column, inside, IN, OUT, BLOCK_IN, OVERLAP)
     if GELU:
-        y = gelu(y, out.dtype.element_ty == tl.float32)
+        y = gelu(y, out_ptr.dtype.element_ty == tl.float32)
     tl.store(
-        out + row[:, None] * OUT + column[None, :],
-        y.to(out.dtype.element_ty),
+        out_ptr + row[:, None] * OUT + column[None, :],
+        y.to(out_ptr.dtype.element_ty),
         mask=inside[:, None] & (column < OUT)[None, :],
     )
 
 
 @triton.jit
-def _linear_add(
-    x,
+def _packed_linear_add_kernel(
+    x_ptr,
     x_stride,
-    y,
-    weight,
-    bias,
-    position,
-    normal,
+    y_ptr,
+    weight_ptr,
+    bias_ptr,
+    position_ptr,
+    normal_ptr,
     rows,
     eps,
     IN: tl.constexpr,
@@ -359,24 +386,17 @@ def _linear_add(
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    inside = tl.load(position + row, mask=row < rows, other=-1) >= 0
+    inside = tl.load(position_ptr + row, mask=row < rows, other=-1) >= 0
     if OVERLAP:
-        overlap.prefetch_columns(weight, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
+        overlap.prefetch_columns(weight_ptr, tl.program_id(1) * BLOCK_OUT, IN, OUT, BLOCK_OUT)
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
-    if OVERLAP:
-        added = vector(bias, column, OUT)
-        overlap.begin()
-    total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
-    total = multiply_add(total, y, IN, weight, row, column, inside, IN, OUT, BLOCK_IN)
-    if not OVERLAP:
-        added = vector(bias, column, OUT)
-    total += added[None, :]
-    at = x + row[:, None] * x_stride + column[None, :]
+    total = _product(y_ptr, weight_ptr, bias_ptr, row, column, inside, IN, OUT, BLOCK_IN, OVERLAP)
+    at = x_ptr + row[:, None] * x_stride + column[None, :]
     mask = inside[:, None] & (column < OUT)[None, :]
     total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(at, total.to(x.dtype.element_ty), mask=mask)
+    tl.store(at, total.to(x_ptr.dtype.element_ty), mask=mask)
     if NORM:
         total = layer_norm(total, column, OUT, eps)
-        at = normal + row[:, None] * OUT + column[None, :]
-        tl.store(at, total.to(normal.dtype.element_ty), mask=mask)
+        at = normal_ptr + row[:, None] * OUT + column[None, :]
+        tl.store(at, total.to(normal_ptr.dtype.element_ty), mask=mask)

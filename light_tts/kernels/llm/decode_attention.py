@@ -9,7 +9,6 @@ dependent loads (row, slots, K and V), so K, V and slots are loaded one or two t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -17,58 +16,49 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.common.kv_pool import LayerPool
 from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
+from light_tts.kernels.launch import Config, measured_up_to
 from light_tts.kernels.llm.pool_read import load_tokens, read_reference
-from light_tts.kernels.llm.rotary import quantized, rotary_kv_write_reference, scale_of
+from light_tts.kernels.llm.rotary import Rope, quantized, rotary_kv_write_reference, scale_of
 
 _LOG2_E = math.log2(math.e)
 _PROGRAMS = 256  # approximate number that fills a GPU
-
-
-@dataclass(frozen=True)
-class DecodeConfig:
-    """`split`: positions per program, in tiles of `block`, which divides it."""
-
-    block: int = 64
-    split: int = 128
-    warps: int = 4
+_BLOCK = 64
 
 
 @cache
-def decode_config(device: torch.device, dtype: torch.dtype, groups: int, max_length: int) -> DecodeConfig:
-    """Return the fastest measured configuration for `groups` (tokens x kv heads) of up to `max_length`
-    positions on this GPU."""
+def decode_config(device: torch.device, dtype: torch.dtype, groups: int, max_length: int) -> Config:
+    """Return the configuration for `groups` (tokens x kv heads) of up to `max_length` positions. SPLIT:
+    positions per program, in tiles of BLOCK, which divides it. The result is shared: do not modify it."""
     entries = configs.entries("decode_attention", device, dtype)
-    for entry in sorted(entries, key=lambda entry: (entry["groups"], entry["max_length"])):
-        if entry["groups"] >= groups and entry["max_length"] >= max_length:
-            return DecodeConfig(entry["block"], entry["split"], entry["warps"])
+    found = measured_up_to(entries, groups=groups, max_length=max_length)
+    if found is not None:
+        return found
     split = triton.next_power_of_2(triton.cdiv(max_length * groups, _PROGRAMS))
-    return DecodeConfig(split=min(max(split, DecodeConfig.block), 512))
+    return {"BLOCK": _BLOCK, "SPLIT": min(max(split, _BLOCK), 512), "num_warps": 4}
 
 
 def decode_attention(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
+    rope: Rope,
+    pool: LayerPool,
     table: Tensor,
     rows: Tensor,
     lengths: Tensor,
     max_length: int,
-    config: DecodeConfig | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     """Write token i, at position lengths[i] - 1 of table row rows[i], to the pool, and let it attend to all
     positions up to its own; one of length 0 (batch padding) gets zeros.
 
-    qkv, cos, sin, k, v, k_scale, v_scale: as in `rotary_kv_write`, head_dim a power of two from 16; table:
-    (rows, max_len) int32 slots; rows, lengths: (tokens,) int32; max_length: upper bound of all lengths, which
-    determines the grid; config: None for the measured one -> (tokens, heads, head_dim). With overlapping
-    kernels, table, rows, lengths and the older tokens of the pool must not be written by the previous kernel.
+    qkv, rope, pool: as in `rotary_kv_write`, head_dim a power of two from 16; table: (rows, max_len) int32
+    slots; rows, lengths: (tokens,) int32; max_length: upper bound of all lengths, which determines the grid;
+    config: None for the measured one -> (tokens, heads, head_dim). With overlapping kernels, table, rows,
+    lengths and the older tokens of the pool must not be written by the previous kernel.
     """
+    (cos, sin), (k, v, k_scale, v_scale) = rope, pool
     tokens, size = qkv.shape
     kv_heads, head_dim = k.shape[1:]
     heads = size // head_dim - 2 * kv_heads
@@ -76,7 +66,7 @@ def decode_attention(
     if tokens * kv_heads > arrival.COUNTERS:
         raise ValueError(f"decode_attention: {tokens} tokens of {kv_heads} kv heads are too many")
     config = config or decode_config(qkv.device, qkv.dtype, tokens * kv_heads, max_length)
-    splits = triton.cdiv(max_length, config.split)
+    splits = triton.cdiv(max_length, config["SPLIT"])
     partial = qkv.new_empty(tokens * heads * splits * head_dim, dtype=torch.float32)
     partial_lse = qkv.new_empty(tokens * heads * splits, dtype=torch.float32)
     out = qkv.new_empty(tokens, heads, head_dim)
@@ -100,13 +90,11 @@ def decode_attention(
         GROUP=group,
         HEADS=max(16, triton.next_power_of_2(group)),
         HEAD_DIM=head_dim,
-        BLOCK=config.block,
-        SPLIT=config.split,
         CHUNK=8,
         INT8=k.dtype == torch.int8,
         TINY=torch.finfo(qkv.dtype).tiny,
-        num_warps=config.warps,
         num_stages=1,
+        **config,
         **overlap.options(qkv.device, "llm", tokens),
     )
     return out
@@ -114,21 +102,18 @@ def decode_attention(
 
 def decode_attention_reference(
     qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
+    rope: Rope,
+    pool: LayerPool,
     table: Tensor,
     rows: Tensor,
     lengths: Tensor,
     max_length: int,
-    config: DecodeConfig | None = None,
+    config: Config | None = None,
 ) -> Tensor:
     positions = (lengths - 1).clamp(min=0)
     slots = table[rows.clamp(min=0).long(), positions.long()].where(lengths > 0, -1)
-    q = rotary_kv_write_reference(qkv, cos, sin, positions, slots, k, v, k_scale, v_scale)
+    q = rotary_kv_write_reference(qkv, rope, positions, slots, pool)
+    k, v, k_scale, v_scale = pool
     out = torch.zeros_like(q)
     for i, (row, length) in enumerate(zip(rows.tolist(), lengths.tolist(), strict=True)):
         if length:

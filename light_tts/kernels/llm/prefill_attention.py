@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from light_tts.common.kv_pool import LayerPool
 from light_tts.kernels.llm.pool_read import load_tokens, read_reference
 
 QUERY_BLOCK = 64  # new tokens per program
@@ -25,10 +26,7 @@ def prefill_blocks(lengths: list[int]) -> list[tuple[int, int]]:
 
 def prefill_attention(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
+    pool: LayerPool,
     table: Tensor,
     rows: Tensor,
     starts: Tensor,
@@ -42,6 +40,7 @@ def prefill_attention(
     q, pool and table as in `rotary_kv_write`; rows, starts, lengths, offsets: (spans,) int32; blocks:
     (programs, 2) int32, see `prefill_blocks` -> like q, zero for tokens in no block
     """
+    k, v, k_scale, v_scale = pool
     out = torch.zeros_like(q)
     _, heads, head_dim = q.shape
     _prefill_kernel[(heads, blocks.shape[0])](
@@ -73,10 +72,7 @@ def prefill_attention(
 
 def prefill_attention_reference(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
+    pool: LayerPool,
     table: Tensor,
     rows: Tensor,
     starts: Tensor,
@@ -84,6 +80,7 @@ def prefill_attention_reference(
     offsets: Tensor,
     blocks: Tensor,
 ) -> Tensor:
+    k, v, k_scale, v_scale = pool
     out = torch.zeros_like(q)
     spans = torch.stack([rows, starts, lengths, offsets], 1).tolist()
     for span in sorted({span for span, _ in blocks.tolist() if span >= 0}):

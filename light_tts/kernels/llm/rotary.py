@@ -7,27 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from light_tts.common.kv_pool import quantize
+from light_tts.common.kv_pool import LayerPool, quantize
+
+Rope = tuple[Tensor, Tensor]  # cos, sin: (max_positions, head_dim / 2) float32
 
 
-def rotary_kv_write(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-) -> Tensor:
+def rotary_kv_write(qkv: Tensor, rope: Rope, positions: Tensor, slots: Tensor, pool: LayerPool) -> Tensor:
     """Rotate q and k, first half against second half, and write k and v to one layer of the pool.
 
-    qkv: (tokens, (heads + 2 * kv_heads) * head_dim); cos, sin: (max_positions, head_dim / 2) float32;
-    positions, slots: (tokens,) int32, nothing is written for a negative slot (batch padding); k, v: (pool
-    slots, kv_heads, head_dim) of qkv's dtype, or int8 with scales (pool slots, kv_heads) of qkv's dtype,
-    quantised as in `kv_pool.quantize` -> rotated q: (tokens, heads, head_dim)
+    qkv: (tokens, (heads + 2 * kv_heads) * head_dim); positions, slots: (tokens,) int32, nothing is written
+    for a negative slot (batch padding); pool: of qkv's dtype, or int8 with scales of qkv's dtype, quantised
+    as in `kv_pool.quantize` -> rotated q: (tokens, heads, head_dim)
     """
+    (cos, sin), (k, v, k_scale, v_scale) = rope, pool
     kv_heads, head_dim = k.shape[1:]
     heads = qkv.shape[1] // head_dim - 2 * kv_heads
     q = qkv.new_empty(qkv.shape[0], heads, head_dim)
@@ -55,28 +47,21 @@ def rotary_kv_write(
 
 
 def rotary_kv_write_reference(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    positions: Tensor,
-    slots: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
+    qkv: Tensor, rope: Rope, positions: Tensor, slots: Tensor, pool: LayerPool
 ) -> Tensor:
+    k, v, k_scale, v_scale = pool
     kv_heads, head_dim = k.shape[1:]
     x = qkv.unflatten(-1, (-1, head_dim))
     a, b = x[:, :-kv_heads].float().chunk(2, dim=-1)
-    cos, sin = (table[positions.long(), None] for table in (cos, sin))
+    cos, sin = (table[positions.long(), None] for table in rope)
     rotated = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(qkv.dtype)
     q, new_k, new_v = rotated[:, :-kv_heads], rotated[:, -kv_heads:], x[:, -kv_heads:]
     kept = slots >= 0
     slots = slots[kept].long()
-    for pool, scales, new in ((k, k_scale, new_k[kept]), (v, v_scale, new_v[kept])):
+    for old, scales, new in ((k, k_scale, new_k[kept]), (v, v_scale, new_v[kept])):
         if scales is not None:
             new, scales[slots] = quantize(new)
-        pool[slots] = new
+        old[slots] = new
     return q.contiguous()
 
 

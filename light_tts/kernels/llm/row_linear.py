@@ -7,7 +7,6 @@ overlap.py) it does so before the rows are available.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -16,28 +15,22 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import configs, overlap
+from light_tts.kernels.launch import Config, measured
 
 MAX_FEW = 2  # rows; more are slower than tensor cores (4 rows: 0.82 instead of 0.71 ms a step on an H100)
 
 
-@dataclass(frozen=True)
-class RowConfig:
-    """A program computes `block_out` outputs and, in a gated layer, their gates."""
-
-    block_out: int = 4
-    warps: int = 4
-
-
 @cache
-def row_config(device: torch.device, outputs: int, inputs: int, rows: int) -> RowConfig:
-    """Return the fastest measured configuration for a weight (outputs, inputs) and this number of rows on
-    this GPU."""
-    for entry in configs.load(device).get("row_linear", []):
-        if (entry["outputs"], entry["inputs"], entry["rows"]) == (outputs, inputs, rows):
-            return RowConfig(entry["block_out"], entry["warps"])
+def row_config(device: torch.device, outputs: int, inputs: int, rows: int) -> Config:
+    """Return the configuration for a weight (outputs, inputs) and this number of rows. A program computes
+    BLOCK_OUT outputs and, in a gated layer, their gates. The result is shared: do not modify it."""
+    entries = configs.load(device).get("row_linear", [])
+    found = measured(entries, outputs=outputs, inputs=inputs, rows=rows)
+    if found is not None:
+        return found
     if inputs > 2048:
-        return RowConfig(block_out=2, warps=8)
-    return RowConfig(8 if rows == 1 and outputs > 4096 else 4)
+        return {"BLOCK_OUT": 2, "num_warps": 8}
+    return {"BLOCK_OUT": 8 if rows == 1 and outputs > 4096 else 4, "num_warps": 4}
 
 
 def row_linear(
@@ -48,7 +41,7 @@ def row_linear(
     eps: float | None = None,
     gated: bool = False,
     add: bool = False,
-    config: RowConfig | None = None,
+    config: Config | None = None,
 ) -> None:
     """Write x @ weight.T + bias to `out`, or add it to `out` with `add`. With `eps`, x is divided by its root
     mean square first; `gated`: the upper half of the weight is that of the gate, and out = silu(gate) * up.
@@ -59,7 +52,7 @@ def row_linear(
     (rows, outputs), inputs = out.shape, x.shape[1]
     row_block = triton.next_power_of_2(rows)
     config = config or row_config(x.device, *weight.shape, row_block)
-    _row_kernel[(triton.cdiv(outputs, config.block_out),)](
+    _row_linear_kernel[(triton.cdiv(outputs, config["BLOCK_OUT"]),)](
         x,
         weight,
         bias,
@@ -69,18 +62,17 @@ def row_linear(
         OUTPUTS=outputs,
         INPUTS=inputs,
         ROWS=row_block,
-        BLOCK_OUT=config.block_out,
         BLOCK_IN=triton.next_power_of_2(inputs),
         NORM=eps is not None,
         GATED=gated,
         ADD=add,
-        num_warps=config.warps,
+        **config,
         **overlap.options(x.device, "llm", len(x)),
     )
 
 
 @triton.jit(do_not_specialize=["rows"])
-def _row_kernel(
+def _row_linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,

@@ -10,7 +10,6 @@ reduces to a factor per row, which may be applied after the product.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -21,35 +20,28 @@ from torch import Tensor
 
 from light_tts.kernels import arrival, configs, overlap
 from light_tts.kernels.arrival import is_last
+from light_tts.kernels.launch import Config, measured
 from light_tts.kernels.llm.norm import rms_norm_reference
 from light_tts.kernels.llm.row_linear import MAX_FEW, row_linear
 
 MAX_ROWS = 64  # what tensor cores multiply at once; fewer take as long
 
 
-@dataclass(frozen=True)
-class LinearConfig:
-    """A program computes `block_out` outputs of all rows from a `splits`-th of the inputs, `block_k` inputs
-    at a time (`splits`: only in `linear_add_`)."""
-
-    block_out: int = 16
-    block_k: int = 64
-    splits: int = 1
-    warps: int = 4
-    stages: int = 4
-
-
 @cache
-def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, kernel: str) -> LinearConfig:
-    """Return the fastest measured configuration for a weight (outputs, inputs) on this GPU."""
+def linear_config(weight: torch.Size, dtype: torch.dtype, device: torch.device, kernel: str) -> Config:
+    """Return the configuration for a weight (outputs, inputs). A program computes BLOCK_OUT outputs of all
+    rows, BLOCK_K inputs at a time; in `linear_add_`, from a SPLITS-th of the inputs. The result is shared: do
+    not modify it."""
     outputs, inputs = weight
-    for entry in configs.entries(kernel, device, dtype):
-        if (entry["outputs"], entry["inputs"]) == (outputs, inputs):
-            return LinearConfig(**{name: entry[name] for name in LinearConfig.__dataclass_fields__})
+    found = measured(configs.entries(kernel, device, dtype), outputs=outputs, inputs=inputs)
+    if found is not None:
+        return found
     block_out = 32 if outputs > 4096 else 16
-    tiles = triton.cdiv(outputs, block_out)
-    splits = min(triton.cdiv(192, tiles), triton.cdiv(inputs, 512)) if kernel == "linear_add_" else 1
-    return LinearConfig(block_out, splits=splits)
+    config = {"BLOCK_OUT": block_out, "BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
+    if kernel == "linear_add_":
+        tiles = triton.cdiv(outputs, block_out)
+        config["SPLITS"] = min(triton.cdiv(192, tiles), triton.cdiv(inputs, 512))
+    return config
 
 
 def fold_rms_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
@@ -59,7 +51,7 @@ def fold_rms_norm(weight: Tensor, norm_weight: Tensor) -> Tensor:
 
 
 def rms_norm_linear(
-    x: Tensor, eps: float, weight: Tensor, bias: Tensor | None, config: LinearConfig | None = None
+    x: Tensor, eps: float, weight: Tensor, bias: Tensor | None, config: Config | None = None
 ) -> Tensor:
     """rms_norm(x) @ weight.T + bias. x: (rows, inputs) of at most MAX_ROWS rows; weight: (outputs, inputs),
     from `fold_rms_norm`; bias: (outputs,) or None; config: None for the measured one -> (rows, outputs).
@@ -68,8 +60,8 @@ def rms_norm_linear(
     if len(x) <= MAX_FEW and config is None:
         row_linear(x, weight, out, bias, eps)
     else:
-        config = config or _config(weight, "norm_linear")
-        _norm_linear(x, eps, weight, bias, out, False, config)
+        config = config or _config(weight, "rms_norm_linear")
+        _launch_norm(x, eps, weight, bias, out, False, config)
     return out
 
 
@@ -77,9 +69,7 @@ def rms_norm_linear_reference(x: Tensor, eps: float, weight: Tensor, bias: Tenso
     return F.linear(rms_norm_reference(x, eps), weight, bias)
 
 
-def norm_gate_up_silu(
-    x: Tensor, eps: float, gate_up_weight: Tensor, config: LinearConfig | None = None
-) -> Tensor:
+def norm_gate_up_silu(x: Tensor, eps: float, gate_up_weight: Tensor, config: Config | None = None) -> Tensor:
     """silu(gate) * up, where both come from rms_norm(x). gate_up_weight: (2 * outputs, inputs), gate first;
     otherwise as `rms_norm_linear` -> (rows, outputs)"""
     out = x.new_empty(len(x), gate_up_weight.shape[0] // 2)
@@ -87,7 +77,7 @@ def norm_gate_up_silu(
         row_linear(x, gate_up_weight, out, eps=eps, gated=True)
     else:
         config = config or _config(gate_up_weight, "norm_gate_up_silu")
-        _norm_linear(x, eps, gate_up_weight, None, out, True, config)
+        _launch_norm(x, eps, gate_up_weight, None, out, True, config)
     return out
 
 
@@ -96,7 +86,7 @@ def norm_gate_up_silu_reference(x: Tensor, eps: float, gate_up_weight: Tensor) -
     return (F.silu(gate) * up).to(x.dtype)
 
 
-def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfig | None = None) -> None:
+def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: Config | None = None) -> None:
     """residual += y @ weight.T. residual: (rows, outputs); y: (rows, inputs) of at most MAX_ROWS rows;
     weight: (outputs, inputs); config: None for the measured one. Raises ValueError for more rows."""
     (rows, inputs), outputs = y.shape, weight.shape[0]
@@ -104,9 +94,10 @@ def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfi
         return row_linear(y, weight, residual, add=True)
     _check(rows)
     config = config or _config(weight, "linear_add_")
-    tiles = triton.cdiv(outputs, config.block_out)
-    partial = y.new_empty(tiles * config.splits * MAX_ROWS * config.block_out, dtype=torch.float32)
-    _linear_add_kernel[(tiles, config.splits)](
+    block_out, splits = config["BLOCK_OUT"], config["SPLITS"]
+    tiles = triton.cdiv(outputs, block_out)
+    partial = y.new_empty(tiles * splits * MAX_ROWS * block_out, dtype=torch.float32)
+    _linear_add_kernel[(tiles, splits)](
         residual,
         y,
         weight,
@@ -116,11 +107,7 @@ def linear_add_(residual: Tensor, y: Tensor, weight: Tensor, config: LinearConfi
         OUTPUTS=outputs,
         INPUTS=inputs,
         ROWS=MAX_ROWS,
-        BLOCK_OUT=config.block_out,
-        BLOCK_K=config.block_k,
-        SPLITS=config.splits,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **config,
         **overlap.options(y.device, "llm", rows),
     )
 
@@ -129,7 +116,7 @@ def linear_add_reference_(residual: Tensor, y: Tensor, weight: Tensor) -> None:
     residual += F.linear(y, weight)
 
 
-def _config(weight: Tensor, kernel: str) -> LinearConfig:
+def _config(weight: Tensor, kernel: str) -> Config:
     return linear_config(weight.shape, weight.dtype, weight.device, kernel)
 
 
@@ -138,18 +125,18 @@ def _check(rows: int) -> None:
         raise ValueError(f"small_linear: {rows} rows, at most {MAX_ROWS}")
 
 
-def _norm_linear(
+def _launch_norm(
     x: Tensor,
     eps: float,
     weight: Tensor,
     bias: Tensor | None,
     out: Tensor,
     gated: bool,
-    config: LinearConfig,
+    config: Config,
 ) -> None:
     (rows, inputs), outputs = x.shape, out.shape[1]
     _check(rows)
-    _norm_linear_kernel[(triton.cdiv(outputs, config.block_out),)](
+    _rms_norm_linear_kernel[(triton.cdiv(outputs, config["BLOCK_OUT"]),)](
         x,
         weight,
         bias,
@@ -159,18 +146,28 @@ def _norm_linear(
         OUTPUTS=outputs,
         INPUTS=inputs,
         ROWS=MAX_ROWS,
-        BLOCK_OUT=config.block_out,
-        BLOCK_K=config.block_k,
         BIAS=bias is not None,
         GATED=gated,
-        num_warps=config.warps,
-        num_stages=config.stages,
+        **config,
         **overlap.options(x.device, "llm", rows),
     )
 
 
+@triton.jit
+def _masks(input, row_exists, o_exists, INPUTS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """For tiles of the rows (rows, BLOCK_K) and of the weight (BLOCK_K, outputs), at inputs `input`."""
+    if INPUTS % BLOCK_K == 0:
+        row_mask = row_exists[:, None]
+        weight_mask = o_exists[None, :]
+    else:
+        inside = input < INPUTS
+        row_mask = row_exists[:, None] & inside[None, :]
+        weight_mask = o_exists[None, :] & inside[:, None]
+    return row_mask, weight_mask
+
+
 @triton.jit(do_not_specialize=["rows"])
-def _norm_linear_kernel(
+def _rms_norm_linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
@@ -207,13 +204,7 @@ def _norm_linear_kernel(
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     up_sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     for start in range(0, INPUTS, BLOCK_K):
-        if INPUTS % BLOCK_K == 0:
-            x_mask = row_exists[:, None]
-            weight_mask = o_exists[None, :]
-        else:
-            inside = start + i < INPUTS
-            x_mask = row_exists[:, None] & inside[None, :]
-            weight_mask = o_exists[None, :] & inside[:, None]
+        x_mask, weight_mask = _masks(start + i, row_exists, o_exists, INPUTS, BLOCK_K)
         weight = tl.load(weight_ptrs + start, mask=weight_mask, other=0.0)
         x = tl.load(x_ptrs + start, mask=x_mask, other=0.0)
         sums = tl.dot(x, weight, sums, input_precision="ieee")
@@ -272,13 +263,7 @@ def _linear_add_kernel(
     total = tl.load(out_ptrs, mask=out_mask, other=0.0).to(tl.float32)
     sums = tl.zeros([ROWS, BLOCK_OUT], tl.float32)
     for start in range(first, tl.minimum(first + SHARE, INPUTS), BLOCK_K):
-        if INPUTS % BLOCK_K == 0:
-            y_mask = row_exists[:, None]
-            weight_mask = o_exists[None, :]
-        else:
-            inside = start + i < INPUTS
-            y_mask = row_exists[:, None] & inside[None, :]
-            weight_mask = o_exists[None, :] & inside[:, None]
+        y_mask, weight_mask = _masks(start + i, row_exists, o_exists, INPUTS, BLOCK_K)
         weight = tl.load(weight_ptrs + start, mask=weight_mask, other=0.0)
         y = tl.load(y_ptrs + start, mask=y_mask, other=0.0)
         sums = tl.dot(y, weight, sums, input_precision="ieee")

@@ -13,25 +13,14 @@ convolution can read its input directly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Frames, Sums
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Block sizes; results do not depend on them."""
-
-    frames: int
-    channels: int
-    warps: int = 4
-    stages: int = 3
 
 
 def convolve(
@@ -43,7 +32,7 @@ def convolve(
     active: Active | None = None,
     sums: Sums = NO_SUMS,
     mirror: bool = False,
-    tile: Tile | None = None,
+    config: Config | None = None,
 ) -> None:
     """x: (branches or 1, batch, frames, in); out: (branches or 1, batch, frames, out), may be the residual
     itself; None: only the activated result is needed. Branches that share one `out` write different frames of
@@ -52,10 +41,10 @@ def convolve(
     batch, capacity = target.shape[1:3]
     # a transposed convolution needs one frame more than it reads, because the last taps extend beyond the end
     steps = capacity if conv.out_stride == 1 else x.shape[2] + 1
-    tile = tile or _tile(conv, batch * steps, sums)
+    config = config or convolve_config(conv, batch * steps, sums)
     grid = (
-        triton.cdiv(conv.channels_out, tile.channels),
-        triton.cdiv(steps, tile.frames),
+        triton.cdiv(conv.channels_out, config["BLOCK_OUT"]),
+        triton.cdiv(steps, config["BLOCK_FRAMES"]),
         batch * conv.branches,
     )
     branched = conv.branches if active is None else active.out.shape[0]
@@ -63,7 +52,7 @@ def convolve(
     def stride(tensor: Tensor | None) -> int:
         return tensor.stride(0) if tensor is not None and tensor.shape[0] == conv.branches > 1 else 0
 
-    _convolve[grid](
+    _convolve_kernel[grid](
         x,
         stride(x),
         x.shape[2],
@@ -97,22 +86,20 @@ def convolve(
         ACTIVE="none" if active is None else active.kind,
         COPIES=branched // conv.branches,
         MIRROR=mirror,
-        BLOCK_FRAMES=tile.frames,
         BLOCK_IN=conv.block_in,
-        BLOCK_OUT=tile.channels,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **config,
     )
 
 
-def _tile(conv: Convolutions, rows: int, sums: Sums) -> Tile:
+def convolve_config(conv: Convolutions, rows: int, sums: Sums) -> Config:
     """Return large tiles if they still give every multiprocessor of an H100 two programs, and narrower ones
     if a residual uses registers, so that two fit on it at once."""
     channels = max(16, triton.next_power_of_2(conv.channels_out))
     programs = triton.cdiv(rows, 128) * triton.cdiv(channels, 128) * conv.branches
     if conv.weight.dtype == torch.float16 and programs >= 2 * 132:
-        return Tile(128, min(channels, 128 if sums.residual is None else 64), warps=8)
-    return Tile(64, min(64, channels))
+        most = 128 if sums.residual is None else 64
+        return {"BLOCK_FRAMES": 128, "BLOCK_OUT": min(channels, most), "num_warps": 8, "num_stages": 3}
+    return {"BLOCK_FRAMES": 64, "BLOCK_OUT": min(channels, 64), "num_warps": 4, "num_stages": 3}
 
 
 def convolve_reference(
@@ -193,30 +180,30 @@ def _sin_squared(z):
 
 
 @triton.jit
-def _store(at, value, mask):
+def _store(at_ptr, value, mask):
     """Saturates at the limits of float16."""
-    if at.dtype.element_ty == tl.float16:
+    if at_ptr.dtype.element_ty == tl.float16:
         value = tl.minimum(tl.maximum(value, -65504.0), 65504.0)
-    tl.store(at, value.to(at.dtype.element_ty), mask=mask)
+    tl.store(at_ptr, value.to(at_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["batch"])  # otherwise it is recompiled for 1 and for multiples of 16
-def _convolve(
-    x,
+def _convolve_kernel(
+    x_ptr,
     x_branch,
     x_capacity,
-    weight,
-    bias,
-    table,
-    residual,
+    weight_ptr,
+    bias_ptr,
+    table_ptr,
+    residual_ptr,
     residual_branch,
-    addend,
-    out,
+    addend_ptr,
+    out_ptr,
     out_branch,
-    active,
-    alpha,
+    active_ptr,
+    alpha_ptr,
     slope,
-    lengths,
+    lengths_ptr,
     in_rate,
     in_extra,
     out_rate,
@@ -240,12 +227,12 @@ def _convolve(
 ):
     branch = tl.program_id(2) // batch
     item = tl.program_id(2) % batch
-    length = tl.load(lengths + item)
-    first_row = tl.load(table + branch * 5)
-    taps = tl.load(table + branch * 5 + 1)
-    dilation = tl.load(table + branch * 5 + 2)
-    padding = tl.load(table + branch * 5 + 3)
-    shift = tl.load(table + branch * 5 + 4)
+    length = tl.load(lengths_ptr + item)
+    first_row = tl.load(table_ptr + branch * 5)
+    taps = tl.load(table_ptr + branch * 5 + 1)
+    dilation = tl.load(table_ptr + branch * 5 + 2)
+    padding = tl.load(table_ptr + branch * 5 + 3)
+    shift = tl.load(table_ptr + branch * 5 + 4)
     known = length * in_rate + in_extra
     wanted = tl.where(length > 0, length * out_rate + out_extra, 0)
     if tl.program_id(1) * BLOCK_FRAMES * OUT_STRIDE + shift >= wanted:
@@ -254,7 +241,7 @@ def _convolve(
     column = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     inner = tl.arange(0, BLOCK_IN)
 
-    source = x + branch.to(tl.int64) * x_branch + item.to(tl.int64) * x_capacity * IN
+    source = x_ptr + branch.to(tl.int64) * x_branch + item.to(tl.int64) * x_capacity * IN
     start = q * IN_STRIDE - padding
     IN_BLOCKS: tl.constexpr = (IN + BLOCK_IN - 1) // BLOCK_IN
     total = tl.zeros((BLOCK_FRAMES, BLOCK_OUT), dtype=tl.float32)
@@ -265,35 +252,35 @@ def _convolve(
         if IN % BLOCK_IN != 0:
             inside = inside & (channel < IN)[None, :]
         a = tl.load(source + row[:, None] * IN + channel[None, :], mask=inside, other=0.0)
-        at = weight + (first_row + step * BLOCK_IN + inner)[:, None] * OUT + column[None, :]
+        at = weight_ptr + (first_row + step * BLOCK_IN + inner)[:, None] * OUT + column[None, :]
         b = tl.load(at, mask=(column < OUT)[None, :], other=0.0)
         total = tl.dot(a, b, total, input_precision=PRECISION)
 
-    total += tl.load(bias + branch * OUT + column, mask=column < OUT, other=0.0)[None, :]
+    total += tl.load(bias_ptr + branch * OUT + column, mask=column < OUT, other=0.0)[None, :]
     row = q * OUT_STRIDE + shift
     mask = ((row >= (1 if MIRROR else 0)) & (row < wanted))[:, None] & (column < OUT)[None, :]
     first = item.to(tl.int64) * capacity * OUT
     here = row[:, None] * OUT + column[None, :]
     if RESIDUAL:
-        at = residual + (branch.to(tl.int64) * residual_branch + first) + here
+        at = residual_ptr + (branch.to(tl.int64) * residual_branch + first) + here
         total += tl.load(at, mask=mask, other=0.0).to(tl.float32)
     if ADDEND:
-        total += tl.load(addend + first + here, mask=mask, other=0.0).to(tl.float32)
+        total += tl.load(addend_ptr + first + here, mask=mask, other=0.0).to(tl.float32)
     if PLAIN:
-        own = out + (branch.to(tl.int64) * out_branch + first) + here
+        own = out_ptr + (branch.to(tl.int64) * out_branch + first) + here
         _store(own, total, mask)
         if MIRROR:
             _store(own - 2 * OUT, total, mask & (row == 2)[:, None])
     if ACTIVE == "leaky_relu":
-        _store(active + first + here, tl.where(total > 0.0, total, total * slope), mask)
+        _store(active_ptr + first + here, tl.where(total > 0.0, total, total * slope), mask)
     if ACTIVE == "elu":
         value = tl.where(total > 0.0, total, tl.exp(tl.minimum(total, 0.0)) - 1.0)
-        _store(active + first + here, value, mask)
+        _store(active_ptr + first + here, value, mask)
     if ACTIVE == "abs":
-        _store(active + first + here, tl.abs(total), mask)
+        _store(active_ptr + first + here, tl.abs(total), mask)
     if ACTIVE == "snake":
         for copy in tl.static_range(COPIES):
             row_of = branch * COPIES + copy
-            a = tl.load(alpha + row_of * OUT + column, mask=column < OUT, other=1.0)
+            a = tl.load(alpha_ptr + row_of * OUT + column, mask=column < OUT, other=1.0)
             value = total + _sin_squared(total * a[None, :]) * (1.0 / (a + 1e-9))[None, :]
-            _store(active + (row_of.to(tl.int64) * batch * capacity * OUT + first) + here, value, mask)
+            _store(active_ptr + (row_of.to(tl.int64) * batch * capacity * OUT + first) + here, value, mask)

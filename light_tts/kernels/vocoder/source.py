@@ -55,7 +55,7 @@ def source_phase(f0: Tensor, lengths: Tensor, voicing: Voicing, out: Tensor) -> 
     """f0: (batch, frames) in Hz; lengths: (batch,) int32; out: (batch, frames, waves) float32: the phase of
     each harmonic at each frame, in radians. The cumulative sum is computed in float64 and rounded once."""
     batch, frames, waves = out.shape
-    _phase[(batch,)](
+    _source_phase_kernel[(batch,)](
         f0,
         lengths,
         out,
@@ -94,7 +94,7 @@ def source_samples(
     end."""
     batch, frames, waves = phase.shape
     samples = out.shape[1]
-    _samples[(triton.cdiv(samples, BLOCK), batch)](
+    _source_samples_kernel[(triton.cdiv(samples, BLOCK), batch)](
         f0,
         phase,
         lengths,
@@ -153,10 +153,10 @@ def source_samples_reference(
 
 
 @triton.jit
-def _phase(
-    f0,
-    lengths,
-    out,
+def _source_phase_kernel(
+    f0_ptr,
+    lengths_ptr,
+    out_ptr,
     frames,
     sample_rate,
     samples_per_frame,
@@ -165,19 +165,19 @@ def _phase(
     BLOCK_WAVES: tl.constexpr,
 ):
     item = tl.program_id(0)
-    length = tl.load(lengths + item)
+    length = tl.load(lengths_ptr + item)
     wave = tl.arange(0, BLOCK_WAVES)
     multiple = (wave + 1).to(tl.float32)
     base = tl.zeros((BLOCK_WAVES,), dtype=tl.float64)
     for start in range(0, length, BLOCK):
         frame = start + tl.arange(0, BLOCK)
-        pitch = tl.load(f0 + item * frames + frame, mask=frame < length, other=0.0)
+        pitch = tl.load(f0_ptr + item * frames + frame, mask=frame < length, other=0.0)
         rate = tl.zeros((BLOCK, BLOCK_WAVES), dtype=tl.float32) + sample_rate
         turns = tl.div_rn(pitch[:, None] * multiple[None, :], rate)
         turns = (turns - tl.floor(turns)).to(tl.float64)
         total = base[None, :] + tl.cumsum(turns, axis=0)
         tl.store(
-            out + (item * frames + frame).to(tl.int64)[:, None] * WAVES + wave[None, :],
+            out_ptr + (item * frames + frame).to(tl.int64)[:, None] * WAVES + wave[None, :],
             total.to(tl.float32) * 6.283185307179586 * samples_per_frame,
             mask=(frame < length)[:, None] & (wave < WAVES)[None, :],
         )
@@ -191,20 +191,20 @@ def _uniform(key0, key1, counter):
 
 
 @triton.jit
-def _samples(
-    f0,
-    phase,
-    lengths,
-    weight,
-    bias,
-    seeds,
-    streams,
-    counters,
-    noisy,
-    cached,
-    cached_counts,
+def _source_samples_kernel(
+    f0_ptr,
+    phase_ptr,
+    lengths_ptr,
+    weight_ptr,
+    bias_ptr,
+    seeds_ptr,
+    streams_ptr,
+    counters_ptr,
+    noisy_ptr,
+    cached_ptr,
+    cached_counts_ptr,
     cached_capacity,
-    out,
+    out_ptr,
     frames,
     samples,
     frames_per_sample,
@@ -217,7 +217,7 @@ def _samples(
     BLOCK: tl.constexpr,
 ):
     item = tl.program_id(1)
-    length = tl.load(lengths + item)
+    length = tl.load(lengths_ptr + item)
     sample = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = sample < length * FRAME
     if tl.program_id(0) * BLOCK >= length * FRAME:
@@ -227,19 +227,19 @@ def _samples(
     place = tl.maximum((sample.to(tl.float32) + 0.5) * frames_per_sample - 0.5, 0.0)
     left = place.to(tl.int32)
     share = place - left.to(tl.float32)
-    own = phase + item.to(tl.int64) * frames * WAVES
+    own = phase_ptr + item.to(tl.int64) * frames * WAVES
     before = own + left * WAVES
     after = own + tl.minimum(left + 1, length - 1) * WAVES
 
-    pitch = tl.load(f0 + item.to(tl.int64) * frames + sample // FRAME, mask=inside, other=0.0)
+    pitch = tl.load(f0_ptr + item.to(tl.int64) * frames + sample // FRAME, mask=inside, other=0.0)
     voiced = pitch > threshold
     noise_level = tl.where(voiced, noise_voiced, noise_unvoiced)
-    draws = tl.load(noisy + item) != 0
-    seed = tl.load(seeds + item)
-    stream = tl.load(streams + item)
+    draws = tl.load(noisy_ptr + item) != 0
+    seed = tl.load(seeds_ptr + item)
+    stream = tl.load(streams_ptr + item)
     key0, key1 = keys_of(seed, stream)
-    first = 2 * (tl.load(counters + item) + sample.to(tl.int64) * WAVES)
-    total = tl.zeros((BLOCK,), dtype=tl.float32) + tl.load(bias)
+    first = 2 * (tl.load(counters_ptr + item) + sample.to(tl.int64) * WAVES)
+    total = tl.zeros((BLOCK,), dtype=tl.float32) + tl.load(bias_ptr)
     for wave in range(WAVES):
         angle = (1.0 - share) * tl.load(before + wave, mask=inside, other=0.0)
         angle += share * tl.load(after + wave, mask=inside, other=0.0)
@@ -248,12 +248,12 @@ def _samples(
             radius = tl.sqrt(-2.0 * tl.log(_uniform(key0, key1, first + 2 * wave)))
             turn = 6.283185307179586 * _uniform(key0, key1, first + (2 * wave + 1))
             value += (radius * tl.cos(turn)).to(tl.float32) * noise_level
-        total += value * tl.load(weight + wave)
+        total += value * tl.load(weight_ptr + wave)
     e = tl.exp(-2.0 * tl.abs(total))
     size = (1.0 - e) / (1.0 + e)  # of the hyperbolic tangent
     result = tl.where(total < 0.0, -size, size)
-    old = sample < tl.load(cached_counts + item)
+    old = sample < tl.load(cached_counts_ptr + item)
     result = tl.where(
-        old, tl.load(cached + item.to(tl.int64) * cached_capacity + sample, mask=old, other=0.0), result
+        old, tl.load(cached_ptr + item.to(tl.int64) * cached_capacity + sample, mask=old, other=0.0), result
     )
-    tl.store(out + item.to(tl.int64) * samples + sample, result, mask=inside)
+    tl.store(out_ptr + item.to(tl.int64) * samples + sample, result, mask=inside)

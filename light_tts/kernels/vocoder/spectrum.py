@@ -49,7 +49,7 @@ def stft(signal: Tensor, lengths: Tensor, transform: Transform, out: Tensor) -> 
     * bins), written up to an item's end. Each item is reflected at both ends."""
     batch, capacity, width = out.shape
     block = 64
-    _stft[(triton.cdiv(capacity, block), batch)](
+    _stft_kernel[(triton.cdiv(capacity, block), batch)](
         signal,
         signal.shape[1],
         lengths,
@@ -83,7 +83,7 @@ def istft(x: Tensor, lengths: Tensor, transform: Transform, limit: float, out: T
     batch, capacity, width = x.shape
     block = 128
     samples = out.shape[1]
-    _istft[(triton.cdiv(samples // transform.hop, block), batch)](
+    _istft_kernel[(triton.cdiv(samples // transform.hop, block), batch)](
         x,
         capacity,
         lengths,
@@ -122,12 +122,12 @@ def istft_reference(x: Tensor, lengths: Tensor, transform: Transform, limit: flo
 
 
 @triton.jit
-def _stft(
-    signal,
+def _stft_kernel(
+    signal_ptr,
     samples,
-    lengths,
-    forward,
-    out,
+    lengths_ptr,
+    forward_ptr,
+    out_ptr,
     capacity,
     frames_each,
     SIZE: tl.constexpr,
@@ -137,7 +137,7 @@ def _stft(
     BLOCK_WIDTH: tl.constexpr,
 ):
     item = tl.program_id(1)
-    length = tl.load(lengths + item)
+    length = tl.load(lengths_ptr + item)
     if length == 0:
         return
     frames = length * frames_each + 1
@@ -146,17 +146,17 @@ def _stft(
     frame = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, BLOCK_WIDTH)
     last = length * frames_each * HOP - 1
-    own = signal + item.to(tl.int64) * samples
+    own = signal_ptr + item.to(tl.int64) * samples
     total = tl.zeros((BLOCK, BLOCK_WIDTH), dtype=tl.float32)
     for n in tl.static_range(SIZE):
         at = tl.abs(frame * HOP + (n - SIZE // 2))
         at = tl.where(at > last, 2 * last - at, at)
         value = tl.load(own + at, mask=frame < frames, other=0.0)
-        row = tl.load(forward + n * WIDTH + column, mask=column < WIDTH, other=0.0)
+        row = tl.load(forward_ptr + n * WIDTH + column, mask=column < WIDTH, other=0.0)
         total += value[:, None] * row[None, :]
     tl.store(
-        out + (item.to(tl.int64) * capacity + frame)[:, None] * WIDTH + column[None, :],
-        total.to(out.dtype.element_ty),
+        out_ptr + (item.to(tl.int64) * capacity + frame)[:, None] * WIDTH + column[None, :],
+        total.to(out_ptr.dtype.element_ty),
         mask=(frame < frames)[:, None] & (column < WIDTH)[None, :],
     )
 
@@ -179,13 +179,13 @@ def _sin_cos_of_sin(x):
 
 
 @triton.jit
-def _istft(
-    x,
+def _istft_kernel(
+    x_ptr,
     capacity,
-    lengths,
-    inverse,
-    power,
-    out,
+    lengths_ptr,
+    inverse_ptr,
+    power_ptr,
+    out_ptr,
     samples,
     frames_each,
     limit,
@@ -195,7 +195,7 @@ def _istft(
     BLOCK: tl.constexpr,
 ):
     item = tl.program_id(1)
-    length = tl.load(lengths + item)
+    length = tl.load(lengths_ptr + item)
     frames = tl.where(length > 0, length * frames_each + 1, 0)
     hop = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     place = tl.arange(0, HOP)
@@ -205,19 +205,19 @@ def _istft(
     for back in range(4):
         frame = hop + 2 - back
         inside = (frame >= 0) & (frame < frames)
-        own = x + (item.to(tl.int64) * capacity + frame) * (2 * BINS)
+        own = x_ptr + (item.to(tl.int64) * capacity + frame) * (2 * BINS)
         n = back * HOP + place
         for bin in tl.static_range(BINS):
             magnitude = tl.exp(tl.load(own + bin, mask=inside, other=0.0))
             magnitude = tl.where(inside, tl.minimum(magnitude, MAX_MAGNITUDE), 0.0)
             sine, cosine = _sin_cos_of_sin(tl.load(own + BINS + bin, mask=inside, other=0.0))
-            real = tl.load(inverse + bin * (4 * HOP) + n)
-            imaginary = tl.load(inverse + (BINS + bin) * (4 * HOP) + n)
+            real = tl.load(inverse_ptr + bin * (4 * HOP) + n)
+            imaginary = tl.load(inverse_ptr + (BINS + bin) * (4 * HOP) + n)
             total += (magnitude * cosine)[:, None] * real[None, :]
             total += (magnitude * sine)[:, None] * imaginary[None, :]
-        weight += tl.where(inside[:, None], tl.load(power + n)[None, :], 0.0)
+        weight += tl.where(inside[:, None], tl.load(power_ptr + n)[None, :], 0.0)
     wave = total / tl.maximum(weight, 1e-11)
     wave = tl.minimum(tl.maximum(wave, -limit), limit)
     wave = tl.where((hop < frames - 1)[:, None], wave, 0.0)
     sample = hop[:, None] * HOP + place[None, :]
-    tl.store(out + item.to(tl.int64) * samples + sample, wave, mask=sample < samples)
+    tl.store(out_ptr + item.to(tl.int64) * samples + sample, wave, mask=sample < samples)

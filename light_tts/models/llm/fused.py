@@ -10,14 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.common.kv_pool import KVPool
+from light_tts.common.kv_pool import KVPool, LayerPool
 from light_tts.kernels import configs
 from light_tts.kernels.llm.activation import silu_mul
 from light_tts.kernels.llm.norm import add_rms_norm_, rms_norm
 from light_tts.kernels.llm.small_linear import fold_rms_norm, linear_add_, norm_gate_up_silu, rms_norm_linear
 from light_tts.models.llm.speech_lm import Layer, RMSNorm, SpeechLM, rotary_table
 
-LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 Attend = Callable[[Tensor, LayerPool], Tensor]
 """(qkv: (tokens, (heads + 2 * kv_heads) * head_dim), the layer's pool) -> (tokens, heads, head_dim). Rotates
 q and k, writes k and v to the pool and attends."""

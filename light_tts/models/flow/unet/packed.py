@@ -20,7 +20,7 @@ from light_tts.kernels.flow.packed_conv import Norm, Residual, Shift, packed_con
 from light_tts.kernels.flow.packed_linear import (
     fold_layer_norm,
     layer_norm_linear,
-    linear,
+    packed_linear,
     packed_linear_add_,
 )
 from light_tts.models.flow.unet.estimator import (
@@ -141,7 +141,7 @@ class Transformer:
         if normal is None:
             layer_norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps, gelu=False)
         else:
-            linear(normal, *self.qkv, position, rows.buffers.qkv, gelu=False)
+            packed_linear(normal, *self.qkv, position, rows.buffers.qkv, gelu=False)
         packed_attention(
             rows.buffers.qkv,
             rows.blocks,
@@ -155,7 +155,7 @@ class Transformer:
         if normal is None:
             layer_norm_linear(x, *self.up, position, rows.buffers.feed, self.eps, gelu=True)
         else:
-            linear(normal, *self.up, position, rows.buffers.feed, gelu=True)
+            packed_linear(normal, *self.up, position, rows.buffers.feed, gelu=True)
         packed_linear_add_(x, rows.buffers.feed, *self.down, position, normal, self.eps)
 
 
