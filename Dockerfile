@@ -1,5 +1,5 @@
 # Two images: docker build --target cpu -t light-tts:cpu .    docker build --target cuda -t light-tts:cuda .
-# docs/containers.md says how to run them.
+# See docs/containers.md for how to run them.
 
 FROM debian:bookworm-slim AS base
 # hadolint ignore=DL3008
@@ -35,12 +35,12 @@ EXPOSE 8080
 VOLUME ["/models", "/voices"]
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=15s --timeout=5s --start-period=5m CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8080/readiness', timeout=4)"]
-# Flags behind the image's name go on here, and win.
+# Flags after the image name are appended here and take precedence.
 ENTRYPOINT ["tini", "--", "light-tts", "serve", "--host", "0.0.0.0", "--spk_dir", "/voices", "--log_dir", ""]
 
 FROM served AS cuda
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-# Triton compiles the launchers of its kernels with the C compiler of the machine that runs them.
+# Triton compiles the launchers of its kernels with the C compiler of the target machine.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \

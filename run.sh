@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Start the server under gunicorn. Any flag of `python -m light_tts.server.api_server` may follow.
-#   MODEL_DIR  checkpoint directory (the voice that comes with Light-TTS)
+# Starts the server under gunicorn. Flags of `python -m light_tts.server.api_server` may be appended.
+#   MODEL_DIR  checkpoint directory (default: the bundled voice)
 #   WORKERS    HTTP workers (4)
 #   HOST       address to listen on (0.0.0.0)
 #   PORT       HTTP port (8080)
-#   TIMEOUT    seconds until a worker without a sign of life is ended (300)
-#   KEEPALIVE  seconds an idle connection stays open (5)
-#   LIGHT_TTS_CONFIG  settings file (config/production.yaml, where there is one; variables and flags win)
-#   PYTHON     interpreter (that of .venv beside this file, else python3)
+#   TIMEOUT    seconds without a heartbeat after which a worker is killed (300)
+#   KEEPALIVE  seconds an idle connection is kept open (5)
+#   LIGHT_TTS_CONFIG  settings file (config/production.yaml if it exists; variables and flags take precedence)
+#   PYTHON     interpreter (default: that of .venv next to this file, else python3)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -25,7 +25,7 @@ flags=()
 LIGHT_TTS_FLAGS=$("$PYTHON" -c 'import shlex, sys; print(shlex.join(sys.argv[1:]))' "${flags[@]}" "$@")
 export LIGHT_TTS_FLAGS TIMEOUT="${TIMEOUT:-300}"
 
-# The stages share the cores: without a limit each would start a thread for every core.
+# The stages share the cores: without a limit each would start one thread per core.
 threads=$("$PYTHON" -m light_tts.server.supervision.threads)
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$threads}"
 export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-$threads}"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Measures the whole server on this machine's GPU: full-size checkpoint with random weights, real server, load
-# generator. Leaves tables and JSON files in a directory.
+# generator. Writes tables and JSON files to a directory.
 #   bash scripts/bench_gpu.sh OUT_DIR [flags for the server]
-# MODEL_DIR: a checkpoint to use or to make (default /tmp/light-tts-full); STREAM, WHOLE: concurrencies to
-# measure (empty: none); RATE_SECONDS: for each rate that the search for the highest one tries (0: no search);
+# MODEL_DIR: a checkpoint to use or create (default /tmp/light-tts-full); STREAM, WHOLE: concurrencies to
+# measure (empty: none); RATE_SECONDS: duration per rate in the search for the highest one (0: no search);
 # PYTHON: the interpreter.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -36,7 +36,7 @@ echo "ready after $((SECONDS - begin)) s"
 measure() {
     "$python" test/benchmark.py --url "http://127.0.0.1:$port" --preset "$preset" --warmup 8 "$@"
 }
-# The share of time in which any kernel ran, over all loads of a sweep.
+# Fraction of time in which any kernel ran, over all loads of a sweep.
 begin_busy() {
     command -v nvidia-smi >/dev/null || return 0
     nvidia-smi --query-gpu=utilization.gpu --format=csv,noheader,nounits -i 0 -lms 100 >"$out/busy.txt" &
@@ -47,7 +47,7 @@ end_busy() {
     kill "$sampler" 2>/dev/null || true
     awk '{ sum += $1 } END { if (NR) printf "GPU busy: %.0f %% of the time\n", sum / NR }' "$out/busy.txt"
 }
-# One client alone, and what each stage then says of its time.
+# A single client, and the stages' own timings afterwards.
 measure --stream True --concurrency 1 --number 10 >"$out/one_client.txt" 2>/dev/null
 "$python" - "http://127.0.0.1:$port/metrics" >"$out/metrics_one_client.txt" <<'END'
 import sys, urllib.request

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Check this machine, write the settings, start the server in the background and wait until it speaks. The settings
-# file is replaced once the new server is healthy: keys that were added by hand stay, the file before is kept as .bak.
-# Interrupted, it stops what it started.
+# Checks this machine, writes the settings, starts the server in the background and waits until it speaks. The
+# settings file is replaced once the new server is healthy: keys added by hand are kept, and the previous file is
+# saved as .bak. If interrupted, it stops what it started.
 #
 #   scripts/deploy.sh [MODEL_DIR] [DECODE_WORKERS] [HTTP_WORKERS]
 #
 # Environment: HOST (0.0.0.0), PORT (8080), LOG_DIR (logs), LOG_FILE (LOG_DIR/console.log), PID_FILE
 # (LOG_DIR/light-tts.pid), LIGHT_TTS_CONFIG (config/production.yaml), WAIT_SECONDS (600), PYTHON, and all that
-# run.sh takes. Without MODEL_DIR: the voice that comes with Light-TTS. Stop the server with: kill $(cat PID_FILE)
+# run.sh uses. Without MODEL_DIR: the bundled voice. Stop the server with: kill $(cat PID_FILE)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -55,7 +55,7 @@ for file in cosyvoice2.yaml flow.pt hift.pt campplus.onnx speech_tokenizer_v2.on
 done
 [[ -e "$MODEL_DIR/llm.pt" || -e "$MODEL_DIR/style_config.json" ]] || fail "the model in $MODEL_DIR lacks llm.pt"
 
-# -- one server only
+# -- only one server
 mkdir -p "$(dirname "$LOG_FILE")" "$(dirname "$PID_FILE")" "$(dirname "$CONFIG")"
 if [[ -s "$PID_FILE" ]] && kill -0 "$(< "$PID_FILE")" 2> /dev/null; then
     fail "a server runs already: pid $(< "$PID_FILE") ($PID_FILE)"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes .venv and installs Light-TTS into it, with the versions that were tested.
+# Creates .venv and installs Light-TTS into it, in the tested versions.
 #   bash scripts/install.sh           to run the server
-#   bash scripts/install.sh test      with what the tests need ([test] of pyproject.toml; also gpu, trt)
-# PYTHON names another interpreter than python3.
+#   bash scripts/install.sh test      with the test dependencies ([test] of pyproject.toml; also gpu, trt)
+# PYTHON selects an interpreter other than python3.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${PYTHON:-python3}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The first command: installs Light-TTS into .venv, starts the server, lets it say a sentence and leaves out.wav.
-#   bash scripts/quickstart.sh ["What it shall say."]
-# MODEL_DIR names another checkpoint than the voice that comes with Light-TTS.
+# Quick start: installs Light-TTS into .venv, starts the server, speaks a sentence and writes it to out.wav.
+#   bash scripts/quickstart.sh ["The sentence to speak."]
+# MODEL_DIR selects a checkpoint other than the bundled voice.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/install.sh

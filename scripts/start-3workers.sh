@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Three decode processes and int8 KV. MODEL_DIR and PORT from the environment; further flags may follow and win.
+# Three decode processes and int8 KV. MODEL_DIR and PORT from the environment; appended flags take precedence.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -z "${PYTHON:-}" ]]; then

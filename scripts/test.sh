@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The second command: installs what the tests need into .venv and runs them. NIGHTLY=1: also those that take
+# Installs the test dependencies into .venv and runs the tests. NIGHTLY=1: also those that take
 # minutes, see the marker `nightly` in pyproject.toml.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -214,7 +214,7 @@ def test_a_voice_is_recorded_kept_used_and_removed(page, server):
     page.get_by_role("button", name="Stop recording").click()
     page.get_by_label("Your recording").wait_for()
     page.get_by_placeholder("Name").fill("recorded")
-    page.get_by_role("button", name="Keep this voice").click()
+    page.get_by_role("button", name="Save this voice").click()
     page.get_by_label("recorded", exact=True).wait_for()
     speak(page, "Good morning.", "recorded")
     assert len(downloaded(page)) > 0.4 * RATE
@@ -228,7 +228,7 @@ def test_a_voice_is_recorded_kept_used_and_removed(page, server):
 def test_a_file_gives_its_voice(page):
     page.locator("#file").set_input_files(VOICE / "voices" / "henry.wav")
     page.get_by_label("Your recording").wait_for()
-    page.get_by_label("What is said in the recording").fill(
+    page.get_by_label("Transcript of the recording").fill(
         (VOICE / "voices" / "henry.txt").read_text("utf-8").strip()
     )
     speak(page, "Good evening, everybody.", "Your recording")
@@ -255,7 +255,7 @@ def test_an_api_key_is_asked_for(browser):
         page = browser.new_page(locale="en-GB")
         page.set_default_timeout(WAIT_MS)
         page.goto(guarded.url)
-        page.get_by_text("asks for an API key").wait_for()
+        page.get_by_text("requires an API key").wait_for()
         page.get_by_label("API key").fill(KEY)
         page.get_by_role("button", name="Use", exact=True).click()
         speak(page, "Good morning.")
