@@ -1,5 +1,5 @@
-"""OpenTelemetry traces of requests (extra `otel`): the request, and the work of each stage on it. Nothing of
-OpenTelemetry is imported unless --otlp_endpoint is set."""
+"""OpenTelemetry traces of requests (extra `otel`): the request, and the work of each stage on it. The SDK and
+the exporter are imported only if --otlp_endpoint is set."""
 
 from __future__ import annotations
 
