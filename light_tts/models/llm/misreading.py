@@ -9,12 +9,12 @@ import numpy as np
 Misreading = Literal["skipped", "repeated"]
 
 # Thresholds for light-tts-mini, see docs/quality.md.
-SPOKEN = 0.1  # a word is spoken if some token gives it at least this share of its attention
-HELD = 2  # a word is reached when so many tokens in a row belong to it,
-AHEAD = 2  # if it is at most so many words after the furthest word reached
-RUN = 3  # words are repeated if so many tokens in a row (120 ms) belong to words before the furthest one,
-FAR = 2  # so many of them
-BEHIND = 2  # to words that are at least so many words before it
+SPOKEN = 0.1  # minimum attention share from some token for a word to count as spoken
+HELD = 2  # number of consecutive tokens that must belong to a word for it to count as reached,
+AHEAD = 2  # if it is at most this many words after the furthest word reached
+RUN = 3  # number of consecutive tokens (120 ms) before the furthest word that count as a repetition,
+FAR = 2  # at least this many of which
+BEHIND = 2  # are at least this many words before it
 
 
 def misreading(share: np.ndarray) -> Misreading | None:

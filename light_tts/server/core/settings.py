@@ -266,8 +266,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     redraw_misread: Annotated[
         bool,
         Meta(
-            description="draw a part once more where the LM's attention shows that it skipped or repeated "
-            "words, before any of it is sent; checkpoints with alignment_heads"
+            description="generate a part once more if the LLM's attention shows that words were skipped or "
+            "repeated, before any of it is sent; for checkpoints with alignment_heads"
         ),
     ] = True
 

@@ -148,7 +148,7 @@ class Fleet:
         patience = self._patience[device] if loaded else LOADING_SILENCE
         if silence > patience:
             jobs = ", ".join(run.pulse.in_work()) or "none"
-            run.process.end(f"hung: no progress for {silence:.0f} s; jobs in work: {jobs}")
+            run.process.end(f"hung: no progress for {silence:.0f} s; active jobs: {jobs}")
         elif loaded and (silence > MISSED_BEATS * patience) != (info.state == "silent"):
             if info.state == "silent":
                 self._set(stage, state="up", reason="")

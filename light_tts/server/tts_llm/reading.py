@@ -47,11 +47,12 @@ class Reading:
         if not request.words:
             return None
         if speaking.share is None:
-            assert isinstance(sequence, OneShot)  # words are counted where the text is there at once
+            # words are only counted for text that is complete from the start
+            assert isinstance(sequence, OneShot)
             inputs = sequence.spoken_inputs
             spoken = range(sequence.given, len(inputs))
             try:
                 speaking.share = self._aligner(inputs, sequence.text, spoken, request.words)
-            except RuntimeError as error:  # no memory: the speech goes on without
+            except RuntimeError as error:  # out of memory: continue without
                 self._log.warning("%s: its attention cannot be read: %s", request.job, error)
         return speaking.share

@@ -117,7 +117,7 @@ def table(point: dict[str, Any]) -> str:
     rows += [
         ("load", load(point)),
         ("requests", f"{point['succeeded']} of {point['requests']} complete"),
-        ("under way at once", f"{point['most_under_way']} at most"),
+        ("concurrent requests", f"{point['most_under_way']} at most"),
         ("time", f"{point['wall_seconds']:.2f} s"),
         ("throughput", f"{point['requests_per_second']:.2f} requests/s"),
         ("audio", f"{audio:.2f} s made, {rate:.2f} s/s"),

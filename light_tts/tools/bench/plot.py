@@ -18,7 +18,7 @@ PANELS = (
     ("latency, s", {"P50": "latency_p50", "P95": "latency_p95"}),
     ("audio made, s/s", {"audio": "audio_seconds_per_second"}),
 )
-LOADS = {"closed": ("concurrency", "requests under way"), "open": ("rate", "requests a second")}
+LOADS = {"closed": ("concurrency", "concurrent requests"), "open": ("rate", "requests per second")}
 
 
 def curve(points: Sequence[Mapping[str, Any]], load: str, key: str) -> list[tuple[float, float]]:
