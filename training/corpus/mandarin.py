@@ -42,7 +42,7 @@ class MandarinSentence(Sentence):
     words: str
 
 
-class Frontend:
+class MandarinFrontend:
     """Returns the teacher's Mandarin phonemes of a text, and the words they belong to."""
 
     def __init__(self, work: Path) -> None:
@@ -130,7 +130,7 @@ def sources(work: Path) -> dict[str, Iterator[str]]:
 
 def main() -> None:
     args = argument_parser(__doc__).parse_args()
-    known, frontend, normalize = set(phoneme_ids(args.work)), Frontend(args.work), normalizer()
+    known, frontend, normalize = set(phoneme_ids(args.work)), MandarinFrontend(args.work), normalizer()
     seen: set[str] = set()
     written: dict[str, int] = {}
     target = args.work / FILE

@@ -37,7 +37,7 @@ class FleetStartFailed(Exception):
 
 
 @dataclass
-class _Run:
+class _StageRun:
     """An incarnation that has been started."""
 
     process: StageProcess
@@ -50,7 +50,7 @@ class _Stage:
     death of incarnations that did no work."""
 
     info: StageInfo
-    run: _Run | None = None
+    run: _StageRun | None = None
     started: float = 0.0  # time.monotonic() at the start of this incarnation
     deaths: collections.deque[float] = field(
         default_factory=lambda: collections.deque(maxlen=DEATHS_BEFORE_GIVING_UP)
@@ -141,7 +141,7 @@ class Fleet:
                     self._check_pulse(stage, stage.run)
             await asyncio.sleep(min(0.5, min(self._patience.values()) / 8))
 
-    def _check_pulse(self, stage: _Stage, run: _Run) -> None:
+    def _check_pulse(self, stage: _Stage, run: _StageRun) -> None:
         info, silence = stage.info, run.pulse.silence()
         loaded = info.state in ("up", "silent")
         device = str(info.info.get("device", "cpu")).partition(":")[0]
@@ -192,7 +192,7 @@ class Fleet:
             lambda line: self._log_line(f"{name_of(info)}: {line}"),
             lambda process: self._on_end(stage, process),
         )
-        stage.run = _Run(started, pulse)
+        stage.run = _StageRun(started, pulse)
         self._run_dir.register_process(started.pid)
         self._outbox.send(info.address, messages.Topology(stages=self.topology()))
 

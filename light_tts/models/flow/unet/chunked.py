@@ -65,7 +65,7 @@ class EstimatorMemory:
         self._keys_values[:, :, :, : self.frames] = old[:, :, :, : self.frames]
 
 
-class _Run:
+class _ChunkRun:
     """One run's access to an `EstimatorMemory`: reads its state and writes the next one; None: no memory."""
 
     def __init__(self, memory: EstimatorMemory | None) -> None:
@@ -130,7 +130,7 @@ class ChunkEstimator:
         """noise: (frames, mels); given: (frames, 3 mels), encoder output, speaker and prompt mel; memory:
         state of the earlier frames, None: there are none. Returns mel (frames, mels). Each frame attends to
         everything up to the last of these. `commit`: add these frames to the memory."""
-        run = _Run(memory)
+        run = _ChunkRun(memory)
         first, side = self._entrance.given(F.pad(given, (0, 0, EDGE, 0))[None], run)
         x = noise
         for dt, shifts in zip(self._lengths, self._shifts, strict=True):
@@ -140,7 +140,7 @@ class ChunkEstimator:
             memory.edges, memory.frames = run.edges, memory.frames + len(noise)
         return x
 
-    def _velocity(self, x: Tensor, first: Tensor, side: Tensor, shifts: Tensor, run: _Run) -> Tensor:
+    def _velocity(self, x: Tensor, first: Tensor, side: Tensor, shifts: Tensor, run: _ChunkRun) -> Tensor:
         """x: (frames, mels) -> (COPIES, frames, mels)"""
         x = self._entrance(F.pad(x, (0, 0, EDGE, 0))[None], first, side, shifts[0], run)
         skip = x = self._attend(0, x, run)
@@ -151,7 +151,7 @@ class ChunkEstimator:
         x = self._final(self._up(self._attend(-1, x, run), run), run)
         return F.linear(x[:, EDGE:], *self._projection)
 
-    def _attend(self, stage: int, x: Tensor, run: _Run) -> Tensor:
+    def _attend(self, stage: int, x: Tensor, run: _ChunkRun) -> Tensor:
         for block in self._transformers[stage]:
             x = block(x, run)
         return x
@@ -168,7 +168,7 @@ class _Conv:
     def of(cls, conv: CausalConv1d) -> _Conv:
         return cls(conv.weight, conv.bias)
 
-    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+    def __call__(self, x: Tensor, run: _ChunkRun) -> Tensor:
         """x: (copies, EDGE + frames, in) -> (copies, EDGE + frames, out), with undefined EDGE."""
         rows = run.join(x).flatten(0, 1)
         out = x.new_empty(len(rows), self._taps.shape[2])
@@ -194,7 +194,7 @@ class _Block:
         conv, _, norm, _ = block.block
         self._conv, self._norm = _Conv.of(conv), _Norm(norm)
 
-    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+    def __call__(self, x: Tensor, run: _ChunkRun) -> Tensor:
         return self._norm(self._conv(x, run))
 
 
@@ -213,14 +213,14 @@ class _Entrance:
         assert block.res_conv.bias is not None  # all convolutions of the estimator have one
         self._side_bias = block.res_conv.bias
 
-    def given(self, given: Tensor, run: _Run) -> tuple[Tensor, Tensor]:
+    def given(self, given: Tensor, run: _ChunkRun) -> tuple[Tensor, Tensor]:
         """given: (1, EDGE + frames, channels) -> its contribution to the convolution and to the side path,
         biases included: both (COPIES, EDGE + frames, width)"""
         first, side = self._of_given(given, run), F.linear(given, self._side_of_given)
         first, side = (torch.cat([share, torch.zeros_like(share)]) for share in (first, side))
         return first + self._bias, side + self._side_bias
 
-    def __call__(self, x: Tensor, first: Tensor, side: Tensor, shift: Tensor, run: _Run) -> Tensor:
+    def __call__(self, x: Tensor, first: Tensor, side: Tensor, shift: Tensor, run: _ChunkRun) -> Tensor:
         """x: (1, EDGE + frames, mels)"""
         h = self._norm(first + self._of_x(x, run))
         h = self._second(h.add_(shift), run)
@@ -232,7 +232,7 @@ class _Resnet:
         self._first, self._second = _Block(block.block1), _Block(block.block2)
         self._side = block.res_conv.weight[:, :, 0].contiguous(), block.res_conv.bias
 
-    def __call__(self, x: Tensor, shift: Tensor, run: _Run) -> Tensor:
+    def __call__(self, x: Tensor, shift: Tensor, run: _ChunkRun) -> Tensor:
         h = self._first(x, run).add_(shift)
         return self._second(h, run).add_(F.linear(x, *self._side))
 
@@ -247,7 +247,7 @@ class _Transformer:
         self._enter, self._leave = feed[0].proj, feed[2]
         self.inner = len(self._qkv) // 3
 
-    def __call__(self, x: Tensor, run: _Run) -> Tensor:
+    def __call__(self, x: Tensor, run: _ChunkRun) -> Tensor:
         """x: (COPIES, EDGE + frames, width), in place"""
         q, k, v = F.linear(self._norm1(x), self._qkv)[:, EDGE:].chunk(3, dim=2)
         q, k, v = (rows.unflatten(2, (self._heads, -1)).transpose(1, 2) for rows in (q, *run.all_keys(k, v)))

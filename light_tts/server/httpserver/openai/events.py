@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import Send
 
-from light_tts.server.httpserver.audio_response import Explain
-from light_tts.server.httpserver.call import SpeechCall
 from light_tts.server.httpserver.captions import as_dicts
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.openai.errors import error_body
-from light_tts.server.httpserver.sound import SoundOut
-from light_tts.server.httpserver.sound.response import NO_HEADERS, SoundResponse
+from light_tts.server.httpserver.sound.response import SoundResponse
 
 
 class EventResponse(SoundResponse):
     """Sends `speech.audio.delta` events with audio in base64 and finally `speech.audio.done`; an error after
-    the first audio becomes `speech.audio.error`."""
+    the first audio becomes `speech.audio.error`. With word times, a `speech.audio.words` event comes before
+    the last one."""
 
-    def __init__(
-        self,
-        call: SpeechCall,
-        sound: SoundOut,
-        explain: Explain,
-        headers: Mapping[str, str] = NO_HEADERS,
-        word_times: bool = False,
-    ) -> None:
-        """`word_times`: send a `speech.audio.words` event before the last one."""
-        headers = {**headers, "Content-Type": "text/event-stream; charset=utf-8"}
-        super().__init__(call, sound, explain, headers, word_times)
+    content_type = "text/event-stream; charset=utf-8"
 
     async def deliver(self, send: Send) -> None:
         try:

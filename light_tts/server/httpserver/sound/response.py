@@ -31,6 +31,8 @@ def times_header(words: list[Word]) -> dict[str, str]:
 class SoundResponse(CallResponse):
     """Complete with its length if the sound is `whole`, otherwise streamed as it is generated."""
 
+    content_type: str | None = None  # None: that of the sound
+
     def __init__(
         self,
         call: SpeechCall,
@@ -41,7 +43,7 @@ class SoundResponse(CallResponse):
     ) -> None:
         """`word_times`: report in a header when each word is spoken, for complete responses."""
         headers = {"X-Sample-Rate": str(sound.sample_rate), **headers}
-        super().__init__(call, sound.content_type, headers, explain)
+        super().__init__(call, self.content_type or sound.content_type, headers, explain)
         self.sound = sound
         self._word_times = word_times
         self._spoken: list[bytes] = []  # PCM so far, kept if word times were requested
@@ -89,10 +91,11 @@ class SoundResponse(CallResponse):
 class JsonResponse(SoundResponse):
     """The complete audio in a JSON object, with word times."""
 
+    content_type = "application/json"
+
     def __init__(
         self, call: SpeechCall, sound: SoundOut, explain: Explain, headers: Mapping[str, str] = NO_HEADERS
     ) -> None:
-        headers = {**headers, "Content-Type": "application/json"}
         super().__init__(call, sound, explain, headers, word_times=True)
 
     def answer(self, audio: bytes) -> dict[str, Any]:
