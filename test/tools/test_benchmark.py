@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from aiohttp import web
+from support.server_process import CHECKPOINT, PROMPT_WAV
 
 from light_tts.tools.bench import command as benchmark
 from light_tts.tools.bench import figures
@@ -22,7 +23,7 @@ from light_tts.tools.bench.load import arrivals, open_loop
 from light_tts.tools.bench.playback import Playback, play
 from light_tts.tools.bench.plot import curve, draw
 from light_tts.tools.bench.search import Goal, find_highest
-from light_tts.tools.bench.workload import GOLDEN, TEXT_OF_16_TOKENS, TEXTS_OF_20_TOKENS, recording
+from light_tts.tools.bench.workload import TEXT_OF_16_TOKENS, TEXTS_OF_20_TOKENS, recording
 
 LATE = 0.25  # seconds that a busy machine may add to a time
 
@@ -397,7 +398,7 @@ def test_find_rate_without_a_server_finds_none(capsys):
 def test_presets_have_the_tokens_that_they_say():
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "checkpoint" / "CosyVoice-BlankEN")
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "CosyVoice-BlankEN")
     assert [len(tokenizer(text).input_ids) for text in TEXTS_OF_20_TOKENS] == [20] * 4
     assert len(tokenizer(TEXT_OF_16_TOKENS).input_ids) == 16
 
@@ -416,10 +417,10 @@ def test_preset_sets_what_the_command_line_does_not(fake, preset: str, tokens: i
 
 @pytest.mark.parametrize("seconds", [0.5, 3.0, 10.0])
 def test_recording_is_cut_or_repeated(seconds: float):
-    with wave.open(io.BytesIO(recording(GOLDEN / "prompt.wav", seconds))) as made:
+    with wave.open(io.BytesIO(recording(PROMPT_WAV, seconds))) as made:
         sound = made.readframes(made.getnframes())
         assert made.getnframes() == round(seconds * made.getframerate())
-    with wave.open(str(GOLDEN / "prompt.wav")) as source:
+    with wave.open(str(PROMPT_WAV)) as source:
         whole = source.readframes(source.getnframes())
     assert sound == (whole * 3)[: len(sound)]
 

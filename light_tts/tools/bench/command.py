@@ -22,16 +22,14 @@ from pathlib import Path
 from typing import Any
 
 if find_spec("aiohttp") is None:
-    sys.exit(
-        "benchmark needs aiohttp: pip install -c constraints.txt -e '.[test]' ('.[bench]' for pictures too)"
-    )
+    sys.exit("light-tts: bench needs aiohttp: pip install 'light-tts[bench]'")
 
 from light_tts.tools.arguments import parse_count
 from light_tts.tools.bench import figures
 from light_tts.tools.bench.client import open_session
 from light_tts.tools.bench.plot import draw
 from light_tts.tools.bench.runs import Benchmark
-from light_tts.tools.bench.workload import GOLDEN, PRESETS, TEXTS, Workload, read_texts, recording
+from light_tts.tools.bench.workload import PRESETS, PROMPT, TEXTS, Workload, read_texts, recording
 
 NUMBER = 10
 LEAD_IN = 0.2  # fraction of --duration, with --find_rate
@@ -108,7 +106,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--stream", type=parse_bool, default=False, help="stream the audio")
     add("--body", choices=("form", "json"), default="form", help="format of the request body")
     add("--text_file", type=Path, help="file of texts to speak, one per line (default: four short sentences)")
-    add("--prompt_wav", type=Path, default=GOLDEN / "prompt.wav", help="recording of the voice")
+    add("--prompt_wav", type=Path, default=PROMPT, help="recording of the voice")
     add("--prompt_seconds", type=parse_positive, help="cut or repeat the recording to this length in seconds")
     add("--prompt_text", help="its transcript (default: the text file next to the recording)")
     add("--spk_id", help="name of a voice, instead of a recording")

@@ -12,7 +12,12 @@ from typing import Any
 
 import aiohttp
 
-GOLDEN = Path(__file__).resolve().parents[3] / "test" / "golden" / "cosyvoice2"
+from light_tts.server.core.default_checkpoint import PLACES
+
+# That of the published figures; where there is no repository, one that comes with Light-TTS.
+PROMPT = Path(__file__).resolve().parents[3] / "test" / "golden" / "cosyvoice2" / "prompt.wav"
+if not PROMPT.exists():
+    PROMPT = PLACES[0] / "voices" / "anna.wav"
 TEXTS = (
     "The morning train was late again, and nobody seemed to mind.",
     "Please leave the keys with the neighbour before you go.",
