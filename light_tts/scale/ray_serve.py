@@ -16,10 +16,12 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
+import httpx
 import ray
 from ray import serve
 
 from light_tts.common import gpu
+from light_tts.scale import autoscaling
 from light_tts.scale.forward import Forward, NotBegun, Piece, Request
 from light_tts.scale.replica import ReplicaServer
 from light_tts.server import api_cli
@@ -28,9 +30,7 @@ from light_tts.server.core.settings import Settings, SettingsError
 NAME = "light-tts"
 # in addition to the speech requests of a replica, which should itself refuse excess requests, with a reason
 STATUS_REQUESTS = 64
-# seconds during which a request of a dead server is retried; Serve may choose the same replica
-PATIENCE = 60.0
-PAUSE = 0.5  # seconds between retries
+PAUSE = 0.5  # seconds between retries of a request of a dead server; Serve may choose the same replica
 STOP_SECONDS = 15.0  # beyond --drain_timeout
 
 
@@ -45,6 +45,7 @@ class Replica:
         flags = [*flags, "--ssl_certfile", "", "--ssl_keyfile", ""]  # the proxy terminates TLS
         if settings.log_dir:
             flags = [*flags, "--log_dir", os.path.join(settings.log_dir, context.replica_id.unique_id)]
+        self._retry_seconds = settings.request_timeout
         self._stop_seconds = settings.drain_timeout + STOP_SECONDS
         self._server = ReplicaServer(flags, directory)
         self._others = serve.get_deployment_handle(context.deployment, app_name=context.app_name)
@@ -56,6 +57,13 @@ class Replica:
     async def check_health(self) -> None:
         await self._server.check()
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the metrics for Serve's autoscaling policy; empty while the server does not answer."""
+        try:
+            return {autoscaling.METRIC: await self._server.metric(autoscaling.METRIC)}
+        except httpx.HTTPError:
+            return {}
+
     async def answer(self, request: Request) -> AsyncIterator[Piece]:
         """Yield a response for another replica whose server is gone. Raises NotBegun."""
         async for piece in self._forward.answer(request):
@@ -63,8 +71,9 @@ class Replica:
 
     async def _elsewhere(self, request: Request) -> AsyncIterator[Piece]:
         """Yield the response of any replica chosen by Serve, retrying if its server is gone. It may be this
-        replica, whose server may have been restarted. Raises NotBegun."""
-        end = time.monotonic() + PATIENCE
+        replica, whose server may have been restarted. Raises NotBegun if none serves it within
+        --request_timeout."""
+        end = time.monotonic() + self._retry_seconds
         while time.monotonic() < end:
             begun = False
             try:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from light_tts.common import process
 
@@ -79,6 +80,13 @@ class ReplicaServer:
         failed = [f"{stage['stage']}-{stage['index']}" for stage in stages if stage["state"] == "failed"]
         if failed:
             raise ServerGone(f"given up: {', '.join(failed)}")
+
+    async def metric(self, name: str) -> float:
+        """The sum of this metric of the server, without its labels. Raises httpx.HTTPError."""
+        async with httpx.AsyncClient(timeout=ASK_SECONDS, trust_env=False) as client:
+            answer = await client.get(f"{self.url}/metrics")
+        families = text_string_to_metric_families(answer.raise_for_status().text)
+        return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
     def stop(self, seconds: float) -> None:
         """Let the server finish its requests, for at most `seconds`."""

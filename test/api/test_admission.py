@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 
 from light_tts.server.core.counters import ActiveRequests, ServiceRate
 from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.core.settings import Settings
-from light_tts.server.httpserver.admission import ALWAYS, LEAST_AUDIO, Admission, Place, expected_audio
+from light_tts.server.httpserver.admission import (
+    ALWAYS,
+    LEAST_AUDIO,
+    SECONDS_OF_A_PART,
+    Admission,
+    Place,
+    expected_audio,
+)
 from light_tts.server.httpserver.errors import RequestError
 
 AUDIO = 4.0  # seconds of audio per request
@@ -169,6 +177,18 @@ def test_work_ends_before_the_client_has_read_all(workers):
     assert (workers.active.total(), workers.active.work()) == (1, 0)
     admission.leave(place)
     assert (workers.active.total(), workers.active.work()) == (0, 0)
+
+
+def test_the_audio_in_work_is_a_metric(workers):
+    def shown() -> float:
+        return REGISTRY.get_sample_value("light_tts_audio_seconds_in_work")
+
+    before = shown()
+    workers.arrive(0)
+    workers.arrive(1, audio=SECONDS_OF_A_PART * 10)
+    assert shown() - before == pytest.approx(AUDIO + SECONDS_OF_A_PART)
+    workers.until(workers.free_at)
+    assert shown() == pytest.approx(before)
 
 
 def test_the_audio_expected_of_a_text():

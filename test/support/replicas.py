@@ -14,7 +14,7 @@ from support.server_process import Server, launch
 
 START_TIMEOUT = 280.0
 TEXT = "The quick brown fox jumps over the lazy dog and runs away."
-LENGTH = {"min_new_tokens": "100", "max_new_tokens": "100"}
+STREAM_TIMEOUT = 600.0
 
 
 @contextlib.contextmanager
@@ -53,18 +53,28 @@ class Streams:
     sizes: list[int] = field(default_factory=list)  # bytes of each
 
 
-def run_streams(server: Server, count: int, kill: Callable[[], None], begun: int) -> Streams:
-    """So many streams at once; `kill` is called once so many have begun."""
+def run_streams(
+    server: Server,
+    count: int,
+    then: Callable[[], None],
+    begun: int,
+    voice: str = "tiny_spk",
+    tokens: int = 100,
+) -> Streams:
+    """So many streams at once, of so many speech tokens each; `then` is called, in a thread, once so many
+    have begun."""
+    form = {"tts_text": TEXT, "spk_id": voice, "stream": "true"}
+    form |= {"min_new_tokens": str(tokens), "max_new_tokens": str(tokens)}
 
     async def run() -> Streams:
         found, under_way = Streams(), [0]
-        killing = asyncio.Event()
+        enough = asyncio.Event()
 
         async def speak(client: httpx.AsyncClient, number: int) -> None:
             size = 0
             try:
-                form = {"tts_text": TEXT, "spk_id": "tiny_spk", "stream": "true", "seed": str(number)}
-                async with client.stream("POST", "/inference_zero_shot", data={**form, **LENGTH}) as answer:
+                fields = {**form, "seed": str(number)}
+                async with client.stream("POST", "/inference_zero_shot", data=fields) as answer:
                     if answer.status_code != 200:
                         found.refused.append(answer.status_code)
                         return
@@ -72,7 +82,7 @@ def run_streams(server: Server, count: int, kill: Callable[[], None], begun: int
                         under_way[0] += not size
                         size += len(piece)
                         if under_way[0] >= begun:
-                            killing.set()
+                            enough.set()
                 found.complete += 1
                 found.sizes.append(size)
             except httpx.HTTPError:
@@ -81,10 +91,10 @@ def run_streams(server: Server, count: int, kill: Callable[[], None], begun: int
                 else:
                     found.broken_not_begun += 1
 
-        async with httpx.AsyncClient(base_url=server.url, timeout=280) as client:
+        async with httpx.AsyncClient(base_url=server.url, timeout=STREAM_TIMEOUT) as client:
             tasks = [asyncio.create_task(speak(client, number)) for number in range(count)]
-            await asyncio.wait_for(killing.wait(), 200)
-            kill()
+            await asyncio.wait_for(enough.wait(), STREAM_TIMEOUT)
+            await asyncio.to_thread(then)
             await asyncio.gather(*tasks)
         return found
 

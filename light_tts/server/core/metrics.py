@@ -55,6 +55,11 @@ stream_buffer_seconds = Histogram(
     ["route"],
     buckets=_STAGE_SECONDS,
 )
+audio_seconds_in_work = Gauge(
+    "light_tts_audio_seconds_in_work",
+    "Seconds of audio that accepted requests wait for, estimated from their texts",
+    multiprocess_mode="livesum",
+)
 audio_seconds_total = Counter("light_tts_audio_seconds", "Seconds of audio sent to clients")
 refused_total = Counter(
     "light_tts_refused",

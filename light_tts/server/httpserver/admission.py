@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from light_tts.server.core import metrics
 from light_tts.server.core.counters import ActiveRequests, ServiceRate
 from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.core.settings import Settings
@@ -87,7 +88,7 @@ class Admission:
             self._active.remove(self._slot)
             raise
         milliseconds = round(min(audio, SECONDS_OF_A_PART) * 1000)
-        self._active.add_work(self._slot, milliseconds)
+        self._add_work(milliseconds)
         return Place(milliseconds, count, ahead + audio, self._clock())
 
     def done(self, place: Place, measure: bool) -> None:
@@ -96,7 +97,7 @@ class Admission:
         if not place.in_work:
             return
         place.in_work = False
-        self._active.add_work(self._slot, -place.milliseconds)
+        self._add_work(-place.milliseconds)
         if measure:
             self._rate.observe(place.count, place.audio, self._clock() - place.since)
 
@@ -104,6 +105,10 @@ class Admission:
         """The request is over and its client has been served."""
         self.done(place, measure=False)
         self._active.remove(self._slot)
+
+    def _add_work(self, milliseconds: int) -> None:
+        self._active.add_work(self._slot, milliseconds)
+        metrics.audio_seconds_in_work.inc(milliseconds / 1000)
 
     def _check(self, count: int, ahead: float, audio: float, remaining: float) -> None:
         if count <= ALONE:
