@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
+from pathlib import Path
 
 import httpx
 import pytest
+import soundfile
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+
+from light_tts.common.whole_chunks import in_whole_chunks
+from light_tts.server.httpserver.prompts import prompt_from_samples
 
 TEXT = "Hello there."
 
@@ -30,9 +36,31 @@ def fresh(server: Server):
         yield http
 
 
-def test_a_voice_speaks_like_the_recording_it_was_made_from(server, client):
+def whole_chunks() -> bytes:
+    """The recording as a voice that is made of it speaks with it."""
+    samples, rate = soundfile.read(PROMPT_WAV, dtype="float32")
+    file = io.BytesIO()
+    soundfile.write(file, in_whole_chunks(samples, rate, 1.0), rate, format="WAV", subtype="FLOAT")
+    return file.getvalue()
+
+
+def by_upload(client: httpx.Client, recording: bytes) -> bytes:
+    data = {
+        "tts_text": TEXT,
+        "prompt_text": PROMPT_TEXT,
+        "max_new_tokens": 40,
+        "min_new_tokens": 1,
+        "seed": 2,
+    }
+    answer = client.post("/inference_zero_shot", data=data, files={"prompt_wav": recording})
+    assert answer.status_code == 200
+    return answer.content
+
+
+def test_a_voice_speaks_like_the_recording_it_was_made_from_in_whole_chunks(server, client):
     assert add(client, "anna").status_code == 200
-    by_recording = speak(client, TEXT, seed=2).content
+    by_recording = by_upload(client, whole_chunks())
+    assert by_recording != by_upload(client, PROMPT_WAV.read_bytes())
     for _ in range(6):
         with fresh(server) as other:
             assert "anna" in other.get("/spk_list").json()["voices"]
@@ -46,6 +74,33 @@ def test_a_voice_can_be_added_by_json(client):
     assert "Анна-2" in client.get("/spk_list").json()["spk_ids"]
     assert speak(client, TEXT, spk_id="Анна-2").status_code == 200
     assert client.delete("/spk/Анна-2").status_code == 200
+
+
+def test_a_voice_stored_again_is_another_for_every_worker(server, client):
+    add(client, "same")
+    before = speak(client, TEXT, seed=2, spk_id="same").content
+    samples, rate = soundfile.read(PROMPT_WAV, dtype="float32")
+    file = io.BytesIO()
+    soundfile.write(file, samples[::-1], rate, format="WAV")
+    for recording in (file.getvalue(), PROMPT_WAV.read_bytes()):
+        add(client, "same", recording=recording)
+        for _ in range(4):
+            with fresh(server) as other:
+                again = speak(other, TEXT, seed=2, spk_id="same").content
+                assert (again == before) == (recording == PROMPT_WAV.read_bytes())
+    client.delete("/spk/same")
+
+
+def test_a_recording_is_sent_again_where_its_features_have_gone(server, client):
+    samples, rate = soundfile.read(PROMPT_WAV, dtype="float32")
+    key = prompt_from_samples(samples * 0.5, rate, PROMPT_TEXT).key
+    (shared,) = Path("/dev/shm").glob(f"light_tts-{server.port}-*")
+    (shared / f"prompt-0-{key}.prompt").touch()  # as if encode had them
+    file = io.BytesIO()
+    soundfile.write(file, samples * 0.5, rate, format="WAV", subtype="FLOAT")
+    recoveries = server.metric("light_tts_request_recoveries_total")
+    by_upload(client, file.getvalue())
+    assert server.metric("light_tts_request_recoveries_total") == recoveries + 1
 
 
 def test_a_deleted_voice_is_gone_for_every_worker(server, client):

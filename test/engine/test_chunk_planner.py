@@ -41,3 +41,16 @@ def test_no_chunk_before_its_lookahead_has_arrived():
     assert planner.needed == 30
     assert planner.next_chunk(29, finished=False) is None
     assert planner.next_chunk(30, finished=False).end == 27
+
+
+@pytest.mark.parametrize("prompt", [0, 25, 87, 98])
+@pytest.mark.parametrize("max_hop", [25, 100])
+@pytest.mark.parametrize("first_hop", [5, 12, 20])
+def test_a_short_first_chunk_adds_one_border_and_moves_none(prompt, max_hop, first_hop):
+    usual = plan(ChunkPlanner(prompt, 25, 3, max_hop), 333)
+    planner = ChunkPlanner(prompt, 25, 3, max_hop, first_hop)
+    assert planner.needed == first_hop + 3
+    first, second, *others = plan(planner, 333)
+    assert first == (0, first_hop, first_hop + 3, False)
+    assert second == (first_hop, *usual[0][1:])
+    assert others == usual[1:]

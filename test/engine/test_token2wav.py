@@ -38,8 +38,8 @@ def voice() -> Voice:
     return golden_voice(GOLDEN)
 
 
-def cut(schedule: str, total: int, prompt: int = 98) -> list[Chunk]:
-    planner, chunks = ChunkPlanner(prompt, 25, 3, SCHEDULES[schedule]), []
+def cut(schedule: str, total: int, prompt: int = 98, first_hop: int | None = None) -> list[Chunk]:
+    planner, chunks = ChunkPlanner(prompt, 25, 3, SCHEDULES[schedule], first_hop), []
     while chunk := planner.next_chunk(total, finished=True):
         chunks.append(chunk)
     return chunks
@@ -103,6 +103,25 @@ def test_batch_equals_single_runs(model, voice, schedule):
         waves = model.speak([item(row, together[row], plans[row][turn]) for row in rows])
         for row, wave in zip(rows, waves, strict=True):
             np.testing.assert_allclose(wave, alone[row][turn], atol=2e-3)
+
+
+@pytest.mark.parametrize("first_hop", [5, 20])
+def test_a_short_first_chunk_changes_three_chunks_and_nothing_else(model, voice, schedule, first_hop):
+    """Its frames see less of what follows, the vocoder's source begins elsewhere; then all is as ever.
+    Resumed behind its first chunks it goes on bit for bit, too."""
+    usual = np.concatenate(speak(model, SpeechState(voice, seed=3), cut(schedule, 130)))
+    chunks = cut(schedule, 130, first_hop=first_hop)
+    waves = speak(model, SpeechState(voice, seed=3), chunks)
+    assert len(waves[0]) == first_hop * 960 - model.overlap
+    changed = sum(map(len, waves[:3]))
+    assert len(chunks) > 3
+    assert np.array_equal(np.concatenate(waves)[changed:], usual[changed:])
+    resumed = SpeechState(voice, seed=3)
+    speak(model, resumed, chunks[:REPLAYED_CHUNKS])
+    assert np.array_equal(speak(model, resumed, chunks[REPLAYED_CHUNKS:])[0], waves[REPLAYED_CHUNKS])
+    resumed = SpeechState(voice, seed=3)
+    speak(model, resumed, chunks[1 : 1 + REPLAYED_CHUNKS])
+    assert np.array_equal(speak(model, resumed, chunks[1 + REPLAYED_CHUNKS :])[0], waves[1 + REPLAYED_CHUNKS])
 
 
 def test_no_click_at_chunk_borders(model, voice, schedule):

@@ -17,6 +17,7 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.lanes import SpeechEngine, Task
 from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem
+from light_tts.models.family import load_family
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.server.core import messages
@@ -24,7 +25,7 @@ from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.messages import AudioChunk, Failed, PartProgress
 from light_tts.server.core.prompt_cache import write_segment
 from light_tts.server.core.rundir import RunDir
-from light_tts.server.core.settings import Settings
+from light_tts.server.core.settings import Settings, SettingsError
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode import manager
 from light_tts.tools.parity import Golden
@@ -139,6 +140,24 @@ def test_stream_is_the_golden_one_but_for_the_noise(stage):
     meta = ARRAYS[f"{stage.ctx.settings.stream_hop}_hop_meta"]
     assert [len(chunk.pcm.array(np.int16)) for chunk in chunks] == meta[:, 3].tolist()
     assert np.abs(pcm(chunks) / 32768 - expected).mean() < 0.02
+
+
+def test_a_short_first_chunk_is_spoken_alone(stage, socket_path):
+    other = Stage(socket_path, stream_hop=stage.ctx.settings.stream_hop, first_hop=8)
+    try:
+        short, usual = (each.speak("short/0", TOKENS[:120]) for each in (other, stage))
+    finally:
+        other.close()
+    first, second = (len(chunk.pcm.array(np.int16)) for chunk in short[:2])
+    assert first == 8 * 960 - 8 * 480
+    assert first + second == len(usual[0].pcm.array(np.int16))
+    assert [chunk.tokens for chunk in short[2:]] == [chunk.tokens for chunk in usual[1:]]
+
+
+def test_a_first_chunk_that_is_no_shorter_than_others_is_refused():
+    family = load_family(GOLDEN.checkpoint)
+    with pytest.raises(SettingsError, match="--first_hop 21: must be at most 20"):
+        manager.check_first_hop(family.numbers, 21)
 
 
 @pytest.mark.parametrize("changes", [{"n_timesteps": 4}, {"flow_memory_mb": 0}])

@@ -6,8 +6,8 @@ import logging
 import threading
 import time
 from pathlib import Path
-from unittest.mock import ANY
 
+import msgspec
 import numpy as np
 import psutil
 import pytest
@@ -92,9 +92,9 @@ class Stage:
         return queue.pop(0)
 
     def failure(self) -> m.Failed:
-        """Return the next failure sent to the HTTP worker, skipping text counts before it."""
-        while not isinstance(message := self.next(self.worker), m.Failed):
-            assert isinstance(message, m.Encoded)
+        """Return the next failure sent to the HTTP worker."""
+        message = self.next(self.worker)
+        assert isinstance(message, m.Failed)
         return message
 
     def is_silent(self, inbox: Inbox, seconds: float = 0.5) -> bool:
@@ -136,11 +136,21 @@ def prompt(samples: np.ndarray, text: str = "Good morning.", rate: int = 24_000)
 
 
 def synthesize(
-    stage: Stage, job: str, voice: m.Prompt, text: str = "Hello world.", speed: float = 1.0, **fields
+    stage: Stage,
+    job: str,
+    voice: m.Prompt,
+    text: str = "Hello world.",
+    speed: float = 1.0,
+    report: bool = False,
+    **fields,
 ) -> m.Synthesize:
     fields = {"reply_to": stage.worker.address, "style": 0, "stream": True, **fields}
     return m.Synthesize(
-        job=job, text=text, prompt=voice, options=m.SpeechOptions(seed=5, speed=speed), **fields
+        job=job,
+        text=text,
+        prompt=voice,
+        options=m.SpeechOptions(seed=5, speed=speed, report=report),
+        **fields,
     )
 
 
@@ -342,8 +352,32 @@ def test_messages_of_unknown_jobs_are_ignored(make_stage):
     stage.send(m.AppendText(job=unknown, text="x"), m.FinishText(job=unknown), m.Release(job=unknown))
     stage.send(m.Abort(job=unknown), synthesize(stage, "a/1", prompt(noise(1))))
     assert stage.next(stage.llm).job == "a/1"
-    assert stage.next(stage.worker) == m.Encoded(job="a/1", text_tokens=ANY)
     assert stage.is_silent(stage.worker, 0.2)
+
+
+def test_only_who_asks_is_told_how_many_tokens_a_text_has(make_stage):
+    stage = make_stage()
+    stage.send(synthesize(stage, "a/1", prompt(noise(1))))
+    stage.send(synthesize(stage, "a/2", prompt(noise(1)), report=True))
+    spoken = {(message := stage.next(stage.llm)).job: message.text_ids for _ in range(2)}
+    assert stage.next(stage.worker) == m.Encoded(job="a/2", text_tokens=len(spoken["a/2"]))
+    assert stage.is_silent(stage.worker, 0.2)
+
+
+def test_a_known_recording_need_not_be_sent_again(make_stage):
+    stage, voice = make_stage(cache_capacity=1), prompt(noise(1))
+    without = msgspec.structs.replace(voice, audio=None)
+    stage.send(synthesize(stage, "a/1", voice))
+    segment = stage.next(stage.llm).prompt.segment
+    stage.send(synthesize(stage, "a/2", without))
+    assert stage.next(stage.llm).prompt.segment == segment
+    stage.send(m.Release(job="a/1"), m.Release(job="a/2"), synthesize(stage, "b/1", prompt(noise(2))))
+    assert stage.next(stage.llm).job == "b/1"
+    stage.send(synthesize(stage, "a/3", without))  # the other voice has taken its place
+    failed = stage.failure()
+    assert (failed.job, failed.retry) == ("a/3", True)
+    stage.send(synthesize(stage, "a/4", voice))
+    assert stage.next(stage.llm).job == "a/4"
 
 
 def test_a_restarted_stage_knows_the_prompts_of_the_one_before(make_stage):

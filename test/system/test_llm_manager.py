@@ -175,6 +175,14 @@ def test_tokens_of_a_stream_are_handed_on_when_a_chunk_can_be_made():
         assert routed == [messages.Routed(job="a/0", decode=0, incarnation=0)]
 
 
+def test_a_short_first_chunk_is_handed_on_earlier():
+    with World(first_hop=8) as world:
+        world.send(world.generate("a/0"))
+        sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
+        assert [len(m.tokens) for m in sent[:3]] == [11, 19, 25]
+        assert [token for m in sent for token in m.tokens] == expected()
+
+
 def test_without_streaming_tokens_are_handed_on_once(pace):
     with World() as world:
         world.send(world.generate("a/0", stream=False))

@@ -19,8 +19,8 @@ class PartTooLong(Exception):
 
 @dataclass(frozen=True)
 class ChunkRules:
-    """How parts are cut and measured. `hop`, `max_hop`, `lookahead`: see ChunkPlanner; `vocabulary`: ids from
-    here on are never spoken (bistream's fill id); `max_tokens`: of prompt and speech; `samples_per_token`;
+    """How parts are cut and measured. `hop`, `max_hop`, `lookahead`, `first_hop`: see ChunkPlanner;
+    `vocabulary`: ids from here on are never spoken (bistream's fill id); `max_tokens`: of prompt and speech;
     `held_back`: samples at the end of a chunk that are sent with the next one; `replayed`: number of chunks
     to speak again in order to continue after them."""
 
@@ -32,6 +32,7 @@ class ChunkRules:
     samples_per_token: int
     held_back: int
     replayed: int
+    first_hop: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,4 +143,4 @@ class PartSpeech:
 
     def _new_planner(self) -> ChunkPlanner:
         rules = self._rules
-        return ChunkPlanner(self.prompt_tokens, rules.hop, rules.lookahead, rules.max_hop)
+        return ChunkPlanner(self.prompt_tokens, rules.hop, rules.lookahead, rules.max_hop, rules.first_hop)

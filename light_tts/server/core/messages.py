@@ -51,8 +51,8 @@ class SpeechOptions(MessagePart, frozen=True):
     means the checkpoint's default or, for the lengths, a value derived from the text.
 
     Encode passes them on; the LLM uses the seed, lengths and sampling options, decode the seed and speed.
-    `word_times`: report when each word is spoken (encode and LLM); `traced`: report when they worked (LLM and
-    decode).
+    `report`: report the number of text tokens (encode); `word_times`: report when each word is spoken (encode
+    and LLM); `traced`: report when they worked (LLM and decode).
     """
 
     seed: int
@@ -64,6 +64,7 @@ class SpeechOptions(MessagePart, frozen=True):
     temperature: float | None = None
     win_size: int | None = None
     tau_r: float | None = None
+    report: bool = False
     word_times: bool = False
     traced: bool = False
 
@@ -72,7 +73,7 @@ class Prompt(MessagePart, frozen=True):
     """The voice to use, as the HTTP worker passes it to an encode process.
 
     Either `audio` (float32 mono, -1..1, at `sample_rate` Hz; `key` is its hash) or `speaker`, the name of a
-    speaker in the checkpoint (spk2info.pt).
+    speaker in the checkpoint (spk2info.pt). `audio` may be omitted if encode already has the features.
     """
 
     text: str = ""
@@ -156,7 +157,8 @@ class Abort(Message, frozen=True):
 
 class Encoded(Message, frozen=True):
     """The number of text tokens of a job. `words`: the words of each part as they are spoken, if word times
-    were requested. Sent only if the text arrived complete. encode -> HTTP worker"""
+    were requested. Sent only for `report`, `traced` or `word_times`, and if the text arrived complete.
+    encode -> HTTP worker"""
 
     job: str
     text_tokens: int

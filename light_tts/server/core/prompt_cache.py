@@ -50,6 +50,11 @@ def attach(segment: str | os.PathLike[str]) -> PromptFeatures:
     )
 
 
+def segment_path(directory: Path, owner: int, key: str) -> Path:
+    """Return the path of the entry of `key`, which exists if the encode process with index `owner` has it."""
+    return directory / f"prompt-{owner}-{key}.prompt"
+
+
 def write_segment(path: Path, features: PromptFeatures) -> None:
     """Write `features` atomically: a reader sees the whole entry or none."""
     partial = path.with_suffix(".partial")
@@ -94,7 +99,7 @@ class SharedSpeechCache:
 
     def __init__(self, directory: Path, owner: int, capacity: int, executor: Executor) -> None:
         self._directory = directory
-        self._prefix = f"prompt-{owner}-"
+        self._owner = owner
         self._capacity = capacity
         self._executor = executor
         self._lock = threading.RLock()
@@ -192,16 +197,15 @@ class SharedSpeechCache:
             return True
 
     def _path(self, key: str) -> Path:
-        return self._directory / f"{self._prefix}{key}.prompt"
+        return segment_path(self._directory, self._owner, key)
 
     def _adopt(self) -> None:
-        for partial in self._directory.glob(f"{self._prefix}*.partial"):
+        entries = self._path("*")
+        for partial in self._directory.glob(entries.with_suffix(".partial").name):
             partial.unlink(missing_ok=True)
-        paths = sorted(
-            self._directory.glob(f"{self._prefix}*.prompt"), key=lambda path: path.stat().st_mtime_ns
-        )
+        paths = sorted(self._directory.glob(entries.name), key=lambda path: path.stat().st_mtime_ns)
         for path in paths:
-            key, entry = path.stem.removeprefix(self._prefix), _CacheEntry(Future())
+            key, entry = path.stem.rpartition("-")[2], _CacheEntry(Future())
             try:
                 entry.future.set_result(CachedPrompt(key, str(path), attach(path)))
             except ValueError:

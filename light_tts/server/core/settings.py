@@ -98,6 +98,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     spk_dir: Annotated[str, Meta(description="directory of the named voices created with /add_spk")] = (
         "voices"
     )
+    align_prompt: Annotated[
+        bool,
+        Meta(
+            description="named voices created from now on fill whole chunks of the flow, by cutting or "
+            "adding silence, so that streams start up to 0.96 s of speech earlier"
+        ),
+    ] = True
 
     # -- access
     api_key: Annotated[
@@ -246,6 +253,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             "early; the total cost is lower on a GPU and higher on a CPU"
         ),
     ] = "fixed"
+    first_hop: Annotated[
+        Annotated[int, Meta(ge=5)] | None,
+        Meta(
+            description="speech tokens (0.04 s each) of a shorter first chunk, at most 20 if chunks have 25: "
+            "audio starts earlier, but the flow sees less of what follows (default: a whole chunk)"
+        ),
+    ] = None
     flow_memory_mb: Annotated[
         Annotated[int, Meta(ge=0)],
         Meta(

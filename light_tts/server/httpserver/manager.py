@@ -47,7 +47,7 @@ class HttpServerManager:
         self._active = ActiveRequests(self._run_dir.shm)
         self._rate = ServiceRate(self._run_dir.shm)
         self._inbox = AsyncInbox(self._run_dir.worker_address())
-        self.submissions = Submissions(self.peers, self._inbox.address)
+        self.submissions = Submissions(self.peers, self._inbox.address, self._run_dir.shm)
         self._receiver = asyncio.create_task(self._receive())
         self._outbox.send(
             self._run_dir.supervisor, messages.WorkerHello(address=self._inbox.address, pid=os.getpid())
@@ -81,6 +81,11 @@ class HttpServerManager:
         """Output sample rate in Hz."""
         rates = [info.info.get("sample_rate") for info in self.peers.of("decode")]
         return next((rate for rate in rates if rate), DEFAULT_SAMPLE_RATE)
+
+    @property
+    def chunk_seconds(self) -> float | None:
+        """Duration of a streaming chunk, or None if no encode process is ready yet."""
+        return next((info.info["chunk_seconds"] for info in self.peers.of("encode") if info.info), None)
 
     @property
     def checkpoint_speakers(self) -> list[str]:

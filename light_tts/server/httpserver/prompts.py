@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 
+import msgspec
 import numpy as np
 
 from light_tts.common.audio import UNREADABLE, AudioError, read_audio
 from light_tts.common.instructions import END_OF_PROMPT
+from light_tts.common.whole_chunks import in_whole_chunks
 from light_tts.server.core.messages import Prompt, Raw
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, VoiceChoice, check_text, wrong_field
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.voices import VoiceStore
+from light_tts.server.httpserver.voice_prompts import VoicePrompts
+from light_tts.server.httpserver.voices import StoredVoice, VoiceStore
 
 BAD_AUDIO = UNREADABLE
 
@@ -32,6 +35,7 @@ class PromptReader:
         self._manager = manager
         self._settings = manager.settings
         self.voices = voices
+        self._named_prompts = VoicePrompts(voices, self._read_voice)
 
     async def prompt(self, choice: VoiceChoice) -> Prompt:
         """Return the voice that the client chose. Raises RequestError (400) or RequestValidationError
@@ -70,6 +74,19 @@ class PromptReader:
         return await asyncio.to_thread(self._read, recording, text)
 
     def _read(self, recording: bytes, text: str) -> Prompt:
+        return prompt_from_samples(*self._samples(recording), text)
+
+    def _read_voice(self, voice: StoredVoice) -> Prompt:
+        samples, rate = self._samples(voice.recording)
+        chunk = self._manager.chunk_seconds
+        if voice.aligned and chunk is not None:
+            aligned = in_whole_chunks(samples, rate, chunk)
+            if len(aligned) <= self._settings.max_prompt_seconds * rate:
+                samples = aligned
+        return prompt_from_samples(samples, rate, voice.prompt_text)
+
+    def _samples(self, recording: bytes) -> tuple[np.ndarray, int]:
+        """Return (samples (n,) float32 mono, sample rate in Hz). Raises RequestError (400)."""
         settings = self._settings
         try:
             samples, rate = read_audio(recording, settings.min_prompt_seconds, settings.max_prompt_seconds)
@@ -77,14 +94,14 @@ class PromptReader:
             reason = str(error)
             unreadable = reason.startswith(BAD_AUDIO)
             raise RequestError(400, reason if unreadable else f"{BAD_AUDIO}: {reason}") from None
-        return prompt_from_samples(np.ascontiguousarray(samples), rate, text)
+        return np.ascontiguousarray(samples), rate
 
     async def _named(self, spk_id: str, text: str | None) -> Prompt:
         """Return a stored voice (with `text` in place of its own transcript if given) or a speaker of the
         checkpoint."""
         if spk_id in self._manager.checkpoint_speakers:
             return Prompt(text=text or "", speaker=spk_id)
-        voice = await asyncio.to_thread(self.voices.get, spk_id)
-        if voice is None:
+        prompt = await self._named_prompts.get(spk_id)
+        if prompt is None:
             raise RequestError(400, f"unknown spk_id {spk_id!r}; /spk_list lists the voices")
-        return await self.read(voice.recording, voice.prompt_text if text is None else text)
+        return prompt if text is None else msgspec.structs.replace(prompt, text=text)

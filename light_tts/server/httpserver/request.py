@@ -137,15 +137,17 @@ class SpeechRequest:
         self.deaths += alone
         return alone and (again or self.deaths >= MAX_DEATHS)
 
-    def submission(self, reply_to: str) -> list[messages.Message]:
-        """Return the messages to the encode process that make the stages produce what has not arrived yet."""
+    def submission(self, reply_to: str, prompt_known: bool = False) -> list[messages.Message]:
+        """Return the messages to the encode process that make the stages produce what has not arrived yet.
+        `prompt_known`: it has the features of the prompt and needs no recording."""
         speech = self.speech
+        prompt = msgspec.structs.replace(speech.prompt, audio=None) if prompt_known else speech.prompt
         first = messages.Synthesize(
             job=self.job,
             reply_to=reply_to,
             style=speech.style,
             text=speech.text,
-            prompt=speech.prompt,
+            prompt=prompt,
             options=speech.options,
             stream=speech.stream,
             bistream=speech.bistream,

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import logging
 import time
+from pathlib import Path
 from typing import Protocol
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Peers
 from light_tts.server.core.metrics import redrawn_total, request_recoveries_total
+from light_tts.server.core.prompt_cache import segment_path
 from light_tts.server.httpserver import recovery
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.request import LostAudio, SpeechRequest
@@ -33,12 +35,13 @@ class Call(Protocol):
 
 
 class Submissions:
-    """`reply_to`: address to which the stages send their answers."""
+    """`reply_to`: address to which the stages send their answers; `prompts`: the prompt cache's directory."""
 
-    def __init__(self, peers: Peers, reply_to: str) -> None:
+    def __init__(self, peers: Peers, reply_to: str, prompts: Path) -> None:
         self.heard: dict[int, float] = {}  # decode index -> time of its latest audio
         self._peers = peers
         self._reply_to = reply_to
+        self._prompts = prompts
         self._calls: dict[str, Call] = {}  # by request id
 
     # -- called by SpeechCall
@@ -105,6 +108,15 @@ class Submissions:
     def _send_to_encode(self, request: SpeechRequest, message: messages.Message) -> None:
         self._peers.send("encode", request.encode_index(len(self._peers.of("encode"))), message)
 
+    def _prompt_known(self, request: SpeechRequest) -> bool:
+        """Whether the encode process has the features of the recording. If they are evicted meanwhile it says
+        so, and the next attempt sends the recording."""
+        key = request.speech.prompt.key
+        if not key or request.attempt:
+            return False
+        owner = request.encode_index(len(self._peers.of("encode")))
+        return segment_path(self._prompts, owner, key).exists()
+
     def _try_to_send(self, call: Call) -> None:
         request = call.request
         reason = recovery.blocking_reason(request, self._peers)
@@ -113,7 +125,7 @@ class Submissions:
         elif reason is None:
             request.submitted = True
             request.sent_at = time.monotonic()
-            for message in request.submission(self._reply_to):
+            for message in request.submission(self._reply_to, self._prompt_known(request)):
                 self._send_to_encode(request, message)
 
     def _fail(self, call: Call, status: int, reason: str) -> None:

@@ -19,7 +19,8 @@ async def store_voice(state: State, name: str, text: str, recording: bytes) -> N
         raise RequestError(409, f"{name!r} is a speaker of the checkpoint")
     check_text("prompt_text", text, MAX_PROMPT_TEXT, may_be_empty=True)
     await state.prompts.read(recording, text)
-    await asyncio.to_thread(state.prompts.voices.add, name, StoredVoice(text, recording))
+    voice = StoredVoice(text, recording, aligned=state.settings.align_prompt)
+    await asyncio.to_thread(state.prompts.voices.add, name, voice)
 
 
 async def delete_voice(state: State, name: str) -> None:

@@ -19,11 +19,15 @@ SUFFIX = ".voice"
 _SAFE_ID = re.compile(r"\w[\w.\-]{0,47}")
 
 
+Stamp = tuple[int, int, int]  # identifies the content of a voice's file
+
+
 class StoredVoice(msgspec.Struct, frozen=True):
-    """A stored voice. `recording`: the sound file as uploaded."""
+    """A stored voice. `recording`: the sound file as uploaded; `aligned`: use it in whole chunks."""
 
     prompt_text: str
     recording: bytes
+    aligned: bool = False
 
 
 def check_id(spk_id: str) -> str:
@@ -36,7 +40,8 @@ def check_id(spk_id: str) -> str:
 
 
 class VoiceStore:
-    """The voices on disk. All methods do blocking file I/O; call them in a thread."""
+    """The voices on disk. All methods except `stamp` and `has` do blocking file I/O; call them in a
+    thread."""
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
@@ -73,6 +78,18 @@ class VoiceStore:
             for name in entries
             if name.endswith(SUFFIX) and not name.startswith(".")
         )
+
+    def stamp(self, spk_id: str) -> Stamp | None:
+        """Return a value that changes whenever the voice does, or None if there is no such voice."""
+        try:
+            status = os.stat(self._path(spk_id))
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def has(self, spk_id: str) -> bool:
+        """Whether there is a voice of this name."""
+        return bool(_SAFE_ID.fullmatch(spk_id)) and self.stamp(spk_id) is not None
 
     def get(self, spk_id: str) -> StoredVoice | None:
         """Return a voice, or None. Raises RequestError (500) if the file is not a voice."""

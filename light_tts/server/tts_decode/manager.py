@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from light_tts.common.device import choose_device
-from light_tts.engine.speech.chunk_planner import largest_hop
+from light_tts.engine.speech.chunk_planner import SHORTEST, largest_hop
 from light_tts.engine.speech.lanes import SpeechEngine
 from light_tts.engine.speech.part_speech import ChunkRules
 from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, REPLAYED_CHUNKS, Token2Wav
@@ -13,6 +13,7 @@ from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
 from light_tts.models.numbers import ModelNumbers
 from light_tts.server.core.first_chunk_lock import choose_first_chunk_lock
+from light_tts.server.core.settings import SettingsError
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.stage import DecodeStage
 from light_tts.server.tts_decode.voices import Voices
@@ -22,6 +23,7 @@ def run(ctx: StageContext) -> None:
     """Entry point of the stage; returns on Shutdown."""
     settings = ctx.settings
     family = load_family(settings.model_dir)
+    check_first_hop(family.numbers, settings.first_hop)
     device, dtype = choose_device(settings.device, settings.data_type, ctx.index)
     new_flow = family.load_flow(
         device,
@@ -42,7 +44,7 @@ def run(ctx: StageContext) -> None:
     ]
     engine = SpeechEngine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
-    rules = chunk_rules(family.numbers, engine.model, grow)
+    rules = chunk_rules(family.numbers, engine.model, grow, settings.first_hop)
     try:
         stage = DecodeStage(ctx, engine, Voices(device), rules, first_chunk_lock)
         if engine.on_gpu:
@@ -56,7 +58,19 @@ def run(ctx: StageContext) -> None:
         engine.close()
 
 
-def chunk_rules(numbers: ModelNumbers, model: Token2Wav, grow: bool) -> ChunkRules:
+def check_first_hop(numbers: ModelNumbers, first_hop: int | None) -> None:
+    """Raise SettingsError if the first chunk would not be shorter than the others."""
+    longest = numbers.chunk_tokens - SHORTEST
+    if first_hop is not None and first_hop > longest:
+        raise SettingsError(
+            f"--first_hop {first_hop}: must be at most {longest} with this checkpoint, whose chunks have "
+            f"{numbers.chunk_tokens} tokens"
+        )
+
+
+def chunk_rules(
+    numbers: ModelNumbers, model: Token2Wav, grow: bool, first_hop: int | None = None
+) -> ChunkRules:
     return ChunkRules(
         hop=numbers.chunk_tokens,
         max_hop=largest_hop(numbers.chunk_tokens, grow),
@@ -66,4 +80,5 @@ def chunk_rules(numbers: ModelNumbers, model: Token2Wav, grow: bool) -> ChunkRul
         samples_per_token=numbers.samples_per_token,
         held_back=model.overlap,
         replayed=REPLAYED_CHUNKS,
+        first_hop=first_hop,
     )

@@ -19,6 +19,10 @@ class TextError(Exception):
     """The request cannot be served; the message is for the client."""
 
 
+class PromptGone(Exception):
+    """The HTTP worker relied on cached features that have been evicted; it can send the recording."""
+
+
 @dataclass
 class EncodeJob:
     """One job from its arrival to its release. For a bistream job: `stream` encodes its text; `encodings` are

@@ -22,6 +22,7 @@ def run(ctx: StageContext) -> None:
     """Entry point of the stage; returns on Shutdown."""
     torch.set_num_threads(1)  # the pool's threads provide the parallelism
     family = load_family(ctx.settings.model_dir)
+    numbers = family.numbers
     with closing(SpellerPool(speller_processes())) as spelling:  # loads in parallel with the models
         frontend = family.load_frontend(spelling.spellers, spelling.at_once)
         threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
@@ -34,6 +35,7 @@ def run(ctx: StageContext) -> None:
             ctx.ready(
                 {
                     "speakers": sorted(frontend.speakers),
+                    "chunk_seconds": numbers.chunk_tokens * numbers.samples_per_token / numbers.sample_rate,
                     "instructions": frontend.takes_instructions,
                     "device": "cpu",
                 }

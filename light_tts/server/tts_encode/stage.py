@@ -29,7 +29,7 @@ from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
 from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_encode.jobs import STAGE, EncodeJob, TextError
+from light_tts.server.tts_encode.jobs import STAGE, EncodeJob, PromptGone, TextError
 
 T = TypeVar("T")
 
@@ -63,6 +63,7 @@ class EncodeStage:
     def step(self) -> None:
         self._hand_on_encoded()
         self._admit()
+        self._hand_on_encoded()  # jobs that needed no thread
         self._metrics.queue_depth.set(len(self._waiting))
 
     def close(self) -> None:
@@ -141,9 +142,21 @@ class EncodeStage:
     def _start(self, job: EncodeJob) -> None:
         job.prompt, known = self._features(job.request)
         (metrics.prompt_cache_hits_total if known else metrics.prompt_cache_misses_total).inc()
-        job.texts = self._texts.submit(self._encode_texts, job)
+        job.texts = self._encoded_texts(job)
         for future in (job.prompt, job.texts):
             future.add_done_callback(lambda _: self._on_progress(job))
+
+    def _encoded_texts(self, job: EncodeJob) -> Future[tuple[list[list[int]], PromptText]]:
+        """Encode the texts, in a thread unless that would take longer than the work itself."""
+        request = job.request
+        if job.long or not self._frontend.at_once(request.text, request.prompt.text):
+            return self._texts.submit(self._encode_texts, job)
+        done: Future[tuple[list[list[int]], PromptText]] = Future()
+        try:
+            done.set_result(self._encode_texts(job))
+        except Exception as error:
+            done.set_exception(error)
+        return done
 
     def _on_progress(self, job: EncodeJob) -> None:
         self._progressed.append(job)
@@ -160,13 +173,14 @@ class EncodeStage:
             return self._cache.get_or_compute(
                 key, request.job, lambda: self._frontend.speakers[prompt.speaker].features
             )
-        if prompt.audio is None:
+        if not prompt.key:
             raise TextError("the request has neither a speaker nor a prompt recording")
         return self._cache.get_or_compute(prompt.key, request.job, lambda: self._compute_features(request))
 
     def _compute_features(self, request: messages.Synthesize) -> PromptFeatures:
         prompt, settings = request.prompt, self._ctx.settings
-        assert prompt.audio is not None  # checked in _features
+        if prompt.audio is None:
+            raise PromptGone("the features of the prompt have been evicted")
         samples = prompt.audio.array(np.float32)
         check_length(
             len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
@@ -276,7 +290,7 @@ class EncodeStage:
             job.sent = True
         if not job.sent:
             raise RuntimeError("every part of the job is already finished")
-        if not request.bistream:
+        if not request.bistream and (wanted or request.options.report or request.options.traced):
             texts = [[word for word, _ in part] for part in words] if wanted else []
             encoded = messages.Encoded(job=request.job, text_tokens=sum(map(len, parts)), words=texts)
             self._ctx.outbox.send(request.reply_to, encoded)
@@ -292,13 +306,15 @@ class EncodeStage:
             step(job)
         except (TextError, AudioError) as error:
             self._fail(job, 400, str(error))
+        except PromptGone as error:
+            self._fail(job, 503, str(error), retry=True)
         except Exception as error:
             self._ctx.log.exception("%s failed", job.name)
             self._fail(job, 500, f"{type(error).__name__}: {error}")
 
-    def _fail(self, job: EncodeJob, code: int, reason: str) -> None:
+    def _fail(self, job: EncodeJob, code: int, reason: str, retry: bool = False) -> None:
         self._forget(job.name)
-        self._ctx.fail(job.name, job.request.reply_to, code, reason)
+        self._ctx.fail(job.name, job.request.reply_to, code, reason, retry)
 
     def _forget(self, name: str) -> None:
         job = self._jobs.pop(name, None)

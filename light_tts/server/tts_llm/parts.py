@@ -35,6 +35,7 @@ class PartFactory:
         self._limit = limit
         self._longest = settings.max_part_tokens
         self._max_hop = largest_hop(numbers.chunk_tokens, settings.stream_hop == "grow")
+        self._first_hop = settings.first_hop
 
     def make(self, request: Generate) -> Speaking:
         """Create a part. Raises SequenceError if the request cannot fit."""
@@ -68,6 +69,10 @@ class PartFactory:
         if request.stream:
             numbers = self._numbers
             planner = ChunkPlanner(
-                request.flow_prompt_tokens, numbers.chunk_tokens, numbers.lookahead_tokens, self._max_hop
+                request.flow_prompt_tokens,
+                numbers.chunk_tokens,
+                numbers.lookahead_tokens,
+                self._max_hop,
+                self._first_hop,
             )
         return Delivery(planner, self._ids.speech_tokens)

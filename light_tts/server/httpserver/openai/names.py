@@ -56,9 +56,9 @@ class Names:
 
     async def voice(self, name: str | None) -> str:
         """Return the voice with this name or alias, or the first voice if None. Raises RequestError (400)."""
-        voices = await self.voices()
-        if name in voices:
+        if name is not None and (name in self._manager.checkpoint_speakers or self._voices.has(name)):
             return name
+        voices = await self.voices()
         if voices and name is None:
             return voices[0]
         if voices and name in self._aliases:

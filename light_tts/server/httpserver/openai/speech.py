@@ -64,7 +64,7 @@ async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Reque
     if fields.word_timestamps:
         check_word_times(fields, manager, style)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
-    options = msgspec.structs.replace(options, word_times=fields.word_timestamps)
+    options = msgspec.structs.replace(options, report=fields.events, word_times=fields.word_timestamps)
     arrival.admit(options, text)
     prompt = await wanted_voice(
         state,
