@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from training.corpus import mandarin, mandarin_everyday
+from training.corpus import evaluation_set, mandarin, mandarin_everyday
 from training.corpus.everyday import everyday
 from training.corpus.generate import devices, reports
 from training.corpus.packages import FetchError, Package, unpacked
@@ -463,3 +463,16 @@ def test_generation_ends_when_its_processes_do_in_whatever_way():
     assert next(came) == (3, 12.5)
     process.kill()
     assert list(came) == []
+
+
+def test_voices_that_answers_are_judged_by_are_held_out():
+    found = {speaker.name: speaker for speaker in speakers(NAMES)}
+    trained = {voice for s in found.values() if s.split == "train" for voice in s.voices}
+    assert not trained & {voice for voice, _ in evaluation_set.DISTINCT.values()}
+    known = {name: found[name] for name in evaluation_set.PROMPTS}
+    recorded = {s.name: text for s, text in evaluation_set.prompts(known)}
+    assert set(recorded) == {*evaluation_set.PROMPTS, *evaluation_set.DISTINCT}
+    said = evaluation_set.distinct()
+    lines = list(evaluation_set.lines(["a", "b"], said))
+    assert [line["voice"] for line in lines] == list(evaluation_set.DISTINCT)[:2]
+    assert all(recorded[line["voice"]] == line["prompt_text"] for line in lines)
