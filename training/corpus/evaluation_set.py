@@ -29,7 +29,7 @@ import torch
 
 from light_tts.tools import evaluation
 from training.corpus.mandarin import FILE as MANDARIN_FILE
-from training.corpus.mandarin import Frontend
+from training.corpus.mandarin import MandarinFrontend
 from training.corpus.packages import voices_folder
 from training.corpus.sentences import phonemizer
 from training.corpus.speakers import Speaker, speakers, style, voice_names
@@ -142,7 +142,7 @@ def main() -> None:
     for speaker, text in prompts(known):
         recorder.record(speaker, phonemize(text))
     if "zh" in args.languages:
-        frontend = Frontend(args.work)
+        frontend = MandarinFrontend(args.work)
         for name, text in MANDARIN_PROMPTS.items():
             phonemes, _ = frontend(text) or sys.exit(f"no phonemes for {text}")
             recorder.record(known[name], phonemes)
