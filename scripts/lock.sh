@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=()
-for name in test gpu trt ray otel evaluate train bench deploy browser; do
+for name in test gpu trt ray otel evaluate evaluate-zh train bench deploy browser; do
     extras+=(--extra "$name")
 done
 uv pip compile --quiet --universal --python-version 3.10 --no-annotate --no-header "${extras[@]}" "$@" \
