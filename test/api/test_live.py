@@ -119,6 +119,22 @@ def test_the_first_message_is_the_config(omni):
         omni.recv(timeout=10)
 
 
+def test_pauses_are_shortened_on_the_native_websocket(server):
+    """At its beginning this speech has no pause: what is said is the same, and fades."""
+    audio = []
+    for wish in ({}, {"max_pause": 0.05}):
+        with connect(f"{server.websocket_url}/inference_bistream", max_size=None) as socket:
+            say(socket, spk_id="tiny_spk", **EXACT, **wish)
+            say(socket, tts_text="Hello there.", finish=True)
+            pieces = []
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    pieces.append(np.frombuffer(socket.recv(timeout=60), "<i2"))
+            audio.append(np.concatenate(pieces))
+    plain, shortened = audio
+    assert len(shortened) <= len(plain) and abs(shortened[0]) <= abs(plain).max() / 50
+
+
 # -- ElevenLabs
 
 

@@ -80,6 +80,16 @@ def browser():
         browser.close()
 
 
+# Keeps the words that light up, in order.
+LIGHTS = """() => {
+  window.lit = [];
+  setInterval(() => {
+    for (const range of CSS.highlights.get("spoken") ?? [])
+      if (lit.at(-1) !== String(range)) lit.push(String(range));
+  }, 20);
+}"""
+
+
 @pytest.fixture
 def page(server, browser, request):
     """The page in English; script errors and policy violations fail the test."""
@@ -184,11 +194,14 @@ def test_what_is_typed_is_heard_while_it_is_typed(page):
     page.get_by_role("tab", name="Type and listen").click()
     page.get_by_label("henry").check()
     words = "Please close the window before you leave the house."
+    page.evaluate(LIGHTS)
     page.get_by_label("Type here").press_sequentially(words, delay=20)
     page.get_by_label("Type here").press("Enter")
     wait_until_silent(page)
     check_words(heard(page), words)
     assert page.get_by_role("log").inner_text().strip() == words
+    lit, spoken = page.evaluate("lit"), iter(words.split())
+    assert len(lit) > 3 and all(word in spoken for word in lit)  # in this order
 
 
 def test_a_long_text_shows_its_progress_and_can_be_stopped(page, server):

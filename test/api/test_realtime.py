@@ -69,9 +69,8 @@ def audio_of(events: list[Any]) -> bytes:
 def test_a_text_is_spoken(server):
     async def act(talk: Talk) -> None:
         output = {"voice": "tiny_spk", "format": {"type": "audio/pcm", "rate": 24000}}
-        await talk.connection.session.update(
-            session={"type": "realtime", "audio": {"output": output}, **EXACT}
-        )
+        session = {"type": "realtime", "instructions": "Be brief.", "audio": {"output": output}}
+        await talk.connection.session.update(session={**session, **EXACT})
         updated = await talk.event()
         assert updated.type == "session.updated" and updated.session.audio.output.voice == "tiny_spk"
         await talk.say("Hello there, how are you?")

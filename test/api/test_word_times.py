@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import pytest
 from support.server_process import VOICE, start_server
 from support.sound_files import decode
+from websockets.exceptions import ConnectionClosedOK
+from websockets.sync.client import connect
 
 from light_tts.models.llm.alignment import spans
+from light_tts.server.httpserver import audio_out
 from light_tts.server.httpserver.captions import Word, as_written, srt, vtt
 
 TEXT = "Good morning! The 12 ships came back."
@@ -23,6 +27,24 @@ WORDS = ["Good", "morning!", "The", "12", "ships", "came", "back."]
 def http():
     with start_server(model_dir=VOICE) as server, server.client() as client:
         yield client
+
+
+def conversation(http: httpx.Client, path: str, *messages: dict) -> Iterator[dict | bytes]:
+    """What the server answers until it closes the connection."""
+    address = str(http.base_url.join(path)).replace("http", "ws", 1)
+    with connect(address, max_size=None) as socket:
+        for message in messages:
+            socket.send(json.dumps(message))
+        try:
+            while True:
+                received = socket.recv(timeout=120)
+                yield received if isinstance(received, bytes) else json.loads(received)
+        except ConnectionClosedOK:
+            return
+
+
+def wav(pcm: bytes) -> bytes:
+    return audio_out.header("wav", 24_000, len(pcm)) + pcm
 
 
 def ask(http: httpx.Client, path: str = "/v1/audio/speech", **fields) -> httpx.Response:
@@ -101,6 +123,56 @@ def test_a_checkpoint_that_does_not_know(server):
     assert untimed.json()["alignment"] is None and untimed.json()["audio_base64"]
 
 
+def test_words_while_their_text_comes(http):
+    pieces = [{"tts_text": f"{word} "} for word in TEXT.split()]
+    opening = {"spk_id": "anna", "seed": 1, "word_timestamps": True}
+    answers = list(conversation(http, "/inference_bistream", opening, *pieces, {"finish": True}))
+    pcm = b"".join(answer for answer in answers if isinstance(answer, bytes))
+    words = [word for answer in answers if isinstance(answer, dict) for word in answer["words"]]
+    check([(w["word"], w["start_ms"] / 1000, w["end_ms"] / 1000) for w in words], wav(pcm))
+    first = next(index for index, answer in enumerate(answers) if isinstance(answer, dict))
+    assert any(isinstance(answer, bytes) for answer in answers[first:])  # not all at the end
+
+
+def test_words_as_vllm_omni_has_them(http):
+    config = {"type": "session.config", "voice": "anna", "seed": 1, "word_timestamps": True}
+    answers = list(
+        conversation(
+            http,
+            "/v1/audio/speech/stream",
+            {**config, "response_format": "pcm", "stream_audio": True},
+            config,  # refused: there is no place for times beside files
+            {"type": "input.text", "text": TEXT},
+            {"type": "session.close"},
+        )
+    )
+    assert "stream_audio" in answers[0]["message"] and answers[1]["word_timestamps"] is True
+    chunks = [answer for answer in answers if answer["type"] == "audio.chunk"]
+    assert [chunk["chunk_id"] for chunk in chunks] == list(range(len(chunks)))
+    assert all(chunk["timestamps"] is None for chunk in chunks[:-1]) and not chunks[-1]["audio_b64"]
+    pcm = b"".join(base64.b64decode(chunk["audio_b64"]) for chunk in chunks)
+    assert chunks[-1]["chunk_end_ms"] == round(len(pcm) / 48) == chunks[-2]["chunk_end_ms"]
+    check([(w["word"], w["start_ms"] / 1000, w["end_ms"] / 1000) for w in chunks[-1]["timestamps"]], wav(pcm))
+
+
+def test_the_alignment_of_a_conversation_as_elevenlabs_has_it(http):
+    pieces = [{"text": f"{word} "} for word in TEXT.split()]
+    path = "/v1/text-to-speech/anna/stream-input?output_format=pcm_24000&seed=1"
+    answers = list(conversation(http, path, {"text": " "}, *pieces, {"text": ""}))
+    pcm = b"".join(base64.b64decode(answer["audio"]) for answer in answers if answer["audio"])
+    characters, starts, ends, clock = "", [], [], 0
+    for times in (answer["alignment"] for answer in answers if answer.get("alignment")):
+        characters += "".join(times["chars"])
+        begins = times["charStartTimesMs"]
+        starts += [clock + begin for begin in begins]
+        ends += [clock + a + b for a, b in zip(begins, times["charDurationsMs"], strict=True)]
+        clock = ends[-1]
+    assert characters == TEXT and len(starts) == len(TEXT)
+    borders = [0, *(i + 1 for i, character in enumerate(TEXT) if character == " "), len(TEXT) + 1]
+    words = [(starts[a] / 1000, ends[b - 2] / 1000) for a, b in itertools.pairwise(borders)]
+    check([(word, *times) for word, times in zip(WORDS, words, strict=True)], wav(pcm))
+
+
 # -- without a server
 
 
@@ -120,6 +192,17 @@ def test_words_that_were_left_out_have_one_token():
     assert first[1] == second[0] and second[1] == third[0] == second[0] + 1 and third[1] == 6
     assert spans(np.log(np.full((1, 1), 0.5))) == [0, 1]
     assert spans(np.log(np.full((1, 3), 0.5))) == [0, 1, 1, 1, 1, 1]  # more words than tokens
+
+
+def test_words_of_a_speech_that_goes_on():
+    """Only those that have been left behind."""
+    attention = np.full((6, 3), 0.01)
+    attention[:3, 0] = attention[3:, 1] = 0.9
+    assert spans(np.log(attention), ended=False) == [0, 3]
+    assert spans(np.log(attention[:2]), ended=False) == []
+    spoken = [Word(word, i, i + 1) for i, word in enumerate(("the", "twelve", "ships"))]
+    heard = [as_written("The 12 ships came.", spoken[:count], complete=False) for count in range(4)]
+    assert [len(words) for words in heard] == [0, 1, 1, 3] and heard[3][1] == Word("12", 1, 2)
 
 
 def test_words_as_they_were_written():

@@ -35,3 +35,18 @@ def test_a_stream_of_text_may_draw_the_fill_id_until_its_text_has_ended_and_then
     assert {i: ban for i, ban in enumerate(sequence.bans) if ban != BANNED} == {1: HELD}
     sequence.accept(501)
     assert sequence.finished and sequence.outputs == [5, 503]
+
+
+def test_where_a_stream_has_its_text_and_drew_its_speech():
+    sequence = Bistream(PART, mix=(2, 3))
+    lengths = []
+    for text, tokens in (([1, 2], [5, 6, 7, 503]), ([3, 4], [8, 9, 10, 503]), ([7], [])):
+        sequence.append_text(text)
+        for token in tokens:
+            lengths += [len(sequence.inputs)] if token != 503 else []
+            sequence.accept(token)
+    sequence.finish_text()
+    lengths.append(len(sequence.inputs))
+    sequence.accept(11)
+    assert [sequence.inputs[at] for at in sequence.text] == [1, 2, 3, 4, 7]
+    assert sequence.speech == lengths

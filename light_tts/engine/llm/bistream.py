@@ -34,9 +34,16 @@ class Bistream(Sequence):
         self._waiting = True  # waiting for text
         self._last = False  # in the section after the end of the text
         self._group: list[int] = []  # the latest ids fed together
-        self._give([ids.sos])
+        self._text_at: list[int] = []  # positions in `inputs` of all text ids, including the prompt's
+        self.speech: list[int] = []  # positions in `inputs` of the outputs without fill ids
+        self._give([], then=[ids.sos])
         block = self._speech_per_block
         self._next_fill = block - len(prompt_speech) % block
+
+    @property
+    def text(self) -> list[int]:
+        """Positions in `inputs` of the text ids to speak."""
+        return self._text_at[self._prompt_ids :]
 
     @property
     def ready(self) -> bool:
@@ -97,7 +104,7 @@ class Bistream(Sequence):
         while self._prompt_speech and len(self._text) >= size:
             speech = self._prompt_speech[: self._speech_per_block]
             del self._prompt_speech[: self._speech_per_block]
-            self._give(self._take_block() + speech, anew=False)
+            self._give(self._take_block(), then=speech, anew=False)
         if self._prompt_speech:
             return
         if self.outputs or len(self.inputs) == 1:
@@ -117,15 +124,27 @@ class Bistream(Sequence):
         as in training; the reference drops it and may then repeat the end of the prompt's text."""
         again = self._group if self.outputs else []
         self._waiting, self._last = False, True
-        self._give(again + self._text + [self._ids.task, *self._prompt_speech], anew=bool(self.outputs))
+        rest = [self._ids.task, *self._prompt_speech]
+        self._give(self._text, before=again, then=rest, anew=bool(self.outputs))
         self._text, self._prompt_speech = [], []
 
-    def _give(self, group: list[int], anew: bool = True) -> None:
-        """Feed ids to the model. `anew`: the ids before them have been fed already."""
+    def _give(
+        self,
+        text: list[int],
+        before: list[int] | None = None,
+        then: list[int] | None = None,
+        anew: bool = True,
+    ) -> None:
+        """Feed text ids to the model, with the ids `before` them and `then` after them. `anew`: the ids fed
+        earlier have been processed already."""
+        before = before or []
+        group = before + text + (then or [])
+        begin = len(self.inputs) + len(before)
         if len(self.inputs) + len(group) > self._limit:
             self._reach_limit()
             return
         self.inputs += group
+        self._text_at += range(begin, begin + len(text))
         self._group = group if anew else self._group + group
 
     def _accept(self, token: int) -> None:
@@ -139,6 +158,7 @@ class Bistream(Sequence):
         elif token in self._ids.stop:
             self.finished = True
         else:
+            self.speech.append(len(self.inputs))
             self._speak(token)
             self._group = self.inputs[-1:]
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from light_tts.models.checkpoint.weights import CheckpointError
+from light_tts.models.llm.interface import Positions
 from light_tts.models.llm.speech_lm import SpeechLM, rotary_table
 
 Heads = tuple[tuple[int, int], ...]  # (layer, head) pairs
@@ -33,12 +34,12 @@ class AttentionAligner:
         self._heads = heads
 
     @torch.inference_mode()
-    def __call__(self, inputs: list[int], text: range, speech: range, words: list[int]) -> np.ndarray:
+    def __call__(self, inputs: list[int], text: Positions, speech: Positions, words: list[int]) -> np.ndarray:
         """Implements `Aligner`."""
         if not words or not len(speech):
             return np.zeros((len(speech), len(words)), np.float32)
-        said_by = slice(speech.start - 1, speech.stop - 1)  # positions whose outputs are the speech tokens
-        share = self._attention(inputs)[said_by, text.start : text.stop]  # (tokens, text)
+        said_by = np.asarray(speech) - 1  # positions whose outputs are the speech tokens
+        share = self._attention(inputs)[np.ix_(said_by, np.asarray(text))]  # (tokens, text)
         borders = np.cumsum([0, *words])[:-1]
         return np.add.reduceat(share, borders, axis=1)
 
@@ -68,17 +69,21 @@ class AttentionAligner:
         return torch.stack(found).mean(0).cpu().numpy()
 
 
-def times_of_words(share: np.ndarray) -> list[int]:
+def times_of_words(share: np.ndarray, ended: bool = True) -> list[int]:
     """share: (tokens, words), see `Aligner` -> (2 * words,): of each word the token with which it begins, and
-    the one behind its last."""
+    the one behind its last. Not `ended`, more will be spoken: only of the words that have been spoken to
+    their end."""
     tokens, words = share.shape
-    return spans(np.log(share + _LEAST)) if tokens and words else [0] * 2 * words
+    if tokens and words:
+        return spans(np.log(share + _LEAST), ended)
+    return [0] * 2 * words if ended else []
 
 
-def spans(scores: np.ndarray) -> list[int]:
+def spans(scores: np.ndarray, ended: bool = True) -> list[int]:
     """scores: (tokens, words), how well each word matches each token -> for each word its first token and the
     one after its last, on the best monotonic path from the first word to the last. No word is skipped unless
-    there are fewer tokens than words."""
+    there are fewer tokens than words. Not `ended`: the path may end at any word, and only the words before
+    that one are returned."""
     tokens, words = scores.shape
     best = np.full(words, -np.inf)
     best[0] = scores[0, 0]
@@ -88,9 +93,10 @@ def spans(scores: np.ndarray) -> list[int]:
         moved[token] = before > best
         best = np.maximum(best, before) + scores[token]
     path = np.empty(tokens, np.int64)
-    path[-1] = min(tokens, words) - 1
+    path[-1] = min(tokens, words) - 1 if ended else np.argmax(best)
     for token in range(tokens - 1, 0, -1):
         path[token - 1] = path[token] - moved[token, path[token]]
-    first = np.searchsorted(path, np.arange(words), side="left")
-    behind = np.searchsorted(path, np.arange(words), side="right")
+    found = np.arange(words if ended else path[-1])
+    first = np.searchsorted(path, found, side="left")
+    behind = np.searchsorted(path, found, side="right")
     return np.stack([first, behind], 1).ravel().tolist()

@@ -157,7 +157,8 @@ class Abort(Message, frozen=True):
 
 class Encoded(Message, frozen=True):
     """The number of text tokens of a job. `words`: the words of each part as they are spoken, if word times
-    were requested. Sent only for `report`, `traced` or `word_times`, and if the text arrived complete.
+    were requested. Sent once for `report`, `traced` or `word_times`, and if the text arrived complete; for a
+    bistream job with word times, sent for all the text so far whenever more has arrived.
     encode -> HTTP worker"""
 
     job: str
@@ -193,10 +194,12 @@ class Generate(Message, frozen=True):
 
 
 class AppendIds(Message, frozen=True):
-    """The next text ids of a bistream job, in order. encode -> LLM"""
+    """The next text ids of a bistream job, in order. `words`, if word times were requested: the number of ids
+    of each word of all the text so far; the last word may still grow. encode -> LLM"""
 
     job: str
     ids: list[int]
+    words: list[int] = []
 
 
 class FinishIds(Message, frozen=True):
@@ -233,9 +236,10 @@ class OpenSpeech(Message, frozen=True):
 
 class SpeechTokens(Message, frozen=True):
     """More tokens of a part, in order (bistream fill ids included, stop ids excluded). The first message of a
-    resumed part starts with all of `progress.tokens`. `times`, in the last message if requested: the index of
-    the token where each word begins, followed by the end of the last word. `clock`, in the last message if
-    traced: when the part arrived, was admitted and was finished, in monotonic seconds. LLM -> decode"""
+    resumed part starts with all of `progress.tokens`. `times`, if requested: for each word spoken so far, the
+    index of its first token and the index after its last, not counting fill ids; in the last message, for
+    bistream jobs in every message. `clock`, in the last message if traced: when the part arrived, was
+    admitted and was finished, in monotonic seconds. LLM -> decode"""
 
     job: str
     part: int
@@ -253,8 +257,9 @@ class AudioChunk(Message, frozen=True):
 
     `tokens`: the LLM outputs these samples were made from (following those of the previous chunk). `start`:
     index of the first sample within the part. `pcm`: int16 frame, mono. `final`: last chunk of the part; the
-    job is complete with the final chunk of part `parts - 1`. `times`: copied from the part's SpeechTokens
-    into the final chunk. `clock`: likewise, and when decode began the part and finished it.
+    job is complete with the final chunk of part `parts - 1`. `times`: copied from the latest SpeechTokens of
+    the part; complete in the final chunk. `clock`, in the final chunk: that of the part's SpeechTokens, and
+    when decode began the part and finished it.
     """
 
     job: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,22 +32,30 @@ class Word:
 
 
 def word_times(
-    request: SpeechRequest, pcm: Sequence[bytes], sample_rate: int, speed: float = 1.0
+    request: SpeechRequest,
+    pcm: Sequence[bytes],
+    sample_rate: int,
+    speed: float = 1.0,
+    complete: bool = True,
 ) -> list[Word]:
     """Return the words of the request's text, or an empty list if word times were not requested or are
-    unknown. `pcm`: the complete audio, used to trim silence from both ends of each word; `speed`: speed of
-    the outgoing audio."""
+    unknown. `pcm`: the audio so far, used to trim silence from both ends of each word; `speed`: speed of
+    the outgoing audio; `complete`: `pcm` is all the audio; if not, only words that end within it are
+    returned."""
     loud = _loud(pcm, sample_rate)
+    heard = math.inf if complete else sum(map(len, pcm)) / 2 / sample_rate
     spoken: list[Word] = []
     begin = 0.0
     for part, words in zip(request.parts, request.words, strict=False):
         length = part.samples / sample_rate
         for word, first, last in zip(words, part.times[::2], part.times[1::2], strict=False):
+            if begin + last / TOKENS_PER_SECOND > heard:
+                break
             start, end = (min(length, token / TOKENS_PER_SECOND) for token in (first, last))
             start, end = _without_silence(begin + start, begin + end, loud)
             spoken.append(Word(word, start / speed, end / speed))
         begin += length
-    return as_written(request.speech.text, spoken)
+    return as_written(request.text, spoken, complete)
 
 
 def _loud(pcm: Sequence[bytes], sample_rate: int) -> np.ndarray:
@@ -66,13 +75,17 @@ def _without_silence(start: float, end: float, loud: np.ndarray) -> tuple[float,
     return max(start, (first + heard[0]) * FRAME), min(end, (first + heard[-1] + 1) * FRAME)
 
 
-def as_written(text: str, spoken: Sequence[Word]) -> list[Word]:
+def as_written(text: str, spoken: Sequence[Word], complete: bool = True) -> list[Word]:
     """Return the words of `text` with the times of the words spoken for them, for example "12" for "twelve".
-    Words of the text that were spoken as others together become one entry."""
+    Words of the text that were spoken as others together become one entry. If not `complete`, more words
+    will be spoken, and only those up to the last one spoken as written are returned."""
     written = _WRITTEN.findall(text)
     match = SequenceMatcher(None, [_bare(word) for word in written], [_bare(word.text) for word in spoken])
     words: list[Word] = []
-    for kind, i1, i2, j1, j2 in match.get_opcodes():
+    steps = match.get_opcodes()
+    while steps and not complete and steps[-1][0] != "equal":
+        steps.pop()
+    for kind, i1, i2, j1, j2 in steps:
         if kind == "equal":
             pairs = zip(written[i1:i2], spoken[j1:j2], strict=True)
             words += [Word(word, heard.start, heard.end) for word, heard in pairs]

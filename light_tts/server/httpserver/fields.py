@@ -165,6 +165,11 @@ _SPOKEN_LATER = "comes in the messages after the first"
 class Opening(VoiceChoice):
     """The first message of a WebSocket."""
 
+    word_timestamps: bool = Field(False, description="say when each word is spoken, in messages of their own")
+    max_pause: float | None = Field(
+        None, ge=0.05, le=10, description="seconds to which longer pauses are shortened"
+    )
+
     elsewhere = {
         "stream": "is not available here: a WebSocket always streams",
         "speed": "is not available here: use it with stream false in /inference_zero_shot",

@@ -12,8 +12,10 @@ import msgspec
 from light_tts.server.core.messages import Prompt, SpeechOptions
 from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.captions import Word
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, random_seed
+from light_tts.server.httpserver.live_words import LiveWords
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
@@ -47,10 +49,11 @@ class Utterance:
 
 
 class SpokenUtterance(Utterance):
-    """A complete text, or text between two flushes."""
+    """A complete text, or text between two flushes. `words`: None if word times were not requested."""
 
-    def __init__(self, index: int, call: SpeechCall, sound: SoundOut) -> None:
+    def __init__(self, index: int, call: SpeechCall, sound: SoundOut, words: LiveWords | None) -> None:
         super().__init__(index)
+        self.words = words
         self.call = call
         self.sound = sound
         self.text = ""
@@ -62,7 +65,8 @@ class UtteranceReceiver(Protocol):
     async def on_begin(self, utterance: SpokenUtterance) -> None:
         """The utterance's first audio follows."""
 
-    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None: ...
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes, words: list[Word]) -> None:
+        """The next audio, and the words whose times are now known, if they were requested."""
 
     async def on_end(self, utterance: Utterance, error: RequestError | None) -> None: ...
 
@@ -163,7 +167,8 @@ class Live:
             )
             call = SpeechCall(arrival, speech)
         self._calls.add(call)
-        utterance = SpokenUtterance(self._count, call, sound)
+        words = LiveWords(call, manner.wishes.speed) if options.word_times else None
+        utterance = SpokenUtterance(self._count, call, sound, words)
         utterance.text = text
         self._put(utterance)
         return utterance
@@ -172,13 +177,15 @@ class Live:
         self._queue.put_nowait(utterance)
 
     async def _speak(self, utterance: SpokenUtterance) -> None:
-        call, sound = utterance.call, utterance.sound
+        call, sound, words = utterance.call, utterance.sound, utterance.words
         try:
             async for pcm in call:
                 data = await asyncio.to_thread(sound.push, pcm)
                 call.note_sent(pcm)
-                await self._send(utterance, data)
-            await self._send(utterance, await asyncio.to_thread(sound.finish))
+                known = [] if words is None else await asyncio.to_thread(words.hear, pcm)
+                await self._send(utterance, data, known)
+            known = [] if words is None else await asyncio.to_thread(words.finish)
+            await self._send(utterance, await asyncio.to_thread(sound.finish), known)
             call.close()
             await self._receiver.on_end(utterance, None)
         except RequestError as error:
@@ -191,10 +198,10 @@ class Live:
             call.close("disconnected")
             self._calls.discard(call)
 
-    async def _send(self, utterance: SpokenUtterance, data: bytes) -> None:
-        if not data:
+    async def _send(self, utterance: SpokenUtterance, data: bytes, words: list[Word]) -> None:
+        if not data and not words:
             return
         if not utterance.begun:
             utterance.begun = True
             await self._receiver.on_begin(utterance)
-        await self._receiver.on_audio(utterance, data)
+        await self._receiver.on_audio(utterance, data, words)

@@ -76,6 +76,11 @@ class SpeechRequest:
         return f"{self.request_id}/{self.attempt}"
 
     @property
+    def text(self) -> str:
+        """All that has come of it."""
+        return self.speech.text or "".join(self.texts)
+
+    @property
     def complete(self) -> bool:
         """Whether all audio of all parts has arrived."""
         return (
@@ -98,9 +103,7 @@ class SpeechRequest:
     def lacks_speech(self) -> bool:
         """Whether the model ended without producing speech although the text can be spoken."""
         return (
-            self.complete
-            and not any(part.samples for part in self.parts)
-            and can_become_speakable(self.speech.text or "".join(self.texts))
+            self.complete and not any(part.samples for part in self.parts) and can_become_speakable(self.text)
         )
 
     def encode_index(self, encode_processes: int) -> int:

@@ -5,16 +5,19 @@ binary message, then any number of `{"tts_text": ...}`, then `{"finish": true}`.
 /inference_bistream: the same, but the first message names the voice with `spk_id`, or contains `prompt_wav`
 in base64.
 
-Audio is sent as binary messages of PCM; after the last one the server closes with 1000. An error is sent as
-`{"error": ...}` before the close.
+Audio is sent as binary messages of PCM, with `{"words": [...]}` between them if the first message has
+`word_timestamps`; after the last one the server closes with 1000. An error is sent as `{"error": ...}` before
+the close.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from asyncio import to_thread
 from collections.abc import Iterator
 
+import msgspec
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
 from starlette.websockets import WebSocketDisconnect
@@ -22,6 +25,7 @@ from starlette.websockets import WebSocketDisconnect
 from light_tts.server.httpserver import prompts
 from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.call import SpeechCall
+from light_tts.server.httpserver.captions import Word, as_dicts
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import (
     Fields,
@@ -35,8 +39,10 @@ from light_tts.server.httpserver.fields import (
     wrong_field,
 )
 from light_tts.server.httpserver.json_socket import JsonSocket
+from light_tts.server.httpserver.live_words import LiveWords, check_word_times
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.request import WantedSpeech
+from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 
 IDLE_SECONDS = 60.0  # maximum silence of a client that has not finished
 
@@ -77,6 +83,7 @@ class BistreamSession:
         self._characters = 0
         self._spoken_text = False  # whether any non-blank text has arrived
         self._seed = random_seed()  # unless the client chooses one
+        self._sound: SoundOut | None = None  # None: send the samples unchanged
 
     async def run(self, prompt_follows: bool) -> None:
         headers = {
@@ -108,6 +115,11 @@ class BistreamSession:
                     raise wrong_field(name, "belongs to /inference_bistream; here the recording follows")
         style = self._manager.style_index(choice.tts_model_name)
         options = speech_options(choice, self._settings.max_part_tokens, self._seed)
+        if choice.word_timestamps:
+            check_word_times(self._manager, style, choice.max_pause)
+            options = msgspec.structs.replace(options, word_times=True)
+        if choice.max_pause is not None:
+            self._sound = SoundOut(SoundWishes("pcm", max_pause=choice.max_pause), self._manager.sample_rate)
         if prompt_follows:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")
@@ -162,10 +174,25 @@ class BistreamSession:
             call.append_text(text)
 
     async def _speak(self, call: SpeechCall) -> None:
+        words = LiveWords(call) if call.request.speech.options.word_times else None
         async for pcm in call:
             if pcm:
                 call.note_sent(pcm)
-                await self._websocket.send_bytes(pcm)
+                await self._send(pcm if self._sound is None else await to_thread(self._sound.push, pcm))
+            if words is not None:
+                await self._tell(await to_thread(words.hear, pcm))
+        if self._sound is not None:
+            await self._send(await to_thread(self._sound.finish))
+        if words is not None:
+            await self._tell(await to_thread(words.finish))
+
+    async def _send(self, pcm: bytes) -> None:
+        if pcm:
+            await self._websocket.send_bytes(pcm)
+
+    async def _tell(self, words: list[Word]) -> None:
+        if words:
+            await self._websocket.send_json({"words": as_dicts(words)})
 
     # -- messages
 

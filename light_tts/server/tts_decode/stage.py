@@ -109,7 +109,7 @@ class DecodeStage:
         if part is None:
             return self._fail(job, 500, f"tokens of part {message.part}, which was not opened")
         waited = part.speech.step is None
-        part.times, part.clock = message.times, message.clock
+        part.times, part.clock = message.times or part.times, message.clock
         try:
             part.speech.add(message.tokens, message.final)
         except PartTooLong as error:
@@ -208,7 +208,7 @@ class DecodeStage:
                 tokens=step.tokens,
                 pcm=messages.Raw.of(pcm),
                 final=step.chunk.final,
-                times=part.times if step.chunk.final else [],
+                times=part.times,
                 clock=[*part.clock, part.begun, time.monotonic()] if step.chunk.final and part.clock else [],
             )
             self._ctx.outbox.send(job.reply_to, chunk)

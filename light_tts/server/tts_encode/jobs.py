@@ -27,7 +27,9 @@ class PromptGone(Exception):
 class EncodeJob:
     """One job from its arrival to its release. For a bistream job: `stream` encodes its text; `encodings` are
     the pieces in progress, oldest first; `unsent_ids` are ids that arrived before its Generate could be sent;
-    `text_sent`: the end of its text has been forwarded."""
+    `words`, if word times were requested: the words of the ids that have been sent, and the number of ids of
+    each; `last_word`: the ids of the last one, which may still grow; `text_sent`: the end of its text has
+    been forwarded."""
 
     request: messages.Synthesize
     arrived: float
@@ -37,6 +39,8 @@ class EncodeJob:
     stream: TextStream | None = None
     encodings: deque[Future[list[int]]] = field(default_factory=deque)
     unsent_ids: list[int] = field(default_factory=list)
+    words: list[tuple[str, int]] = field(default_factory=list)
+    last_word: list[int] = field(default_factory=list)
     text_finished: bool = False
     text_sent: bool = False
     sent: bool = False

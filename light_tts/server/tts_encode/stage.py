@@ -248,11 +248,25 @@ class EncodeStage:
         if not job.sent:
             self._send_parts(job)
         if job.unsent_ids:
-            self._ctx.peers.send("llm", style, messages.AppendIds(job=job.name, ids=job.unsent_ids))
+            words = self._words_so_far(job) if job.request.options.word_times else []
+            message = messages.AppendIds(job=job.name, ids=job.unsent_ids, words=words)
+            self._ctx.peers.send("llm", style, message)
             job.unsent_ids = []
         if ended:
             self._ctx.peers.send("llm", style, messages.FinishIds(job=job.name))
             job.text_sent = True
+
+    def _words_so_far(self, job: EncodeJob) -> list[int]:
+        """Return the number of ids of each word, including the ids about to be sent, and send the words to
+        the HTTP worker."""
+        ids = job.last_word + job.unsent_ids
+        job.words[-1:] = self._frontend.words(ids)
+        job.last_word = ids[-job.words[-1][1] :]
+        counts = [count for _, count in job.words]
+        texts = [word for word, _ in job.words]
+        encoded = messages.Encoded(job=job.name, text_tokens=sum(counts), words=[texts])
+        self._ctx.outbox.send(job.request.reply_to, encoded)
+        return counts
 
     def _send_parts(self, job: EncodeJob) -> None:
         request, cached = job.request, _result(job.prompt)

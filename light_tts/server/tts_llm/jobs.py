@@ -24,6 +24,10 @@ class Speaking:
     opened: bool = False  # OpenSpeech has been sent to the decode process
     next_seed_tried: bool = False  # with the next seed, because the first draw skipped or repeated words
     share: np.ndarray | None = None  # of the attention, see Aligner, once it has been computed
+    words: list[int] = field(init=False)  # number of text ids of each word, see Generate
+
+    def __post_init__(self) -> None:
+        self.words = self.request.words
 
     @property
     def urgent(self) -> bool:

@@ -7,9 +7,10 @@ import logging
 
 import numpy as np
 
+from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.models.llm.alignment import times_of_words
-from light_tts.models.llm.interface import Aligner
+from light_tts.models.llm.interface import Aligner, Positions
 from light_tts.models.llm.misreading import Misreading, misreading
 from light_tts.server.tts_llm.jobs import Speaking
 
@@ -23,12 +24,13 @@ class Reading:
         self._log = log
 
     def times(self, speaking: Speaking) -> list[int]:
-        """Return the word times of a finished part as in SpeechTokens, or an empty list if they were not
-        requested."""
-        if not speaking.request.options.word_times:
+        """Return the times of the words spoken so far as in SpeechTokens, or an empty list if they were not
+        requested. Text that was complete from the start has times only when its part is finished."""
+        ended = speaking.sequence.finished
+        if not speaking.request.options.word_times or not (ended or speaking.request.bistream):
             return []
         share = self._share(speaking)
-        return [] if share is None else times_of_words(share)
+        return [] if share is None else times_of_words(share, ended)
 
     def wrong(self, speaking: Speaking) -> Misreading | None:
         """Return what is wrong with a finished part that may be drawn again, otherwise None. A part may be
@@ -43,16 +45,25 @@ class Reading:
 
     def _share(self, speaking: Speaking) -> np.ndarray | None:
         """Return what `Aligner` returns, or None if the words are not known or the memory is too small."""
-        request, sequence = speaking.request, speaking.sequence
-        if not request.words:
+        sequence, words = speaking.sequence, speaking.words
+        if not words:
             return None
+        if isinstance(sequence, Bistream):
+            text = sequence.text
+            words = words[: np.searchsorted(np.cumsum(words), len(text), side="right")]  # those fed already
+            return self._read(speaking, sequence.inputs, text[: sum(words)], sequence.speech, words)
         if speaking.share is None:
-            # words are only counted for text that is complete from the start
             assert isinstance(sequence, OneShot)
             inputs = sequence.spoken_inputs
             spoken = range(sequence.given, len(inputs))
-            try:
-                speaking.share = self._aligner(inputs, sequence.text, spoken, request.words)
-            except RuntimeError as error:  # out of memory: continue without
-                self._log.warning("%s: its attention cannot be read: %s", request.job, error)
+            speaking.share = self._read(speaking, inputs, sequence.text, spoken, words)
         return speaking.share
+
+    def _read(
+        self, speaking: Speaking, inputs: list[int], text: Positions, speech: Positions, words: list[int]
+    ) -> np.ndarray | None:
+        try:
+            return self._aligner(inputs, text, speech, words)
+        except RuntimeError as error:  # no memory: the speech goes on without
+            self._log.warning("%s: its attention cannot be read: %s", speaking.request.job, error)
+            return None

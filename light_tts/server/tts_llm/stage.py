@@ -102,7 +102,9 @@ class LLMStage:
         match message:
             case Generate():
                 self._begin(message)
-            case messages.AppendIds(job=name, ids=ids):
+            case messages.AppendIds(job=name, ids=ids, words=words):
+                if name in self._jobs:
+                    self._jobs[name].parts[0].words = words
                 self._feed(name, lambda sequence: sequence.append_text(ids))
             case messages.FinishIds(job=name):
                 self._feed(name, Bistream.finish_text)
@@ -295,7 +297,7 @@ class LLMStage:
                 part=request.part,
                 tokens=tokens,
                 final=sequence.finished,
-                times=self._times_of_words(speaking) if sequence.finished else [],
+                times=self._times_of_words(speaking),
                 clock=speaking.clock if sequence.finished and request.options.traced else [],
             )
             self._ctx.peers.send("decode", self._decode_process(speaking), due)

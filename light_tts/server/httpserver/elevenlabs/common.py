@@ -18,11 +18,13 @@ _STATUS = {401: "invalid_api_key", 404: "voice_not_found", 429: "too_many_concur
 
 
 class VoiceSettings(BaseModel):
-    """ElevenLabs' voice settings. Only `speed` has an effect; others are ignored."""
+    """ElevenLabs' voice settings. Only `speed` and the extension `max_pause` have an effect; others are
+    ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
     speed: float | None = Field(None, ge=0.25, le=4.0, allow_inf_nan=False)
+    max_pause: float | None = Field(None, ge=0.05, le=10)
 
 
 def wishes(output_format: str, settings: VoiceSettings | None, whole: bool = False) -> SoundWishes:
@@ -45,6 +47,7 @@ def wishes(output_format: str, settings: VoiceSettings | None, whole: bool = Fal
         container,
         rate,
         speed=1.0 if settings is None or settings.speed is None else settings.speed,
+        max_pause=None if settings is None else settings.max_pause,
         whole=whole,
         bit_rate=None if kilobits is None else 1000 * min(320, max(8, kilobits)),
     )

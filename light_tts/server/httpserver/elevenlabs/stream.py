@@ -10,12 +10,15 @@ import contextlib
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, ConfigDict
 
 from light_tts.server.core.messages import SpeechOptions
+from light_tts.server.httpserver.captions import Word
 from light_tts.server.httpserver.elevenlabs.common import DEFAULT_FORMAT, VoiceSettings, error_body, wishes
 from light_tts.server.httpserver.elevenlabs.speech import known_voice
+from light_tts.server.httpserver.elevenlabs.timestamps import LiveAlignment
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_SEED, parse, random_seed
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
@@ -72,6 +75,7 @@ class Context:
         self.live = Live(session.manager, session.route, manner, self)
         self.closed = False
         self._socket = session.socket
+        self._alignment = LiveAlignment()
         self.speaking = asyncio.create_task(self._run())
         self.speaking.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -96,12 +100,14 @@ class Context:
     async def on_begin(self, utterance: SpokenUtterance) -> None:
         """Sends nothing: the protocol has no message before the first audio."""
 
-    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None:
-        await self._send(
-            audio=base64.b64encode(audio).decode(), isFinal=False, alignment=None, normalizedAlignment=None
-        )
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes, words: list[Word]) -> None:
+        times = self._alignment.of(words)
+        data = base64.b64encode(audio).decode()
+        await self._send(audio=data, isFinal=False, alignment=times, normalizedAlignment=times)
 
     async def on_end(self, utterance: Utterance, error: RequestError | None) -> None:
+        if isinstance(utterance, SpokenUtterance) and utterance.words is not None:
+            self._alignment.next_utterance(utterance.words.seconds)
         if error is not None:
             await self._send(**error_message(error))
 
@@ -143,7 +149,8 @@ class InputSession:
         seed = self._seed
         if seed is not None and not (seed.isascii() and seed.isdigit() and int(seed[:11]) <= MAX_SEED):
             raise RequestError(400, f"seed must be an integer up to {MAX_SEED}", field="seed")
-        options = SpeechOptions(seed=random_seed() if seed is None else int(seed))
+        word_times = self.manager.knows_word_times(0)
+        options = SpeechOptions(seed=random_seed() if seed is None else int(seed), word_times=word_times)
         prompt = await wanted_voice(self._state, await known_voice(self._state, self._voice_id))
         return Manner(0, prompt, options, seed is not None, sound)
 
@@ -201,7 +208,9 @@ class InputSession:
             context = self._open(name, manner)
         if message.voice_settings is not None:
             sound = wishes(self._output_format, message.voice_settings)
-            context.live.manner = replace(context.live.manner, wishes=sound)
+            known = sound.max_pause is None and self.manager.knows_word_times(0)  # else pauses move the words
+            options = msgspec.structs.replace(context.live.manner.options, word_times=known)
+            context.live.manner = replace(context.live.manner, wishes=sound, options=options)
         if message.text and not context.closed:
             context.live.append(message.text)
         if message.close_context or (not self._several and message.text == ""):

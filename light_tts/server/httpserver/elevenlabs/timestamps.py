@@ -38,6 +38,33 @@ class TimedResponse(JsonResponse):
         }
 
 
+class LiveAlignment:
+    """Makes the alignments of one conversation's messages. Times count from the end of the previous
+    alignment; every word but the first is preceded by a blank."""
+
+    def __init__(self) -> None:
+        self._begin = 0.0  # seconds from the first audio of the conversation to that of the utterance
+        self._end = 0.0  # of the latest alignment
+
+    def of(self, words: list[Word]) -> dict[str, list[Any]] | None:
+        """`words`: with times relative to the start of the current utterance."""
+        times = alignment([Word(w.text, self._begin + w.start, self._begin + w.end) for w in words])
+        if times is None:
+            return None
+        characters = times["characters"]
+        starts = [round(1000 * (second - self._end)) for second in times["character_start_times_seconds"]]
+        ends = [round(1000 * (second - self._end)) for second in times["character_end_times_seconds"]]
+        if self._end:
+            characters, starts, ends = [" ", *characters], [0, *starts], [starts[0], *ends]
+        self._end = self._begin + words[-1].end
+        durations = [end - start for start, end in zip(starts, ends, strict=True)]
+        return {"chars": characters, "charStartTimesMs": starts, "charDurationsMs": durations}
+
+    def next_utterance(self, seconds: float) -> None:
+        """The current utterance has ended after `seconds` of audio."""
+        self._begin += seconds
+
+
 def alignment(words: list[Word]) -> dict[str, list[Any]] | None:
     """Return the times of all characters: a word's time is divided evenly among its characters, and the gap
     between two words belongs to the space."""

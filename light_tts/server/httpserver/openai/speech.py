@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from light_tts.server.httpserver.arrival import Arrival, closed_on_error
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, random_seed, speech_options
+from light_tts.server.httpserver.live_words import check_word_times
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.openai.errors import explain
 from light_tts.server.httpserver.openai.events import EventResponse
@@ -62,7 +63,14 @@ async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Reque
     style = state.names.style(fields.model)
     text = check_text("input", fields.input, manager.settings.max_text_length)
     if fields.word_timestamps:
-        check_word_times(fields, manager, style)
+        if not (fields.events or fields.whole):
+            raise RequestError(
+                400,
+                "word_timestamps: requires stream_format sse, or stream false: an audio stream cannot carry "
+                "word times",
+                field="word_timestamps",
+            )
+        check_word_times(manager, style, fields.max_pause)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
     options = msgspec.structs.replace(options, report=fields.events, word_times=fields.word_timestamps)
     arrival.admit(options, text)
@@ -74,19 +82,6 @@ async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Reque
         instructions=fields.instructions,
     )
     return WantedSpeech(style=style, prompt=prompt, options=options, text=text, stream=not fields.whole)
-
-
-def check_word_times(fields: CreateSpeech, manager: HttpServerManager, style: int) -> None:
-    """Raise RequestError (400) if word times are not available."""
-    problem = None
-    if not manager.knows_word_times(style):
-        problem = "this checkpoint does not name the attention heads that follow the text (alignment_heads)"
-    elif not (fields.events or fields.whole):
-        problem = "requires stream_format sse, or stream false: an audio stream cannot carry word times"
-    elif fields.max_pause is not None:
-        problem = "cannot be combined with max_pause, which shifts the words"
-    if problem is not None:
-        raise RequestError(400, f"word_timestamps: {problem}", field="word_timestamps")
 
 
 def ignored(fields: CreateSpeech) -> dict[str, str]:

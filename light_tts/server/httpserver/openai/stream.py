@@ -8,15 +8,19 @@ which ends an utterance but not the connection, and finally `session.close`. Eac
 from __future__ import annotations
 
 import asyncio
+import base64
 from typing import Any, Literal
 
+import msgspec
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
 
+from light_tts.server.httpserver.captions import Word, as_dicts
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
 from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
+from light_tts.server.httpserver.live_words import check_word_times
 from light_tts.server.httpserver.openai.fields import SpokenSpeech
 from light_tts.server.httpserver.sound import Format, SoundOut, SoundWishes
 from light_tts.server.httpserver.surface import as_request_error, explained
@@ -34,6 +38,7 @@ class SessionConfig(SpokenSpeech):
 
     response_format: Format = "wav"
     stream_audio: bool = False  # stream the audio of an utterance; otherwise send it in one message
+    word_timestamps: bool = False  # send audio as JSON, followed by the word times
     type: Literal["session.config"]
 
 
@@ -50,6 +55,8 @@ class SpeechSession:
         self._manager = self._state.manager
         self._socket = JsonSocket(websocket, min(IDLE_SECONDS, self._manager.settings.request_timeout))
         self._sent_bytes = 0
+        self._chunks = 0
+        self._words: list[Word] = []
 
     async def run(self) -> None:
         await self._socket.websocket.accept()
@@ -81,6 +88,11 @@ class SpeechSession:
         )
         SoundOut(wishes, self._manager.sample_rate)  # raises for an unsupported format
         style = self._state.names.style(config.model)
+        if config.word_timestamps:
+            if not config.stream_audio or config.response_format != "pcm":
+                raise RequestError(400, "word_timestamps requires stream_audio true and response_format pcm")
+            check_word_times(self._manager, style, config.max_pause)
+            options = msgspec.structs.replace(options, word_times=True)
         prompt = await wanted_voice(
             self._state, config.voice, config.ref_audio, config.ref_text, config.instructions
         )
@@ -124,7 +136,8 @@ class SpeechSession:
     # -- UtteranceReceiver
 
     async def on_begin(self, utterance: SpokenUtterance) -> None:
-        self._sent_bytes = 0
+        self._sent_bytes = self._chunks = 0
+        self._words = []
         await self._socket.send(
             {
                 "type": "audio.start",
@@ -133,18 +146,47 @@ class SpeechSession:
                 "sentence_text": utterance.text,
                 "format": utterance.sound.format,
                 "sample_rate": utterance.sound.sample_rate,
+                **({} if utterance.words is None else {"word_timestamps": True}),
             }
         )
 
-    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None:
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes, words: list[Word]) -> None:
+        self._words += words
+        if utterance.words is None:
+            await self._socket.send(audio)
+        elif audio:
+            await self._send_chunk(utterance, audio, None)
         self._sent_bytes += len(audio)
-        await self._socket.send(audio)
+
+    async def _send_chunk(
+        self, utterance: SpokenUtterance, audio: bytes, times: list[dict[str, str | int]] | None
+    ) -> None:
+        """Send audio as JSON, as done if word times were requested. `times`: all words of the utterance, sent
+        after its audio."""
+        rate = utterance.sound.sample_rate
+        begin, end = self._sent_bytes if audio else 0, self._sent_bytes + len(audio)
+        await self._socket.send(
+            {
+                "type": "audio.chunk",
+                "utterance_index": utterance.index,
+                "sentence_index": 0,
+                "chunk_id": self._chunks,
+                "chunk_start_ms": round(500 * begin / rate),
+                "chunk_end_ms": round(500 * end / rate),
+                "sample_rate": rate,
+                "audio_b64": base64.b64encode(audio).decode(),
+                "timestamps": times,
+            }
+        )
+        self._chunks += 1
 
     async def on_end(self, utterance: Utterance, error: RequestError | None) -> None:
         index = {"utterance_index": utterance.index}
         if error is not None:
             await self._complain(error)
         if utterance.begun:
+            if isinstance(utterance, SpokenUtterance) and utterance.words is not None:
+                await self._send_chunk(utterance, b"", None if error else as_dicts(self._words))
             end = {"type": "audio.done", **index, "sentence_index": 0, "total_bytes": self._sent_bytes}
             await self._socket.send({**end, "error": error is not None})
         await self._socket.send({"type": "session.done", **index, "total_sentences": int(utterance.begun)})

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from typing_extensions import Self
 
 from light_tts.server.httpserver.fields import BodyFields, Drawing
-from light_tts.server.httpserver.openai.fields import MAX_INSTRUCTIONS, Voice
+from light_tts.server.httpserver.openai.fields import Voice
 from light_tts.server.httpserver.sound import SoundWishes
 
 MAX_ID = 128
@@ -27,9 +27,6 @@ class OutputFormat(BaseModel):
     def hertz(self) -> int:
         return self.rate or _FORMATS[self.type][1]
 
-    def wishes(self, speed: float) -> SoundWishes:
-        return SoundWishes(_FORMATS[self.type][0], self.hertz, speed=speed)
-
 
 class SessionFields(Drawing):
     """How the session speaks: `audio.output` and its fields, or those of the beta, which are not nested.
@@ -41,13 +38,14 @@ class SessionFields(Drawing):
     voice: Voice | None = None
     format: OutputFormat | None = None
     speed: float | None = Field(None, ge=0.25, le=4.0, allow_inf_nan=False)
-    instructions: str | None = Field(None, max_length=MAX_INSTRUCTIONS)
+    instructions: str | None = None  # for a language model: shown, without effect
+    max_pause: float | None = Field(None, ge=0.05, le=10)
     output_modalities: list[str] = Field(default_factory=lambda: ["audio"])
 
     @model_validator(mode="before")
     @classmethod
     def _drop_blanks(cls, values: Any) -> Any:
-        """Overrides the rule of BodyFields: empty instructions reset them."""
+        """Overrides the rule of BodyFields: lifts the fields of `audio.output`, renames those of the beta."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -84,7 +82,9 @@ class SessionFields(Drawing):
 
     @property
     def wishes(self) -> SoundWishes:
-        return (self.format or OutputFormat()).wishes(self.speed or 1.0)
+        format = self.format or OutputFormat()
+        container = _FORMATS[format.type][0]
+        return SoundWishes(container, format.hertz, speed=self.speed or 1.0, max_pause=self.max_pause)
 
 
 class ResponseFields(SessionFields):

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
 
+from light_tts.server.httpserver.captions import Word
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
@@ -78,7 +79,7 @@ class RealtimeSession:
         style = 0 if "realtime" in self._model else self._state.names.style(self._model)
         options = speech_options(fields, self._manager.settings.max_part_tokens, random_seed())
         SoundOut(fields.wishes, self._manager.sample_rate)  # raises for an unsupported format
-        prompt = await wanted_voice(self._state, fields.voice, instructions=fields.instructions or None)
+        prompt = await wanted_voice(self._state, fields.voice)
         return Manner(style, prompt, options, fields.seed is not None, fields.wishes)
 
     def _session(self) -> dict[str, Any]:
@@ -172,7 +173,7 @@ class RealtimeSession:
             raise RequestError(
                 400,
                 "there is no text to speak: a response says the last text of the conversation, or of its "
-                "input, from a user or assistant; instructions only say how",
+                "input, from a user or assistant; instructions have no effect",
                 field="response.input",
             )
         return text
@@ -212,7 +213,7 @@ class RealtimeSession:
         await self._send("response.content_part.added", **response.in_output, part=part)
         await self._send("response.output_audio_transcript.delta", **response.in_output, delta=utterance.text)
 
-    async def on_audio(self, utterance: SpokenUtterance, audio: bytes) -> None:
+    async def on_audio(self, utterance: SpokenUtterance, audio: bytes, words: list[Word]) -> None:
         where = self._responses[utterance].in_output
         await self._send("response.output_audio.delta", **where, delta=base64.b64encode(audio).decode())
 

@@ -93,9 +93,21 @@ export async function speechFile(text, voice, options, format) {
   return (await spoken(text, voice, options, format)).blob();
 }
 
+const models = { data: null };
+
+/** Whether the server can say when each word is spoken. */
+async function tellsWords(style) {
+  try {
+    models.data ??= (await (await ask("v1/models")).json()).data;
+  } catch {
+    return false; // the WebSocket will say what is wrong
+  }
+  return (models.data.find(({ id }) => id === style) ?? models.data[0]).word_timestamps;
+}
+
 /** A WebSocket that takes text and gives audio; its first message has been prepared as `opening`. */
 export async function typingSocket(voice, { seed, style }) {
-  const opening = { seed };
+  const opening = { seed, word_timestamps: await tellsWords(style) };
   if (style) opening.tts_model_name = style;
   if (voice.recording) {
     opening.prompt_text = voice.text;

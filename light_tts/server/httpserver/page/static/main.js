@@ -9,6 +9,7 @@ import { Status } from "./status.js";
 import { RATE, Typing, settled } from "./typing.js";
 import { Voices } from "./voices.js";
 import { Waveform } from "./waveform.js";
+import { SpokenWords } from "./words.js";
 
 const MOST_SEED = 2 ** 32;
 const SPEEDS = [0.75, 1, 1.25, 1.5, 2];
@@ -20,7 +21,14 @@ const waveform = new Waveform(element("wave"), player, () =>
   t("at", player.position.toFixed(1), player.duration.toFixed(1)),
 );
 const voices = new Voices(fail);
-const typing = new Typing(() => ({ voice: voices.choice, options: options() }), player, show, fail);
+const transcript = new SpokenWords(element("transcript"), player);
+const typing = new Typing(
+  () => ({ voice: voices.choice, options: options() }),
+  player,
+  show,
+  fail,
+  (words, offset) => transcript.add(words, offset),
+);
 let speaking = null;
 let figures = null; // of what is or was spoken last
 let request = null; // the same: {text, voice, options}
@@ -89,7 +97,7 @@ function say(text) {
   if (!typed) {
     endAll();
     begin();
-    element("transcript").textContent = "";
+    transcript.clear();
     typed = true;
     figures = typing.figures = { firstAudio: null, rtf: null };
     request = { text: "", voice: voices.choice, options: { ...options(), speed: 1 } };
@@ -98,7 +106,7 @@ function say(text) {
   player.unlock();
   request.text += text;
   typing.send(text);
-  element("transcript").append(text);
+  transcript.append(text);
   element("transcript").scrollTop = element("transcript").scrollHeight;
 }
 

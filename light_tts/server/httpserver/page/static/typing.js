@@ -13,7 +13,8 @@ export function settled(line) {
 }
 
 /** Texts come by `send` and `finish`; what is typed while the audio of the sentence before still comes waits
- * for it. `changed` is called when figures change, `failed` with an ApiError. */
+ * for it. `changed` is called when figures change, `failed` with an ApiError, `words` with words and the second
+ * of the player from which their times count. */
 export class Typing {
   #socket = null;
   #waiting = ""; // for a socket that is open
@@ -24,11 +25,12 @@ export class Typing {
   #generation = 0;
   figures = { firstAudio: null, rtf: null };
 
-  constructor(choose, player, changed, failed) {
+  constructor(choose, player, changed, failed, words) {
     this.choose = choose; // () => {voice, options}
     this.player = player;
     this.changed = changed;
     this.failed = failed;
+    this.words = words;
   }
 
   get active() {
@@ -96,7 +98,8 @@ export class Typing {
     socket.onmessage = ({ data }) => {
       if (generation !== this.#generation) return;
       if (typeof data === "string") {
-        const { status, error: message } = JSON.parse(data);
+        const { status, error: message, words } = JSON.parse(data);
+        if (words) return this.words(words, started);
         error = new ApiError(status ?? 0, message);
         return;
       }
