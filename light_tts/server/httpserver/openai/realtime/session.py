@@ -11,6 +11,7 @@ import base64
 from asyncio import create_task
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, WebSocket
 from fastapi.exceptions import RequestValidationError
 
@@ -78,6 +79,7 @@ class RealtimeSession:
         # Clients of OpenAI name a conversational model; it stands for the default style.
         style = 0 if "realtime" in self._model else self._state.names.style(self._model)
         options = speech_options(fields, self._manager.settings.max_part_tokens, random_seed())
+        options = msgspec.structs.replace(options, report=True)  # for the usage
         SoundOut(fields.wishes, self._manager.sample_rate)  # raises for an unsupported format
         prompt = await wanted_voice(self._state, fields.voice)
         return Manner(style, prompt, options, fields.seed is not None, fields.wishes)
