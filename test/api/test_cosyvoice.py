@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import wave
+from pathlib import Path
+
 import httpx
 import pytest
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak
@@ -18,10 +22,12 @@ def http(server: Server):
         yield client
 
 
-def ask(http: httpx.Client, route: str, method: str = "GET", recording: bool = False, **fields) -> bytes:
-    answer = http.request(
-        method, route, data={"tts_text": TEXT, **EXACT, **fields}, files=RECORDING if recording else None
-    )
+def ask(
+    http: httpx.Client, route: str, method: str = "GET", recording: bool = False, files=None, **fields
+) -> bytes:
+    """-> the PCM. `recording`: with that of the module, unless `files` has another one."""
+    files = RECORDING if recording else files
+    answer = http.request(method, route, data={"tts_text": TEXT, **EXACT, **fields}, files=files)
     assert answer.status_code == 200, answer.text
     return answer.content
 
@@ -51,11 +57,23 @@ def test_instruction(http, route, recording):
     assert pcm != ask(http, route, recording=recording, instruct_text="Shout.", **voice)
 
 
+def first_seconds(recording: Path, count: int) -> bytes:
+    """The beginning of a WAV file, as a WAV file."""
+    start = io.BytesIO()
+    with wave.open(str(recording)) as whole, wave.open(start, "wb") as cut:
+        cut.setparams(whole.getparams())
+        cut.writeframes(whole.readframes(count * whole.getframerate()))
+    return start.getvalue()
+
+
 def test_stored_recordings_take_instructions(http):
+    """Two seconds are two whole chunks, which --align_prompt leaves as they are."""
+    recording = {"prompt_wav": ("prompt.wav", first_seconds(PROMPT_WAV, 2))}
     form = {"spk_id": "instructed", "prompt_text": PROMPT_TEXT}
-    http.post("/add_spk", data=form, files=RECORDING).raise_for_status()
-    pcm = ask(http, "/inference_instruct2", spk_id="instructed", instruct_text="Speak softly.")
-    assert pcm == ask(http, "/inference_instruct2", recording=True, instruct_text="Speak softly.")
+    http.post("/add_spk", data=form, files=recording).raise_for_status()
+    instruction = {"instruct_text": "Speak softly."}
+    stored = ask(http, "/inference_instruct2", spk_id="instructed", **instruction)
+    assert stored == ask(http, "/inference_instruct2", files=recording, **instruction)
     http.delete("/spk/instructed")
 
 
