@@ -15,7 +15,7 @@ from light_tts.server.httpserver.admission import (
     LEAST_AUDIO,
     SECONDS_OF_A_PART,
     Admission,
-    Place,
+    AdmittedRequest,
     expected_audio,
 )
 from light_tts.server.httpserver.errors import RequestError
@@ -31,7 +31,7 @@ class Workers:
     def __init__(self, directory: Path, speed: float = 2.0, workers: int = 2, **settings: object) -> None:
         self.now, self.speed = 0.0, speed
         self.free_at = 0.0
-        self.in_work: list[tuple[float, Admission, Place]] = []
+        self.in_work: list[tuple[float, Admission, AdmittedRequest]] = []
         self.active = ActiveRequests(directory)
         self.rate = ServiceRate(directory)
         self.admissions = [
@@ -45,17 +45,17 @@ class Workers:
     def arrive(self, number: int, remaining: float = DEADLINE, audio: float = AUDIO) -> float:
         """Send a request to worker `number` modulo their number; return the seconds until it is served."""
         admission = self.admissions[number % len(self.admissions)]
-        place = admission.admit(audio, remaining)
+        admitted = admission.admit(audio, remaining)
         self.free_at = max(self.free_at, self.now) + audio / self.speed
-        self.in_work.append((self.free_at, admission, place))
+        self.in_work.append((self.free_at, admission, admitted))
         return self.free_at - self.now
 
     def until(self, now: float) -> None:
         """Advance the clock; finish requests."""
         while self.in_work and self.in_work[0][0] <= now:
-            self.now, admission, place = self.in_work.pop(0)
-            admission.done(place, measure=True)
-            admission.leave(place)
+            self.now, admission, admitted = self.in_work.pop(0)
+            admission.done(admitted, measure=True)
+            admission.leave(admitted)
         self.now = now
 
     def closed_loop(self, clients: int, rounds: int = 5) -> None:
@@ -172,10 +172,10 @@ def test_a_bad_moment_is_forgotten_when_few_are_served_well(tmp_path):
 
 def test_work_ends_before_the_client_has_read_all(workers):
     admission = workers.admissions[0]
-    place = admission.admit(AUDIO, DEADLINE)
-    admission.done(place, measure=False)
+    admitted = admission.admit(AUDIO, DEADLINE)
+    admission.done(admitted, measure=False)
     assert (workers.active.total(), workers.active.work()) == (1, 0)
-    admission.leave(place)
+    admission.leave(admitted)
     assert (workers.active.total(), workers.active.work()) == (0, 0)
 
 

@@ -7,14 +7,14 @@ from support.interpreter import grid
 
 from light_tts.kernels.flow.euler_step import flow_step, flow_step_reference
 from light_tts.kernels.flow.packed_attention import (
-    KeptKeys,
+    CachedKeys,
     Prefix,
     attention_blocks,
     packed_attention,
     packed_attention_reference,
 )
 from light_tts.kernels.flow.packed_conv import (
-    KeptEdges,
+    CachedEdges,
     Norm,
     Residual,
     Shift,
@@ -189,9 +189,9 @@ def test_attention_goes_on_after_pages_and_keeps_pages(dtype, head_dim, block_ro
     now = torch.tensor([step], dtype=torch.int32, device=DEVICE)
     other_layers = layers.clone()
     found, expected = (poisoned(len(where), heads * head_dim, dtype=dtype) for _ in range(2))
-    packed_attention(qkv, blocks, found, heads, block_rows, copies, KeptKeys(layers[:, :, 1], pages, now))
-    kept = KeptKeys(other_layers[:, :, 1], pages, now)
-    packed_attention_reference(qkv, blocks, expected, heads, block_rows, copies, kept)
+    packed_attention(qkv, blocks, found, heads, block_rows, copies, CachedKeys(layers[:, :, 1], pages, now))
+    cached = CachedKeys(other_layers[:, :, 1], pages, now)
+    packed_attention_reference(qkv, blocks, expected, heads, block_rows, copies, cached)
     assert_close(found, expected, dtype)
     assert torch.equal(layers.nan_to_num(9), other_layers.nan_to_num(9))
     assert layers[[7, 0, 8, 3]][:, step, 1].isfinite().all()
@@ -209,9 +209,9 @@ def test_attention_of_a_sequence_does_not_depend_on_the_batch(block_rows):
     def attend(lengths: list[int], prefixes: list[Prefix], pages: list[int]) -> torch.Tensor:
         qkv = torch.cat([draw(sum(lengths) - length, own.shape[1]), own])
         table = attention_blocks(lengths, [PAGE] * len(lengths), block_rows, 8, prefixes)
-        kept = KeptKeys(store, torch.tensor(pages, dtype=torch.int32, device=DEVICE), step)
+        cached = CachedKeys(store, torch.tensor(pages, dtype=torch.int32, device=DEVICE), step)
         out = poisoned(len(qkv), heads * head_dim, dtype=torch.float32)
-        packed_attention(qkv, torch.from_numpy(table).to(DEVICE), out, heads, block_rows, 1, kept)
+        packed_attention(qkv, torch.from_numpy(table).to(DEVICE), out, heads, block_rows, 1, cached)
         return out[-length:]
 
     alone = attend([length], [Prefix(40, 0, 40)], [5, 2])
@@ -240,8 +240,8 @@ def test_conv_goes_on_after_kept_frames_and_keeps_frames(dtype, channels_in, cha
     shift = Shift(draw(STEPS, channels_out), now) if shifted else None
     found, expected = (poisoned(len(where), channels_out, dtype=dtype) for _ in range(2))
     for conv, out, edges in ((packed_conv, found, store), (packed_conv_reference, expected, other_store)):
-        kept = KeptEdges(edges, before.repeat(copies), keep.repeat(copies), now)
-        conv(x, weight, bias, where, out, shift=shift, kept=kept)
+        cached = CachedEdges(edges, before.repeat(copies), keep.repeat(copies), now)
+        conv(x, weight, bias, where, out, shift=shift, cached=cached)
     assert_close(found, expected, dtype)
     assert torch.equal(store.nan_to_num(9), other_store.nan_to_num(9))
     assert store[[7, 0]][:, step].isfinite().all() and store[[8, 3]].isnan().all()

@@ -20,8 +20,8 @@ from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.packed import PackedFlow, _bucket, pack
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.unet.estimator import Estimator
-from light_tts.models.flow.unet.kept import COPIES
 from light_tts.models.flow.unet.packed import PackedEstimator
+from light_tts.models.flow.unet.page_store import COPIES
 from light_tts.models.flow.unet.rows import Rows
 from light_tts.tools.parity import Golden
 

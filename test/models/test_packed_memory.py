@@ -17,8 +17,8 @@ from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.memos import Memo
 from light_tts.models.flow.packed import PackedFlow, PackedMemory, pack, remember
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.pages import KeptPast, PagePool
-from light_tts.models.flow.unet.kept import TooLittleMemory
+from light_tts.models.flow.pages import CachedPast, PagePool
+from light_tts.models.flow.unet.page_store import TooLittleMemory
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
@@ -52,9 +52,9 @@ def model(flow: Flow, pages: int) -> tuple[Counting, PackedMemory]:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
     estimator = pack(flow, torch.float32)
-    page_bytes = remember(flow, estimator, 1 << 28).kept.page_bytes
+    page_bytes = remember(flow, estimator, 1 << 28).store.page_bytes
     memory = remember(flow, estimator, pages * page_bytes)
-    assert memory.kept.pages == pages
+    assert memory.store.pages == pages
     return Counting(flow, estimator, 16, memory), memory
 
 
@@ -165,7 +165,7 @@ def test_of_voices_that_nobody_speaks_in_the_one_used_longest_ago_makes_room():
     pool, mel = PagePool(6), torch.zeros(0, 80)
     memos = [Memo() for _ in range(3)]
     for memo in memos:
-        pool.use_voice(memo, KeptPast(pool.lease((), 2), mel, None))
+        pool.use_voice(memo, CachedPast(pool.lease((), 2), mel, None))
     speaking = pool.lease(memos[0].content.lease.pages)
     pool.use_voice(memos[1], memos[1].content)
     assert len(pool.lease((), 1).pages) == 1

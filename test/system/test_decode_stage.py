@@ -341,7 +341,7 @@ def test_tokens_of_unknown_jobs_are_ignored(stage):
 # ---------------------------------------------------------------- first chunks, as on a GPU
 
 
-class Kept:
+class RecordedLock:
     """In place of the first-chunk lock: what was wanted, each change."""
 
     def __init__(self) -> None:
@@ -353,8 +353,8 @@ class Kept:
 
 
 @pytest.fixture
-def kept(monkeypatch) -> Kept:
-    kept = Kept()
+def kept(monkeypatch) -> RecordedLock:
+    kept = RecordedLock()
     monkeypatch.setattr(manager, "choose_first_chunk_lock", lambda directory, device: kept)
     return kept
 

@@ -12,7 +12,7 @@ import pytest
 from support.server_process import start_server
 from support.streams import CLIENTS, assert_same_audio, run_clients, stage_pid
 
-from light_tts.server.core.pulse import INTERVAL, Pace, Pulse, PulseReader
+from light_tts.server.core.heartbeat import INTERVAL, DurationBound, Heartbeat, HeartbeatReader
 
 HANG_TIMEOUT = 4.0
 PTRACE_SEIZE, PTRACE_INTERRUPT, WAIT_ALL = 0x4206, 0x4207, 0x40000000
@@ -105,47 +105,47 @@ def test_idle_stopped_stage_is_replaced(server):
 
 
 def silence_after(path, seconds: float, say) -> float:
-    reader = PulseReader.create(path)
-    say(Pulse(path))
+    reader = HeartbeatReader.create(path)
+    say(Heartbeat(path))
     time.sleep(seconds)
     return reader.silence()
 
 
 def test_a_step_that_takes_longer_than_it_said_is_silence(tmp_path):
-    def say(pulse: Pulse) -> None:
-        pulse.tick(60)
-        pulse.begin(["a/0"], 0.0)
+    def say(heartbeat: Heartbeat) -> None:
+        heartbeat.tick(60)
+        heartbeat.begin(["a/0"], 0.0)
 
-    assert silence_after(tmp_path / "pulse", 2.0, say) >= 2.0 - INTERVAL
+    assert silence_after(tmp_path / "heartbeat", 2.0, say) >= 2.0 - INTERVAL
 
 
 def test_a_long_step_that_was_announced_is_none(tmp_path):
-    def say(pulse: Pulse) -> None:
-        pulse.tick(60)
-        pulse.begin(["a/0"], 60.0)
+    def say(heartbeat: Heartbeat) -> None:
+        heartbeat.tick(60)
+        heartbeat.begin(["a/0"], 60.0)
 
-    assert silence_after(tmp_path / "pulse", 2.0, say) < 2.0
+    assert silence_after(tmp_path / "heartbeat", 2.0, say) < 2.0
 
 
 def test_the_jobs_in_work_can_be_read(tmp_path):
-    pulse, reader = Pulse(tmp_path / "pulse"), PulseReader(tmp_path / "pulse")
+    heartbeat, reader = Heartbeat(tmp_path / "heartbeat"), HeartbeatReader(tmp_path / "heartbeat")
     assert reader.in_work() == []
-    first, second = pulse.begin(["a/0", "b/3"], 1.0), pulse.begin(["b/3", "c/0"], 1.0)
+    first, second = heartbeat.begin(["a/0", "b/3"], 1.0), heartbeat.begin(["b/3", "c/0"], 1.0)
     assert reader.in_work() == ["a/0", "b/3", "c/0"]
-    pulse.end(first)
+    heartbeat.end(first)
     assert reader.in_work() == ["b/3", "c/0"]
-    pulse.end(second)
+    heartbeat.end(second)
     assert reader.in_work() == []
-    pulse.end(pulse.begin([f"{n:016x}/0" for n in range(10_000)], 1.0))
+    heartbeat.end(heartbeat.begin([f"{n:016x}/0" for n in range(10_000)], 1.0))
 
 
-def test_a_pace_is_learned_and_forgets_one_slow_step():
-    pace = Pace(first=1.0, base=0.0)
-    assert pace.allowance(100) == Pace.SAFETY * 100
-    pace.observe(100, 10.0)
-    assert pace.allowance(100) == Pace.SAFETY * 10
-    pace.observe(100, 1000.0)
-    assert pace.allowance(100) == Pace.SAFETY * 1000
+def test_the_bound_is_learned_and_forgets_one_slow_step():
+    bound = DurationBound(first=1.0, base=0.0)
+    assert bound.allowance(100) == DurationBound.SAFETY * 100
+    bound.observe(100, 10.0)
+    assert bound.allowance(100) == DurationBound.SAFETY * 10
+    bound.observe(100, 1000.0)
+    assert bound.allowance(100) == DurationBound.SAFETY * 1000
     for _ in range(100):
-        pace.observe(100, 10.0)
-    assert pace.allowance(100) == pytest.approx(Pace.SAFETY * 10)
+        bound.observe(100, 10.0)
+    assert bound.allowance(100) == pytest.approx(DurationBound.SAFETY * 10)

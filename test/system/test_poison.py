@@ -11,7 +11,7 @@ import pytest
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 from support.streams import CLIENTS, Client, assert_same_audio, run_clients, stage_pid
 
-from light_tts.server.core.pulse import PulseReader
+from light_tts.server.core.heartbeat import HeartbeatReader
 from light_tts.server.httpserver.request import MAX_DEATHS
 
 LONG = 1500  # tokens of the request that needs too much memory
@@ -39,28 +39,28 @@ class Killer(threading.Thread):
         self.killed = 0
         self._stage, self._is_due = stage, is_due
         self._server = server
-        self._known: dict[Path, tuple[psutil.Process, PulseReader]] = {}
+        self._known: dict[Path, tuple[psutil.Process, HeartbeatReader]] = {}
         self._over = threading.Event()
 
     def run(self) -> None:
         while not self._over.wait(0.002):
-            for path in Path("/dev/shm").glob(f"light_tts-{self._server.port}-*/pulse-{self._stage}-*"):
+            for path in Path("/dev/shm").glob(f"light_tts-{self._server.port}-*/heartbeat-{self._stage}-*"):
                 try:
-                    process, pulse = self._known.get(path) or self._find(path)
-                    if self._is_due(process, [job.partition("/")[0] for job in pulse.in_work()]):
+                    process, heartbeat = self._known.get(path) or self._find(path)
+                    if self._is_due(process, [job.partition("/")[0] for job in heartbeat.in_work()]):
                         process.kill()
                         self.killed += 1
                         psutil.wait_procs([process], timeout=10)
                 except (LookupError, OSError, psutil.Error):
                     continue  # it has just ended, or does not run yet
 
-    def _find(self, path: Path) -> tuple[psutil.Process, PulseReader]:
+    def _find(self, path: Path) -> tuple[psutil.Process, HeartbeatReader]:
         _, stage, place = path.name.split("-")
         index, incarnation = place.split(".")
         words = ["--stage", stage, "--index", index, "--incarnation", incarnation]
         for process in psutil.Process(self._server.pid).children(recursive=True):
             if " ".join(words) in " ".join(process.cmdline()):
-                self._known[path] = process, PulseReader(path)
+                self._known[path] = process, HeartbeatReader(path)
                 return self._known[path]
         raise LookupError(path)
 

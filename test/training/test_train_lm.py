@@ -29,7 +29,7 @@ from training.corpus.corpus import LATE
 from training.corpus.sentences import normalizer
 from training.lm import language_model
 from training.lm.attention import Packed, Watched
-from training.lm.data import heard, training_layouts
+from training.lm.data import phonemes_of_tokens, training_layouts
 from training.lm.free_generation import LIMIT, Cache, speak
 from training.lm.language_model import SlowAverage, TrainedLM, export, measured, training_step, with_noise
 from training.lm.layouts import (
@@ -229,7 +229,7 @@ def test_noise_changes_speech_alone():
 
 def test_phonemes_are_heard_in_the_middle_of_tokens_a_little_late():
     durations = np.array([LATE + 0.05, 0.04, 0.1, 0.02])
-    assert heard(np.array([0, 7, 8, 0]), durations, 5).tolist() == [0, 7, 8, 8, 8]
+    assert phonemes_of_tokens(np.array([0, 7, 8, 0]), durations, 5).tolist() == [0, 7, 8, 8, 8]
 
 
 def test_words_of_a_text_are_those_of_its_phonemes():

@@ -59,7 +59,7 @@ class Coder:
         order = sorted(range(len(waves)), key=lambda number: len(waves[number]))
         for start in range(0, len(order), BATCH):
             numbers = order[start : start + BATCH]
-            mels, banks = zip(*(_heard(waves[number]) for number in numbers), strict=True)
+            mels, banks = zip(*(_features(waves[number]) for number in numbers), strict=True)
             digits = self._tokenizer(pad_sequence(mels, True).transpose(1, 2), _lengths(mels))
             ids = self._tokenizer.ids(digits).cpu().numpy()
             embeddings = self._encoder(pad_sequence(banks, True), _lengths(banks)).cpu().numpy()
@@ -93,7 +93,7 @@ class Coder:
         return codes
 
 
-def _heard(wave: Tensor) -> tuple[Tensor, Tensor]:
+def _features(wave: Tensor) -> tuple[Tensor, Tensor]:
     """Return both models' input for one utterance: (frames, 128) and (frames, 80)."""
     speech = resample(wave[None], SAMPLE_RATE)
     bank = fbanks(speech)[0]

@@ -103,7 +103,7 @@ def fbank_frames(samples: Tensor) -> Tensor:
     return 1 + (speech - FBANK_SAMPLES) // FBANK_HOP
 
 
-def heard(wave: Tensor) -> Tensor:
+def normalised_fbanks(wave: Tensor) -> Tensor:
     """wave: (batch, samples) of the corpus -> (batch, frames, 80), mean subtracted"""
     fbank = fbanks(resample(wave, SAMPLE_RATE))
     return fbank - fbank.mean(1, keepdim=True)
@@ -147,8 +147,8 @@ def check(encoder: SpeakerEncoder, corpus: Corpus) -> str:
     for number, length in enumerate(corpus.samples.tolist()):
         index = torch.tensor([number], device=corpus.device)
         wave = corpus.crops(index, torch.zeros_like(index), length)
-        whole.append(encoder(heard(wave)))
-        found.append(encoder(heard(wave[:, :samples])))
+        whole.append(encoder(normalised_fbanks(wave)))
+        found.append(encoder(normalised_fbanks(wave[:, :samples])))
     found, whole = F.normalize(torch.cat(found)), F.normalize(torch.cat(whole))
     cosine = found @ found.T
     pairs = torch.ones_like(cosine, dtype=torch.bool).triu(1)

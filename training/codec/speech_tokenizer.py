@@ -160,10 +160,10 @@ class Targets:
 
 
 def losses(
-    taught: TaughtTokenizer, heard: Tensor, speaker: Tensor, targets: Targets
+    taught: TaughtTokenizer, log_mels: Tensor, speaker: Tensor, targets: Targets
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """heard: (batch, 128, 2 * frames) -> each loss, and the phoneme accuracy."""
-    codes = quantised(taught.tokenizer(heard))
+    """log_mels: (batch, 128, 2 * frames) -> each loss, and the phoneme accuracy."""
+    codes = quantised(taught.tokenizer(log_mels))
     logits, others = taught.listener.recognise(codes)
     mel = taught.listener.spectrum(codes, speaker)
     pitch, voiced, loudness = others.unbind(-1)
@@ -231,7 +231,7 @@ def _log_rms(wave: Tensor) -> Tensor:
     return 0.5 * (wave.square().mean(-1) + 1e-8).log()
 
 
-def heard(wave: Tensor) -> Tensor:
+def corpus_log_mels(wave: Tensor) -> Tensor:
     """wave: (batch, samples) of the corpus -> (batch, 128, frames), 100 a second"""
     return whisper_log_mels(resample(wave, SAMPLE_RATE))
 
@@ -278,7 +278,7 @@ def check(taught: TaughtTokenizer, labelled: Labelled) -> str:
         index, begin = torch.tensor([number], device=device), torch.zeros(1, dtype=torch.int64, device=device)
         wave = corpus.crops(index, begin, samples // FRAME * FRAME)
         targets = labelled.targets(index, begin, wave)
-        digits = taught.tokenizer(heard(wave))
+        digits = taught.tokenizer(corpus_log_mels(wave))
         logits, _ = taught.listener.recognise(quantised(digits))
         frames = targets.phoneme.shape[1]
         right = (logits.argmax(-1)[:, :frames] == targets.phoneme).float()
@@ -310,7 +310,7 @@ def main() -> None:
         begin = begin // FRAME * FRAME + torch.randint(-JITTER, JITTER + 1, begin.shape, device=device)
         wave = corpus.crops(index, begin, CROP_FRAMES * FRAME)
         targets = labelled.targets(index, begin, wave)
-        mel = heard(disturbed(wave))
+        mel = corpus_log_mels(disturbed(wave))
         with mixed_precision(device):
             found, right = losses(taught, mel, corpus.speaker[index], targets)
         norm = learner.learn(sum(WEIGHTS[name] * loss for name, loss in found.items()))

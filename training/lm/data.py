@@ -109,10 +109,10 @@ class Texts:
         else:
             self.aligned += 1
             ids = words_at(np.pad(words, ((1, 1), (0, 0)), mode="edge"), durations, len(speech))
-        return Spoken(text, speech, heard(sounds, durations, len(speech)), ids)
+        return Spoken(text, speech, phonemes_of_tokens(sounds, durations, len(speech)), ids)
 
 
-def heard(phonemes: np.ndarray, durations: np.ndarray, tokens: int) -> np.ndarray:
+def phonemes_of_tokens(phonemes: np.ndarray, durations: np.ndarray, tokens: int) -> np.ndarray:
     """phonemes, durations: (n,), seconds -> (tokens,) the phoneme in the middle of each speech token."""
     return phonemes[heard_at((np.arange(tokens) + 0.5) / TOKEN_RATE, durations)]
 

@@ -185,7 +185,7 @@ class Examination:
                 Question(prompt.text.tolist(), prompt.speech.tolist(), text.tolist(), reference)
             )
 
-    def heard(
+    def examine(
         self,
         weights: Mapping[str, Tensor],
         sampling: SamplingRule | None = None,
@@ -225,7 +225,7 @@ class Examination:
         lines = []
         for values in itertools.product(*GRID.values()):
             sampling = replace(usual, **dict(zip(GRID, values, strict=True)))
-            found = [self.heard(weights, sampling, seed=seed) for seed in range(seeds)]
+            found = [self.examine(weights, sampling, seed=seed) for seed in range(seeds)]
             mean = Found(*np.mean([astuple(one) for one in found], 0))
             lines.append((mean.errors, f"top_p {values[0]}, top_k {values[1]:2}, tau_r {values[2]}: {mean}"))
         return "\n".join(line for _, line in sorted(lines))
@@ -253,7 +253,7 @@ def main() -> None:
     examination = Examination(args.work, texts, config, backbone, device, args.sentences)
     weights = averaged_weights(weights_to_use(args.work))
     for streams in (False, True):
-        found = examination.heard(weights, streams=streams)
+        found = examination.examine(weights, streams=streams)
         print(f"{'bistream' if streams else 'at once'}: {found}", flush=True)
     if args.grid:
         print(examination.over_grid(weights), flush=True)

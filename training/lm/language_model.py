@@ -247,12 +247,12 @@ def main() -> None:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             text = ""
             for name, weights in (("average", learner.state()["average"]), ("slow average", slow.weights())):
-                found = examination().heard(weights)
+                found = examination().examine(weights)
                 # English errors do not select between weights that also speak Mandarin.
                 kept = not texts.mandarin and keep_better(best, weights, found.errors, saved["steps"])
                 text += f"\n{name}: {found}{'; the best so far' if kept else ''}"
                 if streams:
-                    text += f"\n{name}, bistream: {examination().heard(weights, streams=True)}"
+                    text += f"\n{name}, bistream: {examination().examine(weights, streams=True)}"
             return text
         except Exception:
             return f"\nspeaking failed:\n{traceback.format_exc()}"

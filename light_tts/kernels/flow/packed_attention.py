@@ -26,8 +26,8 @@ BLOCK_ENTRIES = 7
 @dataclass(frozen=True)
 class Prefix:
     """The frames of a sequence that are in pages. past: its frames before those of the batch; pages: index of
-    its first page in `KeptKeys.pages`; kept: its frames that are in pages afterwards, including `past`. Both
-    are multiples of the page size."""
+    its first page in `CachedKeys.pages`; kept: its frames that are in pages afterwards, including `past`.
+    Both are multiples of the page size."""
 
     past: int = 0
     pages: int = 0
@@ -35,7 +35,7 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class KeptKeys:
+class CachedKeys:
     """Cached keys and values of one layer. store: (pages, steps, copies, frames of a page, 2 * heads *
     head_dim), may be strided in the first three, keys first; pages: int32, the concatenated pages of all
     sequences; step: one int32 on the device."""
@@ -76,12 +76,12 @@ def packed_attention(
     heads: int,
     block_rows: int,
     copies: int,
-    kept: KeptKeys | None = None,
+    cached: CachedKeys | None = None,
 ) -> Tensor:
     """qkv: (copies * rows, 3 * heads * head_dim); blocks: (n, BLOCK_ENTRIES) int32 from `attention_blocks`;
     out: (copies * rows, heads * head_dim). With chunk c, position i sees the positions before the end of its
-    chunk, j < (i // c + 1) * c, and the whole past; `past` is a multiple of c. kept: None if no sequence has
-    a prefix."""
+    chunk, j < (i // c + 1) * c, and the whole past; `past` is a multiple of c. cached: None if no sequence
+    has a prefix."""
     width = out.shape[1]
     head_dim = width // heads
     config = measured_for_rows(f"packed_attention_{block_rows}", qkv, len(qkv)) or {
@@ -90,7 +90,9 @@ def packed_attention(
         "num_stages": 3,
     }
     # tensors that are absent are never read, so any tensor can stand in for them
-    store, pages, step = (qkv, blocks, blocks) if kept is None else (kept.store, kept.pages, kept.step)
+    store, pages, step = qkv, blocks, blocks
+    if cached is not None:
+        store, pages, step = cached.store, cached.pages, cached.step
     _packed_attention_kernel[(blocks.shape[0], heads, copies)](
         qkv,
         blocks,
@@ -100,13 +102,13 @@ def packed_attention(
         store,
         pages,
         step,
-        *((0, 0, 0) if kept is None else store.stride()[:3]),
+        *((0, 0, 0) if cached is None else store.stride()[:3]),
         WIDTH=width,
         HEAD=head_dim,
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_dim)),
         BLOCK_ROWS=block_rows,
-        KEPT=kept is not None,
-        PAGE=1 if kept is None else store.shape[3],
+        KEPT=cached is not None,
+        PAGE=1 if cached is None else store.shape[3],
         **config,
         **overlap.options(qkv.device, "packed_attention", len(qkv)),
     )
@@ -120,7 +122,7 @@ def packed_attention_reference(
     heads: int,
     block_rows: int,
     copies: int,
-    kept: KeptKeys | None = None,
+    cached: CachedKeys | None = None,
 ) -> Tensor:
     rows, width = out.shape[0] // copies, out.shape[1]
     for first, first_row, length, chunk, past, pages, end in blocks.tolist():
@@ -130,8 +132,8 @@ def packed_attention_reference(
         for copy in range(copies):
             span = slice(copy * rows + first_row, copy * rows + first_row + length)
             own = qkv[span, width:]
-            if kept is not None and past:
-                own = torch.cat([_of_pages(kept, torch.arange(past), pages, copy), own])
+            if cached is not None and past:
+                own = torch.cat([_of_pages(cached, torch.arange(past), pages, copy), own])
             q = qkv[span, :width].float().view(length, heads, -1).transpose(0, 1)
             k, v = own.float().view(past + length, 2, heads, width // heads).permute(1, 2, 0, 3)
             scores = q[:, query] @ k.transpose(1, 2) * (width // heads) ** -0.5
@@ -143,17 +145,18 @@ def packed_attention_reference(
             out[copy * rows + first_row + query] = y.transpose(0, 1).flatten(1).to(out.dtype)
             frame = past + query
             frame = frame[frame < end]
-            if kept is not None and len(frame):
-                page, place = kept.pages[pages + frame // kept.store.shape[3]], frame % kept.store.shape[3]
-                kept.store[page.long(), int(kept.step), copy, place] = own[frame]
+            if cached is not None and len(frame):
+                size = cached.store.shape[3]
+                page = cached.pages[pages + frame // size]
+                cached.store[page.long(), int(cached.step), copy, frame % size] = own[frame]
     return out
 
 
-def _of_pages(kept: KeptKeys, frames: Tensor, pages: int, copy: int) -> Tensor:
+def _of_pages(cached: CachedKeys, frames: Tensor, pages: int, copy: int) -> Tensor:
     """(frames, 2 * heads * head_dim)"""
-    frames = frames.to(kept.pages.device)
-    size = kept.store.shape[3]
-    return kept.store[kept.pages[pages + frames // size].long(), int(kept.step), copy, frames % size]
+    frames = frames.to(cached.pages.device)
+    size = cached.store.shape[3]
+    return cached.store[cached.pages[pages + frames // size].long(), int(cached.step), copy, frames % size]
 
 
 @triton.jit

@@ -50,7 +50,7 @@ class Residual:
 
 
 @dataclass(frozen=True)
-class KeptEdges:
+class CachedEdges:
     """The cached inputs at the last frames of each page (see packed_attention.py). store: (pages, steps,
     copies, taps - 1, in); before: (rows,) int32, the page preceding the row's sequence, -1: zeros; keep:
     (rows,) int32, page * (taps - 1) + position where the row is to be stored, -1: not stored. step: one int32
@@ -73,12 +73,12 @@ def packed_conv(
     residual: Residual | None = None,
     normal: Tensor | None = None,
     eps: float = 0.0,
-    kept: KeptEdges | None = None,
+    cached: CachedEdges | None = None,
 ) -> Tensor:
     """x: (rows, in), rows may be strided; weight: (taps, in, out), the last tap is the current frame;
     position: (rows,) int32; out: (rows, out), must not overlap x. After convolution, norm and Mish the shift
     is added, then the residual. normal: (rows, out), receives the LayerNorm (without gain and offset) of the
-    result. kept: None if every sequence begins in the batch and nothing is cached."""
+    result. cached: None if every sequence begins in the batch and nothing is cached."""
     taps, channels_in, channels_out = weight.shape
     rows = x.shape[0]
     config = measured_for_rows(f"packed_conv_{channels_in}x{channels_out}", x, rows) or {
@@ -91,8 +91,8 @@ def packed_conv(
     # tensors that are absent are never read, so any tensor can stand in for them
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
-    edges = KeptEdges(x, position, position, position) if kept is None else kept
-    step = kept.step if kept is not None else shift.step if shift is not None else position
+    edges = CachedEdges(x, position, position, position) if cached is None else cached
+    step = cached.step if cached is not None else shift.step if shift is not None else position
     _packed_conv_kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]),)](
         x,
         x.stride(0),
@@ -124,9 +124,9 @@ def packed_conv(
         SHIFT=shift is not None,
         SIDE=residual is not None,
         NORMAL=normal is not None,
-        KEPT=kept is not None,
-        STEPS=1 if kept is None else kept.store.shape[1],
-        COPIES=1 if kept is None else kept.store.shape[2],
+        KEPT=cached is not None,
+        STEPS=1 if cached is None else cached.store.shape[1],
+        COPIES=1 if cached is None else cached.store.shape[2],
         BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
         **config,
         **overlap.options(x.device, "packed_conv", rows),
@@ -145,24 +145,24 @@ def packed_conv_reference(
     residual: Residual | None = None,
     normal: Tensor | None = None,
     eps: float = 0.0,
-    kept: KeptEdges | None = None,
+    cached: CachedEdges | None = None,
 ) -> Tensor:
     taps = weight.shape[0]
     total = bias.float().expand(x.shape[0], -1)
     for tap in range(taps):
         back = taps - 1 - tap
         earlier = torch.roll(x.float(), back, dims=0) * (position >= back)[:, None]
-        if kept is not None:
-            row = ((position >= 0) & (position < back) & (kept.before >= 0)).nonzero()[:, 0]
+        if cached is not None:
+            row = ((position >= 0) & (position < back) & (cached.before >= 0)).nonzero()[:, 0]
             place = taps - 1 + position[row] - back
-            earlier[row] = kept.store[
-                kept.before[row].long(), int(kept.step), _copy(row, x, kept), place.long()
+            earlier[row] = cached.store[
+                cached.before[row].long(), int(cached.step), _copy(row, x, cached), place.long()
             ].float()
         total = total + earlier @ weight[tap].float()
-    if kept is not None:
-        row = (kept.keep >= 0).nonzero()[:, 0]
-        page, place = kept.keep[row].long() // (taps - 1), kept.keep[row].long() % (taps - 1)
-        kept.store[page, int(kept.step), _copy(row, x, kept), place] = x[row]
+    if cached is not None:
+        row = (cached.keep >= 0).nonzero()[:, 0]
+        page, place = cached.keep[row].long() // (taps - 1), cached.keep[row].long() % (taps - 1)
+        cached.store[page, int(cached.step), _copy(row, x, cached), place] = x[row]
     if norm is not None:
         total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
         total = F.mish(total)
@@ -177,9 +177,9 @@ def packed_conv_reference(
     return out
 
 
-def _copy(row: Tensor, x: Tensor, kept: KeptEdges) -> Tensor:
+def _copy(row: Tensor, x: Tensor, cached: CachedEdges) -> Tensor:
     """Return the index of the batch copy that each row belongs to."""
-    return row // (len(x) // kept.store.shape[2])
+    return row // (len(x) // cached.store.shape[2])
 
 
 @triton.jit

@@ -26,8 +26,8 @@ from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan
-from light_tts.models.flow.unet.kept import COPIES
 from light_tts.models.flow.unet.packed import PackedEstimator
+from light_tts.models.flow.unet.page_store import COPIES
 from light_tts.models.flow.unet.rows import Rows
 
 ROW_LIMIT = 8192  # frames per solve; more would not be faster. A single longer item is solved alone.
@@ -174,9 +174,9 @@ class PackedFlow:
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
         block_rows = 32 if size <= 512 else 64
         buffers = self._largest.first(size, few=size <= FEW_ROWS)
-        kept = None if self._memory is None else self._memory.kept
-        pages = 0 if kept is None else self._items * (MAX_FRAMES // kept.frames)
-        rows = Rows(buffers, size // block_rows + self._items, block_rows, kept, pages)
+        store = None if self._memory is None else self._memory.store
+        pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
+        rows = Rows(buffers, size // block_rows + self._items, block_rows, store, pages)
         self._sizes[size] = rows
         return rows
 

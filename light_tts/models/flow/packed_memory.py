@@ -12,8 +12,8 @@ from torch import Tensor
 
 from light_tts.kernels.flow.packed_attention import Prefix
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.pages import KeptPast, Lease, PagePool
-from light_tts.models.flow.unet.kept import COPIES, EDGE, Kept
+from light_tts.models.flow.pages import CachedPast, Lease, PagePool
+from light_tts.models.flow.unet.page_store import COPIES, EDGE, PageStore
 from light_tts.models.flow.unet.rows import Parts
 
 
@@ -28,7 +28,7 @@ class PackedSpan:
     start: int
     end: int
     mel: Tensor | None = None
-    past: KeptPast | None = None
+    past: CachedPast | None = None
     lease: Lease | None = None
 
     @property
@@ -37,20 +37,20 @@ class PackedSpan:
 
 
 class PackedMemory:
-    """`kept`: the pages; `ratio`: frames per token; `lookahead`: number of tokens after a chunk that it
+    """`store`: the pages; `ratio`: frames per token; `lookahead`: number of tokens after a chunk that it
     depends on. Shared by all instances of a process; thread-safe."""
 
-    def __init__(self, kept: Kept, ratio: int, lookahead: int) -> None:
-        self.kept = kept
-        self.pool = PagePool(kept.pages)
-        self._page = kept.frames
+    def __init__(self, store: PageStore, ratio: int, lookahead: int) -> None:
+        self.store = store
+        self.pool = PagePool(store.pages)
+        self._page = store.frames
         self._ratio = ratio
         self._lookahead = lookahead
-        self._on_gpu = kept.layers[0].device.type == "cuda"
+        self._on_gpu = store.layers[0].device.type == "cuda"
 
     def span(self, item: FlowItem, prompt: int, end: int) -> PackedSpan:
         """Return the span of a streamed item with frames up to `end`."""
-        past: KeptPast | None = item.stream_memo.content or item.voice_memo.content
+        past: CachedPast | None = item.stream_memo.content or item.voice_memo.content
         # A retried item has already stored its own frames; its last chunk is computed again.
         known = past.lease.pages[: (end - 1) // self._page] if past else ()
         start = self._page * len(known)
@@ -85,13 +85,13 @@ class PackedMemory:
             return
         if lease.pages and not item.finalize:
             kept = max(0, self._page * len(lease.pages) - span.prompt)
-            item.stream_memo.content = KeptPast(lease, mel[:kept], ready)
-        voice: KeptPast | None = item.voice_memo.content
+            item.stream_memo.content = CachedPast(lease, mel[:kept], ready)
+        voice: CachedPast | None = item.voice_memo.content
         if voice is None:  # its chunks that see none of the speech
             count = (span.prompt - self._ratio * self._lookahead) // self._page
             if not 0 < count <= len(lease.pages):
                 return
-            voice = KeptPast(self.pool.lease(lease.pages[:count]), mel[:0], ready)
+            voice = CachedPast(self.pool.lease(lease.pages[:count]), mel[:0], ready)
         self.pool.use_voice(item.voice_memo, voice)
 
     def place(self, parts: Parts, spans: Sequence[PackedSpan]) -> list[Prefix]:

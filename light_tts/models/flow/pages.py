@@ -24,7 +24,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class KeptPast:
+class CachedPast:
     """The first chunks of a stream or a voice. mel: of their frames those after the prompt, (frames, mels);
     ready: event after which the pages are written, None: they are written already."""
 
@@ -65,7 +65,7 @@ class PagePool:
         weakref.finalize(lease, self._ended.append, lease.pages).atexit = False
         return lease
 
-    def use_voice(self, memo: Memo, past: KeptPast) -> None:
+    def use_voice(self, memo: Memo, past: CachedPast) -> None:
         """Cache this state for the voice of `memo`, or record that it was used."""
         with self._lock:
             self._voices.pop(memo, None)

@@ -103,9 +103,9 @@ class RunDir:
             return f"tcp://127.0.0.1:{process.free_port()}"
         return f"ipc://{self.root}/{stage}-{index}.{incarnation}"
 
-    def pulse(self, stage: str, index: int, incarnation: int) -> Path:
-        """Return the path of the heartbeat of one incarnation of a stage (see core/pulse.py)."""
-        return self.shm / f"pulse-{stage}-{index}.{incarnation}"
+    def heartbeat(self, stage: str, index: int, incarnation: int) -> Path:
+        """Return the path of the heartbeat of one incarnation of a stage (see core/heartbeat.py)."""
+        return self.shm / f"heartbeat-{stage}-{index}.{incarnation}"
 
     def worker_address(self) -> str:
         """Return the address where this HTTP worker should bind its inbox (tcp: any free port)."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from light_tts.server.core import messages
 from light_tts.server.core.channel import Inbox, Outbox, Peers
-from light_tts.server.core.pulse import Pulse
+from light_tts.server.core.heartbeat import Heartbeat
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 
@@ -30,10 +30,11 @@ class StageContext:
     """Passed to `run(ctx)` of `light_tts.server.tts_<stage>.manager`.
 
     `peers` already knows the topology; later control messages must be passed to `peers.apply`. `run` must
-    call `pulse.tick` in each iteration of its loop, at least every `pulse.ROUND_SECONDS`, and announce before
-    each step how long it may take; otherwise the supervisor treats it as hung. `run` calls `ready` once its
-    models are loaded, then handles messages until `Shutdown` arrives. An exception raised before `ready`
-    becomes the reason why the server did not start; after it, the reason for a restart.
+    call `heartbeat.tick` in each iteration of its loop, at least every `ROUND_SECONDS` (core/heartbeat.py),
+    and announce before each step how long it may take; otherwise the supervisor treats it as hung. `run`
+    calls `ready` once its models are loaded, then handles messages until `Shutdown` arrives. An exception
+    raised before `ready` becomes the reason why the server did not start; after it, the reason for a
+    restart.
     """
 
     settings: Settings
@@ -45,7 +46,7 @@ class StageContext:
     outbox: Outbox
     peers: Peers
     log: logging.Logger
-    pulse: Pulse = field(default_factory=Pulse)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
     is_ready: bool = field(default=False, init=False)
 
     @property
@@ -55,7 +56,7 @@ class StageContext:
     def ready(self, info: dict[str, Any]) -> None:
         """Tell the supervisor that this stage accepts messages. `info` is passed on to the HTTP workers; its
         `device` entry says where the stage computes."""
-        self.pulse.tick()
+        self.heartbeat.tick()
         self.is_ready = True
         self.outbox.send(
             self.run_dir.supervisor,
@@ -65,7 +66,7 @@ class StageContext:
     def serve(self, stage: Stage) -> None:
         """Receive and process messages until `Shutdown` arrives."""
         while True:
-            self.pulse.tick()
+            self.heartbeat.tick()
             for message in self.inbox.wait(stage.patience()):
                 if isinstance(message, messages.Shutdown):
                     return

@@ -20,7 +20,7 @@ import zmq
 from light_tts.common import log, process
 from light_tts.server.core import gpu_memory, messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
-from light_tts.server.core.pulse import Pulse
+from light_tts.server.core.heartbeat import Heartbeat
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.stage import StageContext
 
@@ -57,7 +57,7 @@ def main() -> None:
         outbox=outbox,
         peers=Peers(outbox),
         log=logging.getLogger(f"light_tts.{args.stage}"),
-        pulse=Pulse(run_dir.pulse(args.stage, args.index, args.incarnation)),
+        heartbeat=Heartbeat(run_dir.heartbeat(args.stage, args.index, args.incarnation)),
     )
     _await_topology(ctx)
     code = _run(ctx)

@@ -47,7 +47,7 @@ def expected_audio(text: str, options: SpeechOptions) -> float:
 
 
 @dataclass
-class Place:
+class AdmittedRequest:
     """An accepted request. `milliseconds`: its audio that others wait for; `count`, `audio` (seconds): the
     active requests and their outstanding audio when it was accepted, itself included."""
 
@@ -76,7 +76,7 @@ class Admission:
         self._slot = slot
         self._clock = clock
 
-    def admit(self, audio: float, remaining: float) -> Place:
+    def admit(self, audio: float, remaining: float) -> AdmittedRequest:
         """Count one more active request with `audio` seconds of audio and `remaining` seconds to its
         deadline; `leave` undoes it. Raises RequestError (429)."""
         if not self._active.try_add(self._slot, self._limit):
@@ -89,21 +89,21 @@ class Admission:
             raise
         milliseconds = round(min(audio, SECONDS_OF_A_PART) * 1000)
         self._add_work(milliseconds)
-        return Place(milliseconds, count, ahead + audio, self._clock())
+        return AdmittedRequest(milliseconds, count, ahead + audio, self._clock())
 
-    def done(self, place: Place, measure: bool) -> None:
+    def done(self, admitted: AdmittedRequest, measure: bool) -> None:
         """The stages have finished the request. `measure`: whether its duration is representative and should
         update the service rate. May be called twice."""
-        if not place.in_work:
+        if not admitted.in_work:
             return
-        place.in_work = False
-        self._add_work(-place.milliseconds)
+        admitted.in_work = False
+        self._add_work(-admitted.milliseconds)
         if measure:
-            self._rate.observe(place.count, place.audio, self._clock() - place.since)
+            self._rate.observe(admitted.count, admitted.audio, self._clock() - admitted.since)
 
-    def leave(self, place: Place) -> None:
+    def leave(self, admitted: AdmittedRequest) -> None:
         """The request is over and its client has been served."""
-        self.done(place, measure=False)
+        self.done(admitted, measure=False)
         self._active.remove(self._slot)
 
     def _add_work(self, milliseconds: int) -> None:

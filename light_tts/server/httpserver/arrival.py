@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.websockets import WebSocketDisconnect
 
 from light_tts.server.core.messages import SpeechOptions
-from light_tts.server.httpserver.admission import Place
+from light_tts.server.httpserver.admission import AdmittedRequest
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.manager import HttpServerManager
 from light_tts.server.httpserver.record import HEALTH, RequestRecord
@@ -30,7 +30,7 @@ class Arrival:
         self.manager = manager
         self.timeout = manager.settings.request_timeout
         self.record = RequestRecord(self.id, route)
-        self._place: Place | None = None  # None unless admitted
+        self._admitted: AdmittedRequest | None = None  # None unless admitted
         self._trace_headers = trace_headers()
 
     @property
@@ -40,12 +40,12 @@ class Arrival:
 
     def admit(self, options: SpeechOptions, text: str = "") -> None:
         """Count the request as active. Raises RequestError (429, 503)."""
-        self._place = self.manager.admit(text, options, self.remaining)
+        self._admitted = self.manager.admit(text, options, self.remaining)
 
     def end_work(self, typical: bool) -> None:
         """Record that the stages have finished. `typical`: whether the duration is representative."""
-        if self._place is not None:
-            self.manager.admission.done(self._place, typical)
+        if self._admitted is not None:
+            self.manager.admission.done(self._admitted, typical)
 
     def refuse(self, error: RequestError) -> None:
         """End it with this error."""
@@ -56,9 +56,9 @@ class Arrival:
         self.end(outcome, None)
 
     def end(self, outcome: str, failure: RequestError | None, request: SpeechRequest | None = None) -> None:
-        """Release its place, count, log and trace it. `request`: what was submitted. To be called once."""
-        if self._place is not None:
-            self.manager.admission.leave(self._place)
+        """End its admission; count, log and trace it. `request`: what was submitted. To be called once."""
+        if self._admitted is not None:
+            self.manager.admission.leave(self._admitted)
         record, tracing = self.record, self.manager.tracing
         figures = record.write(outcome, failure, self.manager.sample_rate)
         if tracing is not None and figures["route"] != HEALTH:

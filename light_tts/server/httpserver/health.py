@@ -85,7 +85,7 @@ class HealthCheck:
         if not silent:
             return Health(True, "Ok")
         names = tuple(f"decode-{index}" for index in silent)
-        return Health(False, f"nothing heard from {', '.join(names)}", names)
+        return Health(False, f"no audio from {', '.join(names)}", names)
 
     def _suspects(self) -> tuple[str, ...]:
         """Return the processes given up or, if there are none, those that a call is waiting for."""
@@ -103,11 +103,11 @@ class HealthCheck:
 
     def _silent_since(self, begun: float) -> list[int]:
         """Return the decode processes that have sent no audio for any request since `begun`."""
-        heard = self._manager.submissions.heard
+        last_audio = self._manager.submissions.last_audio
         return [
             info.index
             for info in self._manager.peers.of("decode")
-            if info.state == "failed" or heard.get(info.index, 0.0) < begun
+            if info.state == "failed" or last_audio.get(info.index, 0.0) < begun
         ]
 
     async def _speak(self, style: int) -> None:

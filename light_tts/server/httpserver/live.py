@@ -22,7 +22,7 @@ from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 
 
 @dataclass(frozen=True)
-class Manner:
+class UtteranceSettings:
     """Voice, options and format of the next utterances. `seeded`: the client chose the seed; otherwise each
     utterance gets its own."""
 
@@ -76,9 +76,9 @@ class Live:
     `close`, `run` returns once the pending text has been spoken; `abandon` frees everything at once."""
 
     def __init__(
-        self, manager: HttpServerManager, route: str, manner: Manner, receiver: UtteranceReceiver
+        self, manager: HttpServerManager, route: str, settings: UtteranceSettings, receiver: UtteranceReceiver
     ) -> None:
-        self.manner = manner  # for the next utterance
+        self.settings = settings  # for the next utterance
         self._manager = manager
         self._route = route
         self._receiver = receiver
@@ -107,7 +107,7 @@ class Live:
         if self._current is None:
             if not text.strip():
                 return
-            self._current = self._begin(self.manner)
+            self._current = self._begin(self.settings)
         self._current.text += text
         if text:
             self._current.call.append_text(text)
@@ -121,10 +121,10 @@ class Live:
             self._current = None
         self._count += 1
 
-    def say(self, text: str, manner: Manner) -> SpokenUtterance:
+    def say(self, text: str, settings: UtteranceSettings) -> SpokenUtterance:
         """Add an utterance with a complete text. Raises RequestError and changes nothing if it is invalid."""
         check_text("text", text, self._manager.settings.max_text_length)
-        utterance = self._begin(manner, text)
+        utterance = self._begin(settings, text)
         self._count += 1
         return utterance
 
@@ -153,21 +153,21 @@ class Live:
             else:
                 await self._receiver.on_end(utterance, None)
 
-    def _begin(self, manner: Manner, text: str = "") -> SpokenUtterance:
+    def _begin(self, settings: UtteranceSettings, text: str = "") -> SpokenUtterance:
         """`text` empty: it comes piece by piece."""
-        options = manner.options
-        if not manner.seeded:
+        options = settings.options
+        if not settings.seeded:
             options = msgspec.structs.replace(options, seed=random_seed())
         arrival = Arrival(self._manager, self._route)
         with closed_on_error(arrival):
-            sound = SoundOut(manner.wishes, self._manager.sample_rate)
+            sound = SoundOut(settings.wishes, self._manager.sample_rate)
             arrival.admit(options, text)
             speech = WantedSpeech(
-                manner.style, manner.prompt, options, text=text, stream=True, bistream=not text
+                settings.style, settings.prompt, options, text=text, stream=True, bistream=not text
             )
             call = SpeechCall(arrival, speech)
         self._calls.add(call)
-        words = LiveWords(call, manner.wishes.speed) if options.word_times else None
+        words = LiveWords(call, settings.wishes.speed) if options.word_times else None
         utterance = SpokenUtterance(self._count, call, sound, words)
         utterance.text = text
         self._put(utterance)

@@ -14,7 +14,7 @@ from light_tts.server.core.metrics import refused_total
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import Style
-from light_tts.server.httpserver.admission import Admission, Place, expected_audio
+from light_tts.server.httpserver.admission import Admission, AdmittedRequest, expected_audio
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.submissions import Submissions
 from light_tts.server.httpserver.tracing import Tracing
@@ -113,9 +113,9 @@ class HttpServerManager:
         known = ", ".join(["default", *(style.name for style in self.styles)])
         raise RequestError(400, f"unknown tts_model_name {name!r}; known are {known}")
 
-    def admit(self, text: str, options: messages.SpeechOptions, remaining: float) -> Place:
-        """Count one more active request with `remaining` seconds to its deadline; the caller must return the
-        place to `admission`. Empty `text`: not known yet. Raises RequestError (429, 503)."""
+    def admit(self, text: str, options: messages.SpeechOptions, remaining: float) -> AdmittedRequest:
+        """Count one more active request with `remaining` seconds to its deadline; the caller must pass
+        the result to `admission.leave`. Empty `text`: not known yet. Raises RequestError (429, 503)."""
         try:
             if self.draining:
                 raise RequestError(503, "the server is shutting down", retry_after=5, refusal="draining")

@@ -38,7 +38,7 @@ class Submissions:
     """`reply_to`: address to which the stages send their answers; `prompts`: the prompt cache's directory."""
 
     def __init__(self, peers: Peers, reply_to: str, prompts: Path) -> None:
-        self.heard: dict[int, float] = {}  # decode index -> time of its latest audio
+        self.last_audio: dict[int, float] = {}  # decode index -> time of its latest audio
         self._peers = peers
         self._reply_to = reply_to
         self._prompts = prompts
@@ -183,7 +183,7 @@ class Submissions:
             self._recover(call, str(error), after_loss=True)
             return
         if request.routed is not None:
-            self.heard[request.routed.decode] = time.monotonic()
+            self.last_audio[request.routed.decode] = time.monotonic()
         if request.lacks_speech:
             self._retry_with_next_seed(call)
             return

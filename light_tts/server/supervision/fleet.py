@@ -17,8 +17,8 @@ from prometheus_client import multiprocess
 
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.channel import Outbox
+from light_tts.server.core.heartbeat import HeartbeatReader
 from light_tts.server.core.messages import StageInfo
-from light_tts.server.core.pulse import PulseReader
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.supervision import threads
 from light_tts.server.supervision.stage_process import StageProcess
@@ -41,7 +41,7 @@ class _StageRun:
     """An incarnation that has been started."""
 
     process: StageProcess
-    pulse: PulseReader
+    heartbeat: HeartbeatReader
 
 
 @dataclass
@@ -142,12 +142,12 @@ class Fleet:
             await asyncio.sleep(min(0.5, min(self._patience.values()) / 8))
 
     def _check_pulse(self, stage: _Stage, run: _StageRun) -> None:
-        info, silence = stage.info, run.pulse.silence()
+        info, silence = stage.info, run.heartbeat.silence()
         loaded = info.state in ("up", "silent")
         device = str(info.info.get("device", "cpu")).partition(":")[0]
         patience = self._patience[device] if loaded else LOADING_SILENCE
         if silence > patience:
-            jobs = ", ".join(run.pulse.in_work()) or "none"
+            jobs = ", ".join(run.heartbeat.in_work()) or "none"
             run.process.end(f"hung: no progress for {silence:.0f} s; active jobs: {jobs}")
         elif loaded and (silence > MISSED_BEATS * patience) != (info.state == "silent"):
             if info.state == "silent":
@@ -185,14 +185,14 @@ class Fleet:
             command += [f"--{name}", str(value)]
         log.info("loading %s", name_of(info))
         stage.started = time.monotonic()
-        pulse = PulseReader.create(self._run_dir.pulse(info.stage, info.index, info.incarnation))
+        heartbeat = HeartbeatReader.create(self._run_dir.heartbeat(info.stage, info.index, info.incarnation))
         started = StageProcess(
             command,
             self._environment,
             lambda line: self._log_line(f"{name_of(info)}: {line}"),
             lambda process: self._on_end(stage, process),
         )
-        stage.run = _StageRun(started, pulse)
+        stage.run = _StageRun(started, heartbeat)
         self._run_dir.register_process(started.pid)
         self._outbox.send(info.address, messages.Topology(stages=self.topology()))
 
@@ -206,8 +206,8 @@ class Fleet:
             self._all_up.set_exception(FleetStartFailed(f"{name} cannot start: {reason}"))
             return
         log.error("%s ended: %s", name, reason)
-        in_work, worked = stage.run.pulse.in_work(), stage.run.pulse.worked
-        stage.run.pulse.remove()
+        in_work, worked = stage.run.heartbeat.in_work(), stage.run.heartbeat.worked
+        stage.run.heartbeat.remove()
         stage.run = None
         self._outbox.forget(stage.info.address)
         useless = not in_work and not worked

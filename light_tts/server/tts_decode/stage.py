@@ -15,7 +15,7 @@ from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.first_chunk_lock import FirstChunkLock
 from light_tts.server.core.gone_workers import GoneWorkers
-from light_tts.server.core.pulse import INTERVAL, Pace
+from light_tts.server.core.heartbeat import INTERVAL, DurationBound
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.jobs import DecodeJob, SpokenPart, has_chunk, work_item
 from light_tts.server.tts_decode.voices import Voices
@@ -50,9 +50,9 @@ class DecodeStage:
         self._jobs: dict[str, DecodeJob] = {}
         self._ended = EndedJobs()  # ended early by an error or Abort
         self._gone = GoneWorkers()
-        # Chunks of a stream cost less than their length suggests, so they have a pace of their own.
-        self._paces = {masked: Pace(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
-        self._steps: dict[int, tuple[int, Pace, int]] = {}  # id of the batch -> step, pace, tokens
+        # Chunks of a stream cost less than their length suggests, so they have a bound of their own.
+        self._bounds = {masked: DurationBound(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
+        self._steps: dict[int, tuple[int, DurationBound, int]] = {}  # id of the batch -> step, bound, tokens
         self._metrics = metrics.StageMetrics(STAGE)
 
     def patience(self) -> float:
@@ -150,10 +150,10 @@ class DecodeStage:
         return [chunk for chunk in batch if not alone(chunk)]
 
     def _start(self, lane: Lane, batch: list[Waiting]) -> None:
-        pace, tokens = self._paces[batch[0].masked], sum(chunk.frames for chunk in batch)
-        step = self._ctx.pulse.begin([chunk.job for chunk in batch], pace.allowance(tokens))
+        bound, tokens = self._bounds[batch[0].masked], sum(chunk.frames for chunk in batch)
+        step = self._ctx.heartbeat.begin([chunk.job for chunk in batch], bound.allowance(tokens))
         tasks = [self._begin(self._jobs[chunk.job]) for chunk in batch]
-        self._steps[id(tasks)] = step, pace, tokens
+        self._steps[id(tasks)] = step, bound, tokens
         self._engine.start(lane, tasks)
 
     def _end_work(self) -> None:
@@ -162,9 +162,9 @@ class DecodeStage:
             self._policy.took(batch.seconds, len(batch.tasks))
             for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
                 self._hand_out(task.owner, outcome)
-            step, pace, tokens = self._steps.pop(id(batch.tasks))
-            self._ctx.pulse.end(step)
-            pace.observe(tokens, batch.seconds)
+            step, bound, tokens = self._steps.pop(id(batch.tasks))
+            self._ctx.heartbeat.end(step)
+            bound.observe(tokens, batch.seconds)
 
     def _describe(self, job: DecodeJob) -> Waiting:
         part = job.parts[0]

@@ -26,8 +26,8 @@ from light_tts.models.frontend.text_groups import MAX_GROUP
 from light_tts.models.frontend.text_stream import TextStream
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.gone_workers import GoneWorkers
+from light_tts.server.core.heartbeat import INTERVAL, DurationBound
 from light_tts.server.core.prompt_cache import CachedPrompt, SharedSpeechCache
-from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_encode.jobs import STAGE, EncodeJob, PromptGone, TextError
 
@@ -49,8 +49,8 @@ class EncodeStage:
         self._waiting: dict[str, EncodeJob] = {}  # not admitted yet, oldest first
         self._working: dict[str, EncodeJob] = {}  # admitted, Generate not sent yet
         self._gone = GoneWorkers()
-        self._text_pace = Pace(first=0.002, base=500.0)  # per character
-        self._prompt_pace = Pace(first=1.0, base=5.0)  # per second of a recording
+        self._text_bound = DurationBound(first=0.002, base=500.0)  # per character
+        self._prompt_bound = DurationBound(first=1.0, base=5.0)  # per second of a recording
         self._progressed: deque[EncodeJob] = deque()  # appended to by the pool's threads
         self._text_in_turn = ThreadPoolExecutor(1, thread_name_prefix=f"{STAGE}-text")
         self._closed = False
@@ -115,7 +115,7 @@ class EncodeStage:
         assert stream is not None
 
         def work() -> list[int]:
-            with self._ctx.pulse.step(job.name, self._text_pace, length):
+            with self._ctx.heartbeat.step(job.name, self._text_bound, length):
                 return encode(stream)
 
         piece = self._text_in_turn.submit(work)
@@ -186,7 +186,7 @@ class EncodeStage:
             len(samples), prompt.sample_rate, settings.min_prompt_seconds, settings.max_prompt_seconds
         )
         seconds = len(samples) / prompt.sample_rate
-        with self._ctx.pulse.step(request.job, self._prompt_pace, seconds):
+        with self._ctx.heartbeat.step(request.job, self._prompt_bound, seconds):
             features = self._frontend.features(samples, prompt.sample_rate)
         if not len(features.speech_token):
             raise AudioError("the audio is too short for speech tokens")
@@ -194,7 +194,7 @@ class EncodeStage:
 
     def _encode_texts(self, job: EncodeJob) -> tuple[list[list[int]], PromptText]:
         length = len(job.request.text) + len(job.request.prompt.text)
-        with self._ctx.pulse.step(job.name, self._text_pace, length):
+        with self._ctx.heartbeat.step(job.name, self._text_bound, length):
             return self._split_text(job)
 
     def _split_text(self, job: EncodeJob) -> tuple[list[list[int]], PromptText]:

@@ -16,8 +16,8 @@ from light_tts.engine.llm.sequence import Sequence, SequenceError
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.gone_workers import GoneWorkers
+from light_tts.server.core.heartbeat import INTERVAL, DurationBound
 from light_tts.server.core.messages import Generate
-from light_tts.server.core.pulse import INTERVAL, Pace
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
 from light_tts.server.tts_llm.jobs import LLMJob, Speaking
@@ -60,7 +60,7 @@ class LLMStage:
         self._busy_since = 0.0  # time of the last count while launches are in progress
         # step, number of tokens and start time of each
         self._launches: deque[tuple[int, int, float]] = deque()
-        self._step_pace = Pace(0.0 if self.device.startswith("cuda") else SLOW_CPU)
+        self._step_bound = DurationBound(0.0 if self.device.startswith("cuda") else SLOW_CPU)
         self._turn_number = 0  # counts steps while some jobs must run alone
         self._scheduler = Scheduler(
             Limits(
@@ -245,16 +245,16 @@ class LLMStage:
         if not self._engine.in_flight:
             self._busy_since = time.monotonic()
         tokens = sum(tokens for _, tokens in work)
-        allowance = self._step_pace.allowance(tokens)
-        step = self._ctx.pulse.begin([sequence.job for sequence, _ in work], allowance)
-        self._ctx.pulse.tick(allowance)
+        allowance = self._step_bound.allowance(tokens)
+        step = self._ctx.heartbeat.begin([sequence.job for sequence, _ in work], allowance)
+        self._ctx.heartbeat.tick(allowance)
         begun = time.monotonic()
         try:
             self._engine.launch(work)
             self._launches.append((step, tokens, begun))
         except Exception:
             self._engine.check_device()
-            self._ctx.pulse.end(step)
+            self._ctx.heartbeat.end(step)
             while self._engine.in_flight:
                 self._collect()
             again = self._engine.restart(work)
@@ -270,8 +270,8 @@ class LLMStage:
         """Process the results of the oldest launch."""
         taken, steps = self._engine.collect()
         step, tokens, begun = self._launches.popleft()
-        self._ctx.pulse.end(step)
-        self._step_pace.observe(tokens, time.monotonic() - begun)
+        self._ctx.heartbeat.end(step)
+        self._step_bound.observe(tokens, time.monotonic() - begun)
         for sequence, _ in taken:
             self._hand_out(self._speaking(sequence))
         now = time.monotonic()

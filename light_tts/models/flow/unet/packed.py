@@ -30,7 +30,7 @@ from light_tts.models.flow.unet.estimator import (
     TransformerBlock,
     sinusoids,
 )
-from light_tts.models.flow.unet.kept import COPIES, Kept
+from light_tts.models.flow.unet.page_store import COPIES, PageStore
 from light_tts.models.flow.unet.rows import Buffers, PackedRun, Rows
 
 
@@ -87,7 +87,7 @@ class Resnet:
             between,
             first.norm,
             Shift(self.shift, rows.step),
-            kept=run.edges(),
+            cached=run.edges(),
         )
         side = Residual(x, self.side.weight[0], self.side.bias)
         return packed_conv(
@@ -100,7 +100,7 @@ class Resnet:
             residual=side,
             normal=rows.buffers.normal,
             eps=eps,
-            kept=run.edges(),
+            cached=run.edges(),
         )
 
 
@@ -218,7 +218,7 @@ class PackedEstimator:
         a, b, between = rows.buffers.hidden
 
         def conv(x: Tensor, conv: Conv, out: Tensor, norm: Norm | None = None) -> Tensor:
-            return packed_conv(x, conv.weight, conv.bias, rows.position, out, norm, kept=run.edges())
+            return packed_conv(x, conv.weight, conv.bias, rows.position, out, norm, cached=run.edges())
 
         x = self._down(run, rows.buffers.inputs, between, skip)
         x, other = conv(x, self._down_conv, a), b
@@ -242,14 +242,14 @@ class PackedEstimator:
         )
         rows.step.add_(1)
 
-    def keep(self, room: int, frames: int) -> Kept:
+    def keep(self, room: int, frames: int) -> PageStore:
         """Return a memory of `room` bytes for pages of `frames` frames. Raises TooLittleMemory."""
         stages = [self._down, *self._mid, self._up]
         convs = [conv for stage in stages for conv in (stage.resnet.first.conv, stage.resnet.second.conv)]
         convs = [*convs[:2], self._down_conv, *convs[2:], self._up_conv, self._final.conv]
         inputs = [conv.weight.shape[1] for conv in convs]
         layers = sum(len(stage.blocks) for stage in stages)
-        return Kept(room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device)
+        return PageStore(room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device)
 
     def allocate(self, rows: int) -> Buffers:
         """Return buffers for `rows` frames."""

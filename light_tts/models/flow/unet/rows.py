@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.kernels.flow.packed_attention import BLOCK_ENTRIES, KeptKeys
-from light_tts.kernels.flow.packed_conv import KeptEdges
-from light_tts.models.flow.unet.kept import COPIES, Kept
+from light_tts.kernels.flow.packed_attention import BLOCK_ENTRIES, CachedKeys
+from light_tts.kernels.flow.packed_conv import CachedEdges
+from light_tts.models.flow.unet.page_store import COPIES, PageStore
 
 ALIGNMENT = 4  # int32 values: 16 bytes
 
@@ -20,8 +20,8 @@ Table = Tensor | np.ndarray
 
 class Parts(NamedTuple):
     """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; blocks: see
-    `attention_blocks`; before, keep: (2 rows,), see KeptEdges; pages: see KeptKeys. The last three are empty
-    if nothing is cached."""
+    `attention_blocks`; before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three are
+    empty if nothing is cached."""
 
     step: Any
     position: Any
@@ -67,15 +67,20 @@ class Rows:
     single copy updates them."""
 
     def __init__(
-        self, buffers: Buffers, blocks: int, block_rows: int, kept: Kept | None = None, pages: int = 0
+        self,
+        buffers: Buffers,
+        blocks: int,
+        block_rows: int,
+        page_store: PageStore | None = None,
+        pages: int = 0,
     ) -> None:
         """`blocks`: maximum number of attention blocks, of `block_rows` queries each; `pages`: maximum number
-        over all sequences; `kept`: the cache, None: no caching. All rows start unused."""
+        over all sequences; `page_store`: the cache, None: no caching. All rows start unused."""
         self.buffers = buffers
         self.block_rows = block_rows
-        self.kept = kept
+        self.page_store = page_store
         both = COPIES * self.size
-        per_row = 0 if kept is None else both
+        per_row = 0 if page_store is None else both
         self._sizes = [1, both, BLOCK_ENTRIES * blocks, per_row, per_row, pages]
         aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes]
         self._starts = np.cumsum([0, *aligned]).tolist()
@@ -114,13 +119,13 @@ class PackedRun:
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
-        self._edges = iter(rows.kept.edges if rows.kept else ())
-        self._layers = iter(rows.kept.layers if rows.kept else ())
+        self._edges = iter(rows.page_store.edges if rows.page_store else ())
+        self._layers = iter(rows.page_store.layers if rows.page_store else ())
 
-    def edges(self) -> KeptEdges | None:
+    def edges(self) -> CachedEdges | None:
         rows, store = self.rows, next(self._edges, None)
-        return None if store is None else KeptEdges(store, rows.before, rows.keep, rows.step)
+        return None if store is None else CachedEdges(store, rows.before, rows.keep, rows.step)
 
-    def keys(self) -> KeptKeys | None:
+    def keys(self) -> CachedKeys | None:
         store = next(self._layers, None)
-        return None if store is None else KeptKeys(store, self.rows.pages, self.rows.step)
+        return None if store is None else CachedKeys(store, self.rows.pages, self.rows.step)

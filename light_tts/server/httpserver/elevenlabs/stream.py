@@ -22,7 +22,7 @@ from light_tts.server.httpserver.elevenlabs.timestamps import LiveAlignment
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_SEED, parse, random_seed
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
-from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
+from light_tts.server.httpserver.live import Live, SpokenUtterance, Utterance, UtteranceSettings
 from light_tts.server.httpserver.sound import SoundOut
 from light_tts.server.httpserver.surface import explained
 from light_tts.server.httpserver.wanted_voice import wanted_voice
@@ -70,9 +70,9 @@ class Context:
     """One conversation; receives the events of its own speech. `name` is None if the messages have no
     context_id."""
 
-    def __init__(self, session: InputSession, name: str | None, manner: Manner) -> None:
+    def __init__(self, session: InputSession, name: str | None, settings: UtteranceSettings) -> None:
         self.name = name
-        self.live = Live(session.manager, session.route, manner, self)
+        self.live = Live(session.manager, session.route, settings, self)
         self.closed = False
         self._socket = session.socket
         self._alignment = LiveAlignment()
@@ -133,8 +133,8 @@ class InputSession:
         await self.socket.websocket.accept()
         try:
             async with explained(self.socket, self._explain):
-                manner = await self._manner()
-                await self._listen(manner)
+                settings = await self._utterance_settings()
+                await self._listen(settings)
                 await self.socket.close()
         finally:
             for context in self._contexts.values():
@@ -143,7 +143,7 @@ class InputSession:
     async def _explain(self, error: RequestError) -> None:
         await self.socket.send(error_message(error))
 
-    async def _manner(self) -> Manner:
+    async def _utterance_settings(self) -> UtteranceSettings:
         sound = wishes(self._output_format, None)
         SoundOut(sound, self.manager.sample_rate)  # raises for an unsupported format
         seed = self._seed
@@ -152,9 +152,9 @@ class InputSession:
         word_times = self.manager.knows_word_times(0)
         options = SpeechOptions(seed=random_seed() if seed is None else int(seed), word_times=word_times)
         prompt = await wanted_voice(self._state, await known_voice(self._state, self._voice_id))
-        return Manner(0, prompt, options, seed is not None, sound)
+        return UtteranceSettings(0, prompt, options, seed is not None, sound)
 
-    async def _listen(self, manner: Manner) -> None:
+    async def _listen(self, settings: UtteranceSettings) -> None:
         """Receive messages until the client is done and all its text has been spoken."""
         while True:
             message = await self._receive()
@@ -163,7 +163,7 @@ class InputSession:
                     context.close()
             else:
                 try:
-                    self._take(message, manner)
+                    self._take(message, settings)
                 except RequestError as error:
                     if not self._several:
                         raise
@@ -193,7 +193,7 @@ class InputSession:
                 if not any(context.live.busy for context in self._contexts.values()):
                     raise
 
-    def _take(self, message: InputMessage, manner: Manner) -> None:
+    def _take(self, message: InputMessage, settings: UtteranceSettings) -> None:
         name = message.context if self._several else None
         context = self._contexts.get(name)
         if context is not None and context.speaking.done():
@@ -205,12 +205,12 @@ class InputSession:
         if context is None:
             if not message.text:  # keep-alive message
                 return
-            context = self._open(name, manner)
+            context = self._open(name, settings)
         if message.voice_settings is not None:
             sound = wishes(self._output_format, message.voice_settings)
             known = sound.max_pause is None and self.manager.knows_word_times(0)  # else pauses move the words
-            options = msgspec.structs.replace(context.live.manner.options, word_times=known)
-            context.live.manner = replace(context.live.manner, wishes=sound, options=options)
+            options = msgspec.structs.replace(context.live.settings.options, word_times=known)
+            context.live.settings = replace(context.live.settings, wishes=sound, options=options)
         if message.text and not context.closed:
             context.live.append(message.text)
         if message.close_context or (not self._several and message.text == ""):
@@ -218,12 +218,12 @@ class InputSession:
         elif message.flush and context.live.open:
             context.live.flush()
 
-    def _open(self, name: str | None, manner: Manner) -> Context:
+    def _open(self, name: str | None, settings: UtteranceSettings) -> Context:
         for old in [old for old, context in self._contexts.items() if context.speaking.done()]:
             del self._contexts[old]
         if len(self._contexts) >= MAX_CONTEXTS:
             raise RequestError(400, f"{MAX_CONTEXTS} contexts are already open; close one with close_context")
         if name is not None and len(name) > 128:
             raise RequestError(400, "context_id is longer than 128 characters")
-        context = self._contexts[name] = Context(self, name, manner)
+        context = self._contexts[name] = Context(self, name, settings)
         return context

@@ -19,7 +19,7 @@ from light_tts.server.httpserver.captions import Word, as_dicts
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
-from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
+from light_tts.server.httpserver.live import Live, SpokenUtterance, Utterance, UtteranceSettings
 from light_tts.server.httpserver.live_words import check_word_times
 from light_tts.server.httpserver.openai.fields import SpokenSpeech
 from light_tts.server.httpserver.sound import Format, SoundOut, SoundWishes
@@ -70,13 +70,13 @@ class SpeechSession:
             if live is not None:
                 live.abandon()
 
-    async def _opening(self) -> Manner:
+    async def _opening(self) -> UtteranceSettings:
         message = await self._socket.receive()
         if message.get("type") != "session.config":
             raise RequestError(400, "the first message must be session.config")
-        return await self._manner(message)
+        return await self._utterance_settings(message)
 
-    async def _manner(self, message: dict[str, Any]) -> Manner:
+    async def _utterance_settings(self, message: dict[str, Any]) -> UtteranceSettings:
         config = parse(SessionConfig, message)
         options = speech_options(config, self._manager.settings.max_part_tokens, random_seed())
         wishes = SoundWishes(
@@ -96,7 +96,7 @@ class SpeechSession:
         prompt = await wanted_voice(
             self._state, config.voice, config.ref_audio, config.ref_text, config.instructions
         )
-        return Manner(style, prompt, options, config.seed is not None, wishes)
+        return UtteranceSettings(style, prompt, options, config.seed is not None, wishes)
 
     async def _listen(self, live: Live) -> None:
         """Receive messages until the connection ends; after session.close, wait for that."""
@@ -120,7 +120,7 @@ class SpeechSession:
                     raise RequestError(
                         400, "session.config is not allowed before the input.done of the current text"
                     )
-                live.manner = await self._manner(message)
+                live.settings = await self._utterance_settings(message)
             case "input.text" if isinstance(message.get("text"), str):
                 live.append(message["text"])
             case "input.text":

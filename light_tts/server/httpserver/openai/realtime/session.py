@@ -19,7 +19,7 @@ from light_tts.server.httpserver.captions import Word
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import check_text, parse, random_seed, speech_options
 from light_tts.server.httpserver.json_socket import JsonSocket, Silence, until_first
-from light_tts.server.httpserver.live import Live, Manner, SpokenUtterance, Utterance
+from light_tts.server.httpserver.live import Live, SpokenUtterance, Utterance, UtteranceSettings
 from light_tts.server.httpserver.openai.errors import error_body
 from light_tts.server.httpserver.openai.realtime import beta
 from light_tts.server.httpserver.openai.realtime.conversation import (
@@ -68,21 +68,22 @@ class RealtimeSession:
         await self._socket.websocket.accept("realtime" if "realtime" in self._protocols else None)
         try:
             async with explained(self._socket, self._complain):
-                self._live = live = Live(self._manager, ROUTE, await self._manner(self._fields), self)
+                settings = await self._utterance_settings(self._fields)
+                self._live = live = Live(self._manager, ROUTE, settings, self)
                 await self._send("session.created", session=self._session())
                 await until_first(create_task(self._listen(live)), create_task(live.run()))
         finally:
             if self._live is not None:
                 self._live.abandon()
 
-    async def _manner(self, fields: SessionFields) -> Manner:
+    async def _utterance_settings(self, fields: SessionFields) -> UtteranceSettings:
         # Clients of OpenAI name a conversational model; it stands for the default style.
         style = 0 if "realtime" in self._model else self._state.names.style(self._model)
         options = speech_options(fields, self._manager.settings.max_part_tokens, random_seed())
         options = msgspec.structs.replace(options, report=True)  # for the usage
         SoundOut(fields.wishes, self._manager.sample_rate)  # raises for an unsupported format
         prompt = await wanted_voice(self._state, fields.voice)
-        return Manner(style, prompt, options, fields.seed is not None, fields.wishes)
+        return UtteranceSettings(style, prompt, options, fields.seed is not None, fields.wishes)
 
     def _session(self) -> dict[str, Any]:
         return {
@@ -116,7 +117,7 @@ class RealtimeSession:
         match message.get("type"):
             case "session.update":
                 fields = self._fields.updated(parse(SessionFields, message.get("session")))
-                live.manner = await self._manner(fields)
+                live.settings = await self._utterance_settings(fields)
                 self._fields = fields
                 await self._send("session.updated", session=self._session())
             case "conversation.item.create":
@@ -149,11 +150,11 @@ class RealtimeSession:
         if len(self._responses) >= MAX_RESPONSES:
             raise RequestError(400, f"{MAX_RESPONSES} responses are waiting already")
         text = self._text(fields)
-        spoken_as, manner = self._fields, live.manner
+        spoken_as, settings = self._fields, live.settings
         if fields.differs:
             spoken_as = self._fields.updated(fields)
-            manner = await self._manner(spoken_as)
-        utterance = live.say(text, manner)
+            settings = await self._utterance_settings(spoken_as)
+        utterance = live.say(text, settings)
         conversation = None if fields.conversation == "none" else self._conversation.id
         response = Response(utterance, spoken_as, conversation, fields.metadata)
         self._responses[utterance] = response

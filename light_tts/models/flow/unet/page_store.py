@@ -15,7 +15,7 @@ class TooLittleMemory(Exception):
     """The memory for pages is too small or not available."""
 
 
-class Kept:
+class PageStore:
     """As many pages as fit in `room` bytes, at least one. A page holds, for all Euler steps, the keys and
     values of `frames` frames in each attention layer, and the last EDGE inputs of each convolution.
 

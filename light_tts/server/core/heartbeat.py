@@ -20,12 +20,12 @@ ROUND_SECONDS = 2.0  # longest iteration of the main loop, not counting steps
 LOADING_SECONDS = 1800.0  # longest start, including kernel compilation
 
 _NAMES = 1 << 15  # bytes per buffer of job names; there are two buffers
-# indices of 64-bit words (see PulseReader); header size in bytes
-_WELL_UNTIL, _PLACE, _WORKED, _HEADER = 0, 1, 2, 24
+# indices of 64-bit words (see HeartbeatReader); header size in bytes
+_WELL_UNTIL, _ACTIVE, _WORKED, _HEADER = 0, 1, 2, 24
 
 
-class Pulse:
-    """The stage's side. A thread writes a heartbeat twice a second: the current time, or the earliest
+class Heartbeat:
+    """Writes the heartbeat of this process. Twice a second a thread writes the current time, or the earliest
     deadline that has passed, be it of a running step or of the main loop. Thread-safe.
 
     `path`: None if nobody reads it.
@@ -39,7 +39,7 @@ class Pulse:
         self._steps: dict[int, tuple[tuple[str, ...], float]] = {}
         self._count = 0
         if path is not None:
-            threading.Thread(target=self._run, name="pulse", daemon=True).start()
+            threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def tick(self, step_seconds: float = 0.0) -> None:
         """Record an iteration of the main loop; the next one may take `step_seconds` longer than one without
@@ -61,12 +61,13 @@ class Pulse:
             self._write_names()
 
     @contextlib.contextmanager
-    def step(self, job: str, pace: Pace, work: float) -> Iterator[None]:
-        """Context manager for a step on one job that takes as long as `work` does at this pace."""
-        number, begun = self.begin([job], pace.allowance(work)), time.monotonic()
+    def step(self, job: str, bound: DurationBound, work: float) -> Iterator[None]:
+        """Context manager for a step on one job. It may take `bound.allowance(work)`; its duration updates
+        the bound."""
+        number, begun = self.begin([job], bound.allowance(work)), time.monotonic()
         try:
             yield
-            pace.observe(work, time.monotonic() - begun)
+            bound.observe(work, time.monotonic() - begun)
         finally:
             self.end(number)
 
@@ -85,14 +86,14 @@ class Pulse:
         text = "\n".join(jobs).encode()
         if len(text) > _NAMES - 8:
             text = text[: text.rindex(b"\n", 0, _NAMES - 8)]
-        place = 1 - self._words[_PLACE]
-        start = _HEADER + place * _NAMES
+        inactive = 1 - self._words[_ACTIVE]
+        start = _HEADER + inactive * _NAMES
         self._map[start : start + 8 + len(text)] = len(text).to_bytes(8, "little") + text
-        self._words[_PLACE] = place
+        self._words[_ACTIVE] = inactive
 
 
-class PulseReader:
-    """The reader's side. Header words: time until which the process was healthy (nanoseconds of the monotonic
+class HeartbeatReader:
+    """Reads a heartbeat. Header words: time until which the process was healthy (nanoseconds of the monotonic
     clock), index of the active name buffer, whether any step has finished."""
 
     def __init__(self, path: Path) -> None:
@@ -101,7 +102,7 @@ class PulseReader:
         self._words = memoryview(self._map)[:_HEADER].cast("Q")
 
     @classmethod
-    def create(cls, path: Path) -> PulseReader:
+    def create(cls, path: Path) -> HeartbeatReader:
         """Create the heartbeat of a process that is about to start, healthy as of now."""
         reader = cls(path)
         reader._words[_WELL_UNTIL] = time.monotonic_ns()
@@ -118,7 +119,7 @@ class PulseReader:
 
     def in_work(self) -> list[str]:
         """Return the jobs that the process is working on, or was when it ended."""
-        start = _HEADER + self._words[_PLACE] * _NAMES
+        start = _HEADER + self._words[_ACTIVE] * _NAMES
         length = int.from_bytes(self._map[start : start + 8], "little")
         return self._map[start + 8 : start + 8 + length].decode().split("\n") if length else []
 
@@ -129,7 +130,7 @@ class PulseReader:
         self._path.unlink(missing_ok=True)
 
 
-class Pace:
+class DurationBound:
     """Upper bound on the duration of one kind of work, learned from measured durations. Work may have any
     unit; `base`: fixed cost of every step in that unit; `first`: initial estimate in seconds per unit."""
 
