@@ -14,9 +14,11 @@ from typing import Any
 from light_tts.cli import machine
 from light_tts.cli.client import Problem
 from light_tts.cli.findings import Findings
+from light_tts.cli.measures import measure
 from light_tts.server.core.default_checkpoint import default_checkpoint
 from light_tts.server.core.settings import Settings, SettingsError
 from light_tts.server.core.styles import STYLE_FILE, StyleError, load_styles
+from light_tts.tools.arguments import parse_count
 
 FILES = (
     "cosyvoice2.yaml",
@@ -27,6 +29,7 @@ FILES = (
     "CosyVoice-BlankEN",
 )
 SPEAKERS = "spk2info.pt"
+SENTENCES = 10  # spoken by --measure
 
 
 def add_parser(commands: Any) -> None:
@@ -39,7 +42,17 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "directory", metavar="DIR", nargs="?", help="default: the voice that comes with Light-TTS"
     )
-    parser.add_argument("--quick", action="store_true", help="only check that the files exist")
+    depth = parser.add_mutually_exclusive_group()
+    depth.add_argument("--quick", action="store_true", help="only check that the files exist")
+    depth.add_argument(
+        "--measure",
+        metavar="N",
+        nargs="?",
+        type=parse_count,
+        const=SENTENCES,
+        help="also compare the flow with the graph exported beside it, and score N spoken sentences "
+        "(default: %(const)s) if the extra [evaluate] is installed",
+    )
     parser.add_argument("--host", default=Settings().host, help="address to check (default: %(default)s)")
     parser.add_argument(
         "--port", type=int, default=Settings().port, help="port to check (default: %(default)s)"
@@ -60,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     findings.heading(f"Checkpoint {directory}")
     if _files(findings, directory) and not args.quick:
         _load(findings, directory)
+        if args.measure and not findings.bad:
+            measure(findings, directory, args.measure)
     print()
     if findings.bad:
         print(f"A server will not start: {', '.join(findings.bad)}.")

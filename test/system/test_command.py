@@ -187,7 +187,10 @@ def test_a_checkpoint_is_checked(tmp_path):
     directory = tmp_path / "checkpoint"
     shutil.copytree(CHECKPOINT, directory)
     port = str(free_port())
-    assert "A server will start" in run("check", directory, "--port", port).stdout
+    found = run("check", directory, "--port", port, "--measure", "1").stdout
+    assert "A server will start" in found
+    assert "largest difference from flow.decoder.estimator.fp32.onnx" in found
+    assert "speech, wer" in found  # measured, or how to install what measures it
     (directory / "flow.pt").write_bytes((directory / "flow.pt").read_bytes()[:1000])
     done = run("check", directory, "--port", port, code=1)
     assert "A server will not start: flow." in done.stdout and str(directory / "flow.pt") in done.stdout
