@@ -6,7 +6,6 @@ python scripts/api_reference.py --write    put it into docs/api.md between its t
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +15,9 @@ from light_tts.server.api_http import create_app
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.httpserver.openapi import ERRORS
+from light_tts.tools.generated_section import GeneratedSection
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "api.md"
-BEGIN, END = "<!-- reference: written by scripts/api_reference.py -->\n", "<!-- end of reference -->"
 SHARED = "Fields of every speech request"
 VALIDATION = "#/components/schemas/HTTPValidationError"  # FastAPI's, for paths that are any text here
 
@@ -47,7 +45,7 @@ def body(operation: Schema) -> Schema | None:
 
 
 def statuses(operation: Schema) -> str:
-    """Of errors."""
+    """Return the error statuses of a route, separated by commas."""
     return ", ".join(
         status
         for status, answer in operation["responses"].items()
@@ -129,22 +127,13 @@ def reference() -> str:
     return "\n".join(lines) + "\n"
 
 
-def reference_in(page: str) -> str:
-    """Return what a page has between the markers. Raises ValueError if they are missing."""
-    _, begin, rest = page.partition(BEGIN)
-    found, end, _ = rest.partition(END)
-    if not (begin and end):
-        raise ValueError("no reference between its markers")
-    return found
-
-
-def main() -> None:
-    if sys.argv[1:] == ["--write"]:
-        page = PAGE.read_text("utf-8")
-        PAGE.write_text(page.replace(BEGIN + reference_in(page) + END, BEGIN + reference() + END), "utf-8")
-    else:
-        print(reference(), end="")
+SECTION = GeneratedSection(
+    page=ROOT / "docs" / "api.md",
+    begin="<!-- reference: written by scripts/api_reference.py -->\n",
+    end="<!-- end of reference -->",
+    make=reference,
+)
 
 
 if __name__ == "__main__":
-    main()
+    SECTION.main()

@@ -6,17 +6,13 @@ python scripts/flags_table.py --write    write it to docs/flags.md between its t
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import msgspec
 
 from light_tts.server.core.settings import Settings
-
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
-BEGIN, END = "<!-- flags: written by scripts/flags_table.py -->\n", "<!-- end of flags -->"
+from light_tts.tools.generated_section import GeneratedSection
 
 
 def description(hint: Any) -> str:
@@ -42,21 +38,13 @@ def flags_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_in(page: str) -> str:
-    """Return the table of a page between the markers. Raises ValueError if there is none."""
-    found = re.search(re.escape(BEGIN) + "(.*)" + re.escape(END), page, re.DOTALL)
-    if found is None:
-        raise ValueError("no table of flags between its markers")
-    return found[1]
-
-
-def main() -> None:
-    if sys.argv[1:] == ["--write"]:
-        page = PAGE.read_text("utf-8")
-        PAGE.write_text(page.replace(BEGIN + table_in(page) + END, BEGIN + flags_table() + END), "utf-8")
-    else:
-        print(flags_table(), end="")
+SECTION = GeneratedSection(
+    page=Path(__file__).resolve().parent.parent / "docs" / "flags.md",
+    begin="<!-- flags: written by scripts/flags_table.py -->\n",
+    end="<!-- end of flags -->",
+    make=flags_table,
+)
 
 
 if __name__ == "__main__":
-    main()
+    SECTION.main()

@@ -25,7 +25,7 @@ _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio; prevents zeros from mixing to zero
 
 
 class Purpose(IntEnum):
-    """What numbers are drawn for; each purpose has its own streams."""
+    """The purpose of random numbers; each has streams of its own."""
 
     NUCLEUS = 1
     FALLBACK = 2

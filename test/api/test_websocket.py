@@ -27,7 +27,7 @@ OURS = "/inference_bistream"
 
 
 class Talk:
-    """What was received on one WebSocket: audio, errors, the close."""
+    """The audio, errors and close received on one WebSocket."""
 
     def __init__(self) -> None:
         self.audio = bytearray()

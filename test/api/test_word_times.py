@@ -30,7 +30,7 @@ def http():
 
 
 def conversation(http: httpx.Client, path: str, *messages: dict) -> Iterator[dict | bytes]:
-    """What the server answers until it closes the connection."""
+    """Yield the server's messages until it closes the connection."""
     address = str(http.base_url.join(path)).replace("http", "ws", 1)
     with connect(address, max_size=None) as socket:
         for message in messages:

@@ -1,4 +1,4 @@
-"""What the attention says of a text that was not read once from its beginning to its end."""
+"""Skipped and repeated words are detected from the attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the packed flow keeps of streams and voices saves frames and changes the mel within rounding. On a
+"""The packed flow's memory of streams and voices saves frames and changes the mel only by rounding. On a
 machine without a GPU the references stand in for the kernels, as in test_packed_flow.py."""
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def test_a_chunk_costs_its_own_frames_and_a_known_voice_nothing(flow):
 
 
 def test_sixteen_streams_at_once_are_each_as_alone(flow):
-    """Of four voices and different lengths, with last chunks that see all, and too few pages for all."""
+    """Four voices, different lengths, some last chunks with full attention, and too few pages."""
     remembering, memory = model(flow, 20)
     voices = [Voice(flow, number, 20 + 15 * number) for number in range(4)]
     streams = [Stream(flow, voices[n % 4], n, 30 + 4 * n) for n in range(16)]

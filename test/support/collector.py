@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from support.http_thread import serving
 
 
 class Collector(ThreadingHTTPServer):
@@ -48,8 +49,7 @@ class _Traces(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def collector() -> Iterator[Collector]:
-    with Collector(("127.0.0.1", 0), _Traces) as server:
-        server.spans = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = Collector(("127.0.0.1", 0), _Traces)
+    server.spans = []
+    with serving(server):
         yield server
-        server.shutdown()

@@ -50,7 +50,7 @@ class Cluster:
         subprocess.run(command, check=True, capture_output=True, timeout=SECONDS, env=WITHOUT_TOKENS)
 
     def status(self) -> tuple[str, int]:
-        """Of the application: its status in Serve's words, and how many replicas run."""
+        """Return the application's status as Serve reports it, and the number of running replicas."""
         answer = httpx.get(f"{self.dashboard}/api/serve/applications/", timeout=30).raise_for_status().json()
         application = answer["applications"].get("light-tts", {})
         found = [item for one in application.get("deployments", {}).values() for item in one["replicas"]]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from support.http_thread import serving
 from support.server_process import PROMPT_WAV
 
 
@@ -42,8 +42,7 @@ class _Answers(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def recording_server() -> Iterator[ThreadingHTTPServer]:
     """It has `asked`, the (path, Host) of each request."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
-        server.asked = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    server.asked = []
+    with serving(server):
         yield server
-        server.shutdown()

@@ -38,7 +38,7 @@ def fronts(server: Server) -> list[psutil.Process]:
 
 
 def urls(server: Server) -> list[str]:
-    """Of the servers themselves: the port is the last flag that a replica gives."""
+    """Return the URLs of the replicas' own servers; the port is the last flag that a replica passes."""
     return [f"http://127.0.0.1:{front.cmdline()[-1]}" for front in fronts(server)]
 
 

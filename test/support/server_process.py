@@ -59,7 +59,7 @@ class Server:
 
     @property
     def output(self) -> str:
-        """What the command has printed so far."""
+        """The output of the command so far."""
         return (self.directory / "output.log").read_text(errors="replace")
 
     @property

@@ -1,4 +1,4 @@
-"""What is in a sound file of any format."""
+"""Decodes sound files of any format."""
 
 from __future__ import annotations
 

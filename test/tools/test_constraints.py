@@ -58,7 +58,7 @@ def test_every_extra_is_pinned_but_the_one_that_wants_other_releases():
 
 
 def installed(requirements: list[Requirement]) -> Iterator[metadata.Distribution]:
-    """What these need, directly or not."""
+    """Yield the installed distributions of these requirements and of their dependencies."""
     waiting, seen = list(requirements), set()
     while waiting:
         requirement = waiting.pop()

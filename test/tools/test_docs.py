@@ -11,8 +11,8 @@ import pytest
 from support.server_process import PROMPT_TEXT, PROMPT_WAV
 
 from light_tts.server import api_cli
-from scripts.api_reference import reference, reference_in
-from scripts.flags_table import flags_table, table_in
+from scripts.api_reference import SECTION as REFERENCE
+from scripts.flags_table import SECTION as FLAGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,26 +22,22 @@ def flags_and_defaults(table: str) -> list[list[str]]:
 
 
 def test_the_page_of_flags_has_those_of_this_version():
-    assert table_in((ROOT / "docs" / "flags.md").read_text("utf-8")) == flags_table(), (
-        "run: python scripts/flags_table.py --write"
-    )
+    assert FLAGS.read() == FLAGS.make(), "run: python scripts/flags_table.py --write"
 
 
 def test_the_reference_of_the_api_is_that_of_this_version():
-    assert reference_in((ROOT / "docs" / "api.md").read_text("utf-8")) == reference(), (
-        "run: python scripts/api_reference.py --write"
-    )
+    assert REFERENCE.read() == REFERENCE.make(), "run: python scripts/api_reference.py --write"
 
 
 def test_every_route_and_field_of_the_reference_has_a_meaning():
-    rows = [line.split(" | ") for line in reference().splitlines() if line.startswith("| `")]
+    rows = [line.split(" | ") for line in REFERENCE.make().splitlines() if line.startswith("| `")]
     assert len(rows) > 60
     assert [row for row in rows if not row[1 if "/" in row[0] else -1].strip(" |")] == []
 
 
 def test_the_chinese_page_has_the_same_flags_and_defaults():
-    chinese = table_in((ROOT / "docs" / "zh" / "flags.md").read_text("utf-8"))
-    assert flags_and_defaults(chinese) == flags_and_defaults(flags_table())
+    chinese = FLAGS.read(ROOT / "docs" / "zh" / "flags.md")
+    assert flags_and_defaults(chinese) == flags_and_defaults(FLAGS.make())
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,8 @@ DISTINCT = {
 
 
 def prompts(known: Mapping[str, Speaker]) -> Iterator[tuple[Speaker, str]]:
-    """Who is recorded and what they say, in English. known: speakers that are held out, by name."""
+    """Yield each prompt recording: its speaker and its English text. known: held-out
+    speakers by name."""
     for name, text in PROMPTS.items():
         yield known[name], text
     for name, text in distinct().items():

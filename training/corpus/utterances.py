@@ -1,4 +1,4 @@
-"""Who speaks what: the training data before it is spoken.
+"""Writes the list of training utterances: texts and their speakers.
 
     python -m training.corpus.utterances [--hours 20] [--seed 0] [--languages en zh] [--work build/train_mini]
 

@@ -35,7 +35,7 @@ MISHEARD, WRONG = 0.4, 0.08
 
 
 class Choice(NamedTuple):
-    """What the items of a batch are made of, (batch,) int64 each. first, second: the first token of either
+    """The sources of the items of a batch, (batch,) int64 each. first, second: the first token of either
     part, of all tokens; first_size, second_size: tokens; known: tokens whose mel is given; embedding: row of
     the table; complete: 0 where the second recording goes on after the row; streaming: 1 for attention in
     chunks."""

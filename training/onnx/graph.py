@@ -29,7 +29,8 @@ class OnnxNode:
 
 @dataclass(frozen=True)
 class Match:
-    """What the variables stand for, and the node of each operator (of several with one name: any of them)."""
+    """The names that the variables stand for, and the node of each operator (of several with
+    one name: any of them)."""
 
     names: dict[str, str] = field(default_factory=dict)
     nodes: dict[str, OnnxNode] = field(default_factory=dict)

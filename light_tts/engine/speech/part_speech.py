@@ -37,8 +37,8 @@ class ChunkRules:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What the client has received of a part: the LLM outputs its audio was made from, and the number of
-    samples."""
+    """The audio of a part that the client has received: the LLM outputs it was made from, and the
+    number of samples."""
 
     tokens: Sequence[int] = ()
     samples: int = 0

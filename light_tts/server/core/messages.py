@@ -92,8 +92,8 @@ class PromptRef(MessagePart, frozen=True):
 
 
 class PartProgress(MessagePart, frozen=True):
-    """What has already been delivered to the client of one part: the tokens its audio was made from, and the
-    number of samples.
+    """The audio of a part that the client has received: the tokens it was made from, and the number of
+    samples.
 
     `tokens` are the LLM's outputs in order, bistream fill ids included, so that the LLM's state can be
     restored exactly.

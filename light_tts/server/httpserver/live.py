@@ -41,7 +41,7 @@ class Cancelled(RequestError):
 
 
 class Utterance:
-    """What comes up to a flush. By itself, one in which there is nothing to speak."""
+    """The text between two flushes. This base class is an utterance with nothing to speak."""
 
     def __init__(self, index: int) -> None:
         self.index = index

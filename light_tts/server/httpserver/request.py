@@ -25,7 +25,7 @@ class LostAudio(Exception):
 
 @dataclass(frozen=True)
 class WantedSpeech:
-    """What to speak, and how. `text` is empty for `bistream`, where it arrives in pieces."""
+    """A request for speech. `text` is empty for `bistream`, where it arrives in pieces."""
 
     style: int
     prompt: messages.Prompt

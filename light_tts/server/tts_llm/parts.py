@@ -64,7 +64,7 @@ class PartFactory:
         return sequence
 
     def delivery(self, request: Generate) -> Delivery:
-        """Of a part of which nothing has been drawn."""
+        """Return the delivery of a part of which no token has been drawn yet."""
         planner = None
         if request.stream:
             numbers = self._numbers
