@@ -32,6 +32,7 @@ class Stream:
     spoken: int = 0
     dry_at: float = 0.0
     ran_dry: bool = False
+    started: float = 0.0
     ended: float = 0.0
     waits_since: float = field(init=False)
 
@@ -40,6 +41,7 @@ class Stream:
 
     def hear(self, now: float) -> None:
         self.ran_dry |= self.spoken > 0 and now > self.dry_at
+        self.started = self.started or now
         self.dry_at = max(self.dry_at, now) + (CHUNK if self.spoken else FIRST_CHUNK)
         self.spoken += 1
         self.waits_since = self.ended = now
@@ -102,6 +104,14 @@ def test_on_a_cpu_streams_that_have_begun_hardly_ever_run_dry(load):
         assert idle < 2
         begun = [stream.arrived for stream in sorted(streams, key=lambda stream: stream.ended)]
         assert np.abs(np.argsort(begun) - np.arange(len(begun))).max() < 12  # no stream is overtaken by many
+
+
+def test_below_half_of_the_load_streams_start_soon():
+    """Where ten batches were always kept, the 95th percentile was 0.49 s instead of 0.40 s."""
+    streams = poisson(0.4 * 10 / 3, [3])
+    serve(streams, cpu(5), 1)
+    assert np.percentile([stream.started - stream.arrived for stream in streams], 95) < 0.44
+    assert not any(stream.ran_dry for stream in streams)
 
 
 @pytest.mark.parametrize("load", [0.8, 1.3])

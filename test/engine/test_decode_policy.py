@@ -55,7 +55,14 @@ def test_first_chunks_come_first_in_the_order_of_their_arrival(policy, clock):
     assert names(policy.order(chunks)) == ["first", "second", "playing"]
 
 
+def keep_busy(policy: DeadlinePolicy, streams: int) -> None:
+    """Start streams that wait for text; each chunk is a second of audio."""
+    for number in range(streams):
+        policy.delivered(f"other {number}", RATE)
+
+
 def test_no_stream_begins_where_one_that_has_begun_might_run_dry(policy, clock):
+    keep_busy(policy, 20)
     policy.delivered("dry soon", RATE)  # dry at 1
     policy.delivered("playing", 3 * RATE)  # dry at 3
     chunks = [waiting("new"), waiting("playing"), waiting("dry soon")]
@@ -71,7 +78,20 @@ def test_no_stream_begins_where_one_that_has_begun_might_run_dry(policy, clock):
     assert names(policy.order(chunks)) == ["new", "dry soon", "playing"]
 
 
+@pytest.mark.parametrize(("others", "first"), [(7, "new"), (9, "playing")])
+def test_less_is_spared_while_less_than_half_of_the_time_is_needed(policy, clock, others, first):
+    keep_busy(policy, others)
+    policy.delivered("playing", RATE)  # dry at 1
+    for _ in range(100):
+        policy.took(0.05, 1)
+    clock.now = 0.8  # 4 batches before: enough for two, not for ten
+    assert names(policy.order([waiting("new"), waiting("playing")]))[0] == first
+    clock.now = 0.9
+    assert names(policy.order([waiting("new"), waiting("playing")]))[0] == "playing"
+
+
 def test_streams_that_wait_for_chunks_need_them_one_after_the_other(policy):
+    keep_busy(policy, 10)
     for _ in range(50):
         policy.took(0.08, 1)  # 0.8 s are kept, and one chunk's time for each that waits
     for stream in range(3):

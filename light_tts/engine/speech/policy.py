@@ -25,8 +25,10 @@ PATIENCE = 5.0
 # before it, so that a short response passes a long one.
 LATER_PART = 1.0
 # A started stream must get its next chunk with this many batches to spare before another stream starts: batch
-# durations vary, and each new stream takes its share of the time until it ends.
-SPARE_BATCHES = 10
+# durations vary, and each new stream takes its share of the time until it ends. Fewer suffice while the
+# streams, including the new one, need at most the fraction BUSY of the time: one that is late catches up.
+SPARE_BATCHES, SPARE_WHEN_NOT_BUSY = 10, 2
+BUSY = 0.5
 WEIGHT_OF_LATEST = 0.2  # in the moving average of batch durations
 
 
@@ -61,8 +63,10 @@ class DeadlinePolicy:
         self._sample_rate = sample_rate
         self._clock = clock
         self._dry_at: dict[str, float] = {}
-        self._batch_seconds = 0.0  # moving averages: per batch, and per chunk
+        # moving averages: duration of a batch, the same per chunk, and audio of a chunk
+        self._batch_seconds = 0.0
         self._chunk_seconds = 0.0
+        self._chunk_audio = 0.0
 
     def resumed(self, job: str) -> None:
         """A new job continues one whose client has already received the beginning and may have run out of
@@ -71,8 +75,9 @@ class DeadlinePolicy:
 
     def delivered(self, job: str, samples: int) -> None:
         """Audio was sent to the client; one that had run out plays it from now on."""
-        now = self._clock()
-        self._dry_at[job] = max(self._dry_at.get(job, now), now) + samples / self._sample_rate
+        now, audio = self._clock(), samples / self._sample_rate
+        self._dry_at[job] = max(self._dry_at.get(job, now), now) + audio
+        self._chunk_audio += (WEIGHT_OF_LATEST if self._chunk_audio else 1.0) * (audio - self._chunk_audio)
 
     def took(self, seconds: float, chunks: int) -> None:
         """Record that a batch of `chunks` chunks took `seconds`."""
@@ -130,8 +135,10 @@ class DeadlinePolicy:
 
     def _is_full(self, waiting: Sequence[Waiting]) -> bool:
         """Return whether a started stream might run out if another one started now: the streams waiting for
-        their next chunk get it one after the other, and each must then have SPARE_BATCHES left."""
-        now = self._clock() + SPARE_BATCHES * self._batch_seconds
+        their next chunk get it one after the other, and each must then have enough batches left."""
+        streams = len(self._dry_at) + 1
+        busy = streams * self._chunk_seconds > BUSY * self._chunk_audio
+        now = self._clock() + (SPARE_BATCHES if busy else SPARE_WHEN_NOT_BUSY) * self._batch_seconds
         begun = sorted(
             self._dry_at[chunk.job] for chunk in waiting if chunk.stream and not self.is_first(chunk)
         )
