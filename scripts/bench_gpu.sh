@@ -53,6 +53,16 @@ measure --stream True --concurrency 1 --number 10 >"$out/one_client.txt" 2>/dev/
 import sys, urllib.request
 print(urllib.request.urlopen(sys.argv[1]).read().decode())
 END
+# The same with a stored voice: its prompt is decoded, and cut to whole chunks (--align_prompt).
+"$python" - "http://127.0.0.1:$port/add_spk" <<'END'
+import io, sys, httpx, numpy, soundfile
+samples, rate = soundfile.read("test/golden/cosyvoice2/prompt.wav")
+recording = io.BytesIO()
+soundfile.write(recording, numpy.resize(samples, int(3.5 * rate)), rate, format="WAV")
+voice = {"spk_id": "bench", "prompt_text": "Nobody expected such a fine day in the cold month."}
+httpx.post(sys.argv[1], data=voice, files={"prompt_wav": recording.getvalue()}, timeout=60).raise_for_status()
+END
+measure --spk_id bench --stream True --concurrency 1 --number 10 >"$out/one_client_stored_voice.txt" 2>/dev/null
 for stream in True False; do
     [ "$stream" = True ] && loads=${STREAM-1,8,16,32,64} || loads=${WHOLE-1,8,16,32,64}
     [ -z "$loads" ] && continue
