@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class CheckpointError(Exception):
@@ -32,6 +35,27 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: expected a flat dictionary of tensors, found {type(state).__name__}")
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skips the computation of parameters' initial values: random ones, and the norms of weight norm."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        if name == "norm_except_dim":
+            weight, _, dim = args
+            return weight.new_empty([size if axis == dim else 1 for axis, size in enumerate(weight.shape)])
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def on_meta() -> Iterator[None]:
+    """Context manager in which new modules have parameters on the meta device, see `load_into`. Without it,
+    PyTorch would import its compiler, which takes a second, to compute their initial values."""
+    with torch.device("meta"), _NoInitialValues():
+        yield
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> tuple[int, ...]:
@@ -62,7 +86,7 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
     if problems:
         more = f" (and {len(problems) - 1} more tensors differ)" if len(problems) > 1 else ""
         raise CheckpointError(f"{path}: {problems[0]}{more}")
-    on_meta = any(tensor.is_meta for tensor in own.values())
-    if on_meta:
+    create = any(tensor.is_meta for tensor in own.values())
+    if create:
         state = {name: state[name].to(tensor.dtype, copy=True) for name, tensor in own.items()}
-    module.load_state_dict(state, strict=True, assign=on_meta)
+    module.load_state_dict(state, strict=True, assign=create)

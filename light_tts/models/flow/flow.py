@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.checkpoint.config import Config, FlowConfig
-from light_tts.models.checkpoint.weights import load_into, load_state_dict, shape_of
+from light_tts.models.checkpoint.weights import load_into, load_state_dict, on_meta, shape_of
 from light_tts.models.flow.cfm import ConditionalFlowMatching
 from light_tts.models.flow.encoder import UpsampleConformerEncoder
 
@@ -62,7 +62,7 @@ class Flow(nn.Module):
         """Read `<model_dir>/flow.pt`. Raises CheckpointError."""
         path = Path(model_dir) / "flow.pt"
         state = load_state_dict(path)
-        with torch.device("meta"):
+        with on_meta():
             flow = cls(config.flow, FlowShapes.from_state(state, path))
         load_into(flow, state, path)
         return flow.to(device, dtype).eval().requires_grad_(False)

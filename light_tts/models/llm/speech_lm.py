@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.checkpoint.config import Config, LLMConfig, SpecialIds
-from light_tts.models.checkpoint.weights import CheckpointError, load_into, load_state_dict
+from light_tts.models.checkpoint.weights import CheckpointError, load_into, load_state_dict, on_meta
 
 BACKBONE_DIR = "CosyVoice-BlankEN"
 
@@ -241,7 +241,7 @@ class SpeechLM(nn.Module):
                 f"{config.path}: llm_input_size or llm_output_size is not hidden_size "
                 f"{backbone.hidden_size} of {BACKBONE_DIR}/config.json"
             )
-        with torch.device("meta"):
+        with on_meta():
             model = cls(backbone, config.llm).to(dtype)
         load_into(model, load_state_dict(llm_path), llm_path)
         return model.merge_embeddings().to(device).eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from light_tts.models.checkpoint.config import Config, HiftConfig
-from light_tts.models.checkpoint.weights import load_into, load_state_dict
+from light_tts.models.checkpoint.weights import load_into, load_state_dict, on_meta
 from light_tts.models.vocoder.f0 import F0Predictor
 from light_tts.models.vocoder.source import SourceModule
 
@@ -126,7 +126,7 @@ class Hift(nn.Module):
     def from_checkpoint(cls, model_dir: Path, config: Config, device: torch.device | str) -> Hift:
         """Load `<model_dir>/hift.pt` in float32. Raises CheckpointError."""
         path = Path(model_dir) / FILE_NAME
-        with torch.device("meta"):
+        with on_meta():
             hift = cls(config.hift)
         load_into(hift, {_current_name(name): value for name, value in load_state_dict(path).items()}, path)
         for module in list(hift.modules()):
