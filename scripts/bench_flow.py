@@ -92,6 +92,7 @@ def main() -> None:
     flow32 = full_size("cuda")
     estimator = pack(flow32, dtype)
     packed = PackedFlow(copy.deepcopy(flow32).to(dtype), estimator, items=32)
+    packed.graphs.at_first_use = True
     plain = PaddedFlow(flow32)
 
     rows = []
@@ -129,6 +130,7 @@ def main() -> None:
         half_flow = copy.deepcopy(flow32).to(dtype)
         memory = remember(half_flow, estimator, args.memory << 20)
         remembering = PackedFlow(half_flow, estimator, 32, memory)
+        remembering.graphs.at_first_use = True
         for count in map(int, args.batches.split(",")):
             compare(packed, remembering, count)
     half = PaddedFlow(copy.deepcopy(flow32).to(dtype))

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from light_tts.common.cuda_graphs import GraphCache
+from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder.conv import convolve
 from light_tts.kernels.vocoder.layout import Active, Convolutions, Frames, Sums, Taps
@@ -104,10 +104,12 @@ def measure(
     plain = TorchVocoder(hift)
     noise = torch.randn(batch, frames * hift.samples_per_frame, hift.m_source.waves, device=device)
     on_device = torch.tensor(lengths, device=device)
-    graph = GraphCache(device)
+    graphs = GraphCache(device)
+    graphs.at_first_use = vocoder.graphs.at_first_use = True
 
     def recorded() -> tuple[Tensor, Tensor]:
-        return graph.run("plain", lambda: hift.inference(mel, on_device, None, noise))
+        make = partial(SizedWork, lambda: hift.inference(mel, on_device, None, noise))
+        return graphs.use("plain", make).run()
 
     ways: dict[str, tuple[bool, Callable[[], tuple[Tensor, Tensor]]]] = {
         "plain": (False, lambda: plain.speak(mels)),

@@ -124,6 +124,8 @@ def random_model(size: str, device: torch.device) -> SpeechLM:
 class StubRunner:
     """Always samples the same token and computes nothing."""
 
+    graphs = None
+
     def __init__(self, *_: object) -> None:
         pass
 
@@ -152,6 +154,8 @@ def make_engine(model: SpeechLM, args: argparse.Namespace) -> LLMEngine:
     engine = LLMEngine(model, options, StubRunner if args.stub else None)
     started = time.perf_counter()
     engine.warm_up()
+    while engine.unrecorded:
+        engine.record_next()
     engine.synchronize()
     print(f"warm-up {time.perf_counter() - started:.1f} s", flush=True)
     return engine

@@ -176,8 +176,8 @@ class Tuner:
 
     def milliseconds(self, batch: int, prompt: int = PROMPTS[512]) -> float:
         """Return the duration of a decode step with the current entries."""
-        self._engine._runner._graphs.clear()
-        self._engine._runner._prefills.clear()
+        self._engine._runner.graphs.clear()
+        self._engine._runner.graphs.at_first_use = True
         try:
             measured = [
                 bench_llm.measure(self._engine, self._model, batch, self._arguments(prompt), output).ms_a_step

@@ -112,12 +112,36 @@ def test_whole_requests_on_a_gpu_say_what_the_cpu_says():
 @needs_gpu
 @pytest.mark.parametrize("int8", [False, True])
 def test_graphs_change_nothing(int8):
+    """No graphs; few sizes; hardly any recorded yet; each recorded when it is used; all recorded before."""
     outputs = []
-    for graph_max_batch in (0, 2, 8):
+    for graph_max_batch, recorded in ((0, ""), (2, "used"), (8, ""), (8, "used"), (8, "all")):
         sequences = [request(i) for i in range(6)]
-        loop(1, 8, TritonRunner, graph_max_batch=graph_max_batch, int8=int8).run(sequences)
+        made = loop(1, 8, TritonRunner, graph_max_batch=graph_max_batch, int8=int8)
+        graphs = made.engine._runner.graphs
+        graphs.at_first_use = recorded == "used"
+        if recorded == "all":
+            made.engine.warm_up()
+            while made.engine.unrecorded:
+                made.engine.record_next()
+        made.run(sequences)
         outputs.append([s.outputs for s in sequences])
-    assert outputs[0] == outputs[1] == outputs[2]
+        assert len(graphs) or not recorded
+    assert all(output == outputs[0] for output in outputs)
+
+
+@gpu
+@needs_gpu
+def test_recording_between_two_rounds_changes_nothing():
+    """In the middle of requests, while slots and rows are in use."""
+    expected, sequence = (request(3, min_outputs=40, max_outputs=60) for _ in range(2))
+    finish(triton(), expected)
+    engine = triton()
+    engine.warm_up()
+    while not sequence.finished:
+        run(engine, sequence)
+        if engine.unrecorded:
+            engine.record_next()
+    assert sequence.outputs == expected.outputs
 
 
 @gpu

@@ -154,8 +154,14 @@ def test_full_size_with_mixed_lengths(dtype, limit):
     lengths = [250, 76, 8, 133, 1, 249]
     inputs = batch(lengths)
     runner = HiftRunner(HiftNetwork(hift, dtype), CACHED)
-    for _ in range(2):  # recorded, replayed
-        waves, sources = runner.speak(inputs)
+    found = []
+    for _ in range(2):  # without a graph, recorded
+        found.append([result.clone() for result in runner.speak(inputs)])
+        runner.graphs.at_first_use = True
+    waves, sources = runner.speak(inputs)  # replayed
+    assert len(runner.graphs) == 1
+    for wave, source in found:
+        assert torch.equal(wave, waves) and torch.equal(source, sources)
     for row, length in enumerate(lengths):
         samples = slice(length * 480)
         source = sources[row, samples]

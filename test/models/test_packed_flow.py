@@ -150,9 +150,11 @@ def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
     expected = new_packed(flow, graphs=False)(items)
     for value in (False, True):
         monkeypatch.setattr(overlap, "enabled", lambda *_, value=value: value)
-        for graphs in (False, True):
+        for graphs, at_first_use in ((False, False), (True, False), (True, True)):
             packed = new_packed(flow, graphs=graphs)
-            for _ in range(2):
+            packed.graphs.at_first_use = at_first_use
+            for _ in range(3):
+                packed.graphs.record_next()  # without a graph at first, then with one or two
                 for mel, known in zip(packed(items), expected, strict=True):
                     assert torch.equal(mel, known)
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
-from light_tts.common import sampling
+from light_tts.common import cuda_graphs, sampling
+from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm import engine, llm_yield
 from light_tts.engine.llm.engine import LLMEngine
@@ -232,6 +234,38 @@ def test_decode_processes_take_turns_and_those_down_are_left_out():
         world.send(*(world.generate(f"{i}/0") for i in range(4)))
         routed = of_type(world.worker.until(lambda seen: len(seen) == 4), messages.Routed)
         assert [m.decode for m in routed] == [0, 2, 0, 2]
+
+
+def test_cuda_graphs_are_recorded_while_there_is_no_job(monkeypatch):
+    """With a stand-in for the recording."""
+    monkeypatch.setattr(cuda_graphs, "capture", lambda function, pool: (None, None))
+    graphs = GraphCache(torch.device("cuda", 0))
+    monkeypatch.setattr(TorchRunner, "graphs", graphs)
+
+    def plan(*sizes: str) -> None:
+        for size in sizes:
+            graphs.plan(size, lambda: SizedWork(lambda: None))
+
+    def wait_until_recorded() -> None:
+        deadline = time.monotonic() + SECONDS
+        while graphs.unrecorded:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    plan("first", "second", "third")
+    with World() as world:
+        wait_until_recorded()
+        long = SpeechOptions(seed=1, min_new_tokens=1500, max_new_tokens=1500)
+        world.send(world.generate("a/0", options=long))
+        world.decoders[0].until(lambda seen: len(seen) > 2)
+        plan("fourth")
+        world.decoders[0].until(lambda seen: len(seen) > 12)
+        assert graphs.unrecorded == 1
+        world.send(messages.Abort(job="a/0"))
+        wait_until_recorded()
+        world.send(world.generate("b/0"))
+        sent = speech(world.decoders[0].until(is_over("b/0")), "b/0")
+        assert [token for m in sent for token in m.tokens] == expected()
 
 
 def test_without_any_decode_process_a_request_ends_in_503():

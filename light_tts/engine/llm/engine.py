@@ -69,6 +69,23 @@ class LLMEngine:
         with self._on_stream():
             self._runner.warm_up()
 
+    @property
+    def recorded(self) -> int:
+        """Number of CUDA graphs."""
+        return 0 if self._runner.graphs is None else len(self._runner.graphs)
+
+    @property
+    def unrecorded(self) -> int:
+        """Number of CUDA graphs that `record_next` can still record."""
+        return 0 if self._runner.graphs is None else self._runner.graphs.unrecorded
+
+    @torch.inference_mode()
+    def record_next(self) -> None:
+        """Record one more CUDA graph, and wait until the device has done so. Nothing may be in flight."""
+        assert not self._launches and self._runner.graphs is not None
+        with self._on_stream():
+            self._runner.graphs.record_next()
+
     def launch(self, work: Work) -> None:
         """Launch one of the scheduler's plans. After an exception nothing has been launched, but the device's
         state of the sequences is invalid: once all earlier launches have been collected, `restart` them."""

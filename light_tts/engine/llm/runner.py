@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from light_tts.common import sampling
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban
 from light_tts.engine.llm.attention import RowSpan, TorchAttention
@@ -26,10 +27,14 @@ class Runner(Protocol):
     """Queues work on the device and never waits for it. Sampling updates the states; `next_id` becomes the
     unified id of the sampled token."""
 
+    @property
+    def graphs(self) -> GraphCache | None:
+        """None if nothing is recorded."""
+
     def __init__(self, model: SpeechLM, memory: EngineMemory, options: EngineOptions) -> None: ...
 
     def warm_up(self) -> None:
-        """Compile, record and measure everything possible before the first request."""
+        """Do in advance what would delay the first requests; `graphs` has the rest."""
 
     def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
         """Feed the concatenated ids of the spans and sample a token after the last id of each span in
@@ -57,6 +62,8 @@ def choose_runner(device: torch.device) -> type[Runner]:
 class TorchRunner:
     """Plain PyTorch. Attention processes one request at a time, so that the result never depends on the rest
     of the batch."""
+
+    graphs: GraphCache | None = None
 
     def __init__(
         self,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from functools import partial
 
 import numpy as np
@@ -11,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from light_tts.common.cuda_graphs import GraphCache
+from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.transfer import upload
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
@@ -47,6 +45,7 @@ _PREFILL_TOKENS = (
     2048,
 )  # beyond this size launch overhead is negligible
 _PREFILL_SPANS = (1, 4, 16)
+_FIRST_PREFILL = 512  # tokens; single prefills up to this size are recorded before the first request
 
 
 class TritonRunner:
@@ -72,25 +71,23 @@ class TritonRunner:
         )
         self._options = options
         self._graph_len = min(options.max_len, options.graph_max_len)
-        self._graphs = GraphCache(device, options.graph_max_batch > 0)
-        self._most_steps = max(options.round_steps, GraphCache.WARM_UP_RUNS)
+        self.graphs = GraphCache(device, options.graph_max_batch > 0)
+        self._most_steps = options.round_steps
         widest = self._batch_bucket(options.rows)
         room = self._most_steps * widest
         self._schedule = torch.full((room,), -1, dtype=torch.int32, device=device)
         self._tokens = torch.empty_like(self._schedule)
         self._steps = torch.zeros(widest, dtype=torch.int64, device=device)
-        self._prefills: dict[PrefillShape, Tensor] = {}  # input of each graph
 
     def warm_up(self) -> None:
-        graphs = self._graphs.enabled
+        """Compile all kernels. Record what a few requests at once need; the rest is left to
+        `graphs.record_next`, small batches and short requests first."""
+        graphs = self.graphs.enabled
         largest = min(self._options.rows, self._options.graph_max_batch) if graphs else self._options.rows
         batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
         lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
-        # largest first, so that the others reuse its memory
-        prefills = [
-            PrefillShape(tokens, spans) for spans in _PREFILL_SPANS[::-1] for tokens in _PREFILL_TOKENS[::-1]
-        ]
-        steps = [(batch, length) for length in lengths[::-1] for batch in batches[::-1]]
+        prefills = [PrefillShape(tokens, spans) for spans in _PREFILL_SPANS for tokens in _PREFILL_TOKENS]
+        steps = [(batch, length) for length in lengths for batch in batches]
 
         def rehearse() -> None:
             for shape in prefills:
@@ -99,48 +96,58 @@ class TritonRunner:
                 self._decode_step(batch, length)
 
         compile_ahead(self._device, rehearse)
-        if not graphs:
-            return
-        log = logging.getLogger("light_tts.llm")
-        started = time.monotonic()
-        log.info("recording CUDA graphs: decode steps of batches %s, lengths %s", batches, lengths)
         for shape in prefills:
-            self._record_prefill(shape)
+            self.graphs.plan(shape, partial(self._prefill_work, shape))
         for batch, length in steps:
-            self._record(batch, length)
-        log.info("recorded %d CUDA graphs in %.1f s", len(self._graphs), time.monotonic() - started)
+            self.graphs.plan((batch, length), partial(self._decode_work, batch, length))
+        # the largest first: all others reuse its memory
+        first_prefills = [shape for shape in prefills if shape.spans == 1 and shape.tokens <= _FIRST_PREFILL]
+        first_steps = [(batch, length) for batch, length in steps if length == lengths[0]]
+        for key in (prefills[-1], steps[-1], *first_prefills, *first_steps):
+            self.graphs.record(key)
 
     def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
         shape, recorded = self._prefill_bucket(len(ids), len(spans))
+        work = self.graphs.use(shape, partial(self._prefill_work, shape)) if recorded else None
         batch = upload(shape.pack(ids, spans, complete, self._slots_of), self._device)
-        if recorded:
-            if shape not in self._prefills:
-                self._record_prefill(shape)
-            self._prefills[shape].copy_(batch)
-            tokens = self._graphs.run(shape, partial(self._prefill_step, shape, self._prefills[shape]))
-        else:
+        if work is None:
             tokens = self._prefill_step(shape, batch)
+        else:
+            assert work.inputs is not None  # see _prefill_work
+            work.inputs.copy_(batch)
+            tokens = work.run()
         return tokens[None, : len(complete)]
 
     def decode(self, spans: list[RowSpan]) -> Tensor:
         steps = max(span.length for span in spans)
         batch, length = self._batch_bucket(len(spans)), self._length_bucket(max(span.end for span in spans))
         recorded = batch <= self._options.graph_max_batch and length <= self._graph_len
-        if recorded and (batch, length) not in self._graphs:
-            self._record(batch, length)
+        make = partial(self._decode_work, batch, length)
+        work = self.graphs.use((batch, length), make) if recorded else make()
         rows = np.array([span.row for span in spans], np.int32)
         takes_part = np.arange(steps)[:, None] < [span.length for span in spans]
         schedule = np.full((steps, batch), -1, np.int32)
         schedule[:, : len(spans)] = np.where(takes_part, rows, -1)
         self._schedule[: schedule.size].copy_(upload(schedule.ravel(), self._device))
         self._steps.zero_()
-        step = partial(self._decode_step, batch, length)
         for _ in range(steps):
-            if recorded:
-                self._graphs.run((batch, length), step)
-            else:
-                step()
+            work.run()
         return self._tokens[: schedule.size].view(steps, batch)[:, : len(spans)]
+
+    def _decode_work(self, batch: int, length: int) -> SizedWork:
+        return SizedWork(partial(self._decode_step, batch, length), self._empty_schedule)
+
+    def _prefill_work(self, shape: PrefillShape) -> SizedWork:
+        flat = upload(shape.empty(), self._device)
+        return SizedWork(
+            partial(self._prefill_step, shape, flat),
+            lambda: flat.copy_(upload(shape.empty(), self._device)),
+            inputs=flat,
+        )
+
+    def _empty_schedule(self) -> None:
+        self._schedule.fill_(-1)
+        self._steps.zero_()
 
     def _decode_step(self, batch: int, length: int) -> None:
         room = self._most_steps * batch
@@ -167,19 +174,8 @@ class TritonRunner:
         self._draw(logits, self._states, batch.draws, drawn[None], None)
         return drawn
 
-    def _record(self, batch: int, length: int) -> None:
-        if self._graphs.enabled:
-            self._schedule.fill_(-1)
-            self._steps.zero_()
-            self._graphs.record((batch, length), partial(self._decode_step, batch, length))
-
-    def _record_prefill(self, shape: PrefillShape) -> None:
-        self._prefills[shape] = flat = upload(shape.empty(), self._device)
-        if self._graphs.enabled:
-            self._graphs.record(shape, partial(self._prefill_step, shape, flat))
-
     def _prefill_bucket(self, tokens: int, spans: int) -> tuple[PrefillShape, bool]:
-        """Return the smallest size that holds the batch, and whether it has been recorded."""
+        """Return the smallest size that holds the batch, and whether it runs as a graph."""
         if not self._options.graph_max_batch or tokens > _PREFILL_TOKENS[-1] or spans > _PREFILL_SPANS[-1]:
             return PrefillShape(tokens, spans), False
         tokens = next(size for size in _PREFILL_TOKENS if size >= tokens)

@@ -106,12 +106,33 @@ class SpeechEngine:
             lane.thread.shutdown(wait=False, cancel_futures=True)
 
     def warm_up(self) -> None:
-        """Do in advance what would delay the first batch."""
-        for lane in self._lanes:
+        """Do in advance what would delay the first chunk."""
+        for number, lane in enumerate(self._lanes):
             with lane.context():
-                lane.model.warm_up(self.batch_limit)
+                lane.model.warm_up(self.batch_limit, first=number == 0)
         if self.on_gpu:
             torch.cuda.synchronize(self._device)
+
+    @property
+    def recorded(self) -> int:
+        """Number of CUDA graphs. No lane may be busy."""
+        return sum(lane.model.recorded for lane in self._lanes)
+
+    @property
+    def unrecorded(self) -> int:
+        """Number of CUDA graphs that `record_next` can still record. No lane may be busy."""
+        return sum(lane.model.unrecorded for lane in self._lanes)
+
+    def record_next(self) -> None:
+        """Record one more CUDA graph, and wait for it. No lane may be busy."""
+        lane = next(lane for lane in self._lanes if lane.model.unrecorded)
+        lane.thread.submit(self._record, lane).result()
+
+    def _record(self, lane: Lane) -> None:
+        if self.on_gpu:
+            torch.cuda.set_device(self._device)
+        with lane.context():
+            lane.model.record_next()
 
     def _end(self, lane: Lane, future: Future[Ended]) -> None:
         self._ended.put((lane, future))

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.transfer import Download
 from light_tts.engine.speech.chunk_planner import Chunk
@@ -117,10 +118,29 @@ class Token2Wav:
         window = torch.from_numpy(np.hamming(2 * self.overlap)).to(device)
         self._fade_in, self._fade_out = window[: self.overlap], window[self.overlap :]
 
-    def warm_up(self, items: int) -> None:
-        """Do in advance what a first batch of up to `items` chunks would have to wait for."""
-        self.flow.warm_up(items)
-        self._vocoder.warm_up(items)
+    def warm_up(self, items: int, first: bool = True) -> None:
+        """Do in advance what a first chunk would have to wait for; `record_next` does the rest for batches of
+        up to `items` chunks. `first`: this is the first of the instances that share weights."""
+        self.flow.warm_up(items, first)
+        self._vocoder.warm_up(items, first)
+
+    @property
+    def recorded(self) -> int:
+        """Number of CUDA graphs."""
+        return sum(len(graphs) for graphs in self._graphs())
+
+    @property
+    def unrecorded(self) -> int:
+        """Number of CUDA graphs that can still be recorded."""
+        return sum(graphs.unrecorded for graphs in self._graphs())
+
+    @torch.inference_mode()
+    def record_next(self) -> None:
+        """Record one more CUDA graph, of the flow first."""
+        next((graphs for graphs in self._graphs() if graphs.record_next()), None)
+
+    def _graphs(self) -> list[GraphCache]:
+        return [graphs for graphs in (self.flow.graphs, self._vocoder.graphs) if graphs is not None]
 
     def streaming(self, item: WorkItem) -> bool:
         """Return whether the flow uses the chunk mask; only items that agree share a batch of the flow."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.encoder import EncoderMemory
@@ -83,6 +84,7 @@ class ChunkFlow:
     each time."""
 
     packed = False
+    graphs: GraphCache | None = None
 
     def __init__(self, flow: Flow, estimator: ChunkEstimator, limit: MemoLimit) -> None:
         self._flow = flow
@@ -95,7 +97,7 @@ class ChunkFlow:
         remembers = chunks_agree and SHORTEST_STREAM * estimator.frame_bytes <= limit.limit
         self._from_the_beginning = None if remembers else PaddedFlow(flow)
 
-    def warm_up(self, items: int) -> None:
+    def warm_up(self, items: int, first: bool = True) -> None:
         """Nothing to prepare."""
 
     @torch.inference_mode()

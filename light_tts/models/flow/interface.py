@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor
 
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.models.flow.memos import Memo
 
 
@@ -34,8 +35,13 @@ class FlowBackend(Protocol):
 
     packed: bool
 
+    @property
+    def graphs(self) -> GraphCache | None:
+        """None if nothing is recorded."""
+
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
         """Return the mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
 
-    def warm_up(self, items: int) -> None:
-        """Do in advance what a first batch of up to `items` would have to wait for."""
+    def warm_up(self, items: int, first: bool = True) -> None:
+        """Do in advance what a first chunk would have to wait for; `graphs` has the rest that batches of up
+        to `items` need. `first`: this is the first of the instances that share weights."""

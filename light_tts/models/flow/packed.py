@@ -12,12 +12,13 @@ reprocesses everything. If no page is left, a chunk is recomputed together with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.common.cuda_graphs import GraphCache
+from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.flow.packed_attention import attention_blocks
@@ -33,6 +34,7 @@ from light_tts.models.flow.unet.rows import Rows
 ROW_LIMIT = 8192  # frames per solve; more would not be faster. A single longer item is solved alone.
 WIDTH_STEP = 32  # tokens; granularity of the encoder's sizes
 WARM_TOKENS = 256  # 10 s of prompt and speech
+FIRST_ROWS = 640  # frames; sizes recorded before the first request: a prompt of 10 s and a first chunk
 FEW_ROWS = 1024  # up to this many frames, fewer and smaller kernels are faster (see packed_linear)
 ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 per encoder run; bounds the memory of its attention
 
@@ -84,10 +86,9 @@ class PackedFlow:
         self._estimator = estimator
         self._mels = estimator.mels
         self._noise = fixed_noise(self._mels, self._device)[0].T.contiguous()  # (MAX_FRAMES, mels)
-        self._graphs = GraphCache(self._device, graphs)
+        self.graphs = GraphCache(self._device, graphs)
         self._largest = self._estimator.allocate(0)
         self._sizes: dict[int, Rows] = {}
-        self._encoder_inputs: dict[tuple[int, int], Tensor] = {}
 
     def frames(self, item: FlowItem) -> int:
         """Return the number of mel frames of prompt and speech. Raises ValueError if there is nothing to
@@ -112,21 +113,31 @@ class PackedFlow:
         return [mels[index] for index in range(len(items))]
 
     @torch.inference_mode()
-    def warm_up(self, items: int) -> None:
-        """Compile and record what batches of up to `items` need if their prompts and speech are together at
-        most WARM_TOKENS long. Other sizes are recorded on first use."""
+    def warm_up(self, items: int, first: bool = True) -> None:
+        """Plan the graphs of batches of up to `items` whose prompts and speech are together at most
+        WARM_TOKENS long: few frames first. Other sizes are added when they are used. The first instance also
+        compiles the kernels, and records what a single first chunk needs."""
         sizes = list(_buckets(min(ROW_LIMIT, items * WARM_TOKENS * self._flow.ratio)))
+        heights = sorted({_batch_bucket(count) for count in range(1, items + 1)})
+        widths = range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP)
 
         def rehearse() -> None:
             for size in sizes:
                 self._estimator.step(self._rows(size))
 
-        compile_ahead(self._device, rehearse)
+        if first:
+            compile_ahead(self._device, rehearse)
         for size in sizes:
-            self._prepare(self._rows(size))
-        for height in sorted({_batch_bucket(count) for count in range(1, items + 1)}):
-            for width in range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP):
-                self._features(np.ones((height, 3 + width), np.int32))
+            self.graphs.plan(("step", size), partial(self._step_work, self._rows(size)))
+        for height in heights:
+            for width in widths:
+                self.graphs.plan(("encode", height, width), partial(self._encoder_work, height, width))
+        self.graphs.record(("encode", heights[-1], widths[-1]))  # all others reuse its memory
+        if first:
+            for width in widths:
+                self.graphs.record(("encode", 1, width))
+            for size in (size for size in sizes if size <= FIRST_ROWS):
+                self.graphs.record(("step", size))
 
     def _span(self, item: FlowItem) -> PackedSpan:
         end, prompt = self.frames(item), self._flow.ratio * len(item.prompt)
@@ -154,11 +165,11 @@ class PackedFlow:
         """Return (frames of all spans, mels)."""
         total = sum(span.frames for span in spans)
         rows = self._rows(_bucket(total))
-        self._prepare(rows)
+        step = self.graphs.use(("step", rows.size), partial(self._step_work, rows))
         self._place(rows, spans)
         self._fill(rows, spans)
         for _ in range(self._estimator.steps):
-            self._graphs.run(("step", rows.size), lambda: self._estimator.step(rows))
+            step.run()
         return rows.buffers.x[:total].clone()
 
     # ---- rows
@@ -168,8 +179,7 @@ class PackedFlow:
         if size in self._sizes:
             return self._sizes[size]
         if size > len(self._largest.x):
-            self._graphs.clear()  # they refer to the old addresses
-            self._encoder_inputs.clear()
+            self.graphs.clear()  # they refer to the old addresses
             self._sizes.clear()
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
         block_rows = 32 if size <= 512 else 64
@@ -180,11 +190,9 @@ class PackedFlow:
         self._sizes[size] = rows
         return rows
 
-    def _prepare(self, rows: Rows) -> None:
-        """Record the step while the rows are empty, because running it changes x and the step counter."""
-        if self._graphs.enabled and ("step", rows.size) not in self._graphs:
-            rows.clear()
-            self._graphs.record(("step", rows.size), lambda: self._estimator.step(rows))
+    def _step_work(self, rows: Rows) -> SizedWork:
+        """Return an Euler step. It changes x and the step counter, so it is recorded with empty rows."""
+        return SizedWork(partial(self._estimator.step, rows), rows.clear)
 
     def _place(self, rows: Rows, spans: list[PackedSpan]) -> None:
         """Write the position of each item's rows to the device and reset to step 0."""
@@ -250,18 +258,20 @@ class PackedFlow:
         """table: (items, 3 + tokens) int32, each row length, streaming, finalize, ids -> (items * ratio *
         tokens, mels)"""
         height, width = table.shape[0], table.shape[1] - 3
-        inputs = self._encoder_inputs.get((height, width))
-        if inputs is None:
-            inputs = torch.empty(height, 3 + width, dtype=torch.int32, device=self._device)
-            self._encoder_inputs[height, width] = inputs
-        inputs.copy_(pinned(table, self._device), non_blocking=True)
+        work = self.graphs.use(("encode", height, width), partial(self._encoder_work, height, width))
+        assert work.inputs is not None  # see _encoder_work
+        work.inputs.copy_(pinned(table, self._device), non_blocking=True)
+        return work.run()
+
+    def _encoder_work(self, height: int, width: int) -> SizedWork:
+        inputs = torch.ones(height, 3 + width, dtype=torch.int32, device=self._device)
 
         def run() -> Tensor:
             lengths, streaming, finalize = inputs[:, 0].long(), inputs[:, 1] > 0, inputs[:, 2] > 0
             features, _ = self._flow.encode(inputs[:, 3:].long(), lengths, streaming, finalize, width)
             return self._flow.encoder_proj(features).flatten(0, 1)
 
-        return self._graphs.run(("encode", height, width), run)
+        return SizedWork(run, inputs=inputs)
 
 
 def _split(items: list, fits: Callable[[list], bool]) -> list[list]:

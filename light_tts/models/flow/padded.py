@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 
@@ -19,12 +20,13 @@ class PaddedFlow:
     """Items with the same attention mode share a padded batch."""
 
     packed = False
+    graphs: GraphCache | None = None
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._device = flow.spk_embed_affine_layer.weight.device
 
-    def warm_up(self, items: int) -> None:
+    def warm_up(self, items: int, first: bool = True) -> None:
         """Nothing to prepare."""
 
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:

@@ -13,7 +13,7 @@ from light_tts.models.vocoder.plain import TorchVocoder
 def choose_vocoder(hift: Hift, cached_samples: int, cuda_graphs: bool = True) -> Callable[[], Vocoder]:
     """Return a factory for the fastest vocoder on the device of `hift`. It creates one per CUDA stream; they
     share their weights. cached_samples: maximum length of a cached source; cuda_graphs: record the kernels of
-    each size on first use."""
+    each size, see GraphCache."""
     device = next(hift.parameters()).device
     if device.type != "cuda" or importlib.util.find_spec("triton") is None or hift.n_fft != 4 * hift.hop:
         return lambda: TorchVocoder(hift)

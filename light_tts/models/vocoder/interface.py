@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from light_tts.common import random
+from light_tts.common.cuda_graphs import GraphCache
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,17 @@ class MelBatch(NamedTuple):
 
 
 class Vocoder(Protocol):
+    @property
+    def graphs(self) -> GraphCache | None:
+        """None if nothing is recorded."""
+
     def speak(self, batch: MelBatch) -> tuple[Tensor, Tensor]:
         """Return waveform and source, both (batch, samples) float32 and owned by the caller; beyond an item's
         end the waveform is zero and the source is undefined. An item's samples do not depend on the other
         items."""
         ...
 
-    def warm_up(self, items: int) -> None:
-        """Do in advance what a first batch of up to `items` would have to wait for."""
+    def warm_up(self, items: int, first: bool = True) -> None:
+        """Do in advance what a first chunk would have to wait for; `graphs` has the rest that batches of up
+        to `items` need. `first`: this is the first of the instances that share weights."""
         ...

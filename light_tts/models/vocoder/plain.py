@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from light_tts.common import random
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.interface import MelBatch, SourceNoise
 
@@ -17,6 +18,8 @@ NOISE_BLOCK = 32768  # samples
 class TorchVocoder:
     """The PyTorch implementation, on any device."""
 
+    graphs: GraphCache | None = None
+
     def __init__(self, hift: Hift) -> None:
         self._hift = hift
 
@@ -25,7 +28,7 @@ class TorchVocoder:
         noise = self._noise(batch.mel, batch.noises)
         return self._hift.inference(batch.mel, batch.lengths, batch.cached, noise)
 
-    def warm_up(self, items: int) -> None:
+    def warm_up(self, items: int, first: bool = True) -> None:
         """Nothing to prepare."""
 
     def _noise(self, mel: Tensor, noises: Sequence[SourceNoise | None]) -> Tensor | None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from light_tts.common.cuda_graphs import GraphCache
+from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.vocoder.source import Cached, Draws
 from light_tts.models.vocoder.interface import MelBatch
@@ -34,9 +38,9 @@ class HiftRunner:
         self._max_frames = max_frames
         self._cached_samples = cached_samples
         self._room = _Room(self._network, max_frames, cached_samples, device)
-        self._graphs = GraphCache(device, cuda_graphs)
+        self.graphs = GraphCache(device, cuda_graphs)
         # replaces the default stream, which cannot be recorded
-        self._stream = torch.cuda.Stream(device) if self._graphs.enabled else None
+        self._stream = torch.cuda.Stream(device) if self.graphs.enabled else None
 
     @torch.inference_mode()
     def speak(self, batch: MelBatch) -> tuple[Tensor, Tensor]:
@@ -51,25 +55,30 @@ class HiftRunner:
         return wave, source
 
     @torch.inference_mode()
-    def warm_up(self, items: int) -> None:
-        """Compile and record what batches of up to `items` chunks of a stream, or short parts, need. Other
-        sizes are recorded on first use."""
-        device = self._network.device
+    def warm_up(self, items: int, first: bool = True) -> None:
+        """Plan the graphs of batches of up to `items` chunks of a stream, or short parts: few rows first.
+        Other sizes are added when they are used. The first runner also compiles the kernels, and records
+        what a single chunk needs."""
         sizes = [
             (rows, frames)
+            for rows in ROWS
             for frames in WARM_FRAMES
-            for rows in self._rows_at_once(frames)
-            if rows < 2 * items
+            if rows in self._rows_at_once(frames) and rows < 2 * items
         ]
 
         def rehearse() -> None:
             for rows, frames in sizes:
                 self._room.compute(self._network, rows, frames)
 
-        compile_ahead(device, rehearse)
-        for rows, frames in sizes:
-            mel = torch.zeros(rows, self._network.mels, frames, device=device)
-            self.speak(MelBatch(mel, [frames] * rows, [None] * rows, [None] * rows))
+        if first:
+            compile_ahead(self._network.device, rehearse)
+        for size in sizes:
+            self.graphs.plan(size, partial(self._work, *size))
+        with self._recordable_stream():
+            self.graphs.record(sizes[-1])  # all others reuse its memory
+            for size in sizes if first else ():
+                if size[0] == 1:
+                    self.graphs.record(size)
 
     def _rows_at_once(self, capacity: int) -> list[int]:
         return [rows for rows in ROWS if rows == 1 or rows * capacity <= self._max_frames]
@@ -80,25 +89,33 @@ class HiftRunner:
         rows = next(rows for rows in ROWS if rows >= len(mel))
         fits = rows * capacity <= self._max_frames
         room = self._room
-        if not fits:  # a very long item: launch overhead is negligible compared with the work
+        if fits:
+            with self._recordable_stream():
+                work = self.graphs.use((rows, capacity), partial(self._work, rows, capacity))
+                room.fill(batch, rows, capacity)
+                work.run()
+        else:  # a very long item: launch overhead is negligible compared with the work
             room = _Room(self._network, rows * capacity, self._cached_samples, mel.device)
-        room.fill(batch, rows, capacity)
-
-        def compute() -> None:
+            room.fill(batch, rows, capacity)
             room.compute(self._network, rows, capacity)
-
-        if fits and self._stream is not None:
-            current = torch.cuda.current_stream()
-            stream = self._stream if current == torch.cuda.default_stream() else current
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
-                self._graphs.run((rows, capacity), compute)
-            current.wait_stream(stream)
-        else:
-            compute()
         for own, results in ((wave, room.wave), (source, room.source)):
             padded = _rows(results, rows, capacity * self._network.samples_per_frame)
             own.copy_(padded[: len(own), : own.shape[1]])
+
+    def _work(self, rows: int, capacity: int) -> SizedWork:
+        return SizedWork(partial(self._room.compute, self._network, rows, capacity))
+
+    @contextlib.contextmanager
+    def _recordable_stream(self) -> Iterator[None]:
+        """Context manager in which the current stream is not the default one."""
+        if self._stream is None or torch.cuda.current_stream() != torch.cuda.default_stream():
+            yield
+            return
+        default = torch.cuda.current_stream()
+        self._stream.wait_stream(default)
+        with torch.cuda.stream(self._stream):
+            yield
+        default.wait_stream(self._stream)
 
 
 class _Room:

@@ -88,6 +88,11 @@ class RunDir:
         return self.root / "log"
 
     @property
+    def recording_lock(self) -> Path:
+        """Lock file of the process that records CUDA graphs (see core/idle_recorder.py)."""
+        return self.root / "recording.lock"
+
+    @property
     def takeover(self) -> Path:
         """Socket on which a new server requests this server's listening socket."""
         return self.root / "takeover"

@@ -11,6 +11,7 @@ from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.heartbeat import Heartbeat
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
+from light_tts.server.core.startup_times import StartupTimes
 
 
 class Stage(Protocol):
@@ -34,7 +35,7 @@ class StageContext:
     and announce before each step how long it may take; otherwise the supervisor treats it as hung. `run`
     calls `ready` once its models are loaded, then handles messages until `Shutdown` arrives. An exception
     raised before `ready` becomes the reason why the server did not start; after it, the reason for a
-    restart.
+    restart. `startup`: `run` ends its phases, and `ready` logs them.
     """
 
     settings: Settings
@@ -47,6 +48,7 @@ class StageContext:
     peers: Peers
     log: logging.Logger
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    startup: StartupTimes = field(default_factory=StartupTimes)
     is_ready: bool = field(default=False, init=False)
 
     @property
@@ -58,6 +60,7 @@ class StageContext:
         `device` entry says where the stage computes."""
         self.heartbeat.tick()
         self.is_ready = True
+        self.log.info("%s is ready: %s", self.name, self.startup)
         self.outbox.send(
             self.run_dir.supervisor,
             messages.StageReady(stage=self.stage, index=self.index, incarnation=self.incarnation, info=info),

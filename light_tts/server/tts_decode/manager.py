@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from light_tts.common.device import choose_device
 from light_tts.engine.speech.chunk_planner import SHORTEST, largest_hop
 from light_tts.engine.speech.lanes import SpeechEngine
@@ -21,6 +19,7 @@ from light_tts.server.tts_decode.voices import Voices
 
 def run(ctx: StageContext) -> None:
     """Entry point of the stage; returns on Shutdown."""
+    ctx.startup.end("imports")
     settings = ctx.settings
     family = load_family(settings.model_dir)
     check_first_hop(family.numbers, settings.first_hop)
@@ -37,6 +36,7 @@ def run(ctx: StageContext) -> None:
         ),
     )
     new_vocoder = family.load_vocoder(device, OVERLAP_FRAMES)
+    ctx.startup.end("weights")
     grow = settings.stream_hop == "grow"
     models = [
         Token2Wav(new_flow(), new_vocoder(), family.numbers, full_last_chunk=grow, device=device)
@@ -46,12 +46,11 @@ def run(ctx: StageContext) -> None:
     first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
     rules = chunk_rules(family.numbers, engine.model, grow, settings.first_hop)
     try:
-        stage = DecodeStage(ctx, engine, Voices(device), rules, first_chunk_lock)
         if engine.on_gpu:
-            started = time.monotonic()
             ctx.log.info("preparing the GPU: kernels are compiled once per machine, which can take minutes")
             engine.warm_up()
-            ctx.log.info("the GPU is ready after %.1f s", time.monotonic() - started)
+            ctx.startup.end("kernels and first graphs")
+        stage = DecodeStage(ctx, engine, Voices(device), rules, first_chunk_lock)
         ctx.ready({"sample_rate": family.numbers.sample_rate, "device": str(device)})
         ctx.serve(stage)
     finally:

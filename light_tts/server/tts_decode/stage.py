@@ -16,6 +16,7 @@ from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.first_chunk_lock import FirstChunkLock
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.heartbeat import INTERVAL, DurationBound
+from light_tts.server.core.idle_recorder import IdleRecorder
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_decode.jobs import DecodeJob, SpokenPart, has_chunk, work_item
 from light_tts.server.tts_decode.voices import Voices
@@ -53,14 +54,20 @@ class DecodeStage:
         # Chunks of a stream cost less than their length suggests, so they have a bound of their own.
         self._bounds = {masked: DurationBound(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
         self._steps: dict[int, tuple[int, DurationBound, int]] = {}  # id of the batch -> step, bound, tokens
+        self._recorder = IdleRecorder(engine, ctx.run_dir.recording_lock, ctx.heartbeat, ctx.log)
         self._metrics = metrics.StageMetrics(STAGE)
 
     def patience(self) -> float:
-        return INTERVAL
+        return self._recorder.patience() if self._idle else INTERVAL
 
     def step(self) -> None:
         self._end_work()
         self._start_work()
+        self._recorder.step(self._idle)
+
+    @property
+    def _idle(self) -> bool:
+        return not self._jobs and self._engine.idle
 
     # -- messages
 

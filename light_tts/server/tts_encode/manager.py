@@ -7,24 +7,27 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import torch
-
 from light_tts.models.family import load_family
 from light_tts.models.frontend.spellers import SpellerPool
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_encode.jobs import STAGE
-from light_tts.server.tts_encode.stage import EncodeStage
 
 MAX_SPELLER_PROCESSES = 4
 
 
 def run(ctx: StageContext) -> None:
     """Entry point of the stage; returns on Shutdown."""
-    torch.set_num_threads(1)  # the pool's threads provide the parallelism
-    family = load_family(ctx.settings.model_dir)
-    numbers = family.numbers
-    with closing(SpellerPool(speller_processes())) as spelling:  # loads in parallel with the models
+    with closing(SpellerPool(speller_processes())) as spelling:  # loads in parallel with what follows
+        import torch
+
+        from light_tts.server.tts_encode.jobs import STAGE
+        from light_tts.server.tts_encode.stage import EncodeStage
+
+        ctx.startup.end("imports")
+        torch.set_num_threads(1)  # the pool's threads provide the parallelism
+        family = load_family(ctx.settings.model_dir)
+        numbers = family.numbers
         frontend = family.load_frontend(spelling.spellers, spelling.at_once)
+        ctx.startup.end("models")
         threads = min(ctx.settings.encode_paral_num, len(os.sched_getaffinity(0)))
         pool = ThreadPoolExecutor(threads, thread_name_prefix=STAGE)
         # These threads mostly wait for their turn in the speller pool.
@@ -32,6 +35,7 @@ def run(ctx: StageContext) -> None:
         try:
             stage = EncodeStage(ctx, frontend, pool, texts)
             spelling.wait_until_ready()
+            ctx.startup.end("text processing")
             ctx.ready(
                 {
                     "speakers": sorted(frontend.speakers),

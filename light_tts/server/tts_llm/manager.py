@@ -29,11 +29,13 @@ def load(ctx: StageContext) -> LLMStage:
     """Return the stage with its model loaded. Raises CheckpointError, ConfigError, StyleError or
     DeviceError.
     """
+    ctx.startup.end("imports")
     settings = ctx.settings
     family = load_family(settings.model_dir)
     styles = load_styles(settings.model_dir)
     device, dtype = choose_device(settings.device, settings.data_type)
     model = family.load_llm(styles[ctx.index].llm_path, device, dtype)
+    ctx.startup.end("weights")
     pace = choose_pace(device, settings.router_max_wait_tokens)
     limit = min(settings.max_req_total_len, model.backbone.max_position_embeddings)
     engine = LLMEngine(
@@ -50,7 +52,9 @@ def load(ctx: StageContext) -> LLMStage:
             graph_max_len=settings.graph_max_len_in_batch,
         ),
     )
+    ctx.startup.end("KV cache")
     engine.warm_up()
+    ctx.startup.end("kernels and first graphs")
     gpu_turn = None
     if len(styles) > 1 and device.type == "cuda":
         gpu_turn = GpuTurn(ctx.run_dir.root, settings.gpt_paral_step_num, engine.synchronize)

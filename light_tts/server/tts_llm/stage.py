@@ -17,6 +17,7 @@ from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.gone_workers import GoneWorkers
 from light_tts.server.core.heartbeat import INTERVAL, DurationBound
+from light_tts.server.core.idle_recorder import IdleRecorder
 from light_tts.server.core.messages import Generate
 from light_tts.server.core.stage import StageContext
 from light_tts.server.tts_llm.gpu_turn import GpuTurn
@@ -78,6 +79,7 @@ class LLMStage:
         self._ended = EndedJobs()
         self._gone = GoneWorkers()
         self._next_decode = ctx.index  # so that styles start with different decode processes
+        self._recorder = IdleRecorder(engine, ctx.run_dir.recording_lock, ctx.heartbeat, ctx.log)
         self._metrics = metrics.StageMetrics(STAGE)
         self._stats = Stats(self._metrics, ctx.log, settings)
 
@@ -87,7 +89,8 @@ class LLMStage:
 
     def patience(self) -> float:
         """Seconds to wait for messages: none while a step can start or is in progress. Otherwise, after
-        releasing the GPU, a moment if steps are held back, else until the next heartbeat."""
+        releasing the GPU, a moment if steps are held back or graphs are left to record, else until the next
+        heartbeat."""
         if self._engine.in_flight:
             return 0
         held = self._must_yield()
@@ -96,7 +99,9 @@ class LLMStage:
         if self._gpu_turn is not None:
             self._gpu_turn.release()
         self._stats.update(self._scheduler)
-        return POLL_SECONDS if held else INTERVAL
+        if held:
+            return POLL_SECONDS
+        return INTERVAL if self._jobs else self._recorder.patience()
 
     def receive(self, message: messages.Message) -> None:
         match message:
@@ -118,7 +123,11 @@ class LLMStage:
 
     def step(self) -> None:
         """Admit requests and launch the next steps, then process results of earlier ones while these run.
-        While the GPU is left to first chunks, only process results."""
+        While the GPU is left to first chunks, only process results. Without any job, record a CUDA graph."""
+        self._work()
+        self._recorder.step(idle=not self._jobs and not self._engine.in_flight)
+
+    def _work(self) -> None:
         if self._must_yield():
             if self._engine.in_flight:
                 self._collect()
