@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,24 @@ def test_llm_has_the_tensors_of_the_release(config: Config) -> None:
     with torch.device("meta"):
         llm = SpeechLM(QWEN2_0_5B, config.llm)
     assert shapes(llm) == manifest("llm")
+
+
+def test_loading_the_models_does_not_import_pytorchs_compiler():
+    """Which takes a second."""
+    script = """
+import sys
+from pathlib import Path
+import torch
+from light_tts.models.family import load_family
+from light_tts.models.flow_options import FlowOptions
+folder = Path(sys.argv[1])
+family, cpu = load_family(folder), torch.device("cpu")
+family.load_llm(folder / "llm.pt", cpu, torch.float32)
+family.load_flow(cpu, torch.float32, FlowOptions(max_batch_size=1))
+family.load_vocoder(cpu, 8)
+print("torch._dynamo" in sys.modules)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script, "test/golden/cosyvoice2/checkpoint"], capture_output=True, text=True
+    )
+    assert ended.stdout.strip() == "False", ended.stderr
