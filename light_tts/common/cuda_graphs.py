@@ -7,6 +7,7 @@ same results.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Hashable
@@ -121,6 +122,7 @@ class GraphCache:
         self.record(max(self._waiting, key=lambda key: self._waiting[key].uses))
         return True
 
+    @torch.inference_mode()
     def record(self, key: Hashable) -> None:
         """Record a size that was planned or used, unless that has been tried. Raises if the device has
         failed."""
@@ -152,7 +154,7 @@ class GraphCache:
         return time.monotonic() - GraphCache._last_recorded_in_use >= self.PAUSE
 
     def _shared_pool(self) -> Any:
-        if self._pool is None:
+        if self._pool is None or not len(self):  # a pool ends with its last graph
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
 
@@ -160,13 +162,20 @@ class GraphCache:
 def capture(function: Callable[[], Any], pool: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """Record the kernels that `function` queues on the current stream, without running them. `pool`: returns
     the memory pool for its allocations. Returns the graph and the function's result."""
-    graph = torch.cuda.CUDAGraph()
+    graph, handle = torch.cuda.CUDAGraph(), pool()
     # Not torch.cuda.graph(), which empties the allocator's cache each time. thread_local: other threads
     # of the process may allocate and launch in the meantime.
     torch.cuda.current_stream().synchronize()
-    graph.capture_begin(pool=pool(), capture_error_mode="thread_local")
+    graph.capture_begin(pool=handle, capture_error_mode="thread_local")
     try:
         result = function()
-    finally:
         graph.capture_end()
+    except BaseException:
+        with contextlib.suppress(RuntimeError):
+            graph.capture_end()
+        # After an invalid capture, some versions of PyTorch go on allocating from the pool, whose memory
+        # belongs to the other graphs.
+        with contextlib.suppress(RuntimeError):
+            torch.cuda.memory._cuda_endAllocateToPool(torch.cuda.current_device(), handle)
+        raise
     return graph, result

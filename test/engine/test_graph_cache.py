@@ -10,22 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from support.stand_in_graph import StandInGraph
 
 from light_tts.common import cuda_graphs
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
 
 GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not GPU, reason="no GPU")
-
-
-class Graph:
-    """A stand-in that computes into the result of the recording."""
-
-    def __init__(self, function: Callable[[], torch.Tensor], result: torch.Tensor) -> None:
-        self._function, self._result = function, result
-
-    def replay(self) -> None:
-        self._result.copy_(self._function())
 
 
 class Recorder:
@@ -35,12 +26,12 @@ class Recorder:
         self.order: list[int] = []
         self.fails: set[int] = set()
 
-    def __call__(self, function: Any, pool: Callable[[], Any]) -> tuple[Graph, torch.Tensor]:
+    def __call__(self, function: Any, pool: Callable[[], Any]) -> tuple[StandInGraph, torch.Tensor]:
         result = function()
         if len(result) in self.fails:
             raise RuntimeError("cannot be recorded")
         self.order.append(len(result))
-        return Graph(function, result), result
+        return StandInGraph(function, result), result
 
 
 @pytest.fixture

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import stand_in_graph
 from support.packed_on_cpu import kernels_or_references
 
+from light_tts.common import cuda_graphs
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels import overlap
 from light_tts.kernels.flow import packed_attention
 from light_tts.models.checkpoint.config import EstimatorConfig
@@ -126,6 +129,31 @@ def test_items_that_cannot_be_spoken_are_refused(packed):
 @pytest.mark.parametrize("frames", [1, 63, 64, 65, 250, 251, 424, 1000, 8192, 8193, 15000])
 def test_buckets_waste_little(frames):
     assert frames <= _bucket(frames) <= max(frames + 63, 1.25 * frames)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="graphs are real on a GPU, see below")
+def test_sizes_are_recorded_from_a_single_first_chunk_on_and_change_nothing(flow, monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "capture", stand_in_graph.capture)
+    recorded, record = [], GraphCache.record
+    monkeypatch.setattr(GraphCache, "record", lambda self, key: (recorded.append(key), record(self, key))[0])
+    items = [item(), item(tokens=41, streaming=True, finalize=False)]
+    packed = new_packed(flow)
+    expected = packed(items)
+    packed.graphs = GraphCache(torch.device("cuda", 0))
+    packed.warm_up(2)
+    widths = range(32, 257, 32)
+    first = [("encode", 1, width) for width in widths]
+    first += [("step", size) for size in (64, 128, 192, 256, 320, 384, 448, 512, 640)]
+    assert recorded == [("encode", 2, 256), *first]
+    for _ in range(3):
+        for mel, known in zip(packed(items), expected, strict=True):
+            assert torch.equal(mel, known)
+        packed.graphs.record_next()
+    # one that this batch has used, then the smallest; the batch's Euler step is among the first
+    assert recorded[len(first) + 1 :] == [("encode", 2, 96), ("step", 768), ("step", 896)]
+    while packed.graphs.record_next():
+        pass
+    assert len(packed.graphs) == len(set(recorded)) == 12 + 2 * len(widths)
 
 
 @pytest.mark.gpu

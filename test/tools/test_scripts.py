@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -209,3 +210,25 @@ def test_a_process_prepares_for_a_gpu_that_is_not_there():
 def test_gpu_memory_can_be_watched_on_any_machine():
     for gpu in memory_config().monitor_gpu_memory():
         assert gpu["used"] + gpu["free"] <= gpu["total"] * 1.01
+
+
+def test_bench_startup_prints_when_stages_and_first_audio_were_ready(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(ROOT / "scripts" / "bench_startup.py"), "--model_dir", str(CHECKPOINT)]
+    command += ["--runs", "1", "--requests", "2", "--new_tokens", "30", "--json", str(figures)]
+    done = subprocess.run(
+        [*command, "--", "--device", "cpu", "--httpserver_workers", "1"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in ("encode-0", "llm-0", "decode-0"):
+        assert re.search(rf"  {stage} up after [\d.]+ s: imports [\d.]+ s", done.stdout)
+    assert re.search(r"first audio of each request from readiness on, ms: \d+ \d+\n", done.stdout)
+    [start] = json.loads(figures.read_text())
+    assert 0 < start["stages"]["llm-0"]["up"] <= start["ready"]
+    assert start["all_recorded"] is None  # there are none
+    for answer in start["answers"] + start["recorded_answers"]:
+        assert start["ready"] <= answer["sent"] and 0 < answer["first_audio"] <= answer["whole"]

@@ -79,7 +79,6 @@ class LLMEngine:
         """Number of CUDA graphs that `record_next` can still record."""
         return 0 if self._runner.graphs is None else self._runner.graphs.unrecorded
 
-    @torch.inference_mode()
     def record_next(self) -> None:
         """Record one more CUDA graph, and wait until the device has done so. Nothing may be in flight."""
         assert not self._launches and self._runner.graphs is not None

@@ -134,7 +134,6 @@ class Token2Wav:
         """Number of CUDA graphs that can still be recorded."""
         return sum(graphs.unrecorded for graphs in self._graphs())
 
-    @torch.inference_mode()
     def record_next(self) -> None:
         """Record one more CUDA graph, of the flow first."""
         next((graphs for graphs in self._graphs() if graphs.record_next()), None)

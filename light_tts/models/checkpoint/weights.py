@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,12 @@ def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> t
     return shape
 
 
-def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_into(
+    module: nn.Module, state: Mapping[str, Tensor], path: Path, unused: Collection[str] = ()
+) -> None:
     """Copy `state` into `module`, strictly: names and shapes must match. Tensors of a module on the meta
-    device are created on the CPU. Raises CheckpointError for the first mismatch, with the number of others.
+    device are created on the CPU, except the `unused` ones. Raises CheckpointError for the first mismatch,
+    with the number of others.
     """
     own = module.state_dict()
     problems = []
@@ -88,5 +91,8 @@ def load_into(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Non
         raise CheckpointError(f"{path}: {problems[0]}{more}")
     create = any(tensor.is_meta for tensor in own.values())
     if create:
-        state = {name: state[name].to(tensor.dtype, copy=True) for name, tensor in own.items()}
+        state = {
+            name: tensor if name in unused else state[name].to(tensor.dtype, copy=True)
+            for name, tensor in own.items()
+        }
     module.load_state_dict(state, strict=True, assign=create)

@@ -243,7 +243,7 @@ class SpeechLM(nn.Module):
             )
         with on_meta():
             model = cls(backbone, config.llm).to(dtype)
-        load_into(model, load_state_dict(llm_path), llm_path)
+        load_into(model, load_state_dict(llm_path), llm_path, unused=["llm.model.lm_head.weight"])
         return model.merge_embeddings().to(device).eval().requires_grad_(False)
 
     @property

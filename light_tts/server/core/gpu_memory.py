@@ -29,13 +29,17 @@ def load_config() -> ModuleType:
     return config
 
 
+def choose_allocator(settings: Settings, stage: str) -> None:
+    """Choose how torch allocates GPU memory. Must be called before torch is imported."""
+    if _uses_gpu(settings, stage):
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", load_config().ALLOCATOR)
+
+
 def share(settings: Settings, stage: str, index: int) -> None:
-    """Limit this process to its share of its GPU; does nothing on the CPU. Must be called before the stage
-    imports torch."""
-    if stage not in ("llm", "decode") or settings.device == "cpu" or not gpu.visible_gpus():
+    """Limit this process to its share of its GPU; does nothing on the CPU. Imports torch."""
+    if not _uses_gpu(settings, stage):
         return
     config = load_config()
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", config.ALLOCATOR)
 
     import torch
 
@@ -47,3 +51,7 @@ def share(settings: Settings, stage: str, index: int) -> None:
         device, gpus, len(load_styles(settings.model_dir)), settings.decode_process_num
     )
     config.optimize_gpu_memory(device, sharing)
+
+
+def _uses_gpu(settings: Settings, stage: str) -> bool:
+    return stage in ("llm", "decode") and settings.device != "cpu" and gpu.visible_gpus() > 0

@@ -59,7 +59,6 @@ def main() -> None:
         log=logging.getLogger(f"light_tts.{args.stage}"),
         heartbeat=Heartbeat(run_dir.heartbeat(args.stage, args.index, args.incarnation)),
     )
-    _await_topology(ctx)
     code = _run(ctx)
     inbox.close()
     outbox.close(linger=2.0)
@@ -85,8 +84,13 @@ def _await_topology(ctx: StageContext) -> None:
 def _run(ctx: StageContext) -> int:
     """Run the stage until it ends; return its exit code."""
     try:
+        gpu_memory.choose_allocator(ctx.settings, ctx.stage)
+        manager = importlib.import_module(f"light_tts.server.tts_{ctx.stage}.manager")
+        ctx.startup.end("imports")
+        _await_topology(ctx)
         gpu_memory.share(ctx.settings, ctx.stage, ctx.index)
-        importlib.import_module(f"light_tts.server.tts_{ctx.stage}.manager").run(ctx)
+        ctx.startup.end("GPU")
+        manager.run(ctx)
         return 0
     except BaseException as error:  # a stage must report every cause of its end
         if ctx.is_ready:

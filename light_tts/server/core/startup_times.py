@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+SHORTEST = 0.05  # seconds; shorter phases are not shown
+
 
 class StartupTimes:
     """The duration of each phase, from the creation of this object on. As text: `imports 2.1 s, ...`."""
@@ -12,13 +14,14 @@ class StartupTimes:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._begun = clock()
-        self._phases: list[str] = []
+        self._seconds: dict[str, float] = {}
 
     def end(self, phase: str) -> None:
-        """End the current phase, which is called `phase`, and begin the next."""
+        """End the current phase, which is called `phase`, and begin the next. Those of one name are added."""
         now = self._clock()
-        self._phases.append(f"{phase} {now - self._begun:.1f} s")
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._begun
         self._begun = now
 
     def __str__(self) -> str:
-        return ", ".join(self._phases)
+        shown = (f"{phase} {s:.1f} s" for phase, s in self._seconds.items() if s >= SHORTEST)
+        return ", ".join(shown)

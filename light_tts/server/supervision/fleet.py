@@ -27,6 +27,7 @@ DEATHS_BEFORE_GIVING_UP = 3
 DEATH_WINDOW = 60.0  # seconds
 SHUTDOWN_SECONDS = 1.0
 LOADING_SILENCE = 120.0  # seconds; importing a large library may block all threads of a process
+GPU_STAGES = ("llm", "decode")
 MISSED_BEATS = 0.25  # fraction of the hang timeout after which a stage is avoided
 
 log = logging.getLogger("light_tts.supervisor")
@@ -87,6 +88,7 @@ class Fleet:
             "PYTHONUNBUFFERED": "1",
         }
         self._stopping = False
+        self._gpu_usable = False
         self._all_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def topology(self) -> list[StageInfo]:
@@ -100,12 +102,19 @@ class Fleet:
         stages = self._stages.values()
         return [s.run.process.pid for s in stages if s.info.stage in names and s.run is not None]
 
-    async def start(self, environment: Mapping[str, str]) -> None:
-        """Start all stages at once and wait until each is ready. `environment`: their extra environment
-        variables. Raises FleetStartFailed."""
+    def launch(self, environment: Mapping[str, str]) -> None:
+        """Start the processes of all stages. Those that may use a GPU import their packages and wait for
+        `start`. `environment`: their extra environment variables."""
         self._environment |= environment
         for stage in self._stages.values():
             self._spawn(stage)
+
+    async def start(self) -> None:
+        """Let the processes load their models, and wait until each is ready. Raises FleetStartFailed."""
+        self._gpu_usable = True
+        for stage in self._stages.values():
+            if stage.info.stage in GPU_STAGES:
+                self._send_topology(stage)
         while not self._all_up.done():
             await asyncio.wait({self._all_up}, timeout=10)
             loading = [name_of(s.info) for s in self._stages.values() if s.info.state == "starting"]
@@ -194,7 +203,12 @@ class Fleet:
         )
         stage.run = _StageRun(started, heartbeat)
         self._run_dir.register_process(started.pid)
-        self._outbox.send(info.address, messages.Topology(stages=self.topology()))
+        if self._gpu_usable or info.stage not in GPU_STAGES:
+            self._send_topology(stage)
+
+    def _send_topology(self, stage: _Stage) -> None:
+        """Tell a process about the others, which it waits for before it loads its models."""
+        self._outbox.send(stage.info.address, messages.Topology(stages=self.topology()))
 
     def _on_end(self, stage: _Stage, process: StageProcess) -> None:
         self._run_dir.forget_process(process.pid)

@@ -69,6 +69,19 @@ def prepare(config: Settings, run_dir: RunDir) -> Mps:
         return Mps(_away_from_running_daemon(run_dir))
 
 
+def expected_environment(config: Settings, run_dir: RunDir) -> dict[str, str] | None:
+    """Return an environment for processes that are started before `prepare` has ended and use no GPU until
+    then: if `prepare` starts a daemon, it is found, otherwise there is none and they run without MPS. None:
+    that depends on a daemon that is running already."""
+    if config.mps == "off" or not _has_gpu(config) or shutil.which(CONTROL) is None:
+        return {}
+    try:
+        _servers({})
+    except MpsError:
+        return _environment(run_dir)
+    return None
+
+
 def check_attached(config: Settings, mps: Mps, pids: Collection[int]) -> None:
     """Log how many of the processes `pids` are clients of the daemon. With `on`, raises MpsError if some are
     not.

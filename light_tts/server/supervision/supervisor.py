@@ -136,11 +136,17 @@ class Supervisor:
 
     async def _start_stages(self) -> None:
         started = time.monotonic()
+        # Starting an MPS daemon takes seconds, in which the stages can import their packages.
+        environment = await asyncio.to_thread(mps.expected_environment, self.config, self.run_dir)
+        if environment is not None and not self.stop.is_set():
+            self.fleet.launch(environment)
         sharing = await asyncio.to_thread(mps.prepare, self.config, self.run_dir)
         if self.stop.is_set():
             return
+        if environment is None:
+            self.fleet.launch(sharing.environment)
         self._spawn(self.fleet.watch_pulses())
-        starting = asyncio.ensure_future(self.fleet.start(sharing.environment))
+        starting = asyncio.ensure_future(self.fleet.start())
         stopping = asyncio.ensure_future(self.stop.wait())
         await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

@@ -19,7 +19,6 @@ from light_tts.server.tts_decode.voices import Voices
 
 def run(ctx: StageContext) -> None:
     """Entry point of the stage; returns on Shutdown."""
-    ctx.startup.end("imports")
     settings = ctx.settings
     family = load_family(settings.model_dir)
     check_first_hop(family.numbers, settings.first_hop)

@@ -29,7 +29,6 @@ def load(ctx: StageContext) -> LLMStage:
     """Return the stage with its model loaded. Raises CheckpointError, ConfigError, StyleError or
     DeviceError.
     """
-    ctx.startup.end("imports")
     settings = ctx.settings
     family = load_family(settings.model_dir)
     styles = load_styles(settings.model_dir)
