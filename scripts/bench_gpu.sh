@@ -32,6 +32,13 @@ until "$python" -c "import sys, urllib.request as r; r.urlopen('http://127.0.0.1
     sleep 0.5
 done
 echo "ready after $((SECONDS - begin)) s"
+# Each process on the GPU logs two lines: graphs that follow while it is idle, and that they are recorded.
+lines() { grep -c "$1" "$out/server.log" || true; }
+until [ "$(lines 'CUDA graphs in .* while idle')" -ge "$(lines 'CUDA graphs .* follow while idle')" ]; do
+    [ $((SECONDS - begin)) -lt 900 ] || { echo "CUDA graphs are not recorded after 900 s"; exit 1; }
+    sleep 0.5
+done
+echo "all CUDA graphs recorded after $((SECONDS - begin)) s"
 
 measure() {
     "$python" test/benchmark.py --url "http://127.0.0.1:$port" --preset "$preset" --warmup 8 "$@"
