@@ -46,6 +46,7 @@ def speakers(url: str) -> list[str]:
     return httpx.get(f"{url}/spk_list", timeout=30).json()["checkpoint_speakers"]
 
 
+@pytest.mark.nightly
 def test_run_sh(repository, tmp_path):
     command = ["bash", str(repository / "run.sh")]
     with running(tmp_path, command, MODEL_DIR="", WORKERS=1, HOST="127.0.0.1") as script:
