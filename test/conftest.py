@@ -7,10 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support import interpreter
-from support.server_process import Server, start_server
+from support.server_process import LARGE, Server, launch, start_server
+from support.streams import run_clients
+from support.styles import STYLES, checkpoint_with
 
 torch.backends.cudnn.allow_tf32 = False  # as in the server
 if not interpreter.GPU:
@@ -18,19 +21,49 @@ if not interpreter.GPU:
     interpreter.patch_language_once()
 
 LONGEST = (
-    "test_hangs",
     "test_poison",
     "test_recovery",
-    "test_lifecycle",
     "test_http_api",
+    "test_websocket",
+    "test_lifecycle",
     "test_upstream_weaknesses",
-    "test_token2wav",
+    "test_command",
+    "test_hangs",
     "test_scripts",
     "test_decode_stage",
-    "test_websocket",
+    "test_token2wav",
+    "test_connections",
+    "test_takeover",
+    "test_mps",
     "test_hift_runner",
-    "test_speech_quality",
 )
+
+# Files that share one of the servers below. With several workers, those of a group run on the same one.
+GROUPS = {
+    "server": (
+        *("test_access", "test_cosyvoice", "test_docs", "test_evaluate", "test_lifecycle", "test_live"),
+        *("test_malformed", "test_monitoring", "test_openai", "test_openai_js", "test_realtime"),
+        *("test_search_sampling", "test_takeover", "test_tools", "test_voice_agents", "test_voices"),
+    ),
+    "mortal_server": ("test_http_api", "test_poison", "test_recovery", "test_websocket"),
+    "styles_server": ("test_no_speech", "test_upstream_weaknesses"),
+    "voice_server": ("test_command", "test_page", "test_speech_quality", "test_voice", "test_word_times"),
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """With `--dist loadfile`, keep the files of a group together, too, so that their server starts once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    group_of = {file: group for group, files in GROUPS.items() for file in files}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return group_of.get(Path(file).stem, file)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,3 +84,40 @@ def server() -> Iterator[Server]:
     """A real server on the small golden checkpoint with two HTTP workers and two decode processes."""
     with start_server(httpserver_workers=2, decode_process_num=2) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def voice_server() -> Iterator[Server]:
+    """A real server with the bundled voice, which it finds when nothing is said about the model."""
+    with launch(model_dir=None) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def strict_server() -> Iterator[Server]:
+    """A real server with low limits."""
+    limits = {"request_timeout": 3, "max_upload_mb": 0.5, "max_text_length": 60, "max_prompt_seconds": 5}
+    with start_server(**limits, max_part_tokens=3500) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def styles_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server with all styles of support/styles.py, two requests at a time in each, and room for one
+    prompt only."""
+    model = checkpoint_with(*STYLES, folder=tmp_path_factory.mktemp("model"))
+    with start_server(model_dir=model, gpt_paral_num=2, cache_capacity=1, **LARGE) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mortal_server() -> Iterator[Server]:
+    """A real server, like `server`, whose processes are killed by tests."""
+    with start_server(httpserver_workers=2, decode_process_num=2) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def undisturbed(mortal_server: Server) -> list[np.ndarray]:
+    """The samples of the clients (support/streams.py) while no process is killed."""
+    return run_clients(mortal_server)

@@ -28,11 +28,16 @@ def client(server: Server):
         yield http
 
 
+@pytest.fixture
+def strict(strict_server: Server) -> Server:
+    return strict_server
+
+
 @pytest.fixture(scope="module")
-def strict():
-    """A server with low limits."""
+def narrow():
+    """A server that takes two requests at a time and keeps the result of a health check for a minute."""
     with start_server(
-        request_timeout=3, max_upload_mb=0.5, max_text_length=60, max_prompt_seconds=5
+        max_pending_requests=2, decode_process_num=2, httpserver_workers=2, health_cache_seconds=60
     ) as running:
         yield running
 
@@ -336,6 +341,14 @@ def test_text_and_prompt_limits_are_those_of_the_flags(strict):
     assert "5 s" in answer.json()["message"]
 
 
+@pytest.mark.parametrize("name", ["min_new_tokens", "max_new_tokens"])
+def test_tokens_beyond_the_longest_part_are_refused(strict, name):
+    with strict.client() as http:
+        answer = speak(http, TEXT, **{"min_new_tokens": None, "max_new_tokens": None, name: 3501})
+    assert answer.status_code == 400
+    assert f"{name} 3501" in answer.text and "--max_part_tokens" in answer.text
+
+
 ENDLESS = {"min_new_tokens": 3500, "max_new_tokens": 3500}
 
 
@@ -361,23 +374,19 @@ def test_a_stream_beyond_its_deadline_is_cut_so_that_the_client_notices(strict):
     assert strict.metric("light_tts_requests_total", outcome="timeout") >= 1
 
 
-def test_requests_beyond_the_limit_get_429_and_do_not_disturb_those_in_work():
+def test_requests_beyond_the_limit_get_429_and_do_not_disturb_those_in_work(narrow):
     fields = as_json(TEXT, stream=True, min_new_tokens=200, max_new_tokens=200)
     both_begun = threading.Barrier(3)
 
-    def occupy(server: Server) -> int:
-        with server.client() as http, http.stream("POST", "/inference_zero_shot", json=fields) as answer:
+    def occupy() -> int:
+        with narrow.client() as http, http.stream("POST", "/inference_zero_shot", json=fields) as answer:
             pieces = answer.iter_raw()
             size = len(next(pieces))
             both_begun.wait(60)
             return size + sum(len(piece) for piece in pieces)
 
-    with (
-        start_server(max_pending_requests=2, decode_process_num=2, httpserver_workers=2) as server,
-        ThreadPoolExecutor(2) as threads,
-        server.client() as http,
-    ):
-        occupied = [threads.submit(occupy, server) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads, narrow.client() as http:
+        occupied = [threads.submit(occupy) for _ in range(2)]
         both_begun.wait(60)
         refused = [speak(http, TEXT) for _ in range(3)]
         assert [job.result() for job in occupied] == [200 * TOKEN_SAMPLES * 2] * 2
@@ -417,14 +426,14 @@ def test_a_running_server_is_live_ready_and_healthy(client):
         assert (health.status_code, health.json()) == (200, {"message": "Ok"})
 
 
-def test_health_speaks_through_every_decode_process(server):
+def test_health_speaks_through_every_decode_process(server, narrow):
     spoken = server.metric("light_tts_requests_total", route="health")
-    with start_server(decode_process_num=3, health_cache_seconds=60) as running:
-        assert httpx.get(f"{running.url}/health", timeout=90).status_code == 200
-        first = running.metric("light_tts_requests_total", route="health", outcome="ok")
-        assert first >= 3
-        assert httpx.get(f"{running.url}/health", timeout=90).status_code == 200
-        assert running.metric("light_tts_requests_total", route="health") == first
+    with narrow.client() as http:  # one connection: another HTTP worker would make a check of its own
+        assert http.get("/health").status_code == 200
+        first = narrow.metric("light_tts_requests_total", route="health", outcome="ok")
+        assert first >= 2
+        assert http.get("/health").status_code == 200
+    assert narrow.metric("light_tts_requests_total", route="health") == first
     assert server.metric("light_tts_requests_total", route="health") == spoken
 
 

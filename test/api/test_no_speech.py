@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterator
 
 import pytest
-import torch
-from support.server_process import CHECKPOINT, Server, speak, start_server
+from support.server_process import Server, speak
 from test_websocket import say, texts
 
 VOICE = {"spk_id": "tiny_spk"}
 FREE = {"min_new_tokens": 0, "max_new_tokens": 10}
 TEXT = "Hello there, how are you today?"
 REASON = "the model produced no speech in two attempts"
-SHY = 13.0  # bias of the id that ends a part
 SOCKET = "/inference_bistream"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Two styles: `mute` always ends at once, `shy` about every other time."""
-    model = tmp_path_factory.mktemp("model")
-    for path in CHECKPOINT.iterdir():
-        (model / path.name).symlink_to(path)
-    weights = torch.load(CHECKPOINT / "llm.pt", weights_only=True)
-    bias = weights["llm_decoder.bias"].clone()
-    for style, eos in {"mute": 1e3, "shy": SHY}.items():
-        bias[-3:] = torch.tensor([eos, -1e3, -1e3])
-        torch.save({**weights, "llm_decoder.bias": bias.clone()}, model / f"{style}.pt")
-    entries = [{"style_name": style, "llm_path": f"{style}.pt"} for style in ("mute", "shy")]
-    (model / "style_config.json").write_text(json.dumps({"lora_info": entries}))
-    with start_server(model_dir=model) as running:
-        yield running
+@pytest.fixture
+def server(styles_server: Server) -> Server:
+    """`ending` always ends at once if it may, `shy` about every other time."""
+    return styles_server
 
 
 def silent_seeds(server: Server, request_ids: dict[str, int]) -> list[int]:
@@ -67,14 +52,14 @@ def test_an_answer_without_speech_is_drawn_again_with_the_next_seed(server):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_that_stays_without_speech_fails(server, stream):
     with server.client() as client:
-        answer = speak(client, TEXT, tts_model_name="mute", stream=stream, **VOICE, **FREE)
+        answer = speak(client, TEXT, tts_model_name="ending", stream=stream, **VOICE, **FREE)
     assert answer.status_code == 500
     assert answer.json()["message"].startswith(REASON)
     assert server.metric("light_tts_requests_total", route="zero_shot", outcome="failed") > 0
 
 
 def test_a_conversation_that_stays_without_speech_fails(server):
-    opening = {**VOICE, "tts_model_name": "mute", **FREE}
+    opening = {**VOICE, "tts_model_name": "ending", **FREE}
     talk = say(server, SOCKET, [opening, *texts("Hi."), {"finish": True}])
     assert (talk.code, talk.audio) == (1011, b"")
     assert [(error["status"], REASON in error["error"]) for error in talk.errors] == [(500, True)]

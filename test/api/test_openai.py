@@ -180,3 +180,12 @@ def test_a_voice_from_upload_to_deletion(client, server: Server):
     assert kept.status_code == 409
     missing = httpx.post(voices, data={"name": "maria"})
     assert missing.status_code == 400 and missing.json()["error"]["param"] == "audio_sample"
+
+
+def test_times_of_words_from_a_checkpoint_that_does_not_know_them(server):
+    body = {"input": TEXT, "voice": "tiny_spk", "seed": 1, "stream": False, "word_timestamps": True}
+    with server.client() as http:
+        refused = http.post("/v1/audio/speech", json=body)
+        untimed = http.post("/v1/text-to-speech/tiny_spk/with-timestamps", json={"text": TEXT, "seed": 1})
+    assert refused.status_code == 400 and "alignment_heads" in refused.json()["error"]["message"]
+    assert untimed.json()["alignment"] is None and untimed.json()["audio_base64"]

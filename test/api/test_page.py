@@ -56,10 +56,9 @@ window.takeHeard = () => {
 """
 
 
-@pytest.fixture(scope="module")
-def server():
-    with launch(model_dir=None) as running:
-        yield running
+@pytest.fixture
+def server(voice_server):
+    return voice_server
 
 
 @pytest.fixture(scope="module")

@@ -75,9 +75,9 @@ import numpy as np
 import psutil
 import pytest
 import soundfile
-import torch
 import websockets
-from support.server_process import CHECKPOINT, PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+from support.server_process import LARGE, PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+from support.styles import STYLES, checkpoint_with
 
 TEXT = "Hello there, how are you today?"
 TOKEN_SAMPLES = 960
@@ -85,34 +85,14 @@ OVERLAP_SAMPLES = 3840  # held back at a chunk's end for the cross-fade
 HOP, LOOKAHEAD = 25, 3  # tokens
 PROMPT_TOKENS = 98  # of the golden prompt
 SPEAKER = "tiny_spk"  # of the golden checkpoint; no prompt tokens
-LARGE = {"max_total_token_num": 65536, "max_req_total_len": 32768}
 SHORT = {"min_new_tokens": 10, "max_new_tokens": 10}
 ENDLESS = {"tts_model_name": "ending", "min_new_tokens": 30000, "max_new_tokens": 30000}
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """A checkpoint with three styles: `ending` says eos as soon as it may and no other stop id, `stopping`
-    comes upon one of those now and then."""
-    model = tmp_path_factory.mktemp("model")
-    for path in CHECKPOINT.iterdir():
-        (model / path.name).symlink_to(path)
-    weights = torch.load(CHECKPOINT / "llm.pt", weights_only=True)
-    bias = weights["llm_decoder.bias"].clone()
-    for style, stops in {"ending": (1e3, -1e3, -1e3), "stopping": (-1e3, 5.5, -1e3)}.items():
-        bias[-3:] = torch.tensor(stops)
-        torch.save({**weights, "llm_decoder.bias": bias.clone()}, model / f"{style}.pt")
-    styles = [("plain", "llm.pt"), ("ending", "ending.pt"), ("stopping", "stopping.pt")]
-    entries = [{"style_name": name, "llm_path": path} for name, path in styles]
-    (model / "style_config.json").write_text(json.dumps({"lora_info": entries}))
-    return model
-
-
-@pytest.fixture(scope="module")
-def server(model: Path) -> Iterator[Server]:
+@pytest.fixture
+def server(styles_server: Server) -> Server:
     """Two requests at a time in each style, room for one prompt only."""
-    with start_server(model_dir=model, gpt_paral_num=2, cache_capacity=1, **LARGE) as running:
-        yield running
+    return styles_server
 
 
 @pytest.fixture()
@@ -276,7 +256,7 @@ def test_prompts_evicted_under_load_keep_their_voices(server):
 
 def test_an_unknown_style_holds_nothing(server, client):
     held = len(psutil.Process(server.pid).children(recursive=True)[-1].open_files())
-    for _ in range(200):
+    for _ in range(50):
         answer = speak(client, TEXT, spk_id=SPEAKER, tts_model_name="nobody")
         assert answer.status_code == 400
         assert "nobody" in answer.json()["message"]
@@ -287,7 +267,7 @@ def test_an_unknown_style_holds_nothing(server, client):
 
 
 def test_each_style_speaks_with_its_own_weights(client):
-    assert client.get("/query_tts_model").json() == {"tts_models": ["plain", "ending", "stopping"]}
+    assert client.get("/query_tts_model").json() == {"tts_models": list(STYLES)}
     length = {"min_new_tokens": 30, "max_new_tokens": 30, "seed": 1}
     first, plain = (
         speak(client, TEXT, tts_model_name=name, **length).content for name in ("default", "plain")
@@ -447,7 +427,8 @@ def test_sockets_and_shared_memory_are_private_and_their_names_not_predictable(s
 
 
 @pytest.fixture(scope="module")
-def doomed(model: Path) -> Iterator[Server]:
+def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model = checkpoint_with("ending", folder=tmp_path_factory.mktemp("model"))
     with start_server(model_dir=model, gpt_paral_num=1, request_timeout=6, **LARGE) as running:
         yield running
 

@@ -65,6 +65,7 @@ def test_a_voice_speaks_like_the_recording_it_was_made_from_in_whole_chunks(serv
         with fresh(server) as other:
             assert "anna" in other.get("/spk_list").json()["voices"]
             assert speak(other, TEXT, seed=2, spk_id="anna").content == by_recording
+    client.delete("/spk/anna")
 
 
 def test_a_voice_can_be_added_by_json(client):
@@ -154,10 +155,10 @@ def test_a_recording_that_cannot_be_used_makes_no_voice(client):
     assert "broken" not in client.get("/spk_list").json()["spk_ids"]
 
 
-def test_voices_survive_a_restart(tmp_path):
-    with start_server(spk_dir=tmp_path / "voices") as server, server.client() as client:
-        assert add(client, "anna").status_code == 200
-        before = speak(client, TEXT, seed=2, spk_id="anna").content
-    with start_server(spk_dir=tmp_path / "voices") as server, server.client() as client:
-        assert client.get("/spk_list").json()["voices"] == ["anna"]
-        assert speak(client, TEXT, seed=2, spk_id="anna").content == before
+def test_a_server_that_starts_later_has_the_voices_in_the_directory(server, client):
+    assert add(client, "kept").status_code == 200
+    before = speak(client, TEXT, seed=2, spk_id="kept").content
+    with start_server(spk_dir=server.directory / "voices") as later, later.client() as other:
+        assert "kept" in other.get("/spk_list").json()["voices"]
+        assert speak(other, TEXT, seed=2, spk_id="kept").content == before
+    assert client.delete("/spk/kept").status_code == 200

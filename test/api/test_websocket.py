@@ -13,7 +13,7 @@ import time
 import psutil
 import pytest
 import websockets
-from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, start_server
+from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server
 
 RECORDING = PROMPT_WAV.read_bytes()
 PIECES = ["Hello there, ", "how are you ", "on this fine ", "and sunny morning? ", "I am very well."]
@@ -228,25 +228,26 @@ def test_a_client_that_goes_away_frees_its_work(server):
         time.sleep(0.05)
 
 
-def test_a_conversation_that_never_finishes_ends_at_its_deadline():
-    with start_server(request_timeout=4) as impatient:
-        result = say(impatient, OURS, [BY_NAME, *texts("Hello.")])
-        assert (
-            "longer than 4 s" in result.errors[0]["error"]
-            or "the client sent nothing" in result.errors[0]["error"]
-        )
-        silent = say(impatient, OURS, [])  # no first message at all
-        assert "the client sent nothing" in silent.errors[0]["error"]
-        assert silent.code == 1008
+def test_a_conversation_that_never_finishes_ends_at_its_deadline(strict_server):
+    result = say(strict_server, OURS, [BY_NAME, *texts("Hello.")])
+    assert (
+        "longer than 3 s" in result.errors[0]["error"]
+        or "the client sent nothing" in result.errors[0]["error"]
+    )
+    silent = say(strict_server, OURS, [])  # no first message at all
+    assert "the client sent nothing" in silent.errors[0]["error"]
+    assert silent.code == 1008
 
 
 def kill(server: Server, stage: str) -> None:
+    """Kill all processes of the stage."""
+    killed = 0
     for process in psutil.Process(server.pid).children(recursive=True):
         words = process.cmdline()
         if "--stage" in words and words[words.index("--stage") + 1] == stage:
             os.kill(process.pid, signal.SIGKILL)
-            return
-    raise AssertionError(f"no {stage} process")
+            killed += 1
+    assert killed, f"no {stage} process"
 
 
 async def converse(server: Server, stage_to_kill: str | None) -> bytes:
@@ -271,9 +272,8 @@ async def converse(server: Server, stage_to_kill: str | None) -> bytes:
             return bytes(audio)
 
 
-def test_a_stage_killed_in_a_conversation_loses_no_sample():
-    with start_server() as server:
-        undisturbed = asyncio.run(converse(server, None))
-        for stage in ("encode", "llm", "decode"):
-            assert asyncio.run(converse(server, stage)) == undisturbed, stage
-            server.wait_until_ready()
+def test_a_stage_killed_in_a_conversation_loses_no_sample(mortal_server):
+    undisturbed = asyncio.run(converse(mortal_server, None))
+    for stage in ("encode", "llm", "decode"):
+        assert asyncio.run(converse(mortal_server, stage)) == undisturbed, stage
+        mortal_server.wait_until_ready()

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from support.server_process import VOICE, start_server
 from support.sound_files import decode
 from websockets.exceptions import ConnectionClosedOK
 from websockets.sync.client import connect
@@ -24,8 +23,8 @@ WORDS = ["Good", "morning!", "The", "12", "ships", "came", "back."]
 
 
 @pytest.fixture(scope="module")
-def http():
-    with start_server(model_dir=VOICE) as server, server.client() as client:
+def http(voice_server):
+    with voice_server.client() as client:
         yield client
 
 
@@ -113,14 +112,6 @@ def test_instructions_are_not_read_aloud(http):
     assert refused.status_code == 400 and refused.json()["error"]["param"] == "instructions"
     native = {"tts_text": TEXT, "spk_id": "anna", "prompt_text": "Be happy.<|endofprompt|>"}
     assert http.post("/inference_zero_shot", data=native).status_code == 400
-
-
-def test_a_checkpoint_that_does_not_know(server):
-    with server.client() as client:
-        refused = ask(client, voice="tiny_spk", stream=False, word_timestamps=True)
-        untimed = client.post("/v1/text-to-speech/tiny_spk/with-timestamps", json={"text": TEXT, "seed": 1})
-    assert refused.status_code == 400 and "alignment_heads" in refused.json()["error"]["message"]
-    assert untimed.json()["alignment"] is None and untimed.json()["audio_base64"]
 
 
 def test_words_while_their_text_comes(http):

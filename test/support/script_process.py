@@ -32,7 +32,7 @@ class Script:
     log: Path
 
     def ask(self, path: str, **options) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=60, **options)
+        return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=60, verify=False, **options)
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)

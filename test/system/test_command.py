@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
-from support.server_process import CHECKPOINT, ROOT, VOICE, free_port, launch
+from support.server_process import CHECKPOINT, ROOT, VOICE, free_port
 
 from light_tts.tools.evaluation.recogniser import transcribe
 from light_tts.tools.evaluation.sound import read_sound
@@ -35,10 +35,9 @@ Nobody was there.
 """
 
 
-@pytest.fixture(scope="module")
-def server():
-    with launch(model_dir=None) as running:
-        yield running
+@pytest.fixture
+def server(voice_server):
+    return voice_server
 
 
 def run(*argv: object, code: int = 0, **options) -> subprocess.CompletedProcess[str]:

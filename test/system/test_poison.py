@@ -14,20 +14,14 @@ from support.streams import CLIENTS, Client, assert_same_audio, run_clients, sta
 from light_tts.server.core.heartbeat import HeartbeatReader
 from light_tts.server.httpserver.request import MAX_DEATHS
 
-LONG = 1500  # tokens of the request that needs too much memory
+LONG = 900  # tokens of the request that needs too much memory
 ROOM = 24 * 2**20  # bytes beyond what ordinary requests need
 ADDRESS_ROOM = 160 * 2**20  # the same of the address space, of which threads reserve more than they use
 
 
-@pytest.fixture(scope="module")
-def server():
-    with start_server(decode_process_num=2) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server):
-    return run_clients(server)
+@pytest.fixture
+def server(mortal_server):
+    return mortal_server
 
 
 class Killer(threading.Thread):
@@ -204,25 +198,15 @@ def test_a_request_that_brings_audio_before_each_death_is_tried_no_more_than_fiv
 
 
 @pytest.mark.nightly
-def test_a_limit_of_the_address_space_is_met_twice(server, undisturbed):
+def test_a_limit_of_the_address_space_is_met_twice(undisturbed):
     """RLIMIT_AS, which every decode process inherits: an allocation fails."""
-    server.wait_until_ready()
-    pids = [stage_pid(server, "decode", index) for index in range(2)]
-    limit = max(psutil.Process(pid).memory_info().vms for pid in pids) + ADDRESS_ROOM
-    for pid in [psutil.Process(pids[0]).ppid(), *pids]:
-        resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
-    tokens = {"min_new_tokens": str(2 * LONG), "max_new_tokens": str(2 * LONG)}
-    got, answers = serve_beside_poison(server, [tokens])
+    with start_server(decode_process_num=2, httpserver_workers=2) as server:
+        run_clients(server)
+        pids = [stage_pid(server, "decode", index) for index in range(2)]
+        limit = max(psutil.Process(pid).memory_info().vms for pid in pids) + ADDRESS_ROOM
+        for pid in [psutil.Process(pids[0]).ppid(), *pids]:
+            resource.prlimit(pid, resource.RLIMIT_AS, (limit, limit))
+        tokens = {"min_new_tokens": "3000", "max_new_tokens": "3000"}
+        got, answers = serve_beside_poison(server, [tokens])
     assert_refused(answers, "decode")
     assert_same_audio(got, undisturbed)
-
-
-def test_tokens_beyond_the_longest_part_are_refused():
-    with start_server(max_part_tokens=100) as server, server.client() as client:
-        for name in ("min_new_tokens", "max_new_tokens"):
-            fields = {"tts_text": "Too long.", "prompt_text": PROMPT_TEXT, name: "101"}
-            answer = client.post(
-                "/inference_zero_shot", data=fields, files={"prompt_wav": PROMPT_WAV.read_bytes()}
-            )
-            assert answer.status_code == 400
-            assert f"{name} 101" in answer.text and "--max_part_tokens" in answer.text

@@ -9,19 +9,13 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from support.server_process import speak, start_server
+from support.server_process import speak
 from support.streams import CLIENTS, TOKENS, Client, assert_same_audio, run_clients, stage_pid
 
 
-@pytest.fixture(scope="module")
-def server():
-    with start_server(decode_process_num=2, httpserver_workers=2) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def undisturbed(server):
-    return run_clients(server)
+@pytest.fixture
+def server(mortal_server):
+    return mortal_server
 
 
 def kill_when(server, stage: str, index: int, bytes_received: int, clients_that_far: int):

@@ -13,13 +13,12 @@ is broken is far beyond it.
 import io
 
 import soundfile
-from support.server_process import ROOT, speak, start_server
+from support.server_process import speak
 
 from light_tts.tools.evaluation.recogniser import transcribe
 from light_tts.tools.evaluation.sound import Sound
 from light_tts.tools.evaluation.words import word_errors
 
-MODEL_DIR = ROOT / "pretrained_models" / "light-tts-mini"
 WORDS, MOST_ERRORS = 87, 5
 # Voice and text; the number of a line is its seed.
 LINES = [
@@ -36,9 +35,9 @@ LINES = [
 ]
 
 
-def test_the_voice_in_the_box_is_understood():
+def test_the_voice_in_the_box_is_understood(voice_server):
     errors = words = 0
-    with start_server(model_dir=MODEL_DIR) as server, server.client() as client:
+    with voice_server.client() as client:
         for seed, (voice, text) in enumerate(LINES):
             answer = speak(
                 client, text, spk_id=voice, seed=seed, format="wav", min_new_tokens=None, max_new_tokens=None
