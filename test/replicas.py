@@ -1,24 +1,32 @@
-"""Figures of two servers behind Ray Serve, started with the small checkpoint of the tests.
+"""Figures of servers behind Ray Serve, started with the small checkpoint of the tests, or with --model_dir.
 
-python test/replicas.py latency     overhead of the proxy and the replica
-python test/replicas.py kills       32 streams while a server, then a replica of Ray, is killed
+python test/replicas.py latency      overhead of the proxy and the replica
+python test/replicas.py throughput   a server without Ray, then one and two replicas
+python test/replicas.py kills        32 streams while a server, then a replica's process of Ray, is killed
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import asyncio
 import os
 import signal
-import statistics
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 
 import httpx
-import psutil
-from support.replicas import fronts, run_streams, start_replicas, urls
-from support.server_process import Server
+from support.replicas import fronts, replica_of, run_streams, start_replicas, urls, wait_for_servers
+from support.server_process import Server, start_server
 
-SPEECH = {"tts_text": "Hello.", "spk_id": "tiny_spk", "stream": "true", "max_new_tokens": "40"}
+from light_tts.tools.bench import figures
+from light_tts.tools.bench.client import Outcome, open_session, speak
+from light_tts.tools.bench.load import closed_loop
+from light_tts.tools.bench.workload import TEXTS, Workload
+
+CLIENTS = 8
+TOKENS = 75  # of speech in each request: 3 s
 
 
 def first_byte(client: httpx.Client, method: str, path: str, form: dict[str, str] | None = None) -> float:
@@ -34,49 +42,87 @@ def first_byte(client: httpx.Client, method: str, path: str, form: dict[str, str
     return took
 
 
-def latency(server: Server, number: int) -> None:
-    """Print latencies of alternating requests, direct and through the proxy."""
-    kinds = (("GET", "/liveness", None), ("POST", "/inference_zero_shot", SPEECH))
+def latency(server: Server, voice: str, number: int) -> None:
+    """Print latencies of alternating requests, direct and through the proxy, and of what is added."""
+    speech = {"tts_text": "Hello.", "spk_id": voice, "stream": "true", "max_new_tokens": "40"}
+    kinds = (("GET", "/liveness", None), ("POST", "/inference_zero_shot", speech))
     with server.client() as through, httpx.Client(base_url=urls(server)[0], timeout=120) as direct:
         for what in kinds:
             name, count = ("GET /liveness", number) if what[2] is None else ("first audio", number // 10)
+            for client in (direct, through, through):  # both replicas have spoken before
+                first_byte(client, *what)
             times = [(first_byte(direct, *what), first_byte(through, *what)) for _ in range(count)]
-            for label, values in zip(("direct", "through the proxy"), zip(*times, strict=True), strict=True):
-                cuts = statistics.quantiles(values, n=20)
-                print(f"{name}, {label}: P50 {cuts[9]:.1f} ms, P95 {cuts[18]:.1f} ms ({count})", flush=True)
+            columns = {
+                "direct": [pair[0] for pair in times],
+                "through the proxy": [pair[1] for pair in times],
+                "difference of each pair": [pair[1] - pair[0] for pair in times],
+            }
+            for label, values in columns.items():
+                found = figures.spread(values)
+                print(f"{name}, {label}: P50 {found['p50']:.1f} ms, P95 {found['p95']:.1f} ms ({count})")
 
 
-def wait_for_two(server: Server) -> None:
-    end = time.monotonic() + 280
-    while time.monotonic() < end:
-        with contextlib.suppress(httpx.HTTPError, psutil.Error):
-            found = urls(server)
-            if len(found) == 2 and all(httpx.get(f"{url}/readiness").is_success for url in found):
-                return
-        time.sleep(1)
-    raise TimeoutError("there are not two replicas again")
+async def load(server: Server, voice: str, number: int) -> str:
+    """Return the figures of `number` streams from CLIENTS clients that each send one after the other."""
+    fields = {"stream": True, "spk_id": voice, "min_new_tokens": TOKENS, "max_new_tokens": TOKENS}
+    workload = Workload(TEXTS, fields, None, 0, as_json=True)
+    async with open_session(server.url, 600.0) as session:
+
+        async def send(index: int, due: float) -> Outcome:
+            return await speak(session, workload.body(index), index, due)
+
+        await closed_loop(send, CLIENTS, number=CLIENTS)
+        found = figures.summarize(await closed_loop(send, CLIENTS, number=number))
+    first = found["first_audio"]
+    return (
+        f"{found['requests_per_second']:.2f} requests/s, {found['audio_seconds_per_second']:.2f} audio s/s, "
+        f"first audio P50 {first['p50'] * 1000:.0f} ms, P95 {first['p95'] * 1000:.0f} ms "
+        f"({found['succeeded']} of {found['requests']} complete)"
+    )
 
 
-def kills(server: Server) -> None:
+def throughput(voice: str, number: int, **flags: object) -> None:
+    setups: dict[str, Callable[[], AbstractContextManager[Server]]] = {
+        "a server without Ray": partial(start_server, **flags),
+        "1 replica": partial(start_replicas, 1, **flags),
+        "2 replicas": partial(start_replicas, 2, **flags),
+    }
+    for name, start in setups.items():
+        with start() as server:
+            print(f"{name}: {asyncio.run(load(server, voice, number))}", flush=True)
+
+
+def kills(server: Server, voice: str) -> None:
     for name in ("a server", "a replica's process of Ray"):
-        wait_for_two(server)
+        wait_for_servers(server, 2)
         front = fronts(server)[0]
         victim = front.pid if name == "a server" else front.ppid()
-        found = run_streams(server, 32, lambda pid=victim: os.kill(pid, signal.SIGKILL), begun=8)
-        print(f"{name} killed: {found}", flush=True)
+        of = replica_of(front)
+        found = run_streams(server, 32, partial(os.kill, victim, signal.SIGKILL), begun=8, voice=voice)
+        print(f"{name} killed, of {of}: {found}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Figures of two servers behind Ray Serve.")
-    parser.add_argument("what", choices=("latency", "kills"))
-    parser.add_argument("--number", type=int, default=400, help="requests of each kind for the latency")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("latency", "throughput", "kills"))
+    parser.add_argument("--number", type=int, default=400, help="GETs of latency (a tenth as many streams)")
+    parser.add_argument("--streams", type=int, default=64, help="of each setup of throughput")
+    parser.add_argument("--model_dir", help="another checkpoint, as pretrained_models/light-tts-mini")
+    parser.add_argument("--voice", default="tiny_spk", help="one of the checkpoint's, for example anna")
     args = parser.parse_args()
-    with start_replicas(2) as server:
-        wait_for_two(server)
+    flags: dict[str, object] = {"max_wait": 600}  # a slow machine refuses none
+    if args.model_dir:
+        flags["model_dir"] = os.path.abspath(args.model_dir)
+    if args.what == "throughput":
+        throughput(args.voice, args.streams, **flags)
+        return
+    with start_replicas(2, **flags) as server:
         if args.what == "latency":
-            latency(server, args.number)
+            latency(server, args.voice, args.number)
         else:
-            kills(server)
+            kills(server, args.voice)
 
 
 if __name__ == "__main__":

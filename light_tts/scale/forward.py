@@ -50,11 +50,13 @@ class Forward:
     request is passed to `elsewhere`, which raises NotBegun if nobody can serve it; the client then gets 503.
     A response that has started is cut off with the server.
 
-    `max_body`: maximum bytes of a request body; beyond: 413.
+    `max_body`: maximum bytes of a request body; beyond: 413. `replica`: sent as X-Replica with each response
+    of this server.
     """
 
-    def __init__(self, url: str, max_body: int, elsewhere: Elsewhere) -> None:
+    def __init__(self, url: str, max_body: int, elsewhere: Elsewhere, replica: str) -> None:
         self._url = httpx.URL(url)
+        self._replica = (b"x-replica", replica.encode())
         self._max_body = max_body
         self._elsewhere = elsewhere
         self._client = httpx.AsyncClient(
@@ -85,7 +87,7 @@ class Forward:
         except httpx.TransportError as error:
             raise NotBegun(str(error)) from error
         try:
-            yield answer.status_code, _for_the_client(answer.headers.raw)
+            yield answer.status_code, [*_for_the_client(answer.headers.raw), self._replica]
             async for piece in answer.aiter_raw():
                 yield piece
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -32,6 +33,9 @@ NAME = "light-tts"
 STATUS_REQUESTS = 64
 PAUSE = 0.5  # seconds between retries of a request of a dead server; Serve may choose the same replica
 STOP_SECONDS = 15.0  # beyond --drain_timeout
+# A single proxy counts the requests of each replica itself. Serve discards these counts after 10 s, and then
+# sends most of a burst to the replica that reports its count first.
+ONE_PROXY = {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "86400"}
 
 
 @serve.deployment(health_check_period_s=2, health_check_timeout_s=10)
@@ -41,15 +45,17 @@ class Replica:
 
     def __init__(self, flags: Sequence[str], directory: str) -> None:
         context = serve.get_replica_context()
+        replica = context.replica_id.unique_id
         settings = api_cli.parse(_within(flags, directory)).settings
         flags = [*flags, "--ssl_certfile", "", "--ssl_keyfile", ""]  # the proxy terminates TLS
         if settings.log_dir:
-            flags = [*flags, "--log_dir", os.path.join(settings.log_dir, context.replica_id.unique_id)]
+            flags = [*flags, "--log_dir", os.path.join(settings.log_dir, replica)]
         self._retry_seconds = settings.request_timeout
         self._stop_seconds = settings.drain_timeout + STOP_SECONDS
         self._server = ReplicaServer(flags, directory)
         self._others = serve.get_deployment_handle(context.deployment, app_name=context.app_name)
-        self._forward = Forward(self._server.url, int(settings.max_upload_mb * 2**20), self._elsewhere)
+        max_body = int(settings.max_upload_mb * 2**20)
+        self._forward = Forward(self._server.url, max_body, self._elsewhere, replica)
 
     def __serve_build_asgi_app__(self) -> Forward:
         return self._forward
@@ -65,9 +71,11 @@ class Replica:
             return {}
 
     async def answer(self, request: Request) -> AsyncIterator[Piece]:
-        """Yield a response for another replica whose server is gone. Raises NotBegun."""
-        async for piece in self._forward.answer(request):
-            yield piece
+        """Yield a response for another replica whose server is gone; nothing if this one's is gone as well,
+        because Serve would log the traceback of every retry."""
+        with contextlib.suppress(NotBegun):
+            async for piece in self._forward.answer(request):
+                yield piece
 
     async def _elsewhere(self, request: Request) -> AsyncIterator[Piece]:
         """Yield the response of any replica chosen by Serve, retrying if its server is gone. It may be this
@@ -80,10 +88,11 @@ class Replica:
                 async for piece in self._others.options(stream=True).answer.remote(request):
                     begun = True
                     yield piece
-                return
-            except (NotBegun, ray.exceptions.RayActorError):
+            except ray.exceptions.RayActorError:
                 if begun:
                     raise
+            if begun:
+                return
             await asyncio.sleep(PAUSE)
         raise NotBegun("no replica serves")
 
@@ -137,18 +146,30 @@ def run(argv: Sequence[str]) -> int:
         application = build({"flags": flags, "replicas": known.ray, "gpus": known.ray_gpus})
     except SettingsError as error:
         api_cli.refuse(error)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
     tls = {}
     if settings.ssl_certfile:  # terminated by the proxy
         tls = {"ssl_certfile": settings.ssl_certfile, "ssl_keyfile": settings.ssl_keyfile}
+    for name, value in ONE_PROXY.items():
+        os.environ.setdefault(name, value)
     ray.init(include_dashboard=False, log_to_driver=True, ignore_reinit_error=True)
     serve.start(http_options={"host": settings.host, "port": settings.port, **tls})
     serve.run(application, name=NAME, route_prefix="/")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # after `ray.init`, whose handlers end everything at once
+        signal.signal(number, lambda _number, _frame: stop.set())
     print(f"light-tts: {known.ray} replicas serve on {settings.host}:{settings.port}", flush=True)
     stop.wait()
     print("light-tts: the replicas finish their requests", file=sys.stderr, flush=True)
+    _finish(settings.drain_timeout + STOP_SECONDS)
+    return 0
+
+
+def _finish(seconds: float) -> None:
+    """Let the replicas finish their requests, for at most `seconds`, then end Serve. `serve.shutdown` alone
+    ends the proxy at once, and with it all streams."""
+    end = time.monotonic() + seconds
+    serve.delete(NAME, _blocking=False)
+    while NAME in serve.status().applications and time.monotonic() < end:
+        time.sleep(PAUSE)
     serve.shutdown()
     ray.shutdown()
-    return 0

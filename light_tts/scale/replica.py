@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ from light_tts.common import process
 
 ASK_SECONDS = 5.0
 PAUSE = 0.2  # seconds between readiness checks
+PORT_SECONDS = 5.0  # within which the other processes of a server that has been killed end, and free its port
 
 log = logging.getLogger("light_tts.scale")
 
@@ -32,10 +34,10 @@ class ReplicaServer:
 
     def __init__(self, flags: Sequence[str], directory: str) -> None:
         """Returns when the server is ready. Raises ServerGone if it cannot start."""
-        port = process.free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self._port = process.free_port()
+        self.url = f"http://127.0.0.1:{self._port}"
         self._command = [sys.executable, "-m", "light_tts.server.api_server", *flags]
-        self._command += ["--host", "127.0.0.1", "--port", str(port)]
+        self._command += ["--host", "127.0.0.1", "--port", str(self._port)]
         self._directory = directory
         self._ready = False  # it has been ready since it was started
         self._start()
@@ -61,11 +63,12 @@ class ReplicaServer:
             raise ServerGone(f"the server has ended with code {self._process.returncode}; see its log")
 
     async def check(self) -> None:
-        """Restart a server that has exited, once. Raises ServerGone if the new one exits before it is ready
-        or a stage has been given up, httpx.TransportError if it does not answer. A stage being restarted is
-        not an error: its requests continue."""
+        """Restart a server that has exited, once. Raises ServerGone if its port stays in use, the new one
+        exits before it is ready or a stage has been given up, httpx.TransportError if it does not answer. A
+        stage being restarted is not an error: its requests continue."""
         if self._process.poll() is not None and self._ready:
             log.error("the server has exited with code %s: restarting it", self._process.returncode)
+            await self._wait_for_port()
             self._start()
         self._check_process()
         async with httpx.AsyncClient(timeout=ASK_SECONDS, trust_env=False) as client:
@@ -80,6 +83,14 @@ class ReplicaServer:
         failed = [f"{stage['stage']}-{stage['index']}" for stage in stages if stage["state"] == "failed"]
         if failed:
             raise ServerGone(f"given up: {', '.join(failed)}")
+
+    async def _wait_for_port(self) -> None:
+        """Wait until the port is free. Raises ServerGone after PORT_SECONDS."""
+        end = time.monotonic() + PORT_SECONDS
+        while not process.is_free(self._port):
+            if time.monotonic() > end:
+                raise ServerGone(f"port {self._port} of the server that has exited is still in use")
+            await asyncio.sleep(PAUSE)
 
     async def metric(self, name: str) -> float:
         """The sum of this metric of the server, without its labels. Raises httpx.HTTPError."""

@@ -17,10 +17,13 @@ from typing import Any
 import httpx
 import yaml
 
+from light_tts.scale.ray_serve import ONE_PROXY
+from support.replicas import wait_for_servers
 from support.server_process import ROOT, Server, free_port
 
 FILE = ROOT / "config" / "ray_serve.yaml"
 SECONDS = 280.0
+STOP_SECONDS = 120.0  # a busy machine
 WITHOUT_TOKENS = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
 
@@ -37,6 +40,7 @@ class Cluster:
         config["http_options"] = {"host": "127.0.0.1", "port": self.server.port}
         [application] = config["applications"]
         flags = application["args"]["flags"].replace("/srv/light-tts", str(self.server.directory))
+        flags += " --log_dir logs"
         application["args"] |= {"gpus": 0, "cpus": 1, "directory": str(self.server.directory), "flags": flags}
         application["deployments"][0] |= deployment
         return config
@@ -57,12 +61,13 @@ class Cluster:
         return application.get("status", ""), sum(item["state"] == "RUNNING" for item in found)
 
     def wait_for(self, replicas: int) -> None:
-        """Until so many serve, and nothing is about to change."""
+        """Wait until so many replicas serve, the proxy knows them, and nothing is about to change."""
         end = time.monotonic() + SECONDS
         while (found := self.status()) != ("RUNNING", replicas):
             if time.monotonic() > end:
                 raise TimeoutError(f"not {replicas} replicas, but {found}")
             time.sleep(0.5)
+        wait_for_servers(self.server, replicas)
 
 
 @contextlib.contextmanager
@@ -72,11 +77,14 @@ def start_cluster() -> Iterator[Cluster]:
     environment = {
         **WITHOUT_TOKENS,
         "OMP_NUM_THREADS": "1",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing speaks any more at the end
+        **ONE_PROXY,
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     }
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:
         command = [_command("ray"), "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--num-cpus=8", "--include-dashboard=true", "--node-ip-address=127.0.0.1"]
+        command += ["--object-store-memory=100000000"]  # bytes; replicas keep nothing in it
         command += [f"--temp-dir={name}/ray"]
         command += [f"--{flag}={port}" for flag, port in ports.items()]
         with open(f"{name}/output.log", "wb") as output:
@@ -87,7 +95,7 @@ def start_cluster() -> Iterator[Cluster]:
             yield cluster
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.wait(STOP_SECONDS)
 
 
 def _wait_for_the_dashboard(cluster: Cluster) -> None:

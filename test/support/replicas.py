@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 import psutil
 
+from light_tts.scale.autoscaling import METRIC
 from support.server_process import Server, launch
 
 START_TIMEOUT = 280.0
@@ -19,10 +23,33 @@ STREAM_TIMEOUT = 600.0
 
 @contextlib.contextmanager
 def start_replicas(count: int, **flags: object) -> Iterator[Server]:
-    """`light-tts serve --ray COUNT`, ready."""
+    """`light-tts serve --ray COUNT`, with all replicas ready."""
     program = ("-m", "light_tts.cli", "serve", "--ray", str(count), "--ray_gpus", "0")
     with launch(program=program, timeout=START_TIMEOUT, **flags) as server:
+        wait_for_servers(server, count)
         yield server
+
+
+def audio_in_work(url: str) -> float:
+    """Seconds of audio that the accepted requests of this server still wait for."""
+    lines = httpx.get(f"{url}/metrics", timeout=30).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(METRIC))
+
+
+def wait_for_servers(server: Server, count: int) -> None:
+    """Wait until `count` replicas have a server that is ready, the proxy passes requests to each of them, and
+    no other server is running."""
+    end = time.monotonic() + START_TIMEOUT
+    seen: set[str] = set()
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError, psutil.Error):
+            names = {replica_of(front) for front in fronts(server)}
+            answer = httpx.get(f"{server.url}/readiness", timeout=30)
+            seen = (seen | {answer.headers.get("x-replica", "")}) & names if answer.is_success else set()
+            if len(names) == count and seen == names:
+                return
+        time.sleep(0.2)
+    raise TimeoutError(f"there are not {count} ready servers after {START_TIMEOUT:g} s:\n{server.output}")
 
 
 def fronts(server: Server) -> list[psutil.Process]:
@@ -42,15 +69,30 @@ def urls(server: Server) -> list[str]:
     return [f"http://127.0.0.1:{front.cmdline()[-1]}" for front in fronts(server)]
 
 
+def replica_of(front: psutil.Process) -> str:
+    """Return the X-Replica of a server started with --log_dir: the name of its own log folder."""
+    line = front.cmdline()
+    last = len(line) - 1 - line[::-1].index("--log_dir")
+    return Path(line[last + 1]).name
+
+
 @dataclass
 class Streams:
-    """How streams ended that were under way when something was killed. `begun`, of those: audio had come."""
+    """How streams ended, with the X-Replica of each: all of the audio came, it was cut off after audio had
+    come, or a connection ended before any had come."""
 
-    complete: int = 0
-    broken_begun: int = 0
-    broken_not_begun: int = 0
+    complete: list[str] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
+    not_begun: int = 0
     refused: list[int] = field(default_factory=list)  # statuses
-    sizes: list[int] = field(default_factory=list)  # bytes of each
+    sizes: list[int] = field(default_factory=list)  # bytes of each complete one
+
+    def __str__(self) -> str:
+        complete, cut_off, refused = Counter(self.complete), Counter(self.cut_off), Counter(self.refused)
+        return (
+            f"complete {dict(complete)}, cut off {dict(cut_off)}, ended before they began {self.not_begun}, "
+            f"refused {dict(refused)}"
+        )
 
 
 def run_streams(
@@ -71,25 +113,26 @@ def run_streams(
         enough = asyncio.Event()
 
         async def speak(client: httpx.AsyncClient, number: int) -> None:
-            size = 0
+            size, replica = 0, ""
             try:
                 fields = {**form, "seed": str(number)}
                 async with client.stream("POST", "/inference_zero_shot", data=fields) as answer:
                     if answer.status_code != 200:
                         found.refused.append(answer.status_code)
                         return
+                    replica = answer.headers["x-replica"]
                     async for piece in answer.aiter_raw():
                         under_way[0] += not size
                         size += len(piece)
                         if under_way[0] >= begun:
                             enough.set()
-                found.complete += 1
+                found.complete.append(replica)
                 found.sizes.append(size)
             except httpx.HTTPError:
                 if size:
-                    found.broken_begun += 1
+                    found.cut_off.append(replica)
                 else:
-                    found.broken_not_begun += 1
+                    found.not_begun += 1
 
         async with httpx.AsyncClient(base_url=server.url, timeout=STREAM_TIMEOUT) as client:
             tasks = [asyncio.create_task(speak(client, number)) for number in range(count)]

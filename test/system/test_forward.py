@@ -61,7 +61,7 @@ def get(path: str, forward=None, elsewhere=nobody, body: bytes = b"") -> httpx.R
     async def run() -> httpx.Response:
         async with (
             serving(server_app) as url,
-            serving(Forward(forward or url, 100, elsewhere)) as through,
+            serving(Forward(forward or url, 100, elsewhere, "first")) as through,
             httpx.AsyncClient(base_url=through, trust_env=False) as client,
         ):
             return await client.post(path, content=body)
@@ -72,6 +72,7 @@ def get(path: str, forward=None, elsewhere=nobody, body: bytes = b"") -> httpx.R
 def test_status_header_and_body_pass():
     answer = get("/busy?x=1")
     assert (answer.status_code, answer.headers["retry-after"], answer.text) == (429, "7", "firstsecond")
+    assert answer.headers["x-replica"] == "first"
 
 
 def test_a_request_whose_server_is_gone_is_made_elsewhere():
@@ -96,7 +97,7 @@ def test_a_websocket_passes_both_ways_with_its_close():
     async def run() -> tuple[object, int | None, str | None]:
         async with (
             serving(server_app) as url,
-            serving(Forward(url, 100, nobody)) as through,
+            serving(Forward(url, 100, nobody, "first")) as through,
             websockets.connect(through.replace("http", "ws") + "/talk") as socket,
         ):
             await socket.send("hello")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import websockets
-from support.replicas import fronts, run_streams, start_replicas, urls
+from support.replicas import fronts, replica_of, run_streams, start_replicas, urls, wait_for_servers
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak
 
 pytest.importorskip("ray")
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def replicas() -> Iterator[Server]:
-    with start_replicas(2) as server:
+    with start_replicas(2, max_wait=600) as server:  # a slow machine refuses none
         yield server
 
 
@@ -61,7 +61,37 @@ def test_a_websocket_passes(replicas):
 
 def test_requests_that_have_not_begun_are_served_elsewhere_when_a_server_is_killed(replicas):
     victim = fronts(replicas)[0]
-    found = run_streams(replicas, 12, lambda: os.kill(victim.pid, signal.SIGKILL), begun=2)
-    assert not found.broken_not_begun and not found.refused, found
-    assert found.complete + found.broken_begun == 12
+    name = replica_of(victim)
+    found = run_streams(replicas, 12, lambda: os.kill(victim.pid, signal.SIGKILL), begun=4)
+    print(f"a server killed: {found}")
+    assert not found.not_begun and not found.refused, found
+    assert len(found.complete) + len(found.cut_off) == 12, found
+    assert set(found.cut_off) <= {name}, "a stream of the other replica was cut off"
     assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
+    wait_for_servers(replicas, 2)
+    assert name in map(replica_of, fronts(replicas)), "its server was not restarted"
+
+
+def test_streams_of_the_other_replica_continue_when_a_process_of_ray_is_killed(replicas):
+    wait_for_servers(replicas, 2)
+    front = fronts(replicas)[0]
+    name, victim = replica_of(front), front.ppid()
+    found = run_streams(replicas, 12, lambda: os.kill(victim, signal.SIGKILL), begun=4)
+    print(f"a process of Ray killed: {found}")
+    assert not found.not_begun and set(found.refused) <= {500}, found
+    assert len(found.complete) + len(found.cut_off) + len(found.refused) == 12, found
+    assert set(found.cut_off) <= {name}, "a stream of the other replica was cut off"
+    assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
+
+
+def test_streams_end_before_the_command_does(replicas):
+    wait_for_servers(replicas, 2)
+
+    def stop() -> None:
+        replicas.process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{replicas.url}/liveness").status_code != 404:  # refused while the streams continue
+            time.sleep(0.1)
+
+    found = run_streams(replicas, 8, stop, begun=8, tokens=400)
+    assert len(found.complete) == 8, found
+    assert replicas.process.wait(200) == 0

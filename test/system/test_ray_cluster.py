@@ -3,14 +3,12 @@ of them killed, both replaced while they speak, and as many as the load needs.""
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
-from support.replicas import fronts, run_streams, urls
+from support.replicas import audio_in_work, fronts, replica_of, run_streams, urls
 from support.server_process import speak
 
 pytest.importorskip("ray")
@@ -21,7 +19,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.nightly, pytest.mark.timeout(1500)]
 STREAMS = 32
 SPEECH = {"voice": "anna", "tokens": 50}
 FIXED = {"autoscaling_config": None, "num_replicas": 2}
-PATIENT = "--max_wait 600 --request_timeout 600"  # so that a slow machine refuses none
+PATIENT = "--max_wait 600 --request_timeout 600 --drain_timeout 600"  # so that a slow machine refuses none
+CHANGE = "--max_part_tokens 500"
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +36,58 @@ def test_the_file_is_served_as_it_is(cluster):
         assert speak(client, "Hello.", spk_id="anna").status_code == 200
 
 
-def test_one_of_two_replicas_is_killed_and_both_are_replaced_while_32_streams_speak(cluster):
+def test_a_server_is_killed_and_both_replicas_are_replaced_while_32_streams_speak(cluster):
     cluster.deploy(cluster.file(**FIXED), PATIENT)
     cluster.wait_for(2)
-    victim = fronts(cluster.server)[0]
+    victim, before = fronts(cluster.server)[0], set(urls(cluster.server))
+    name = replica_of(victim)
+    update = threading.Thread(target=cluster.deploy, args=(cluster.file(**FIXED), PATIENT, CHANGE))
 
-    found = run_streams(
-        cluster.server, STREAMS, lambda: os.kill(victim.pid, signal.SIGKILL), begun=8, **SPEECH
-    )
-    print(f"a server killed: {found}")
-    assert not found.broken_not_begun and not found.refused, found
-    assert found.complete + found.broken_begun == STREAMS
+    def kill_and_update() -> None:
+        victim.kill()
+        update.start()
+
+    found = run_streams(cluster.server, STREAMS, kill_and_update, begun=8, **SPEECH)
+    print(f"a server killed, then replicas replaced: {found}")
+    update.join()
+    assert not found.not_begun and not found.refused, found
+    assert len(found.complete) + len(found.cut_off) == STREAMS, found
+    assert set(found.cut_off) <= {name}, "a stream of the other replica was cut off"
     assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
     cluster.wait_for(2)
+    assert not before & set(urls(cluster.server)), "no replica was replaced"
 
+
+def test_a_rolling_update_cuts_off_no_stream(cluster):
+    cluster.deploy(cluster.file(**FIXED), PATIENT)
+    cluster.wait_for(2)
     before = set(urls(cluster.server))
-    update = threading.Thread(
-        target=cluster.deploy, args=(cluster.file(**FIXED), PATIENT, "--max_part_tokens 500")
-    )
+    update = threading.Thread(target=cluster.deploy, args=(cluster.file(**FIXED), PATIENT, CHANGE))
+
     found = run_streams(cluster.server, STREAMS, update.start, begun=8, **SPEECH)
     print(f"replicas replaced: {found}")
     update.join()
+    assert len(found.complete) == STREAMS, found
     cluster.wait_for(2)
-    assert found.complete == STREAMS, found
     assert not before & set(urls(cluster.server)), "no replica was replaced"
+
+
+def test_a_replica_that_is_removed_finishes_its_streams(cluster):
+    cluster.deploy(cluster.file(**FIXED), PATIENT)
+    cluster.wait_for(2)
+    before = {replica_of(front) for front in fronts(cluster.server)}
+    in_work = []
+
+    def remove_one() -> None:
+        in_work.extend(audio_in_work(url) for url in urls(cluster.server))
+        cluster.deploy(cluster.file(autoscaling_config=None, num_replicas=1), PATIENT)
+
+    found = run_streams(cluster.server, STREAMS, remove_one, begun=8, **SPEECH)
+    print(f"a replica removed, {in_work} s of audio in work: {found}")
+    assert all(in_work), "a replica had no streams when one was removed"
+    assert len(found.complete) == STREAMS and set(found.complete) == before, found
+    cluster.wait_for(1)
+    assert replica_of(fronts(cluster.server)[0]) in before
 
 
 def test_a_second_replica_comes_with_the_load_and_goes_after_it(cluster):
@@ -81,5 +108,5 @@ def test_a_second_replica_comes_with_the_load_and_goes_after_it(cluster):
             time.sleep(0.5)
 
     found = run_streams(cluster.server, 16, watch, begun=1, **SPEECH)
-    assert seen == 2 and found.complete == 16, (seen, found)
+    assert seen == 2 and len(found.complete) == 16, (seen, found)
     cluster.wait_for(1)
