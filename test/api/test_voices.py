@@ -95,7 +95,8 @@ def test_a_voice_stored_again_is_another_for_every_worker(server, client):
 def test_a_recording_is_sent_again_where_its_features_have_gone(server, client):
     samples, rate = soundfile.read(PROMPT_WAV, dtype="float32")
     key = prompt_from_samples(samples * 0.5, rate, PROMPT_TEXT).key
-    (shared,) = Path("/dev/shm").glob(f"light_tts-{server.port}-*")
+    (sockets,) = (server.directory / "ipc").glob("light_tts-*")
+    shared = Path("/dev/shm") / sockets.name
     (shared / f"prompt-0-{key}.prompt").touch()  # as if encode had them
     file = io.BytesIO()
     soundfile.write(file, samples * 0.5, rate, format="WAV", subtype="FLOAT")
