@@ -42,10 +42,12 @@ class Workers:
     def clock(self) -> float:
         return self.now
 
-    def arrive(self, number: int, remaining: float = DEADLINE, audio: float = AUDIO) -> float:
+    def arrive(
+        self, number: int, remaining: float = DEADLINE, audio: float = AUDIO, stream: bool = False
+    ) -> float:
         """Send a request to worker `number` modulo their number; return the seconds until it is served."""
         admission = self.admissions[number % len(self.admissions)]
-        admitted = admission.admit(audio, remaining)
+        admitted = admission.admit(audio, remaining, stream)
         self.free_at = max(self.free_at, self.now) + audio / self.speed
         self.in_work.append((self.free_at, admission, admitted))
         return self.free_at - self.now
@@ -154,11 +156,42 @@ def test_a_fast_machine_is_not_judged_by_what_it_does_for_one(tmp_path):
     assert rate.predict(1, AUDIO) == pytest.approx(1.0)
 
 
-def test_where_more_at_a_time_brought_nothing_no_more_is_hoped_for(tmp_path):
+def test_where_more_at_a_time_brought_little_it_is_hoped_to_double_once(tmp_path):
     rate = ServiceRate(tmp_path)
     rate.observe(1, AUDIO, 1.0)
     rate.observe(2, 2 * AUDIO, 2.0)
+    assert rate.predict(64, 64 * AUDIO) == pytest.approx(32.0)
+    rate.observe(64, 64 * AUDIO, 64.0)
     assert rate.predict(64, 64 * AUDIO) == pytest.approx(64.0)
+
+
+def test_as_many_streams_are_accepted_as_the_server_keeps_up_with(tmp_path):
+    """It makes 30 seconds of audio a second, so 30 streams can be played at a time, of whatever length, and
+    those that come in --max_wait seconds wait until others have ended."""
+    for audio, accepted in ((4.0, 47), (16.0, 34)):
+        directory = tmp_path / str(audio)
+        directory.mkdir()
+        workers = Workers(directory, speed=30.0, max_wait=2.5)
+        workers.rate.observe(1, audio, audio / 30)
+        workers.rate.observe(32, 32 * audio, 32 * audio / 30)
+        count = 0
+        with pytest.raises(RequestError) as caught:
+            while True:
+                workers.arrive(0, audio=audio, stream=True)
+                count += 1
+        assert caught.value.refusal == "wait"
+        assert abs(count - accepted) <= 2
+        with pytest.raises(RequestError):
+            workers.arrive(0, audio=audio)
+
+
+def test_a_gpu_just_started_is_not_judged_by_its_first_answers(tmp_path):
+    """Figures of one H200: eight streams of 5 s at a time, slowly because of new kernels, then 64."""
+    workers = Workers(tmp_path, speed=256.0)
+    for count in range(1, 9):
+        workers.rate.observe(count, 5.0 * count, 0.59)
+    for number in range(64):
+        workers.arrive(number, audio=5.0, stream=True)
 
 
 def test_a_bad_moment_is_forgotten_when_few_are_served_well(tmp_path):
@@ -172,7 +205,7 @@ def test_a_bad_moment_is_forgotten_when_few_are_served_well(tmp_path):
 
 def test_work_ends_before_the_client_has_read_all(workers):
     admission = workers.admissions[0]
-    admitted = admission.admit(AUDIO, DEADLINE)
+    admitted = admission.admit(AUDIO, DEADLINE, stream=False)
     admission.done(admitted, measure=False)
     assert (workers.active.total(), workers.active.work()) == (1, 0)
     admission.leave(admitted)

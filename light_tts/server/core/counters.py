@@ -80,9 +80,9 @@ class ServiceRate:
     FILE_NAME = "service_rate"
     BANDS = 16
     MEMORY = 0.95  # weight of the earlier measurements when one is added
-    # if doubling the load raises throughput by less than 1 / NO_GAIN, more load is assumed to raise it no
-    # further
-    NO_GAIN = 0.7
+    # if doubling the load raises throughput by less than 1 / LITTLE_GAIN, more load is assumed to double it
+    # at most once more
+    LITTLE_GAIN = 0.7
 
     def __init__(self, directory: Path) -> None:
         self._map = map_numbers(directory / self.FILE_NAME, 2 * self.BANDS)
@@ -104,7 +104,7 @@ class ServiceRate:
     def predict(self, count: int, audio: float) -> float:
         """Return the estimated seconds to produce `audio` seconds with `count` active requests; 0 if nothing
         has been measured. For a load never seen before, the rate is extrapolated from the highest load seen,
-        unless more load was seen not to help."""
+        in favour of the request: if it is accepted, the rate will be known."""
         band = self._band(count)
         known = [index for index in range(self.BANDS) if self._audio[index]]
         if not known:
@@ -113,8 +113,8 @@ class ServiceRate:
         rate = self._rate(nearest)
         if nearest < band and nearest == known[-1]:
             fewer = self._rate(nearest - 1) if nearest - 1 in known else float("inf")
-            if rate < self.NO_GAIN * fewer:
-                rate /= 2 ** (band - nearest)
+            doublings = band - nearest if rate < self.LITTLE_GAIN * fewer else 1
+            rate /= 2**doublings
         return audio * rate
 
     def close(self) -> None:

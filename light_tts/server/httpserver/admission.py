@@ -4,6 +4,9 @@ The outstanding work of all HTTP workers is counted in seconds of audio, estimat
 takes is measured with every finished request. Systematic errors of the estimate cancel out, because the
 measurement uses the same unit. A long text counts with one part at most, since other requests run between its
 parts.
+
+A complete response waits for all outstanding audio. A stream waits less: the others need their audio only as
+fast as it is played, so while it is played the server has time for the next one.
 """
 
 from __future__ import annotations
@@ -76,14 +79,14 @@ class Admission:
         self._slot = slot
         self._clock = clock
 
-    def admit(self, audio: float, remaining: float) -> AdmittedRequest:
+    def admit(self, audio: float, remaining: float, stream: bool) -> AdmittedRequest:
         """Count one more active request with `audio` seconds of audio and `remaining` seconds to its
         deadline; `leave` undoes it. Raises RequestError (429)."""
         if not self._active.try_add(self._slot, self._limit):
             raise _busy("pending", f"{self._limit} requests are already active", 1)
         count, ahead = self._active.total(), self._active.work() / 1000
         try:
-            self._check(count, ahead, audio, remaining)
+            self._check(count, ahead, audio, remaining, stream)
         except RequestError:
             self._active.remove(self._slot)
             raise
@@ -110,10 +113,15 @@ class Admission:
         self._active.add_work(self._slot, milliseconds)
         metrics.audio_seconds_in_work.inc(milliseconds / 1000)
 
-    def _check(self, count: int, ahead: float, audio: float, remaining: float) -> None:
+    def _check(self, count: int, ahead: float, audio: float, remaining: float, stream: bool) -> None:
         if count <= ALONE:
             return
         wait = self._rate.predict(count, ahead)
+        if stream:
+            # A server that makes `rate` seconds of audio per second keeps up with so many streams, and they
+            # have `ahead` seconds in all. Of more, the new one starts when as many have ended as are too
+            # many: after ahead / rate seconds less the average length.
+            wait -= ahead / (count - 1)
         if count > ALWAYS and wait > self._max_wait:
             reason = f"active requests would delay this one by about {wait:.0f} s (--max_wait)"
             raise _busy("wait", reason, wait - self._max_wait)

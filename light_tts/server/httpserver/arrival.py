@@ -38,9 +38,9 @@ class Arrival:
         """Seconds until the deadline."""
         return self.timeout - self.record.age
 
-    def admit(self, options: SpeechOptions, text: str = "") -> None:
+    def admit(self, options: SpeechOptions, text: str = "", *, stream: bool) -> None:
         """Count the request as active. Raises RequestError (429, 503)."""
-        self._admitted = self.manager.admit(text, options, self.remaining)
+        self._admitted = self.manager.admit(text, options, self.remaining, stream)
 
     def end_work(self, typical: bool) -> None:
         """Record that the stages have finished. `typical`: whether the duration is representative."""

@@ -161,7 +161,7 @@ class Live:
         arrival = Arrival(self._manager, self._route)
         with closed_on_error(arrival):
             sound = SoundOut(settings.wishes, self._manager.sample_rate)
-            arrival.admit(options, text)
+            arrival.admit(options, text, stream=True)
             speech = WantedSpeech(
                 settings.style, settings.prompt, options, text=text, stream=True, bistream=not text
             )

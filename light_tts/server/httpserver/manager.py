@@ -113,13 +113,15 @@ class HttpServerManager:
         known = ", ".join(["default", *(style.name for style in self.styles)])
         raise RequestError(400, f"unknown tts_model_name {name!r}; known are {known}")
 
-    def admit(self, text: str, options: messages.SpeechOptions, remaining: float) -> AdmittedRequest:
+    def admit(
+        self, text: str, options: messages.SpeechOptions, remaining: float, stream: bool
+    ) -> AdmittedRequest:
         """Count one more active request with `remaining` seconds to its deadline; the caller must pass
         the result to `admission.leave`. Empty `text`: not known yet. Raises RequestError (429, 503)."""
         try:
             if self.draining:
                 raise RequestError(503, "the server is shutting down", retry_after=5, refusal="draining")
-            return self.admission.admit(expected_audio(text, options), remaining)
+            return self.admission.admit(expected_audio(text, options), remaining, stream)
         except RequestError as error:
             refused_total.labels(error.refusal).inc()
             raise

@@ -124,7 +124,7 @@ class BistreamSession:
             if choice.prompt_text is None:
                 raise RequestError(400, "the first message must have prompt_text")
             choice = choice.model_copy(update={"prompt_wav": await self._receive_recording()})
-        self._arrival.admit(options)
+        self._arrival.admit(options, stream=True)
         prompt = await self._prompts.prompt(choice)
         return WantedSpeech(style=style, prompt=prompt, options=options, stream=True, bistream=True)
 

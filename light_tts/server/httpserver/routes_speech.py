@@ -82,7 +82,7 @@ async def _admitted_speech(
     style = manager.style_index(choice.tts_model_name)
     text = check_text("tts_text", fields.tts_text, manager.settings.max_text_length)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed(), fields.speed)
-    arrival.admit(options, text)
+    arrival.admit(options, text, stream=fields.stream)
     prompt = await reader.prompt(choice)
     return WantedSpeech(
         style=style,

@@ -71,7 +71,7 @@ async def spoken_answer(
         options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
         voice = await known_voice(state, voice_id)
         options = msgspec.structs.replace(options, word_times=kind is not SoundResponse)
-        arrival.admit(options, text)
+        arrival.admit(options, text, stream=not whole)
         prompt = await wanted_voice(state, voice)
         call = arrival.submit(
             WantedSpeech(style=0, prompt=prompt, options=options, text=text, stream=not whole)

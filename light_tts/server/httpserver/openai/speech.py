@@ -73,7 +73,7 @@ async def admitted_speech(arrival: Arrival, fields: CreateSpeech, request: Reque
         check_word_times(manager, style, fields.max_pause)
     options = speech_options(fields, manager.settings.max_part_tokens, random_seed())
     options = msgspec.structs.replace(options, report=fields.events, word_times=fields.word_timestamps)
-    arrival.admit(options, text)
+    arrival.admit(options, text, stream=not fields.whole)
     prompt = await wanted_voice(
         state,
         voice=fields.voice,
