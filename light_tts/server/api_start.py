@@ -35,7 +35,6 @@ from light_tts.server.core.stop_signal import LEAVE_TO_OTHERS, STOP_WORKER
 from light_tts.server.core.styles import StyleError, load_styles
 from light_tts.server.httpserver.access.keys import read_keys
 from light_tts.server.httpserver.openai.aliases import read_aliases
-from light_tts.server.httpserver.tracing import check_tracing
 from light_tts.server.supervision import janitor, mps, takeover
 from light_tts.server.supervision.control import Control
 
@@ -299,7 +298,10 @@ def _check_files(config: Settings) -> None:
         raise ServerStartFailed(f"--voice_aliases {error}") from error
     try:
         read_keys(config)
-        check_tracing(config)
+        if config.otlp_endpoint:
+            from light_tts.server.httpserver.tracing import check_tracing  # with the HTTP framework
+
+            check_tracing(config)
     except SettingsError as error:
         raise ServerStartFailed(str(error)) from error
     if config.ssl_certfile:

@@ -18,9 +18,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer
 
-from light_tts.models.frontend.tokenizer import FILES, FOLDER, TextTokenizer
+from light_tts.models.frontend.tokenizer import FILES, FOLDER, TextTokenizer, load_qwen2
 from light_tts.tools.tiny_checkpoint import SMALL_PARTS
 from training.checkpoint import (
     END_OF_TEXT,
@@ -39,8 +38,7 @@ CHARACTERS = 2700  # what fits in a checkpoint of 45 MB; rarer characters take t
 def train_tokenizer(texts: Iterable[str], folder: Path) -> None:
     """Write the tokenizer's files to the checkpoint `folder`. Ids: 256 bytes, merges, and from END_OF_TEXT on
     the special tokens, which are added when it is loaded."""
-    template = SMALL_PARTS / FOLDER
-    qwen2 = AutoTokenizer.from_pretrained(template, local_files_only=True).backend_tokenizer
+    qwen2 = load_qwen2(SMALL_PARTS / FOLDER)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer, tokenizer.pre_tokenizer = qwen2.normalizer, qwen2.pre_tokenizer
     trainer = trainers.BpeTrainer(

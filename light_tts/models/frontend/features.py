@@ -8,7 +8,6 @@ import kaldi_native_fbank
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
 from light_tts.models.checkpoint.config import MelConfig
 
@@ -21,18 +20,37 @@ _WHISPER_MELS = 128
 
 @lru_cache
 def _mel_filters(rate: int, n_fft: int, mels: int, fmin: float, fmax: float, device: torch.device) -> Tensor:
-    """Return triangular filters (mels, n_fft // 2 + 1) on Slaney's scale with Slaney's norm (librosa's
-    default)."""
-    filters = mel_filter_bank(
-        num_frequency_bins=n_fft // 2 + 1,
-        num_mel_filters=mels,
-        min_frequency=fmin,
-        max_frequency=fmax,
-        sampling_rate=rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters.T.astype(np.float32)).to(device)
+    """Return `mel_filters` as float32 on a device."""
+    return torch.from_numpy(mel_filters(rate, n_fft, mels, fmin, fmax).astype(np.float32)).to(device)
+
+
+def mel_filters(rate: int, n_fft: int, mels: int, fmin: float, fmax: float) -> np.ndarray:
+    """Return triangular filters (mels, n_fft // 2 + 1) float64 on the scale and with the norm of Slaney
+    (librosa's default). Each extends from the centre of its lower to that of its upper neighbour; its area is
+    1 Hz."""
+    low, high = _slaney_mel(fmin), _slaney_mel(fmax)
+    centres = _slaney_hertz(np.linspace(low, high, mels + 2))[:, None]
+    bins = np.linspace(0, rate // 2, n_fft // 2 + 1)
+    widths = np.diff(centres, axis=0)
+    rising = -(centres[:-2] - bins) / widths[:-1]
+    falling = (centres[2:] - bins) / widths[1:]
+    return np.maximum(0.0, np.minimum(rising, falling)) * (2.0 / (centres[2:] - centres[:-2]))
+
+
+# Slaney's mel scale is linear up to 1000 Hz, or 15 mel, and logarithmic above.
+_LINEAR_HERTZ, _LINEAR_MELS = 1000.0, 15.0
+_MELS_PER_E = 27.0 / np.log(6.4)
+
+
+def _slaney_mel(hertz: float) -> float:
+    if hertz < _LINEAR_HERTZ:
+        return 3.0 * hertz / 200.0
+    return _LINEAR_MELS + np.log(hertz / _LINEAR_HERTZ) * _MELS_PER_E
+
+
+def _slaney_hertz(mels: np.ndarray) -> np.ndarray:
+    above = _LINEAR_HERTZ * np.exp(np.log(6.4) / 27.0 * (np.maximum(mels, _LINEAR_MELS) - _LINEAR_MELS))
+    return np.where(mels < _LINEAR_MELS, 200.0 * mels / 3.0, above)
 
 
 def whisper_log_mel(samples: np.ndarray) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_right
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
-from transformers import AutoTokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from light_tts.common.instructions import END_OF_PROMPT
 from light_tts.models.checkpoint.weights import CheckpointError
@@ -39,6 +40,17 @@ SPECIAL_TOKENS = (
 )
 FIRST_CJK = "\u2e80"
 _END_OF_TEXT = "<|endoftext|>"
+_KINDS = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "qwen2")  # values of tokenizer_class, or of model_type
+# How Qwen2 splits a text into words, which are encoded separately.
+_WORD = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+    r"|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
 
 
 class TextTokenizer:
@@ -51,19 +63,11 @@ class TextTokenizer:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder / name}: no such file")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._encoding = load_qwen2(folder)
         except Exception as error:  # any exception that a damaged file causes
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{folder}: cannot load the tokenizer: {reason}") from error
-        tokenizer.add_special_tokens(
-            {
-                "eos_token": _END_OF_TEXT,
-                "pad_token": _END_OF_TEXT,
-                "additional_special_tokens": list(SPECIAL_TOKENS),
-            }
-        )
-        self._encoding = tokenizer.backend_tokenizer
-        self.eos_token_id: int = tokenizer.eos_token_id
+        self.eos_token_id = self.token_id(_END_OF_TEXT)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`. Special tokens in the text become their ids; none are added."""
@@ -129,3 +133,34 @@ class TextTokenizer:
     def __len__(self) -> int:
         """Number of different tokens."""
         return self._encoding.get_vocab_size(with_added_tokens=True)
+
+
+def load_qwen2(folder: Path) -> Tokenizer:
+    """Return Qwen2's tokenizer with CosyVoice2's special tokens from the FILES in a folder: what
+    transformers' AutoTokenizer makes of them, without its import, which takes seconds. Raises ValueError for
+    another kind of tokenizer, and other exceptions for a damaged file."""
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    model = json.loads((folder / "config.json").read_text("utf-8"))
+    kind = config.get("tokenizer_class") or model.get("model_type")
+    if kind not in _KINDS:
+        raise ValueError(f"expected a Qwen2Tokenizer, found {kind!r} (tokenizer_class or model_type)")
+    tokenizer = Tokenizer(
+        models.BPE.from_file(
+            str(folder / "vocab.json"),
+            str(folder / "merges.txt"),
+            continuing_subword_prefix="",
+            end_of_word_suffix="",
+        )
+    )
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    added = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
+    tokenizer.add_tokens([AddedToken(**token) for _, token in added])
+    tokenizer.add_special_tokens([_END_OF_TEXT, *SPECIAL_TOKENS])
+    return tokenizer

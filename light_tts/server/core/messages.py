@@ -12,14 +12,17 @@ are numbered from 0 and spoken in order.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Raw:
-    """Bulk data sent as a separate frame. `data` supports the buffer protocol."""
+    """Bulk data sent as a separate frame. `data` supports the buffer protocol. numpy is imported when it is
+    used: the supervisor starts the stages without it."""
 
     __slots__ = ("data",)
 
@@ -28,10 +31,14 @@ class Raw:
 
     @classmethod
     def of(cls, array: np.ndarray) -> Raw:
+        import numpy as np
+
         return cls(np.ascontiguousarray(array))
 
     def array(self, dtype: Any) -> np.ndarray:
         """Return the frame as a one-dimensional read-only array of `dtype`."""
+        import numpy as np
+
         return np.frombuffer(self.data, dtype=dtype)
 
 

@@ -7,8 +7,6 @@ import ipaddress
 import socket
 from urllib.parse import SplitResult, urlsplit
 
-import httpx
-
 from light_tts.server.core.settings import Settings
 from light_tts.server.httpserver.errors import RequestError
 
@@ -25,10 +23,12 @@ class RemoteRecordings:
     """Fetches recordings from `--ref_audio_hosts` without following redirects, limited to `--max_upload_mb`
     and `--body_timeout` in total. A host listed by name must resolve to public addresses only; a host listed
     by IP address may have any. Concurrent fetches are limited so that they fit in `--max_inflight_upload_mb`;
-    the rest wait."""
+    the rest wait. httpx is imported only if there are such hosts, as it takes a tenth of a second."""
 
     def __init__(self, settings: Settings) -> None:
         self._hosts = {host.strip().lower() for host in settings.ref_audio_hosts.split(",") if host.strip()}
+        if self._hosts:
+            import httpx  # noqa: F401 (now rather than in the first request)
         self._max_mb = settings.max_upload_mb
         self._seconds = settings.body_timeout
         self._places = asyncio.Semaphore(int(settings.max_inflight_upload_mb // settings.max_upload_mb))
@@ -38,6 +38,8 @@ class RemoteRecordings:
         do.
         """
         parts, port = self._allowed(url)
+        import httpx
+
         try:
             return await asyncio.wait_for(self._fetch(parts, port), self._seconds)
         except asyncio.TimeoutError:
@@ -92,6 +94,8 @@ class RemoteRecordings:
         return addresses[0]
 
     async def _fetch(self, parts: SplitResult, port: int) -> bytes:
+        import httpx
+
         address = await self._resolve(parts, port)
         target = parts._replace(
             netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}", fragment=""
