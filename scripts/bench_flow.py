@@ -29,7 +29,8 @@ from light_tts.models.checkpoint.config import load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import PackedFlow, pack, remember
+from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.packed_memory import remember
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
 

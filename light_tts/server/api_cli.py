@@ -176,11 +176,22 @@ def _is_bool(hint: Any) -> bool:
 
 def _metavar(hint: Any) -> str:
     plain = _plain(hint)
-    if typing.get_origin(plain) is typing.Literal:
-        return "|".join(typing.get_args(plain))
     kinds = {int: "N", float: "X", str: "TEXT"}
     inner = [kinds.get(_plain(kind)) for kind in (plain, *typing.get_args(plain))]
-    return next((name for name in inner if name), "VALUE")
+    return "|".join([*_words(hint), *(name for name in inner if name)]) or "VALUE"
+
+
+def _words(hint: Any) -> tuple[str, ...]:
+    """Return the words that the type allows: those of a Literal, alone or beside another type."""
+    plain = _plain(hint)
+    if typing.get_origin(plain) is typing.Literal:
+        return typing.get_args(plain)
+    return tuple(
+        word
+        for kind in typing.get_args(plain)
+        if typing.get_origin(kind) is typing.Literal
+        for word in typing.get_args(kind)
+    )
 
 
 def _convert(name: str, value: Any, shown_as: str = "") -> Any:
@@ -204,12 +215,11 @@ def _convert(name: str, value: Any, shown_as: str = "") -> Any:
     try:
         return msgspec.convert(value, type=_HINTS[name], strict=False)
     except msgspec.ValidationError as error:
-        choices = typing.get_args(_plain(_HINTS[name]))
-        hint = (
-            f"one of {', '.join(choices)}"
-            if all(isinstance(c, str) for c in choices) and choices
-            else str(error)
-        )
+        choices = ", ".join(_words(_HINTS[name]))
+        if typing.get_origin(_plain(_HINTS[name])) is typing.Literal:
+            hint = f"one of {choices}"
+        else:
+            hint = f"give a number or {choices} ({error})" if choices else str(error)
         raise SettingsError(f"{shown_as} {value}: {hint}") from None
 
 

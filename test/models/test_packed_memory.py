@@ -15,7 +15,8 @@ from support.packed_on_cpu import kernels_or_references
 
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import PackedFlow, PackedMemory, pack, remember
+from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.packed_memory import PackedMemory, remember, reserve
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.pages import CachedPast, PagePool
 from light_tts.models.flow.unet.page_store import TooLittleMemory
@@ -146,6 +147,59 @@ def test_a_failed_batch_keeps_nothing(flow, monkeypatch):
 def test_too_little_room_is_refused(flow):
     with pytest.raises(TooLittleMemory, match=r"a page of 50 frames needs [\d.]+ MiB"):
         remember(flow, pack(flow, torch.float32), 1000)
+
+
+@pytest.mark.parametrize("automatic", [False, True])
+def test_memory_that_nobody_asked_for_has_a_useful_number_of_pages(flow, automatic):
+    estimator = pack(flow, torch.float32)
+    page = remember(flow, estimator, 1 << 28).store.page_bytes
+    memory = {pages: reserve(flow, estimator, pages * page, automatic) for pages in (15, 16, 1001)}
+    found = {asked: kept.store.pages for asked, kept in memory.items() if kept is not None}
+    assert found == ({16: 16, 1001: 1000} if automatic else {15: 15, 16: 16, 1001: 1001})
+    if automatic:
+        assert reserve(flow, estimator, 0, automatic) is None
+    else:
+        with pytest.raises(TooLittleMemory):
+            reserve(flow, estimator, page - 1, automatic)
+
+
+@pytest.mark.parametrize(
+    ("automatic", "asked", "free", "got"),
+    [
+        (True, 100, 100, 100),
+        (True, 100, 60, 50),
+        (True, 100, 24, None),  # 25 and 12 pages: too many and too few
+        (False, 100, 24, 12),
+        (False, 100, 1, 1),
+        (False, 1, 0, None),
+    ],
+)
+def test_a_device_without_enough_memory_is_no_error(flow, monkeypatch, caplog, automatic, asked, free, got):
+    estimator = pack(flow, torch.float32)
+    page, zeros = remember(flow, estimator, 1 << 28).store.page_bytes, torch.zeros
+
+    def limited(pages: int, *shape: int, **options):
+        if pages > free:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(pages, *shape, **options)
+
+    monkeypatch.setattr(torch, "zeros", limited)
+    caplog.set_level("INFO", "light_tts")
+    memory = reserve(flow, estimator, asked * page, automatic)
+    assert (memory and memory.store.pages) == got
+    assert (f"up to {got} chunks" if got else "the flow caches nothing") in caplog.text
+    assert ("no memory" in caplog.text) == (got != asked)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="no GPU")
+def test_more_pages_than_the_gpu_has_memory_for(flow):
+    """Two times its memory, all of it, a half, ..."""
+    total = torch.cuda.get_device_properties(DEVICE).total_memory
+    memory = reserve(flow, pack(flow, torch.float32), 2 * total, automatic=False)
+    assert memory is not None and 0 < memory.store.pages * memory.store.page_bytes < total
+    del memory
+    torch.cuda.empty_cache()
 
 
 def test_pages_are_shared_and_given_back_with_their_last_lease():

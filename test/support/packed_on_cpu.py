@@ -44,7 +44,7 @@ def packed_stage(patch: pytest.MonkeyPatch) -> None:
         model_dir: Path, config: Config, device: torch.device, dtype: torch.dtype, options: FlowOptions
     ) -> object:
         flow = Flow.from_checkpoint(model_dir, config, device)
-        return share(flow, dtype, options.max_batch_size, options.gpu_memory)
+        return share(flow, dtype, options.max_batch_size, options.gpu_memory, options.gpu_memory_is_automatic)
 
     references_for_kernels(patch)
     patch.setattr(backend, "choose_flow", choose)

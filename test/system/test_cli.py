@@ -9,7 +9,7 @@ import pytest
 from support.server_process import CHECKPOINT, ROOT
 
 from light_tts.server import api_cli
-from light_tts.server.core.settings import Settings, SettingsError
+from light_tts.server.core.settings import Settings, SettingsError, load, save
 
 MODEL = ["--model_dir", str(CHECKPOINT)]
 
@@ -90,6 +90,8 @@ def test_data_types_have_short_names(short, long):
         (["--port", "70000"], "--port 70000"),
         (["--decode_process_num", "0"], "--decode_process_num 0"),
         (["--data_type", "int4"], "float16"),
+        (["--flow_memory_gpu_mb", "much"], "--flow_memory_gpu_mb much: give a number or auto"),
+        (["--flow_memory_gpu_mb", "-1"], "--flow_memory_gpu_mb -1"),
         (["--zmq_mode", "udp://"], "--zmq_mode"),
         (["--max_prompt_seconds", "31"], "--max_prompt_seconds"),
     ],
@@ -101,6 +103,20 @@ def test_a_wrong_value_is_refused_by_name(argv, named):
 def test_flags_that_contradict_each_other_are_refused_naming_both():
     message = refusal("--max_req_total_len", "9000", "--max_total_token_num", "8000")
     assert "--max_req_total_len 9000" in message and "--max_total_token_num 8000" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", "auto"), ("0", 0), ("40000", 40_000)], ids=["auto", "none", "a size"]
+)
+def test_a_size_may_be_automatic(tmp_path, text, value):
+    assert parse("--flow_memory_gpu_mb", text).flow_memory_gpu_mb == value
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"flow_memory_gpu_mb: {text}\n")
+    settings = parse("--config", str(file))
+    assert settings.flow_memory_gpu_mb == value
+    save(settings, str(tmp_path / "settings.json"))
+    assert load(str(tmp_path / "settings.json")) == settings
+    assert "auto|N" in api_cli._parser().format_help()
 
 
 def test_a_prefill_batch_may_be_smaller_than_the_longest_request():

@@ -31,8 +31,8 @@ def choose_flow(
     options: FlowOptions,
 ) -> Callable[[], FlowBackend]:
     """Load the flow of a checkpoint and return a factory that creates a backend per CUDA stream; backends
-    share their weights. Raises CheckpointError, and TooLittleMemory if `gpu_memory` is too small or not
-    available."""
+    share their weights. Raises CheckpointError, and TooLittleMemory if `gpu_memory` was asked for and is too
+    small."""
     if options.n_timesteps is not None:
         config = replace(config, flow=replace(config.flow, n_timesteps=options.n_timesteps))
     flow = Flow.from_checkpoint(model_dir, config, device)
@@ -42,7 +42,7 @@ def choose_flow(
         if importlib.util.find_spec("triton") is not None:
             from light_tts.models.flow.packed import share
 
-            return share(flow, dtype, batch, options.gpu_memory)
+            return share(flow, dtype, batch, options.gpu_memory, options.gpu_memory_is_automatic)
         log.warning("the package triton is not installed: running the flow in plain PyTorch, which is slow")
     if device.type == "cpu":
         limit = MemoLimit(options.memory)

@@ -26,7 +26,7 @@ from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan
+from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan, reserve
 from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.models.flow.unet.page_store import COPIES
 from light_tts.models.flow.unet.rows import Rows
@@ -44,23 +44,17 @@ def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
     return PackedEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance, dtype)
 
 
-def share(flow: Flow, dtype: torch.dtype, items: int, room: int) -> Callable[[], PackedFlow]:
-    """Return a factory of instances that share weights in `dtype` and a memory of `room` bytes (0: none).
-    Takes over the weights of `flow`, which is in float32. Raises TooLittleMemory."""
+def share(
+    flow: Flow, dtype: torch.dtype, items: int, room: int, automatic: bool = False
+) -> Callable[[], PackedFlow]:
+    """Return a factory of instances that share weights in `dtype` and a memory of `room` bytes (0: none); for
+    `automatic` see `reserve`. Takes over the weights of `flow`, which is in float32. Raises TooLittleMemory.
+    """
     estimator = pack(flow, dtype)
-    memory = remember(flow, estimator, room) if room else None
+    memory = reserve(flow, estimator, room, automatic) if room or automatic else None
     del flow.decoder.estimator
     flow.to(dtype)
     return lambda: PackedFlow(flow, estimator, items, memory)
-
-
-def remember(flow: Flow, estimator: PackedEstimator, room: int) -> PackedMemory:
-    """Return a memory of `room` bytes, shared by all instances. Raises TooLittleMemory, and ValueError if the
-    attention chunks of the flow's encoder and estimator differ."""
-    frames = flow.decoder.chunk_size
-    if frames != flow.ratio * flow.encoder.chunk_size:
-        raise ValueError("the attention chunks of the flow's encoder and estimator differ")
-    return PackedMemory(estimator.keep(room, frames), flow.ratio, flow.lookahead)
 
 
 class PackedFlow:

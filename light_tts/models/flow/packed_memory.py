@@ -3,6 +3,7 @@ computed."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,24 @@ import torch
 from torch import Tensor
 
 from light_tts.kernels.flow.packed_attention import Prefix
+from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.pages import CachedPast, Lease, PagePool
-from light_tts.models.flow.unet.page_store import COPIES, EDGE, PageStore
+from light_tts.models.flow.unet.packed import PackedEstimator
+from light_tts.models.flow.unet.page_store import (
+    ANY_PAGES,
+    COPIES,
+    EDGE,
+    PageLimits,
+    PageStore,
+    TooLittleMemory,
+)
 from light_tts.models.flow.unet.rows import Parts
+
+log = logging.getLogger(__name__)
+
+# With pages of 1 s: a voice and three streams of 5 s; 128 such streams with 64 voices, and some more.
+USEFUL_PAGES = PageLimits(least=16, most=1000)
 
 
 @dataclass(frozen=True)
@@ -112,3 +127,40 @@ class PackedMemory:
             first_page += len(pages)
             first_row += span.frames
         return prefixes
+
+
+def reserve(flow: Flow, estimator: PackedEstimator, room: int, automatic: bool) -> PackedMemory | None:
+    """Return a memory of at most `room` bytes, less if the device has no more; log its size. None: the device
+    has none, or `automatic` (nobody asked for `room`) and it would have fewer than USEFUL_PAGES; more are not
+    made then. Raises TooLittleMemory if `room` was asked for and not even one page fits."""
+    try:
+        memory = remember(flow, estimator, room, USEFUL_PAGES if automatic else ANY_PAGES)
+    except TooLittleMemory as error:
+        if not automatic:
+            raise
+        log.info("the flow caches nothing: %s", error)
+        return None
+    except torch.OutOfMemoryError as error:
+        log.warning("flow_memory_gpu_mb: no memory is left, the flow caches nothing: %s", error)
+        return None
+    store = memory.store
+    log.info(
+        "the flow caches the state of up to %d chunks of %d frames: %d of %d MiB (flow_memory_gpu_mb)",
+        store.pages,
+        store.frames,
+        store.pages * store.page_bytes >> 20,
+        room >> 20,
+    )
+    return memory
+
+
+def remember(
+    flow: Flow, estimator: PackedEstimator, room: int, limits: PageLimits = ANY_PAGES
+) -> PackedMemory:
+    """Return a memory of at most `room` bytes, shared by all instances. Raises TooLittleMemory if fewer pages
+    than allowed fit, torch.OutOfMemoryError if the device has no memory for them, and ValueError if the
+    attention chunks of the flow's encoder and estimator differ."""
+    frames = flow.decoder.chunk_size
+    if frames != flow.ratio * flow.encoder.chunk_size:
+        raise ValueError("the attention chunks of the flow's encoder and estimator differ")
+    return PackedMemory(estimator.keep(room, frames, limits), flow.ratio, flow.lookahead)

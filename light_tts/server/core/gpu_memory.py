@@ -1,4 +1,5 @@
-"""Applies config/memory_config.py in a stage process."""
+"""Divides the memory of a GPU among the stage processes on it: applies config/memory_config.py, and chooses
+the size of the flow's cached state."""
 
 from __future__ import annotations
 
@@ -6,12 +7,21 @@ import importlib.util
 import os
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from light_tts.common import gpu
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
 
+if TYPE_CHECKING:
+    import torch
+
 FILE = Path("config", "memory_config.py")
+
+# --flow_memory_gpu_mb auto, in bytes: what all decode processes on one GPU reserve together, and what each of
+# them leaves for its weights, CUDA graphs and batches.
+FLOW_MEMORY = 40_000 << 20
+REST = 4 << 30
 
 
 def config_file() -> Path:
@@ -47,10 +57,41 @@ def share(settings: Settings, stage: str, index: int) -> None:
     if not gpus:
         return
     device = 0 if stage == "llm" else index % gpus
-    sharing = config.processes_on_gpu(
-        device, gpus, len(load_styles(settings.model_dir)), settings.decode_process_num
-    )
-    config.optimize_gpu_memory(device, sharing)
+    config.optimize_gpu_memory(device, _processes(config, settings, device, gpus))
+
+
+def flow_memory(settings: Settings, device: torch.device) -> int:
+    """Return the bytes that this decode process is to reserve for the flow's cached state: those of
+    --flow_memory_gpu_mb, or for auto what `automatic_flow_memory` says, 0 on the CPU. Imports torch."""
+    if settings.flow_memory_gpu_mb != "auto":
+        return settings.flow_memory_gpu_mb << 20
+    if device.type != "cuda":
+        return 0
+    config = load_config()
+
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    gpus = torch.cuda.device_count()
+    processes = _processes(config, settings, device.index, gpus)
+    decode = config.processes_on_gpu(device.index, gpus, 0, settings.decode_process_num)
+    fraction = config.memory_fraction(processes)
+    return automatic_flow_memory(total, free, decode, total if fraction is None else int(fraction * total))
+
+
+def automatic_flow_memory(total: int, free: int, decode: int, limit: int) -> int:
+    """Return the bytes that one of `decode` decode processes on a GPU reserves for the flow's cached state.
+    All of them together take at most FLOW_MEMORY and a fifth of the GPU. Each leaves at least half, and at
+    least REST, of what it can allocate: `limit`, and its part of what is free. All values are in bytes."""
+    available = min(limit, free // decode)
+    together = min(FLOW_MEMORY, total // 5)
+    return max(0, min(together // decode, available // 2, available - REST))
+
+
+def _processes(config: ModuleType, settings: Settings, device: int, gpus: int) -> int:
+    """Return the number of stage processes on GPU `device` of `gpus`."""
+    styles = len(load_styles(settings.model_dir))
+    return config.processes_on_gpu(device, gpus, styles, settings.decode_process_num)
 
 
 def _uses_gpu(settings: Settings, stage: str) -> bool:

@@ -269,13 +269,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 1024
     flow_memory_gpu_mb: Annotated[
-        Annotated[int, Meta(ge=0)],
+        Annotated[int, Meta(ge=0)] | Literal["auto"],
         Meta(
             description="the same on a GPU, allocated at startup (about 110 MiB per second of speech with "
-            "CosyVoice2-0.5B in 16 bits); 0: every chunk is computed from the beginning; not "
-            "with TensorRT"
+            "CosyVoice2-0.5B in 16 bits); auto: at most 40000 MiB and a fifth of the GPU's memory, divided "
+            "among its decode processes; 0: every chunk is computed from the beginning; not with TensorRT"
         ),
-    ] = 0
+    ] = "auto"
 
     redraw_misread: Annotated[
         bool,

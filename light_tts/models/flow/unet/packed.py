@@ -30,7 +30,7 @@ from light_tts.models.flow.unet.estimator import (
     TransformerBlock,
     sinusoids,
 )
-from light_tts.models.flow.unet.page_store import COPIES, PageStore
+from light_tts.models.flow.unet.page_store import COPIES, PageLimits, PageStore
 from light_tts.models.flow.unet.rows import Buffers, PackedRun, Rows
 
 
@@ -242,14 +242,17 @@ class PackedEstimator:
         )
         rows.step.add_(1)
 
-    def keep(self, room: int, frames: int) -> PageStore:
-        """Return a memory of `room` bytes for pages of `frames` frames. Raises TooLittleMemory."""
+    def keep(self, room: int, frames: int, limits: PageLimits) -> PageStore:
+        """Return a memory of at most `room` bytes for pages of `frames` frames. Raises TooLittleMemory and
+        torch.OutOfMemoryError."""
         stages = [self._down, *self._mid, self._up]
         convs = [conv for stage in stages for conv in (stage.resnet.first.conv, stage.resnet.second.conv)]
         convs = [*convs[:2], self._down_conv, *convs[2:], self._up_conv, self._final.conv]
         inputs = [conv.weight.shape[1] for conv in convs]
         layers = sum(len(stage.blocks) for stage in stages)
-        return PageStore(room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device)
+        return PageStore(
+            room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device, limits
+        )
 
     def allocate(self, rows: int) -> Buffers:
         """Return buffers for `rows` frames."""
