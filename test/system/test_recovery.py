@@ -4,13 +4,22 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import psutil
 import pytest
-from support.server_process import speak
+from support.server_process import ROOT, Server, speak, start_server
 from support.streams import CLIENTS, TOKENS, Client, assert_same_audio, run_clients, stage_pid
+
+PACKED_DECODE = """
+import sys
+if "light_tts.server.core.stage_main" in sys.orig_argv and "decode" in sys.orig_argv:
+    import pytest
+    from support.packed_on_cpu import packed_stage
+    packed_stage(pytest.MonkeyPatch())
+"""
 
 
 @pytest.fixture
@@ -51,6 +60,29 @@ def test_killed_stage_loses_no_sample(server, undisturbed, stage, index, bytes_r
     server.wait_until_ready()
     got = run_clients(server, kill_when(server, stage, index, bytes_received, clients_that_far))
     assert_same_audio(got, undisturbed)
+
+
+@pytest.fixture
+def caching_server(tmp_path, monkeypatch) -> Iterator[Server]:
+    """A server whose decode processes run the packed flow with cached state, as on a GPU."""
+    (tmp_path / "sitecustomize.py").write_text(PACKED_DECODE)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT), str(ROOT / "test")]))
+    flags = {"decode_process_num": 2, "decode_max_batch_size": 4, "n_timesteps": 2}
+    with start_server(flow_memory_gpu_mb=64, **flags) as running:
+        yield running
+
+
+@pytest.mark.nightly
+def test_cached_state_of_a_killed_process_is_computed_again(caching_server):
+    """The samples are the same but for rounding, which the phase of the vocoder adds up."""
+    assert caching_server.output.count("the flow caches the state of up to") == 2
+    undisturbed = run_clients(caching_server)
+    got = run_clients(caching_server, kill_when(caching_server, "decode", 0, 1, 2))
+    assert "decode 0 died" in caching_server.output
+    for number, (samples, expected) in enumerate(zip(got, undisturbed, strict=True)):
+        assert len(samples) == len(expected) == TOKENS * 960, f"client {number}"
+        difference = np.abs(samples.astype(int) - expected)
+        assert difference.mean() < 1, f"client {number}"
 
 
 def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
