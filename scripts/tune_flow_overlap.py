@@ -27,6 +27,8 @@ KERNELS = {
     "packed_linear",
     "packed_linear_add",
     "packed_attention",
+    "attend_project",
+    "feed_forward",
     "packed_conv",
     "flow_step",
 }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from support import stand_in_graph
-from support.packed_on_cpu import kernels_or_references
+from support.packed_on_cpu import blocks_in_three_launches, kernels_or_references
 
 from light_tts.common import cuda_graphs
 from light_tts.common.cuda_graphs import GraphCache
@@ -111,6 +111,15 @@ def test_many_rows_take_the_other_way_through_the_norms(flow, monkeypatch):
         assert (mel - plain(flow, one)).abs().max() < TOLERANCE
 
 
+def test_blocks_in_three_launches_compute_the_same(flow, monkeypatch):
+    blocks_in_three_launches(monkeypatch, rows=400)  # the second batch has more
+    packed = new_packed(flow)
+    items = [item(), item(tokens=5, prompt=0), item(tokens=41, streaming=True, finalize=False)]
+    for batch in (items[1:], items):
+        for one, mel in zip(batch, packed(batch), strict=True):
+            assert (mel - plain(flow, one)).abs().max() < TOLERANCE
+
+
 def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, monkeypatch):
     monkeypatch.setattr("light_tts.models.flow.packed.ROW_LIMIT", 100)
     monkeypatch.setattr("light_tts.models.flow.packed.ENCODER_LIMIT", 40**2)
@@ -173,7 +182,9 @@ def test_half_precision_on_a_gpu(flow, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
+@pytest.mark.parametrize("rows", [0, 4096], ids=["five", "three"])  # up to which blocks have three launches
+def test_graphs_and_overlapping_kernels_change_nothing(flow, rows, monkeypatch):
+    blocks_in_three_launches(monkeypatch, rows)
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
     expected = new_packed(flow, graphs=False)(items)
     for value in (False, True):
@@ -189,10 +200,13 @@ def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("few", [True, False], ids=["few", "many"])  # rows: see packed_linear
+@pytest.mark.parametrize(
+    ("few", "fused"), [(True, False), (False, False), (True, True)], ids=["few", "many", "three"]
+)  # rows: see packed_linear; launches of a block
 @pytest.mark.parametrize("lengths", [(249,), (1, 100, 37, 64, 200)], ids=len)
-def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatch):
+def test_overlapping_steps_of_full_width_change_nothing(lengths, few, fused, monkeypatch):
     """All Euler steps in one CUDA graph, at the widths of CosyVoice2-0.5B, again and again."""
+    blocks_in_three_launches(monkeypatch)  # buffers for them
     torch.manual_seed(0)
     config = EstimatorConfig(
         in_channels=320,
@@ -207,7 +221,7 @@ def test_overlapping_steps_of_full_width_change_nothing(lengths, few, monkeypatc
     module = Estimator(config, 1024).to(DEVICE).requires_grad_(False)
     estimator = PackedEstimator(module, euler_steps(10), 0.7, torch.float16)
     total, size, block_rows = sum(lengths), _bucket(sum(lengths)), 32
-    buffers = estimator.allocate(size).first(size, few)
+    buffers = estimator.allocate(size).first(size, few, fused)
     rows = Rows(buffers, size // block_rows + 8, block_rows)
     table = rows.empty()
     _, position, blocks, *_ = rows.parts(table)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
-from support.packed_on_cpu import kernels_or_references
+from support.packed_on_cpu import blocks_in_three_launches, kernels_or_references
 
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.memos import Memo
@@ -69,6 +69,13 @@ def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt,
     del stream, item
     gc.collect()
     assert memory.pool.free == 16
+
+
+def test_so_do_blocks_in_three_launches(flow, monkeypatch):
+    blocks_in_three_launches(monkeypatch)
+    remembering, _ = model(flow, 16)
+    for item in Stream(flow, Voice(flow, 25, 25), 60, 60).chunks(1, last_sees_all=False):
+        assert_close(remembering([item])[0], PaddedFlow(flow)([item])[0])
 
 
 def test_a_chunk_costs_its_own_frames_and_a_known_voice_nothing(flow):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.kernels.flow import euler_step, packed_attention, packed_conv, packed_linear
+from light_tts.kernels import configs
+from light_tts.kernels.flow import euler_step, packed_attention, packed_block, packed_conv, packed_linear
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.flow import backend
 from light_tts.models.flow.flow import Flow
@@ -26,6 +27,19 @@ def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
     patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
+    patch.setattr(packed, "attend_project", packed_attention.attend_project_reference)
+    patch.setattr(packed, "feed_forward", packed_block.feed_forward_reference)
+
+
+def blocks_in_three_launches(patch: pytest.MonkeyPatch, rows: int = 4096) -> None:
+    """Up to this number of rows, a transformer block is computed in three launches, in any dtype."""
+    entries = configs.entries
+    chosen = [{"rows": rows, "launches": 3, "BLOCK_ROWS": 16}]
+    patch.setattr(
+        configs,
+        "entries",
+        lambda kernel, *args: chosen if kernel == "fused_block" else entries(kernel, *args),
+    )
 
 
 @contextlib.contextmanager

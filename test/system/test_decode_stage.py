@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.packed_on_cpu import packed_stage
+from support.packed_on_cpu import blocks_in_three_launches, packed_stage
 
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
@@ -172,9 +172,11 @@ def test_steps_change_the_sound_and_memory_does_not(stage, changes, socket_path)
     assert difference > 100 if "n_timesteps" in changes else difference < 1
 
 
-def test_the_memory_of_the_packed_flow_changes_nothing_not_even_after_a_death(socket_path, monkeypatch):
+@pytest.mark.parametrize("rows", [0, 4096], ids=["five", "three"])  # up to which blocks have three launches
+def test_the_memory_of_the_packed_flow_changes_nothing_not_even_after_a_death(socket_path, rows, monkeypatch):
     """Nor what another process, which knows nothing of the beginning, goes on with, but for rounding."""
     packed_stage(monkeypatch)
+    blocks_in_three_launches(monkeypatch, rows)
     stages = []
     for name, memory in (("plain", 0), ("first", 64), ("second", 64)):
         (socket_path / name).mkdir()

@@ -31,6 +31,7 @@ def layer_norm_linear(
         "num_warps": 4 if rows <= 1024 else 8,
         "num_stages": 2,
     }
+    config.setdefault("EARLY", int(config["TILES"] == 1))
     grid = (
         triton.cdiv(rows, config["BLOCK_ROWS"]),
         triton.cdiv(out_width, config["BLOCK_OUT"] * config["TILES"]),
@@ -264,14 +265,17 @@ def _layer_norm_linear_kernel(
     OUT: tl.constexpr,
     GELU: tl.constexpr,
     TILES: tl.constexpr,
+    EARLY: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
+    """EARLY: with OVERLAP, a program loads all weights it needs (TILES is 1) into registers before it waits;
+    otherwise it only prefetches them."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = tl.load(position_ptr + row, mask=row < rows, other=-1) >= 0
-    if OVERLAP and TILES > 1:
+    if OVERLAP and not EARLY:
         for tile in tl.static_range(TILES):
             first = (tl.program_id(1) * TILES + tile) * BLOCK_OUT
             overlap.prefetch_columns(weight_ptr, first, IN, OUT, BLOCK_OUT)
@@ -279,8 +283,8 @@ def _layer_norm_linear_kernel(
         return
     channel = tl.arange(0, BLOCK_IN)
     known = channel < IN
-    EARLY: tl.constexpr = OVERLAP and TILES == 1  # all weights the program needs
-    if EARLY:
+    LOADED: tl.constexpr = OVERLAP and EARLY
+    if LOADED:
         column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
         w = weight_tile(weight_ptr, channel, column, IN, OUT)
         added = vector(bias_ptr, column, OUT)
@@ -291,11 +295,11 @@ def _layer_norm_linear_kernel(
     ).to(tl.float32)
     normal = layer_norm(values, channel, IN, eps).to(weight_ptr.dtype.element_ty)
     for tile in range(TILES):
-        if not EARLY:
+        if not LOADED:
             column = (tl.program_id(1) * TILES + tile) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
             w = weight_tile(weight_ptr, channel, column, IN, OUT)
         y = tl.dot(normal, w, input_precision="ieee")
-        if not EARLY:
+        if not LOADED:
             added = vector(bias_ptr, column, OUT)
         y += added[None, :]
         if GELU:
@@ -321,12 +325,22 @@ def _product(
     OVERLAP: tl.constexpr,
 ):
     """Rows `row` of x (rows, IN), where `inside`, times columns `column` of the weight, plus bias: float32.
-    With OVERLAP it waits for the kernel in front before it reads x."""
+    With OVERLAP it waits for the kernel in front before it reads x; if BLOCK_IN includes all inputs, it loads
+    the weights first."""
+    EARLY: tl.constexpr = OVERLAP and BLOCK_IN >= IN
     if OVERLAP:
         added = vector(bias_ptr, column, OUT)
+        if EARLY:
+            channel = tl.arange(0, BLOCK_IN)
+            w = weight_tile(weight_ptr, channel, column, IN, OUT)
         overlap.begin()
-    total = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
-    total = multiply_add(total, x_ptr, IN, weight_ptr, row, column, inside, IN, OUT, BLOCK_IN)
+    if EARLY:
+        mask = inside[:, None] & (channel < IN)[None, :]
+        x = tl.load(x_ptr + row[:, None] * IN + channel[None, :], mask=mask, other=0.0)
+        total = tl.dot(x, w, input_precision="ieee")
+    else:
+        total = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
+        total = multiply_add(total, x_ptr, IN, weight_ptr, row, column, inside, IN, OUT, BLOCK_IN)
     if not OVERLAP:
         added = vector(bias_ptr, column, OUT)
     return total + added[None, :]

@@ -22,6 +22,7 @@ from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.flow.packed_attention import attention_blocks
+from light_tts.kernels.flow.packed_block import fused_queries
 from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow
@@ -176,8 +177,9 @@ class PackedFlow:
             self.graphs.clear()  # they refer to the old addresses
             self._sizes.clear()
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
-        block_rows = 32 if size <= 512 else 64
-        buffers = self._largest.first(size, few=size <= FEW_ROWS)
+        queries = fused_queries(self._device, self._estimator.dtype, COPIES * size)
+        block_rows = queries or (32 if size <= 512 else 64)
+        buffers = self._largest.first(size, size <= FEW_ROWS, fused=queries is not None)
         store = None if self._memory is None else self._memory.store
         pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
         rows = Rows(buffers, size // block_rows + self._items, block_rows, store, pages)

@@ -10,12 +10,27 @@ import torch
 from torch import Tensor
 
 from light_tts.kernels.flow.packed_attention import BLOCK_ENTRIES, CachedKeys
+from light_tts.kernels.flow.packed_block import FeedBuffers
 from light_tts.kernels.flow.packed_conv import CachedEdges
 from light_tts.models.flow.unet.page_store import COPIES, PageStore
 
 ALIGNMENT = 4  # int32 values: 16 bytes
 
 Table = Tensor | np.ndarray
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Buffers of transformer blocks in three launches (see packed_block.py), for up to a number of rows."""
+
+    projected: Tensor  # (heads * 2 rows * width,)
+    feed: FeedBuffers
+    heads: int
+
+    def heads_of(self, x: Tensor) -> Tensor:
+        """Return the buffer for the projected heads of x: (heads, 2 rows, width)."""
+        rows, width = x.shape
+        return self.projected[: self.heads * rows * width].view(self.heads, rows, width)
 
 
 class Parts(NamedTuple):
@@ -46,9 +61,11 @@ class Buffers:
     attended: Tensor  # (2 rows, inner)
     feed: Tensor  # (2 rows, 4 width)
     normal: Tensor | None  # (2 rows, width); None for few rows, see packed_linear
+    fused: Fused | None  # None: a transformer block is computed in five launches
 
-    def first(self, rows: int, few: bool) -> Buffers:
-        """Return the first part of these buffers, for fewer frames. `few`: without `normal`."""
+    def first(self, rows: int, few: bool, fused: bool = False) -> Buffers:
+        """Return the first part of these buffers, for fewer frames. `fused`: a transformer block is computed
+        in three launches; `few`: if it is not, without `normal`."""
         both = COPIES * rows
         return Buffers(
             x=self.x[:rows],
@@ -58,7 +75,8 @@ class Buffers:
             qkv=self.qkv[:both],
             attended=self.attended[:both],
             feed=self.feed[:both],
-            normal=None if few or self.normal is None else self.normal[:both],
+            normal=None if (few and not fused) or self.normal is None else self.normal[:both],
+            fused=self.fused if fused else None,
         )
 
 
