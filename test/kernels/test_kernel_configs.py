@@ -73,6 +73,7 @@ def test_on_an_h200_few_rows_have_blocks_of_three_launches(on_gpu):
     on_gpu("NVIDIA H200", (9, 0))
     queries = [fused_queries(GPU, torch.float16, rows) for rows in (64, 128, 500, 512, 513, 8192)]
     assert queries == [16] * 4 + [None] * 2
+    assert fused_queries(GPU, torch.float16, 64, pages=True) is None  # not measured
     assert most_fused_rows(GPU, torch.float16) == 512
     assert fused_queries(GPU, torch.float32, 64) is None
     on_gpu("NVIDIA H100 80GB HBM3", (9, 0))

@@ -34,7 +34,7 @@ def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
 def blocks_in_three_launches(patch: pytest.MonkeyPatch, rows: int = 4096) -> None:
     """Up to this number of rows, a transformer block is computed in three launches, in any dtype."""
     entries = configs.entries
-    chosen = [{"rows": rows, "launches": 3, "BLOCK_ROWS": 16}]
+    chosen = [{"rows": rows, "launches": 3, "BLOCK_ROWS": 16, "pages": True}]
     patch.setattr(
         configs,
         "entries",

@@ -30,12 +30,14 @@ MAX_SPLITS = 16  # programs that share a tile of rows in `feed_forward`
 MIN_ROWS = 16  # of a tile
 
 
-def fused_queries(device: torch.device, dtype: torch.dtype, rows: int) -> int | None:
+def fused_queries(device: torch.device, dtype: torch.dtype, rows: int, pages: bool = False) -> int | None:
     """Return the number of queries of a program of the attention if a block of this number of rows is
-    computed in three launches; None: it is computed in five. The entries "fused_block" have "launches", 3 or
-    5, and "BLOCK_ROWS", the queries, if there are 3."""
+    computed in three launches; None: it is computed in five. `pages`: with cached state of earlier frames.
+    The entries "fused_block" have "launches", 3 or 5, and if there are 3 "BLOCK_ROWS", the queries, and
+    "pages", true where three were also measured with pages."""
     entry = measured_up_to(configs.entries("fused_block", device, dtype), rows=rows)
-    return entry["BLOCK_ROWS"] if entry and entry["launches"] == 3 else None
+    fused = entry is not None and entry["launches"] == 3 and (not pages or entry.get("pages", False))
+    return entry["BLOCK_ROWS"] if entry is not None and fused else None
 
 
 def most_fused_rows(device: torch.device, dtype: torch.dtype) -> int:

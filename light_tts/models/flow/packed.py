@@ -177,10 +177,10 @@ class PackedFlow:
             self.graphs.clear()  # they refer to the old addresses
             self._sizes.clear()
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
-        queries = fused_queries(self._device, self._estimator.dtype, COPIES * size)
+        store = None if self._memory is None else self._memory.store
+        queries = fused_queries(self._device, self._estimator.dtype, COPIES * size, pages=store is not None)
         block_rows = queries or (32 if size <= 512 else 64)
         buffers = self._largest.first(size, size <= FEW_ROWS, fused=queries is not None)
-        store = None if self._memory is None else self._memory.store
         pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
         rows = Rows(buffers, size // block_rows + self._items, block_rows, store, pages)
         self._sizes[size] = rows
