@@ -18,13 +18,13 @@ import numpy as np
 HELD_OUT = ("af_sarah", "am_fenrir", "bf_isabella")
 HELD_OUT_MANDARIN = ("zf_xiaoni", "zm_yunyang")  # neither do they read English
 BLENDS, SHIFTED, TEST_BLENDS = 200, 200, 20
-MORE_SHIFTED = 400  # drawn after all others, which therefore do not change
+MORE_SHIFTED, WIDELY_SHIFTED = 400, 1200  # drawn after all others, which therefore do not change
 FOREIGN = 15  # voices of other languages, which read English with an accent
-SHIFTS = (0.85, 1.15)
+SHIFTS, WIDE_SHIFTS = (0.85, 1.15), (0.8, 1.25)
 MANDARIN_BLENDS, MANDARIN_SHIFTED, MANDARIN_TEST_BLENDS = 60, 100, 6
 STYLE_SIZE = 256
 # Fraction of the data spoken by each kind.
-SHARES = {"plain": 0.3, "blend": 0.3, "shifted": 0.35, "foreign": 0.05}
+SHARES = {"plain": 0.2, "blend": 0.2, "shifted": 0.5, "foreign": 0.1}
 MANDARIN_SHARES = {"mandarin": 0.8, "plain": 0.2}  # English voices read it with an accent
 
 
@@ -50,9 +50,9 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
     def blend(first: str, second: str) -> dict[str, float]:
         return blended(first, second, draw)
 
-    def shifted(n: int) -> Speaker:
+    def shifted(n: int, shifts: tuple[float, float] = SHIFTS) -> Speaker:
         voices = {draw.choice(trained): 1.0} if n % 2 else blend(*draw.sample(trained, 2))
-        return Speaker(f"shifted_{n}", "shifted", voices, shift(draw))
+        return Speaker(f"shifted_{n}", "shifted", voices, shift(draw, shifts))
 
     found = [Speaker(name, "plain", {name: 1.0}) for name in trained]
     found += [Speaker(f"blend_{n}", "blend", blend(*draw.sample(trained, 2))) for n in range(BLENDS)]
@@ -65,6 +65,7 @@ def speakers(names: list[str], seed: int = 0) -> list[Speaker]:
         voices = blend(held_out, draw.choice([name for name in english if name != held_out]))
         found.append(Speaker(f"test_blend_{n}", "blend", voices, split="test"))
     found += [shifted(SHIFTED + n) for n in range(MORE_SHIFTED)]
+    found += [shifted(SHIFTED + MORE_SHIFTED + n, WIDE_SHIFTS) for n in range(WIDELY_SHIFTED)]
     return found + mandarin_speakers(names)
 
 
@@ -99,9 +100,10 @@ def blended(first: str, second: str, draw: random.Random) -> dict[str, float]:
     return {first: weight, second: round(1 - weight, 3)}
 
 
-def shift(draw: random.Random) -> float:
+def shift(draw: random.Random, shifts: tuple[float, float] = SHIFTS) -> float:
     """Draw a shift far enough from 1 to be another speaker."""
-    return round(draw.choice((draw.uniform(SHIFTS[0], 0.95), draw.uniform(1.05, SHIFTS[1]))), 3)
+    low, high = shifts
+    return round(draw.choice((draw.uniform(low, 0.95), draw.uniform(1.05, high))), 3)
 
 
 def voice_names(folder: Path) -> list[str]:

@@ -29,7 +29,7 @@ ALL_KNOWN, NONE_KNOWN = 0.65, 0.1
 PREFIX_OF_SECOND = 0.3
 AVERAGED = 0.1  # fraction of items with the average embedding of the speaker
 STREAMED = 0.5
-IN_ROOM = 0.2  # fraction of items whose prompt has room acoustics, if the speaker has such recordings
+IN_ROOM = 0.3  # fraction of items whose prompt has room acoustics, if the speaker has such recordings
 # fraction of rows with wrong tokens, and the maximum fraction of tokens that differ in one digit
 MISHEARD, WRONG = 0.4, 0.08
 
