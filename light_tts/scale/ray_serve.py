@@ -36,6 +36,8 @@ STOP_SECONDS = 15.0  # beyond --drain_timeout
 # A single proxy counts the requests of each replica itself. Serve discards these counts after 10 s, and then
 # sends most of a burst to the replica that reports its count first.
 ONE_PROXY = {"RAY_SERVE_QUEUE_LENGTH_CACHE_TIMEOUT_S": "86400"}
+# The proxy repeats requests whose replica was killed before their responses began.
+RETRY = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "light_tts.scale.retry.middlewares"}
 
 
 @serve.deployment(health_check_period_s=2, health_check_timeout_s=10)
@@ -149,7 +151,7 @@ def run(argv: Sequence[str]) -> int:
     tls = {}
     if settings.ssl_certfile:  # terminated by the proxy
         tls = {"ssl_certfile": settings.ssl_certfile, "ssl_keyfile": settings.ssl_keyfile}
-    for name, value in ONE_PROXY.items():
+    for name, value in (ONE_PROXY | RETRY).items():
         os.environ.setdefault(name, value)
     ray.init(include_dashboard=False, log_to_driver=True, ignore_reinit_error=True)
     serve.start(http_options={"host": settings.host, "port": settings.port, **tls})

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import yaml
 
-from light_tts.scale.ray_serve import ONE_PROXY
+from light_tts.scale.ray_serve import ONE_PROXY, RETRY
 from support.replicas import wait_for_servers
 from support.server_process import ROOT, Server, free_port
 
@@ -79,6 +79,7 @@ def start_cluster() -> Iterator[Cluster]:
         "OMP_NUM_THREADS": "1",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nothing speaks any more at the end
         **ONE_PROXY,
+        **RETRY,
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     }
     with tempfile.TemporaryDirectory(prefix="ltts-") as name:

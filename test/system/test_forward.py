@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-import uvicorn
 import websockets
+from support.asgi import serving
 
 from light_tts.scale.forward import Forward, NotBegun, Piece, Request
 
@@ -31,18 +30,6 @@ async def server_app(scope, receive, send) -> None:
     if scope["path"] == "/broken":
         raise RuntimeError("the server breaks off")
     await send({"type": "http.response.body", "body": b"second"})
-
-
-@contextlib.asynccontextmanager
-async def serving(app) -> AsyncIterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", lifespan="off"))
-    task = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    await task
 
 
 async def nobody(request: Request) -> AsyncIterator[Piece]:

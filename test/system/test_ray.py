@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import httpx
+import psutil
 import pytest
 import websockets
 from support.replicas import fronts, replica_of, run_streams, start_replicas, urls, wait_for_servers
@@ -61,27 +62,29 @@ def test_a_websocket_passes(replicas):
 
 def test_requests_that_have_not_begun_are_served_elsewhere_when_a_server_is_killed(replicas):
     victim = fronts(replicas)[0]
-    name = replica_of(victim)
-    found = run_streams(replicas, 12, lambda: os.kill(victim.pid, signal.SIGKILL), begun=4)
-    print(f"a server killed: {found}")
-    assert not found.not_begun and not found.refused, found
-    assert len(found.complete) + len(found.cut_off) == 12, found
-    assert set(found.cut_off) <= {name}, "a stream of the other replica was cut off"
-    assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
-    wait_for_servers(replicas, 2)
+    name = kill(replicas, victim, victim.pid, streams=12, begun=4)
     assert name in map(replica_of, fronts(replicas)), "its server was not restarted"
 
 
-def test_streams_of_the_other_replica_continue_when_a_process_of_ray_is_killed(replicas):
+def test_requests_that_have_not_begun_are_served_elsewhere_when_a_process_of_ray_is_killed(replicas):
+    victim = fronts(replicas)[0]
+    name = kill(replicas, victim, victim.ppid(), streams=32, begun=8)
+    assert name not in map(replica_of, fronts(replicas)), "Serve starts a new replica under a new name"
+
+
+def kill(replicas: Server, front: psutil.Process, pid: int, streams: int, begun: int) -> str:
+    """Kill this process of a replica when so many streams have begun, check what became of all, wait until
+    there are two replicas again and return the name of the killed one."""
     wait_for_servers(replicas, 2)
-    front = fronts(replicas)[0]
-    name, victim = replica_of(front), front.ppid()
-    found = run_streams(replicas, 12, lambda: os.kill(victim, signal.SIGKILL), begun=4)
-    print(f"a process of Ray killed: {found}")
-    assert not found.not_begun and set(found.refused) <= {500}, found
-    assert len(found.complete) + len(found.cut_off) + len(found.refused) == 12, found
+    name = replica_of(front)
+    found = run_streams(replicas, streams, lambda: os.kill(pid, signal.SIGKILL), begun=begun)
+    print(f"killed a process of {name}: {found}")
+    assert not found.not_begun and not found.refused, found
+    assert len(found.complete) + len(found.cut_off) == streams, found
     assert set(found.cut_off) <= {name}, "a stream of the other replica was cut off"
     assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
+    wait_for_servers(replicas, 2)
+    return name
 
 
 def test_streams_end_before_the_command_does(replicas):

@@ -3,6 +3,8 @@ of them killed, both replaced while they speak, and as many as the load needs.""
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -56,6 +58,20 @@ def test_a_server_is_killed_and_both_replicas_are_replaced_while_32_streams_spea
     assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
     cluster.wait_for(2)
     assert not before & set(urls(cluster.server)), "no replica was replaced"
+
+
+def test_a_process_of_ray_is_killed_while_32_streams_speak(cluster):
+    cluster.deploy(cluster.file(**FIXED), PATIENT)
+    cluster.wait_for(2)
+    front = fronts(cluster.server)[0]
+    name, victim = replica_of(front), front.ppid()
+
+    found = run_streams(cluster.server, STREAMS, lambda: os.kill(victim, signal.SIGKILL), begun=8, **SPEECH)
+    print(f"a process of Ray killed: {found}")
+    assert not found.not_begun and not found.refused, found
+    assert len(found.complete) + len(found.cut_off) == STREAMS, found
+    assert set(found.cut_off) <= {name}, "a stream of the other replica was cut off"
+    assert len(set(found.sizes)) == 1, "an answer that was broken off must not look complete"
 
 
 def test_a_rolling_update_cuts_off_no_stream(cluster):
