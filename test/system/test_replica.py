@@ -55,7 +55,9 @@ def test_a_server_that_is_killed_is_restarted_once_its_port_is_free(socket_path,
                     await asyncio.sleep(0.2)
 
     try:
-        [front] = [child for child in psutil.Process().children() if PROGRAM in child.cmdline()]
+        # other tests' servers may be children of this process as well
+        own = {PROGRAM, f"ipc://{socket_path}/"}
+        [front] = [child for child in psutil.Process().children() if own <= set(child.cmdline())]
         front.kill()
         while front.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
