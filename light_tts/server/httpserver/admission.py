@@ -5,8 +5,8 @@ takes is measured with every finished request. Systematic errors of the estimate
 measurement uses the same unit. A long text counts with one part at most, since other requests run between its
 parts.
 
-A complete response waits for all outstanding audio. A stream waits less: the others need their audio only as
-fast as it is played, so while it is played the server has time for the next one.
+A request waits for all outstanding audio. But as many streams as can be played at a time are accepted,
+however long they are: each needs its audio only as fast as it is played.
 """
 
 from __future__ import annotations
@@ -117,11 +117,8 @@ class Admission:
         if count <= ALONE:
             return
         wait = self._rate.predict(count, ahead)
-        if stream:
-            # A server that makes `rate` seconds of audio per second keeps up with so many streams, and they
-            # have `ahead` seconds in all. Of more, the new one starts when as many have ended as are too
-            # many: after ahead / rate seconds less the average length.
-            wait -= ahead / (count - 1)
+        if stream and count * wait <= ahead:  # `count` seconds of audio take at most a second
+            wait = 0.0
         if count > ALWAYS and wait > self._max_wait:
             reason = f"active requests would delay this one by about {wait:.0f} s (--max_wait)"
             raise _busy("wait", reason, wait - self._max_wait)
