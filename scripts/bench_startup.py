@@ -16,7 +16,6 @@ import argparse
 import json
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from datetime import datetime
 from pathlib import Path
 
 import httpx
+
+from light_tts.common.process import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 FULL = Path("/tmp/light-tts-full")
@@ -56,7 +57,7 @@ DONE = re.compile(r"^recorded (\d+) CUDA graphs in ([\d.]+) s while idle")
 
 @dataclass
 class Stage:
-    """What the log says about a stage. Times are seconds after the start."""
+    """The start of a stage as its log describes it. Times are seconds after the start of the server."""
 
     up: float = 0.0
     phases: str = ""
@@ -91,9 +92,7 @@ class Server:
     """A server started by this script. Its output goes to a file."""
 
     def __init__(self, model_dir: Path, folder: Path, flags: list[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._output = folder / "server.log"
         command = [sys.executable, "-m", "light_tts.server.api_server", "--model_dir", str(model_dir)]

@@ -38,7 +38,7 @@ from light_tts.kernels.flow import euler_step, packed_attention, packed_block, p
 from light_tts.kernels.launch import Config, measured_up_to
 from light_tts.models.checkpoint.config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
-from light_tts.models.flow.packed import FEW_ROWS, _bucket
+from light_tts.models.flow.packed import FEW_ROWS, _bucket, attention_rows
 from light_tts.models.flow.unet import packed as unet
 from light_tts.models.flow.unet.estimator import Estimator
 from light_tts.models.flow.unet.packed import PackedEstimator
@@ -219,7 +219,7 @@ class Case:
     def _rows(self, estimator: PackedEstimator) -> tuple[Rows, Callable[[], None]]:
         """Return rows for the settings in use, and what fills them."""
         fused = packed_block.fused_queries(estimator.device, estimator.dtype, self.bucket)
-        queries = fused or (32 if self.size <= 512 else 64)
+        queries = fused or attention_rows(self.size)
         few = self.size <= FEW_ROWS
         buffers = estimator.allocate(self.size).first(self.size, few, fused is not None)
         rows = Rows(buffers, self.size // queries + 8, queries)

@@ -1,4 +1,4 @@
-"""What the processes import before the server is ready. Each second of it delays the readiness."""
+"""The packages that the processes import before the server is ready; importing large ones delays it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The middleware of Ray Serve's proxy, around an app that, as Serve's, ends without a word if a replica has
-died."""
+"""The middleware of Ray Serve's proxy, around an app that, like Serve's, ends without sending anything if a
+replica has died."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from light_tts.scale.retry import ATTEMPTS, Retry
 
 
 class Dying:
-    """Of each request reads everything, and answers what it read only after `deaths` attempts; with `begin`,
-    each of those has begun its response before it ends."""
+    """An app that reads a request to its end and ends without a response, `deaths` times; after that it
+    responds with what it has read. `begin`: the first attempts end after they have begun a response."""
 
     def __init__(self, deaths: int, begin: bool = False) -> None:
         self.deaths = deaths

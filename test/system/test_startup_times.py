@@ -1,4 +1,4 @@
-"""What a start was spent on."""
+"""The durations of the phases of a start."""
 
 from light_tts.server.core.startup_times import StartupTimes
 

@@ -58,6 +58,11 @@ def share(
     return lambda: PackedFlow(flow, estimator, items, memory)
 
 
+def attention_rows(frames: int) -> int:
+    """Return the number of queries of a program of the attention in blocks of five launches."""
+    return 32 if frames <= 512 else 64
+
+
 class PackedFlow:
     """`estimator`: `pack(flow)`, shared by all instances; `items`: maximum batch size; `memory`: None: every
     chunk is computed from the beginning. The results of a call do not depend on the other items in it, except
@@ -179,7 +184,7 @@ class PackedFlow:
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
         store = None if self._memory is None else self._memory.store
         queries = fused_queries(self._device, self._estimator.dtype, COPIES * size, pages=store is not None)
-        block_rows = queries or (32 if size <= 512 else 64)
+        block_rows = queries or attention_rows(size)
         buffers = self._largest.first(size, size <= FEW_ROWS, fused=queries is not None)
         pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
         rows = Rows(buffers, size // block_rows + self._items, block_rows, store, pages)

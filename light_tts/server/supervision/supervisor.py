@@ -30,7 +30,7 @@ from light_tts.server.core.settings import Settings
 from light_tts.server.core.styles import load_styles
 from light_tts.server.supervision import health, mps
 from light_tts.server.supervision.control import Control
-from light_tts.server.supervision.fleet import Fleet, FleetStartFailed
+from light_tts.server.supervision.fleet import GPU_STAGES, Fleet, FleetStartFailed
 from light_tts.server.supervision.takeover import Takeover
 from light_tts.server.supervision.workers import HttpWorkers
 
@@ -154,7 +154,7 @@ class Supervisor:
             starting.cancel()
             return
         await starting
-        gpu_pids = self.fleet.pids("llm", "decode")
+        gpu_pids = self.fleet.pids(*GPU_STAGES)
         await asyncio.to_thread(mps.check_attached, self.config, sharing, gpu_pids)
         log.info("all stages are up (%.1f s)", time.monotonic() - started)
 
