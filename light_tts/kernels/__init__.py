@@ -5,5 +5,6 @@
   capitals.
 - Block sizes, warps and stages that can be chosen form a configuration (launch.py), passed as **config;
   fixed ones are in the launch.
+- Those written in CUDA C++ are described in `cuda`.
 - Each package states how its weights are laid out: `llm`, `flow`, `vocoder`.
 """

@@ -1,6 +1,6 @@
 """Compiles kernels in parallel before they are launched.
 
-Triton compiles a kernel at its first launch, which waits for it. A start with a hundred new kernels would
+A kernel is compiled at its first launch, which waits for it. A start with a hundred new kernels would
 take minutes on one core. So the work of the start is rehearsed: each launch only submits its kernel to a
 thread pool.
 """
@@ -13,11 +13,14 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 import triton
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction
+
+from light_tts.kernels.cuda.kernel import Kernel, rehearsing
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +41,21 @@ def compile_ahead(device: torch.device, rehearse: Callable[[], None]) -> None:
     started = time.monotonic()
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     pool = ThreadPoolExecutor(threads, "compile", initializer=torch.cuda.set_device, initargs=(device,))
+    cuda: dict[Kernel, Future[None]] = {}
+
+    def submit(kernel: Kernel) -> None:
+        if kernel not in cuda:
+            cuda[kernel] = pool.submit(kernel.prepare)
+
     with pool, _compilations(pool) as compilations:
-        with _launching_nothing():
+        with _launching_nothing(), rehearsing(submit):
             rehearse()
-        _wait(compilations.raw_futures)
-    for kernel in compilations.raw_futures:
+        kernels = [*compilations.raw_futures, *cuda.values()]
+        _wait(kernels)
+    for kernel in kernels:
         kernel.result()
-    if kernels := len(compilations.raw_futures):
-        log.info("compiled or found %d kernels in %.1f s", kernels, time.monotonic() - started)
+    if kernels:
+        log.info("compiled or found %d kernels in %.1f s", len(kernels), time.monotonic() - started)
 
 
 def _compilations(pool: ThreadPoolExecutor) -> triton.AsyncCompileMode:
@@ -89,6 +99,6 @@ def _launching_nothing() -> Iterator[None]:
         JITFunction.run = run
 
 
-def _wait(kernels: Sequence[Future[CompiledKernel]]) -> None:
+def _wait(kernels: Sequence[Future[Any]]) -> None:
     while pending := wait(kernels, PROGRESS_SECONDS).not_done:
         log.info("compiling kernels: %d of %d", len(kernels) - len(pending), len(kernels))

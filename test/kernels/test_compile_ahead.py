@@ -62,6 +62,12 @@ def test_a_kernel_that_cannot_be_compiled_is_reported_and_the_others_are_ready(r
     assert rehearsals.found["with an error"] == counted(["scale"], ["scale"])
 
 
+def test_kernels_in_cuda_cpp_are_compiled_once_too(rehearsals):
+    assert rehearsals.found["in CUDA C++"] == counted(["right"], [])
+    assert rehearsals.found["error in CUDA C++"] == "nor can this one"
+    assert rehearsals.found["in CUDA C++, with an error"] == counted(["another"], [])
+
+
 def test_without_a_gpu_nothing_is_rehearsed(rehearsals):
     assert rehearsals.found["without a GPU"] == counted([], [])
 
@@ -77,6 +83,6 @@ def test_rehearsals_of_the_models_leave_nothing_to_be_compiled(tmp_path):
         assert rehearsal["compiled"] and not rehearsal["launched"]
         assert afterwards["launched"] and not afterwards["compiled"]
     flow, vocoder, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
-    assert {"_packed_attention_kernel", "_feed_forward_kernel", "_layer_norm_linear_kernel"} <= flow
+    assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= flow
     assert "_convolve_kernel" in vocoder
     assert {"_prefill_kernel", "_decode_kernel", "_sample_kernel"} <= llm

@@ -3,9 +3,11 @@ test_compile_ahead.py that needs a process without Triton's interpreter."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import sys
+from pathlib import Path
 
 import torch
 import triton
@@ -13,6 +15,7 @@ import triton.language as tl
 
 from light_tts.kernels import compile_ahead as module
 from light_tts.kernels.compile_ahead import compile_ahead
+from light_tts.kernels.cuda.kernel import Kernel
 from support.fake_gpu import FakeGpu
 
 DEVICE = torch.device("cuda", 0)
@@ -64,6 +67,30 @@ def launch_wrong_and_right() -> None:
     launch_right()
 
 
+class CudaKernel(Kernel):
+    """One in CUDA C++ whose preparation is only counted, or fails."""
+
+    def __init__(self, gpu: FakeGpu, name: str) -> None:
+        super().__init__(Path(f"{name}.cu"), name, DEVICE, threads=32)
+        self.gpu = gpu
+
+    def prepare(self) -> None:
+        if self._name == "wrong":
+            raise RuntimeError("nor can this one")
+        self.gpu.compiled.append(self._name)
+        self._function = object()
+
+
+class Parameters(ctypes.Structure):
+    pass
+
+
+def launch_cuda(*kernels: CudaKernel) -> None:
+    for kernel in kernels * 2:
+        kernel.launch((1, 1, 1), Parameters())
+        launch_known()
+
+
 def main() -> None:
     logging.basicConfig(level="INFO", stream=sys.stderr, format="%(message)s")
     module.PROGRESS_SECONDS = 0.02
@@ -84,6 +111,15 @@ def main() -> None:
     found["with an error"] = gpu.counted()
     compile_ahead(torch.device("cpu"), launch_wrong_and_right)
     found["without a GPU"] = gpu.counted()
+    right = CudaKernel(gpu, "right")
+    compile_ahead(DEVICE, lambda: launch_cuda(right))
+    compile_ahead(DEVICE, lambda: launch_cuda(right))
+    found["in CUDA C++"] = gpu.counted()
+    try:
+        compile_ahead(DEVICE, lambda: launch_cuda(CudaKernel(gpu, "wrong"), CudaKernel(gpu, "another")))
+    except RuntimeError as error:
+        found["error in CUDA C++"] = str(error)
+    found["in CUDA C++, with an error"] = gpu.counted()
     print(json.dumps(found))
 
 

@@ -12,7 +12,6 @@ import torch
 from light_tts.common import cuda_graphs
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.engine.llm import triton_runner
-from light_tts.kernels import configs
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.flow import Flow
@@ -53,7 +52,6 @@ def main() -> None:
     for module in (packed_flow, hift_runner, triton_runner):
         module.compile_ahead = rehearsed
 
-    configs.load = lambda device: {"fused_block": [{"rows": 512, "launches": 3, "BLOCK_ROWS": 16}]}
     flow = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
     packed = packed_flow.PackedFlow(flow, packed_flow.pack(flow, torch.float16), ITEMS)
     packed.graphs = GraphCache(torch.device("cuda", 0))
