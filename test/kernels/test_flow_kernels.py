@@ -50,7 +50,7 @@ from light_tts.kernels.flow.packed_linear import (
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("channels_in", "channels_out", "extras"),
-    [(80, 32, False), (64, 64, True), (24, 48, True), (320, 256, True)],
+    [(80, 32, False), (24, 136, False), (64, 64, True), (24, 48, True), (320, 256, True)],
 )
 def test_conv_sees_only_its_own_sequence_and_its_past(dtype, channels_in, channels_out, extras):
     torch.manual_seed(0)
@@ -194,7 +194,9 @@ def test_attention_of_a_sequence_does_not_depend_on_the_batch(block_rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("channels_in", "channels_out", "shifted"), [(64, 32, False), (40, 48, True)])
+@pytest.mark.parametrize(
+    ("channels_in", "channels_out", "shifted"), [(64, 32, False), (24, 136, False), (40, 48, True)]
+)
 def test_conv_goes_on_after_kept_frames_and_keeps_frames(dtype, channels_in, channels_out, shifted):
     torch.manual_seed(8)
     copies, step = 2, 2

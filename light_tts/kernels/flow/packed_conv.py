@@ -88,12 +88,15 @@ def packed_conv(
         "num_stages": 3 if x.element_size() == 2 else 2,  # limited by shared memory
     }
     config["BLOCK_IN"] = min(config["BLOCK_IN"], max(16, triton.next_power_of_2(channels_in)))
+    # a norm needs whole rows; without one, few rows are divided among more programs
+    whole = norm is not None or normal is not None or rows > 1024
+    block_out = max(16, min(triton.next_power_of_2(channels_out), 1 << 30 if whole else 64))
     # tensors that are absent are never read, so any tensor can stand in for them
     norm_weight, norm_bias = (bias, bias) if norm is None else (norm.weight, norm.bias)
     side = Residual(x, weight, bias) if residual is None else residual
     edges = CachedEdges(x, position, position, position) if cached is None else cached
     step = cached.step if cached is not None else shift.step if shift is not None else position
-    _packed_conv_kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]),)](
+    _packed_conv_kernel[(triton.cdiv(rows, config["BLOCK_ROWS"]), triton.cdiv(channels_out, block_out))](
         x,
         x.stride(0),
         weight,
@@ -127,7 +130,7 @@ def packed_conv(
         KEPT=cached is not None,
         STEPS=1 if cached is None else cached.store.shape[1],
         COPIES=1 if cached is None else cached.store.shape[2],
-        BLOCK_OUT=max(16, triton.next_power_of_2(channels_out)),
+        BLOCK_OUT=block_out,
         **config,
         **overlap.options(x.device, "packed_conv", rows),
     )
@@ -162,7 +165,7 @@ def packed_conv_reference(
     if cached is not None:
         row = (cached.keep >= 0).nonzero()[:, 0]
         page, place = cached.keep[row].long() // (taps - 1), cached.keep[row].long() % (taps - 1)
-        cached.store[page, int(cached.step), _copy(row, x, cached), place] = x[row]
+        cached.store[page, int(cached.step), _copy(row, x, cached), place] = x[row].to(cached.store.dtype)
     if norm is not None:
         total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
         total = F.mish(total)
@@ -223,13 +226,17 @@ def _packed_conv_kernel(
     OVERLAP: tl.constexpr = False,
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    column = tl.arange(0, BLOCK_OUT)
+    column = tl.program_id(1) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     known = column < OUT
     here = tl.load(position_ptr + row, mask=row < rows, other=-1)
+    if KEPT:
+        page = tl.load(before_ptr + row, mask=row < rows, other=-1)
+        place = tl.load(keep_ptr + row, mask=row < rows, other=-1)
     if OVERLAP:
-        overlap.prefetch_columns(weight_ptr, 0, TAPS * IN, OUT, BLOCK_OUT)
+        first_column = tl.program_id(1) * BLOCK_OUT
+        overlap.prefetch_columns(weight_ptr, first_column, TAPS * IN, OUT, BLOCK_OUT)
         if SIDE:
-            overlap.prefetch_columns(side_weight_ptr, 0, SIDE_IN, OUT, BLOCK_OUT)
+            overlap.prefetch_columns(side_weight_ptr, first_column, SIDE_IN, OUT, BLOCK_OUT)
     if tl.max(here, axis=0) < 0:
         return
     if OVERLAP:
@@ -242,28 +249,28 @@ def _packed_conv_kernel(
         overlap.begin()
         if SHIFT or KEPT:
             now = tl.load(step_ptr)  # after the wait: without a graph the previous kernel has written it
+    EDGE: tl.constexpr = TAPS - 1
+    if KEPT:
+        copy = row // (rows // COPIES)
+        first = (here >= 0) & (here < EDGE) & (page >= 0)
+        # a load for each row, so that programs without such rows do not wait for it
+        edge = (page * STEPS + tl.load(step_ptr + row * 0, mask=first, other=0)) * COPIES + copy
+        edge = edge * EDGE + here
     total = tl.zeros((BLOCK_ROWS, BLOCK_OUT), dtype=tl.float32)
     for tap in tl.static_range(TAPS):
         back = TAPS - 1 - tap
+        inside = here >= back
+        earlier = x_ptr + (row - back) * x_stride
+        if KEPT:
+            past = first & (here < back)
+            earlier = tl.where(past, edges_ptr + (edge + tap) * IN, earlier)
+            inside = inside | past
         taken = weight_ptr + tap * IN * OUT
-        total = multiply_add(
-            total, x_ptr, x_stride, taken, row - back, column, here >= back, IN, OUT, BLOCK_IN
-        )
+        total = multiply_add(total, earlier, taken, column, inside, IN, OUT, BLOCK_IN)
     if KEPT:
         if not OVERLAP:
             now = tl.load(step_ptr)
-        EDGE: tl.constexpr = TAPS - 1
-        copy = row // (rows // COPIES)
-        page = tl.load(before_ptr + row, mask=row < rows, other=-1)
-        first = (here >= 0) & (here < EDGE) & (page >= 0)
-        if tl.max(first.to(tl.int32), axis=0) > 0:
-            for tap in tl.static_range(TAPS - 1):
-                edge = ((page * STEPS + now) * COPIES + copy) * EDGE + here + tap
-                taken = weight_ptr + tap * IN * OUT
-                inside = first & (here + tap < EDGE)
-                total = multiply_add(total, edges_ptr, IN, taken, edge, column, inside, IN, OUT, BLOCK_IN)
-        place = tl.load(keep_ptr + row, mask=row < rows, other=-1)
-        if tl.max(place, axis=0) >= 0:
+        if tl.max(place, axis=0) >= 0 and tl.program_id(1) == 0:
             at = ((place // EDGE * STEPS + now) * COPIES + copy) * EDGE + place % EDGE
             for start in range(0, IN, BLOCK_IN):
                 channel = start + tl.arange(0, BLOCK_IN)
@@ -288,9 +295,8 @@ def _packed_conv_kernel(
             now = tl.load(step_ptr)
         total += vector(shift_ptr + now * OUT, column, OUT)[None, :]
     if SIDE:
-        total = multiply_add(
-            total, side_ptr, side_stride, side_weight_ptr, row, column, here >= 0, SIDE_IN, OUT, BLOCK_IN
-        )
+        own = side_ptr + row * side_stride
+        total = multiply_add(total, own, side_weight_ptr, column, here >= 0, SIDE_IN, OUT, BLOCK_IN)
         if not OVERLAP:
             side_added = vector(side_bias_ptr, column, OUT)
         total += side_added.to(tl.float32)[None, :]

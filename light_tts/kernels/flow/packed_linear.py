@@ -220,26 +220,21 @@ def weight_tile(weight_ptr, channel, column, IN: tl.constexpr, OUT: tl.constexpr
 @triton.jit
 def multiply_add(
     total,
-    x_ptr,
-    x_stride,
+    rows_ptr,
     weight_ptr,
-    row,
     column,
     inside,
     IN: tl.constexpr,
     OUT: tl.constexpr,
     BLOCK_IN: tl.constexpr,
 ):
-    """Return `total`, float32, plus the product of rows `row` of x, where `inside`, with columns `column` of
-    weight (IN, OUT)."""
+    """Return `total`, float32, plus the product of rows of x, where `inside`, with columns `column` of
+    weight (IN, OUT). rows_ptr: the address of each row."""
     for start in range(0, IN, BLOCK_IN):
         channel = start + tl.arange(0, BLOCK_IN)
         known = channel < IN
-        a = tl.load(
-            x_ptr + row[:, None] * x_stride + channel[None, :],
-            mask=inside[:, None] & known[None, :],
-            other=0.0,
-        )
+        mask = inside[:, None] & known[None, :]
+        a = tl.load(rows_ptr[:, None] + channel[None, :], mask=mask, other=0.0)
         b = weight_tile(weight_ptr, channel, column, IN, OUT)
         total = tl.dot(a, b, total, input_precision="ieee")
     return total
@@ -340,7 +335,7 @@ def _product(
         total = tl.dot(x, w, input_precision="ieee")
     else:
         total = tl.zeros((row.shape[0], column.shape[0]), dtype=tl.float32)
-        total = multiply_add(total, x_ptr, IN, weight_ptr, row, column, inside, IN, OUT, BLOCK_IN)
+        total = multiply_add(total, x_ptr + row * IN, weight_ptr, column, inside, IN, OUT, BLOCK_IN)
     if not OVERLAP:
         added = vector(bias_ptr, column, OUT)
     return total + added[None, :]
