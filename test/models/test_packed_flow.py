@@ -10,17 +10,19 @@ import numpy as np
 import pytest
 import torch
 from support import stand_in_graph
-from support.packed_on_cpu import blocks_in_three_launches, kernels_or_references
+from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
 from light_tts.common import cuda_graphs
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels import overlap
+from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.flow import packed_attention
+from light_tts.kernels.flow.resnet_block import new_rows
 from light_tts.models.checkpoint.config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.packed import PackedFlow, _bucket, pack
+from light_tts.models.flow.packed import PackedFlow, _bucket, _buckets, pack
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.unet.estimator import Estimator
 from light_tts.models.flow.unet.packed import PackedEstimator
@@ -111,8 +113,9 @@ def test_many_rows_take_the_other_way_through_the_norms(flow, monkeypatch):
         assert (mel - plain(flow, one)).abs().max() < TOLERANCE
 
 
-def test_blocks_in_three_launches_compute_the_same(flow, monkeypatch):
-    blocks_in_three_launches(monkeypatch, rows=400)  # the second batch has more
+@pytest.mark.parametrize("resnets", [False, True])
+def test_blocks_in_one_kernel_compute_the_same(flow, resnets, monkeypatch):
+    blocks_in_one_kernel(monkeypatch, rows=400, resnets=resnets)  # the second batch has more
     packed = new_packed(flow)
     items = [item(), item(tokens=5, prompt=0), item(tokens=41, streaming=True, finalize=False)]
     for batch in (items[1:], items):
@@ -152,7 +155,7 @@ def test_sizes_are_recorded_from_a_single_first_chunk_on_and_change_nothing(flow
     packed.warm_up(2)
     widths = range(32, 257, 32)
     first = [("encode", 1, width) for width in widths]
-    first += [("step", size) for size in (64, 128, 192, 256, 320, 384, 448, 512, 640)]
+    first += [("step", size) for size in _buckets(640)]
     assert recorded == [("encode", 2, 256), *first]
     for _ in range(3):
         for mel, known in zip(packed(items), expected, strict=True):
@@ -162,7 +165,7 @@ def test_sizes_are_recorded_from_a_single_first_chunk_on_and_change_nothing(flow
     assert recorded[len(first) + 1 :] == [("encode", 2, 96), ("step", 768), ("step", 896)]
     while packed.graphs.record_next():
         pass
-    assert len(packed.graphs) == len(set(recorded)) == 12 + 2 * len(widths)
+    assert len(packed.graphs) == len(set(recorded)) == 17 + 2 * len(widths)
 
 
 @pytest.mark.gpu
@@ -182,9 +185,7 @@ def test_half_precision_on_a_gpu(flow, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("rows", [0, 4096], ids=["five", "three"])  # up to which blocks have three launches
-def test_graphs_and_overlapping_kernels_change_nothing(flow, rows, monkeypatch):
-    blocks_in_three_launches(monkeypatch, rows)
+def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
     expected = new_packed(flow, graphs=False)(items)
     for value in (False, True):
@@ -201,12 +202,15 @@ def test_graphs_and_overlapping_kernels_change_nothing(flow, rows, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(
-    ("few", "fused"), [(True, False), (False, False), (True, True)], ids=["few", "many", "three"]
-)  # rows: see packed_linear; launches of a block
+    ("few", "joined", "tile_rows"),
+    [(True, False, None), (False, False, None), (True, True, None), (True, True, 16), (True, True, 32)],
+    ids=["few", "many", "one", "resnets", "resnets of 32"],
+)  # rows: see packed_linear; one kernel for a block, and for a residual block
 @pytest.mark.parametrize("lengths", [(249,), (1, 100, 37, 64, 200)], ids=len)
-def test_overlapping_steps_of_full_width_change_nothing(lengths, few, fused, monkeypatch):
+def test_overlapping_steps_of_full_width_change_nothing(lengths, few, joined, tile_rows, monkeypatch):
     """All Euler steps in one CUDA graph, at the widths of CosyVoice2-0.5B, again and again."""
-    blocks_in_three_launches(monkeypatch)  # buffers for them
+    if joined and not available(DEVICE):
+        pytest.skip("no GPU for blocks in one kernel")
     torch.manual_seed(0)
     config = EstimatorConfig(
         in_channels=320,
@@ -221,13 +225,17 @@ def test_overlapping_steps_of_full_width_change_nothing(lengths, few, fused, mon
     module = Estimator(config, 1024).to(DEVICE).requires_grad_(False)
     estimator = PackedEstimator(module, euler_steps(10), 0.7, torch.float16)
     total, size, block_rows = sum(lengths), _bucket(sum(lengths)), 32
-    buffers = estimator.allocate(size).first(size, few, fused)
-    rows = Rows(buffers, size // block_rows + 8, block_rows)
+    buffers = estimator.allocate(size).first(size, few, joined)
+    tiles = 0 if tile_rows is None else size // new_rows(tile_rows) + 8
+    rows = Rows(buffers, size // block_rows + 8, block_rows, tiles=tiles, tile_rows=tile_rows)
     table = rows.empty()
     _, position, blocks, *_ = rows.parts(table)
     position.reshape(COPIES, size)[:, :total] = np.concatenate([np.arange(n) for n in lengths])
     chunks = [config.static_chunk_size * (index % 2) for index in range(len(lengths))]
     blocks[:] = packed_attention.attention_blocks(lengths, chunks, block_rows, len(blocks))
+    if tile_rows is not None:
+        frames = new_rows(tile_rows)
+        rows.parts(table).tiles[:] = packed_attention.attention_blocks(lengths, chunks, frames, tiles)
     table = torch.from_numpy(table).to(DEVICE)
     noise, inputs = torch.randn_like(buffers.x), torch.randn_like(buffers.inputs)
     inputs[:, : estimator.mels] = noise.repeat(COPIES, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
-from support.packed_on_cpu import blocks_in_three_launches, kernels_or_references
+from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.memos import Memo
@@ -71,8 +71,9 @@ def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt,
     assert memory.pool.free == 16
 
 
-def test_so_do_blocks_in_three_launches(flow, monkeypatch):
-    blocks_in_three_launches(monkeypatch)
+@pytest.mark.parametrize("resnets", [False, True])
+def test_so_do_blocks_in_one_kernel(flow, resnets, monkeypatch):
+    blocks_in_one_kernel(monkeypatch, resnets=resnets)
     remembering, _ = model(flow, 16)
     for item in Stream(flow, Voice(flow, 25, 25), 60, 60).chunks(1, last_sees_all=False):
         assert_close(remembering([item])[0], PaddedFlow(flow)([item])[0])
@@ -89,6 +90,8 @@ def test_a_chunk_costs_its_own_frames_and_a_known_voice_nothing(flow):
     # 60 tokens of the prompt are two chunks and ten tokens of a third, to which the first 15 spoken belong.
     assert costs == [100, HOP, HOP, 10, 2 * HOP, HOP, HOP, 10]
     assert memory.pool.free == 16 - 2  # the voice's
+    assert remembering.cached_frames(voice.memo, Memo()) == 2 * HOP * RATIO
+    assert remembering.cached_frames(Memo(), Memo()) == 0
 
 
 def test_sixteen_streams_at_once_are_each_as_alone(flow):

@@ -10,8 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.kernels import configs
-from light_tts.kernels.flow import euler_step, packed_attention, packed_block, packed_conv, packed_linear
+from light_tts.kernels.flow import (
+    euler_step,
+    packed_attention,
+    packed_conv,
+    packed_linear,
+    resnet_block,
+    transformer_block,
+)
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.flow import backend
 from light_tts.models.flow.flow import Flow
@@ -27,19 +33,22 @@ def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
     patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
-    patch.setattr(packed, "attend_project", packed_attention.attend_project_reference)
-    patch.setattr(packed, "feed_forward", packed_block.feed_forward_reference)
+    patch.setattr(packed, "transformer_block", transformer_block.transformer_block_reference)
+    patch.setattr(packed, "resnet_block", resnet_block.resnet_block_reference)
 
 
-def blocks_in_three_launches(patch: pytest.MonkeyPatch, rows: int = 4096) -> None:
-    """Up to this number of rows, a transformer block is computed in three launches, in any dtype."""
-    entries = configs.entries
-    chosen = [{"rows": rows, "launches": 3, "BLOCK_ROWS": 16, "pages": True}]
-    patch.setattr(
-        configs,
-        "entries",
-        lambda kernel, *args: chosen if kernel == "fused_block" else entries(kernel, *args),
-    )
+def blocks_in_one_kernel(patch: pytest.MonkeyPatch, rows: int = 4096, resnets: bool = True) -> None:
+    """Up to this number of rows, a transformer block is computed by the reference for its one kernel, in any
+    dtype and size; `resnets`: also a residual block."""
+    patch.setattr(packed, "transformer_block", transformer_block.transformer_block_reference)
+    patch.setattr(packed, "resnet_block", resnet_block.resnet_block_reference)
+
+    def rows_of_tile(estimator: packed.PackedEstimator, size: int) -> int | None:
+        return 16 if size <= rows else None
+
+    patch.setattr(packed.PackedEstimator, "rows_of_tile", rows_of_tile)
+    if resnets:
+        patch.setattr(packed.PackedEstimator, "rows_of_resnet_tile", rows_of_tile)
 
 
 @contextlib.contextmanager

@@ -4,9 +4,6 @@ The buffer holds several copies of the batch (with and without guidance), all wi
 looks up its work in `blocks`, so that one grid serves any mixture of lengths. A sequence may continue frames
 that are not in the batch: their keys and values are in pages, and those of its own frames can be stored in
 pages for later batches.
-
-`packed_attention` returns what the heads attended to. `attend_project` also multiplies it by the output
-projection, each head by its part of it; the next kernel adds up the heads (see packed_block.py).
 """
 
 from __future__ import annotations
@@ -21,8 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow.packed_linear import weight_tile
-from light_tts.kernels.launch import Config, measured_for_rows
+from light_tts.kernels.launch import measured_for_rows
 
 BLOCK_ENTRIES = 7
 
@@ -91,67 +87,7 @@ def packed_attention(
         "num_warps": 4 if block_rows <= 64 else 8,
         "num_stages": 3,
     }
-    options = overlap.options(qkv.device, "packed_attention", len(qkv))
-    _launch(qkv, blocks, out, out.shape[1], heads, block_rows, copies, cached, None, config, options)
-    return out
-
-
-def attend_project(
-    qkv: Tensor,
-    blocks: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    block_rows: int,
-    copies: int,
-    cached: CachedKeys | None = None,
-) -> Tensor:
-    """`packed_attention`, then each head's part of the output projection. weight: (heads * head_dim, width),
-    of that projection; out: (heads, copies * rows, width), to be added up. The rest as in
-    `packed_attention`."""
-    heads, inner = out.shape[0], weight.shape[0]
-    config = measured_for_rows(f"attend_project_{block_rows}", qkv, len(qkv)) or {
-        "BLOCK_KEYS": 64,
-        "EARLY": 1,
-        "num_warps": 4,
-        "num_stages": 2,
-    }
-    options = overlap.options(qkv.device, "attend_project", len(qkv))
-    _launch(qkv, blocks, out, inner, heads, block_rows, copies, cached, weight, config, options)
-    return out
-
-
-def attend_project_reference(
-    qkv: Tensor,
-    blocks: Tensor,
-    weight: Tensor,
-    out: Tensor,
-    block_rows: int,
-    copies: int,
-    cached: CachedKeys | None = None,
-) -> Tensor:
-    heads, inner = out.shape[0], weight.shape[0]
-    attended = torch.full((len(qkv), inner), torch.nan, dtype=qkv.dtype, device=qkv.device)
-    packed_attention_reference(qkv, blocks, attended, heads, block_rows, copies, cached)
-    inside = ~attended[:, 0].isnan()
-    parts = attended.float().unflatten(1, (heads, -1)).transpose(0, 1)
-    projected = parts @ weight.float().unflatten(0, (heads, -1))
-    out[:, inside] = projected[:, inside].to(out.dtype)
-    return out
-
-
-def _launch(
-    qkv: Tensor,
-    blocks: Tensor,
-    out: Tensor,
-    inner: int,
-    heads: int,
-    block_rows: int,
-    copies: int,
-    cached: CachedKeys | None,
-    weight: Tensor | None,
-    config: Config,
-    options: dict[str, bool],
-) -> None:
+    inner = out.shape[1]
     head_dim = inner // heads
     # tensors that are absent are never read, so any tensor can stand in for them
     store, pages, step = qkv, blocks, blocks
@@ -159,7 +95,6 @@ def _launch(
         store, pages, step = cached.store, cached.pages, cached.step
     _packed_attention_kernel[(blocks.shape[0], heads, copies)](
         qkv,
-        qkv if weight is None else weight,
         blocks,
         out,
         len(qkv) // copies,
@@ -167,19 +102,17 @@ def _launch(
         store,
         pages,
         step,
-        *((0, 0, 0) if cached is None else store.stride()[:3]),
+        *((0, 0, 0) if cached is None else cached.store.stride()[:3]),
         WIDTH=inner,
         HEAD=head_dim,
-        OUT=1 if weight is None else weight.shape[1],
-        PROJECT=weight is not None,
         BLOCK_HEAD=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_OUT=1 if weight is None else max(16, triton.next_power_of_2(weight.shape[1])),
         BLOCK_ROWS=block_rows,
         KEPT=cached is not None,
         PAGE=1 if cached is None else store.shape[3],
         **config,
-        **options,
+        **overlap.options(qkv.device, "packed_attention", len(qkv)),
     )
+    return out
 
 
 def packed_attention_reference(
@@ -229,7 +162,6 @@ def _of_pages(cached: CachedKeys, frames: Tensor, pages: int, copy: int) -> Tens
 @triton.jit
 def _packed_attention_kernel(
     qkv_ptr,
-    weight_ptr,
     blocks_ptr,
     out_ptr,
     copy_rows,
@@ -242,28 +174,19 @@ def _packed_attention_kernel(
     copy_stride,
     WIDTH: tl.constexpr,
     HEAD: tl.constexpr,
-    OUT: tl.constexpr,
-    PROJECT: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
-    BLOCK_OUT: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     KEPT: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK_KEYS: tl.constexpr,
-    EARLY: tl.constexpr = False,
     OVERLAP: tl.constexpr = False,
 ):
-    """EARLY: with PROJECT, a program loads its part of the weight before it waits."""
     entry = blocks_ptr + tl.program_id(0) * 7
     first = tl.load(entry)
     first_row = tl.load(entry + 1)
     length = tl.load(entry + 2)
     chunk = tl.load(entry + 3)
     head = tl.program_id(1)
-    if PROJECT:
-        weight_ptr += head * HEAD * OUT
-        if OVERLAP:
-            overlap.prefetch_columns(weight_ptr, 0, HEAD, OUT, BLOCK_OUT)
     if length == 0:
         return
     if KEPT:
@@ -273,9 +196,6 @@ def _packed_attention_kernel(
     feature = tl.arange(0, BLOCK_HEAD)
     column = head * HEAD + feature
     known = feature < HEAD
-    out_column = tl.arange(0, BLOCK_OUT)
-    if PROJECT and EARLY:
-        weight = weight_tile(weight_ptr, feature, out_column, HEAD, OUT)
     if OVERLAP:
         overlap.begin()
     base = tl.program_id(2) * copy_rows + first_row
@@ -326,18 +246,7 @@ def _packed_attention_kernel(
         seen = key[None, :] < query_end[:, None]
         highest, mass, total = _attend(q, k, v, seen, scale, highest, mass, total)
     attended = (total / mass[:, None]).to(out_ptr.dtype.element_ty)
-    if PROJECT:
-        if not EARLY:
-            weight = weight_tile(weight_ptr, feature, out_column, HEAD, OUT)
-        y = tl.dot(attended, weight, input_precision="ieee")
-        row = head * tl.num_programs(2) * copy_rows + base + query
-        tl.store(
-            out_ptr + row[:, None] * OUT + out_column[None, :],
-            y.to(out_ptr.dtype.element_ty),
-            mask=(query < length)[:, None] & (out_column < OUT)[None, :],
-        )
-    else:
-        tl.store(out_ptr + (base + query)[:, None] * WIDTH + column[None, :], attended, mask=inside)
+    tl.store(out_ptr + (base + query)[:, None] * WIDTH + column[None, :], attended, mask=inside)
     if KEPT:
         frame = past + query
         if past + first < kept_end:

@@ -20,7 +20,7 @@ from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.encoder import EncoderMemory
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.memos import MemoLimit
+from light_tts.models.flow.memos import Memo, MemoLimit
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.unet.chunked import ChunkEstimator, EstimatorMemory
 
@@ -96,6 +96,9 @@ class ChunkFlow:
         chunks_agree = flow.decoder.chunk_size == flow.ratio * self._chunk
         remembers = chunks_agree and SHORTEST_STREAM * estimator.frame_bytes <= limit.limit
         self._from_the_beginning = None if remembers else PaddedFlow(flow)
+
+    def cached_frames(self, voice: Memo, stream: Memo) -> int:
+        return 0
 
     def warm_up(self, items: int, first: bool = True) -> None:
         """Nothing to prepare."""

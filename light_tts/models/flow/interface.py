@@ -42,6 +42,10 @@ class FlowBackend(Protocol):
     def __call__(self, items: Sequence[FlowItem]) -> list[Tensor]:
         """Return the mel spectrogram of each item's tokens: (frames, mels) float32. Raises ValueError."""
 
+    def cached_frames(self, voice: Memo, stream: Memo) -> int:
+        """Return how many frames of a streamed item with these memos need not be computed again, as far as
+        batches are sized by it: 0 if `packed` is false."""
+
     def warm_up(self, items: int, first: bool = True) -> None:
         """Do in advance what a first chunk would have to wait for; `graphs` has the rest that batches of up
         to `items` need. `first`: this is the first of the instances that share weights."""

@@ -22,11 +22,12 @@ from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.flow.packed_attention import attention_blocks
-from light_tts.kernels.flow.packed_block import fused_queries
+from light_tts.kernels.flow.resnet_block import new_rows
 from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
+from light_tts.models.flow.memos import Memo
 from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan, reserve
 from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.models.flow.unet.page_store import COPIES
@@ -59,7 +60,7 @@ def share(
 
 
 def attention_rows(frames: int) -> int:
-    """Return the number of queries of a program of the attention in blocks of five launches."""
+    """Return the number of queries of a program of the attention, if it is a kernel of its own."""
     return 32 if frames <= 512 else 64
 
 
@@ -112,6 +113,10 @@ class PackedFlow:
             mels.update(zip(batch, found, strict=True))
         return [mels[index] for index in range(len(items))]
 
+    def cached_frames(self, voice: Memo, stream: Memo) -> int:
+        """Return how many frames of a streamed item with these memos need not be computed again."""
+        return 0 if self._memory is None else self._memory.cached_frames(voice, stream)
+
     @torch.inference_mode()
     def warm_up(self, items: int, first: bool = True) -> None:
         """Plan the graphs of batches of up to `items` whose prompts and speech are together at most
@@ -163,11 +168,13 @@ class PackedFlow:
 
     def _integrate(self, spans: list[PackedSpan]) -> Tensor:
         """Return (frames of all spans, mels)."""
+        # The device encodes while the host prepares the rest.
+        encoded = [self._encode(batch) for batch in _split(spans, _encoder_has_room)]
         total = sum(span.frames for span in spans)
         rows = self._rows(_bucket(total))
         step = self.graphs.use(("step", rows.size), partial(self._step_work, rows))
         self._place(rows, spans)
-        self._fill(rows, spans)
+        self._fill(rows, spans, encoded)
         for _ in range(self._estimator.steps):
             step.run()
         return rows.buffers.x[:total].clone()
@@ -183,11 +190,15 @@ class PackedFlow:
             self._sizes.clear()
             self._largest = self._estimator.allocate(max(size, _bucket(ROW_LIMIT)))
         store = None if self._memory is None else self._memory.store
-        queries = fused_queries(self._device, self._estimator.dtype, COPIES * size, pages=store is not None)
-        block_rows = queries or attention_rows(size)
-        buffers = self._largest.first(size, size <= FEW_ROWS, fused=queries is not None)
+        tile = self._estimator.rows_of_tile(COPIES * size)
+        block_rows = tile or attention_rows(size)
+        buffers = self._largest.first(size, size <= FEW_ROWS, joined=tile is not None)
         pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
-        rows = Rows(buffers, size // block_rows + self._items, block_rows, store, pages)
+        blocks, tiles = size // block_rows + self._items, 0
+        tile_rows = self._estimator.rows_of_resnet_tile(COPIES * size)
+        if tile_rows is not None:
+            tiles = size // new_rows(tile_rows) + self._items
+        rows = Rows(buffers, blocks, block_rows, store, pages, tiles, tile_rows)
         self._sizes[size] = rows
         return rows
 
@@ -205,11 +216,14 @@ class PackedFlow:
         chunks = [self._chunk if span.item.streaming else 0 for span in spans]
         prefixes = None if self._memory is None else self._memory.place(parts, spans)
         parts.blocks[:] = attention_blocks(lengths, chunks, rows.block_rows, len(parts.blocks), prefixes)
+        if rows.tile_rows is not None:
+            frames = new_rows(rows.tile_rows)
+            parts.tiles[:] = attention_blocks(lengths, chunks, frames, len(parts.tiles))
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
 
-    def _fill(self, rows: Rows, spans: list[PackedSpan]) -> None:
+    def _fill(self, rows: Rows, spans: list[PackedSpan], encoded: list[Tensor]) -> None:
         """Write the estimator's inputs: noise, encoded tokens, speaker and the prompt's mel, side by side;
-        the unconditioned copy has only the noise."""
+        the unconditioned copy has only the noise. encoded: (frames, mels) of consecutive spans."""
         mels, size, total = self._mels, rows.size, sum(span.frames for span in spans)
         x = rows.buffers.x[:total]
         frame = np.concatenate([np.arange(span.start, span.end, dtype=np.int32) for span in spans])
@@ -228,10 +242,9 @@ class PackedFlow:
             own[: len(known), 3 * mels :] = known
             start += span.frames
         start = 0
-        for batch in _split(spans, _encoder_has_room):
-            count = sum(span.frames for span in batch)
-            conditioned[start : start + count, mels : 2 * mels] = self._encode(batch)
-            start += count
+        for features in encoded:
+            conditioned[start : start + len(features), mels : 2 * mels] = features
+            start += len(features)
 
     # ---- encoder
 
@@ -293,7 +306,7 @@ def _encoder_has_room(spans: list[PackedSpan]) -> bool:
 
 def _bucket(frames: int) -> int:
     """Return the next size for which there are buffers: at least 64, in steps of an eighth to a quarter."""
-    return _round_up(frames, max(64, 2 ** (frames.bit_length() - 1) // 4))
+    return max(64, _round_up(frames, max(16, 2 ** (frames.bit_length() - 1) // 4)))
 
 
 def _buckets(most: int) -> Iterator[int]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from light_tts.kernels.flow.packed_attention import Prefix
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
+from light_tts.models.flow.memos import Memo
 from light_tts.models.flow.pages import CachedPast, Lease, PagePool
 from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.models.flow.unet.page_store import (
@@ -72,6 +73,10 @@ class PackedMemory:
         lease = self.pool.lease(known, 0 if item.finalize else end // self._page - len(known))
         mel = past.mel[: max(0, start - prompt)] if past else None
         return PackedSpan(item, prompt, start, end, mel, past, lease)
+
+    def cached_frames(self, voice: Memo, stream: Memo) -> int:
+        past: CachedPast | None = stream.content or voice.content
+        return self._page * len(past.lease.pages) if past else 0
 
     def wait(self, spans: Sequence[PackedSpan]) -> None:
         """Make the current stream wait until others have written the state that these spans continue."""

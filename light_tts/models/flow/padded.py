@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
+from light_tts.models.flow.memos import Memo
 
 
 class PaddedFlow:
@@ -25,6 +26,9 @@ class PaddedFlow:
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._device = flow.spk_embed_affine_layer.weight.device
+
+    def cached_frames(self, voice: Memo, stream: Memo) -> int:
+        return 0
 
     def warm_up(self, items: int, first: bool = True) -> None:
         """Nothing to prepare."""

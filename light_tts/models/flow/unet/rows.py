@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from light_tts.kernels.flow.packed_attention import BLOCK_ENTRIES, CachedKeys
-from light_tts.kernels.flow.packed_block import FeedBuffers
 from light_tts.kernels.flow.packed_conv import CachedEdges
 from light_tts.models.flow.unet.page_store import COPIES, PageStore
 
@@ -19,28 +18,16 @@ ALIGNMENT = 4  # int32 values: 16 bytes
 Table = Tensor | np.ndarray
 
 
-@dataclass(frozen=True)
-class Fused:
-    """Buffers of transformer blocks in three launches (see packed_block.py), for up to a number of rows."""
-
-    projected: Tensor  # (heads * 2 rows * width,)
-    feed: FeedBuffers
-    heads: int
-
-    def heads_of(self, x: Tensor) -> Tensor:
-        """Return the buffer for the projected heads of x: (heads, 2 rows, width)."""
-        rows, width = x.shape
-        return self.projected[: self.heads * rows * width].view(self.heads, rows, width)
-
-
 class Parts(NamedTuple):
     """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; blocks: see
-    `attention_blocks`; before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three are
-    empty if nothing is cached."""
+    `attention_blocks`; tiles: see `resnet_block`, empty if residual blocks are not computed in one kernel;
+    before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three are empty if nothing is
+    cached."""
 
     step: Any
     position: Any
     blocks: Any
+    tiles: Any
     before: Any
     keep: Any
     pages: Any
@@ -61,11 +48,11 @@ class Buffers:
     attended: Tensor  # (2 rows, inner)
     feed: Tensor  # (2 rows, 4 width)
     normal: Tensor | None  # (2 rows, width); None for few rows, see packed_linear
-    fused: Fused | None  # None: a transformer block is computed in five launches
+    next_qkv: Tensor | None  # (2 rows, 3 inner); None: a transformer block is computed in five kernels
 
-    def first(self, rows: int, few: bool, fused: bool = False) -> Buffers:
-        """Return the first part of these buffers, for fewer frames. `fused`: a transformer block is computed
-        in three launches; `few`: if it is not, without `normal`."""
+    def first(self, rows: int, few: bool, joined: bool = False) -> Buffers:
+        """Return the first part of these buffers, for fewer frames. `joined`: a transformer block is computed
+        in one kernel; `few`: if it is not, without `normal`."""
         both = COPIES * rows
         return Buffers(
             x=self.x[:rows],
@@ -75,8 +62,8 @@ class Buffers:
             qkv=self.qkv[:both],
             attended=self.attended[:both],
             feed=self.feed[:both],
-            normal=None if (few and not fused) or self.normal is None else self.normal[:both],
-            fused=self.fused if fused else None,
+            normal=None if (few and not joined) or self.normal is None else self.normal[:both],
+            next_qkv=self.next_qkv[:both] if joined and self.next_qkv is not None else None,
         )
 
 
@@ -91,19 +78,24 @@ class Rows:
         block_rows: int,
         page_store: PageStore | None = None,
         pages: int = 0,
+        tiles: int = 0,
+        tile_rows: int | None = None,
     ) -> None:
         """`blocks`: maximum number of attention blocks, of `block_rows` queries each; `pages`: maximum number
-        over all sequences; `page_store`: the cache, None: no caching. All rows start unused."""
+        over all sequences; `page_store`: the cache, None: no caching; `tiles`: maximum number of tiles of
+        residual blocks, `tile_rows`: see `resnet_block`, None: several kernels. All rows start unused."""
         self.buffers = buffers
         self.block_rows = block_rows
+        self.tile_rows = tile_rows
         self.page_store = page_store
         both = COPIES * self.size
         per_row = 0 if page_store is None else both
-        self._sizes = [1, both, BLOCK_ENTRIES * blocks, per_row, per_row, pages]
+        self._sizes = [1, both, BLOCK_ENTRIES * blocks, BLOCK_ENTRIES * tiles, per_row, per_row, pages]
         aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes]
         self._starts = np.cumsum([0, *aligned]).tolist()
         self.table = torch.zeros(self._starts.pop(), dtype=torch.int32, device=buffers.x.device)
-        self.step, self.position, self.blocks, self.before, self.keep, self.pages = self.parts(self.table)
+        parts = self.parts(self.table)
+        self.step, self.position, self.blocks, self.tiles, self.before, self.keep, self.pages = parts
         self.clear()
 
     @property
@@ -113,7 +105,7 @@ class Rows:
     def parts(self, table: Table) -> Parts:
         """Return views of a table with this layout."""
         found = [table[start : start + size] for start, size in zip(self._starts, self._sizes, strict=True)]
-        found[2] = found[2].reshape(-1, BLOCK_ENTRIES)
+        found[2], found[3] = found[2].reshape(-1, BLOCK_ENTRIES), found[3].reshape(-1, BLOCK_ENTRIES)
         return Parts(*found)
 
     def empty(self) -> np.ndarray:

@@ -1,0 +1,136 @@
+"""A transformer block in one kernel against plain PyTorch, on packed batches of random lengths. On a machine
+without a GPU that runs it, the kernel is emulated (support/cuda_on_cpu.h)."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+from support import cuda_on_cpu
+from support.flow_rows import assert_close, draw, poisoned, positions
+
+from light_tts.kernels.cuda.kernel import available
+from light_tts.kernels.flow import transformer_block as kernel
+from light_tts.kernels.flow.packed_attention import CachedKeys, Prefix, attention_blocks
+from light_tts.kernels.flow.transformer_block import (
+    BLOCK_ROWS,
+    FEED,
+    HEADS,
+    INNER,
+    WIDTH,
+    BlockWeights,
+    Linear,
+    transformer_block,
+    transformer_block_reference,
+)
+
+GPU = torch.device("cuda", 0)
+ON_GPU = torch.cuda.is_available() and available(GPU)
+DEVICE = GPU if ON_GPU else torch.device("cpu")
+COPIES, PAGE, STEPS, LAYERS, EPS = 2, 50, 3, 4, 1e-5
+pytestmark = pytest.mark.skipif(not ON_GPU and not cuda_on_cpu.AVAILABLE, reason="neither such a GPU nor g++")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Callable[..., None]:
+    """-> `transformer_block`, and the seed of the order in which emulated threads run"""
+    libraries = {}
+
+    def emulated(x, qkv, next_qkv, weights, blocks, block_rows, copies, cached, eps, seed=0):
+        resident = 2 if block_rows == 32 else 1  # on a GPU, 2 with many rows
+        macros = kernel.macros(block_rows, resident, cached is not None, weights.next_qkv is not None)
+        name = tuple(macros.values())
+        if name not in libraries:
+            folder = tmp_path_factory.mktemp("cuda")
+            libraries[name] = cuda_on_cpu.build(kernel.SOURCE, ["transformer_block"], macros, folder)
+        cuda_on_cpu.launch(
+            libraries[name],
+            "transformer_block",
+            (kernel.BLOCKS * len(blocks), copies),
+            kernel.shared_bytes(block_rows),
+            kernel.parameters(x, qkv, next_qkv, weights, blocks, copies, cached, eps),
+            seed=seed,
+        )
+
+    return (lambda *args, seed=0: transformer_block(*args)) if ON_GPU else emulated
+
+
+def linear(inputs: int, outputs: int) -> Linear:
+    weight = draw(inputs, outputs, dtype=torch.float16, scale=inputs**-0.5)
+    return weight.to(DEVICE), draw(outputs, scale=0.1).to(DEVICE)
+
+
+def weights(has_next: bool = True) -> BlockWeights:
+    follower = linear(WIDTH, 3 * INNER) if has_next else None
+    found = BlockWeights(HEADS, linear(INNER, WIDTH), linear(WIDTH, FEED), linear(FEED, WIDTH), follower)
+    return found.pack()
+
+
+def both(run, lengths, chunks, block_rows, weights, prefixes=None, store=None, pages=(), seed=0) -> list:
+    """Run the kernel and the reference on the same random rows; -> x, next queries, keys and values, and the
+    store of each"""
+    where = positions(lengths, copies=COPIES).to(DEVICE)
+    rows = len(where)
+    wide = draw(rows, 2 * WIDTH, dtype=torch.float16).to(DEVICE)  # x has a stride
+    qkv = draw(rows, 3 * INNER, dtype=torch.float16).to(DEVICE)
+    wide[where < 0], qkv[where < 0] = torch.nan, torch.nan  # must not be read into others
+    table = attention_blocks(
+        lengths, chunks, block_rows, rows // COPIES // block_rows + len(lengths), prefixes
+    )
+    blocks = torch.from_numpy(table).to(DEVICE)
+    found = []
+    for call in (lambda *args: run(*args, seed=seed), transformer_block_reference):
+        x, next_qkv = wide.clone()[:, WIDTH:], poisoned(rows, 3 * INNER, dtype=torch.float16).to(DEVICE)
+        own_store, cached = None, None
+        if store is not None:
+            own_store = store.clone()
+            numbers = [torch.tensor(each, dtype=torch.int32, device=DEVICE) for each in (pages, [1])]
+            cached = CachedKeys(own_store[:, :, 2], *numbers)
+        call(x, qkv, next_qkv, weights, blocks, block_rows, COPIES, cached, EPS)
+        found.append((x, next_qkv, own_store))
+    return found
+
+
+@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
+def test_a_block_and_the_queries_of_the_next(run, block_rows):
+    torch.manual_seed(block_rows)
+    (x, qkv, _), (other_x, other_qkv, _) = both(run, (37, 1, 90), (0, 5, 50), block_rows, weights())
+    assert_close(x, other_x, torch.float16)
+    assert_close(qkv, other_qkv, torch.float16)
+
+
+@pytest.mark.parametrize("block_rows", BLOCK_ROWS)
+def test_the_last_block_of_a_stage_after_pages(run, block_rows):
+    """The first sequence goes on after two pages and keeps one more, the second begins and keeps one, the
+    third goes on after one and keeps none."""
+    torch.manual_seed(1)
+    prefixes = [Prefix(100, 0, 150), Prefix(0, 3, 50), Prefix(50, 4, 50)]
+    store = draw(6, STEPS, LAYERS, COPIES, PAGE, 2 * INNER, dtype=torch.float16).to(DEVICE)
+    pages = [5, 2, 4, 1, 0]
+    store[[4, 1]] = torch.nan  # written by this call
+    lengths, chunks = (70, 50, 9), (50, 50, 0)
+    found, expected = both(run, lengths, chunks, block_rows, weights(False), prefixes, store, pages)
+    assert_close(found[0], expected[0], torch.float16)
+    assert found[1].isnan().all()
+    assert torch.equal(found[2].nan_to_num(), expected[2].nan_to_num())
+
+
+@pytest.mark.skipif(not ON_GPU, reason="no such GPU")
+def test_many_rows_have_two_thread_blocks_a_multiprocessor(run):
+    torch.manual_seed(4)
+    (x, qkv, _), (other_x, other_qkv, _) = both(run, (70, 200, 250), (50, 0, 50), 32, weights())
+    assert_close(x, other_x, torch.float16)
+    assert_close(qkv, other_qkv, torch.float16)
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_the_order_of_threads_does_not_matter(run, seed):
+    torch.manual_seed(2)
+    layers = weights()
+    found = []
+    for each in (0, seed):
+        torch.manual_seed(3)
+        found.append(both(run, (40,), (0,), 16, layers, seed=each)[0])
+    for first, other in zip(found[0], found[1], strict=True):
+        assert (first is None and other is None) or torch.equal(first.nan_to_num(), other.nan_to_num())
