@@ -3,10 +3,16 @@
 python scripts/bench_llm.py                            batches 1, 8, 32, 64, 128; KV cache in float16
 python scripts/bench_llm.py --int8                     KV cache in int8
 python scripts/bench_llm.py --profile --batches 1 64   the kernels of one round, without CUDA graphs
+python scripts/bench_llm.py --linear triton cuda       one after the other: the kernels of the linear layers
 python scripts/bench_llm.py --stub                     no model: only the host's work in a round
 
 Lengths are those of the preset short5s of test/benchmark.py: 20 tokens of text, a prompt of 3.5 s, 5 s of
 speech. The lower bound of a step is the time to read all weights and the KV cache once at --bandwidth.
+
+--linear: triton; cuda (tensor_linear.cu, up to 64 rows); "cuda 896x4864=2,4,5,1": with this OUTPUT_TILES,
+SPLITS, PAIRS, STAGED for layers of 896 outputs (gated: gates) and 4864 inputs; or what replaces the lists of
+kernels/configs/, as JSON: '{"tensor_linear": [{"rows": 64}], "decode_attention": [...]}'. By default what was
+measured is used.
 """
 
 from __future__ import annotations
@@ -59,6 +65,10 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--int8", action="store_true", help="KV cache in int8")
     parser.add_argument("--disable_cudagraph", action="store_true")
     parser.add_argument("--overlap", choices=("on", "off"), help="of kernels; default: as measured")
+    parser.add_argument("--linear", nargs="+", default=["measured"], help="see above")
+    parser.add_argument(
+        "--steps_only", action="store_true", help="prefills of several requests are not recorded as graphs"
+    )
     parser.add_argument("--bandwidth", type=float, default=3.0, help="of the GPU's memory, TB/s")
     parser.add_argument("--profile", action="store_true", help="print the kernels of one round")
     parser.add_argument("--stub", action="store_true", help="nothing is computed")
@@ -73,6 +83,49 @@ def main() -> None:
         from light_tts.kernels import overlap  # only available with Triton
 
         overlap.enabled = lambda *_: args.overlap == "on"
+    results = []
+    for linear in args.linear:
+        if linear != "measured":
+            choose_linear(device, linear)
+            print(f"linear layers: {linear}")
+        results += bench(device, linear, args)
+    if args.json:
+        args.json.write_text(json.dumps({"int8": args.int8, "results": results}, indent=1))
+
+
+def choose_linear(device: torch.device, linear: str) -> None:
+    """Use these kernels for the linear layers of the engines made from now on."""
+    from light_tts.kernels import configs  # only available with Triton
+    from light_tts.kernels.llm import decode_attention, tensor_linear
+
+    if device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())  # as that of tensors
+    if linear.startswith("{"):
+        entries = json.loads(linear)
+    else:
+        name, *layers = linear.split()
+        known = [{"rows": tensor_linear.MAX_ROWS}] if name == "cuda" else []
+        entries = {"tensor_linear": known + [entry_of(layer) for layer in layers]}
+    configs.load.cache_clear()
+    configs.load(device).update(entries)
+    tensor_linear.linear_config.cache_clear()
+    decode_attention.decode_config.cache_clear()
+    if entries.get("tensor_linear") and not tensor_linear.measured_rows(device, torch.float16):
+        raise SystemExit("tensor_linear.cu cannot be used on this device")
+
+
+def entry_of(layer: str) -> dict[str, int]:
+    """Return an entry of "tensor_linear" for all numbers of rows: of the form "896x4864=2,4,5,1"."""
+    size, _, values = layer.partition("=")
+    outputs, inputs = map(int, size.split("x"))
+    names = ("OUTPUT_TILES", "SPLITS", "PAIRS", "STAGED")
+    config = dict(zip(names, map(int, values.split(",")), strict=True))
+    return {"rows": 64, "outputs": outputs, "inputs": inputs, **config}
+
+
+def bench(device: torch.device, linear: str, args: argparse.Namespace) -> list[dict]:
+    """Print and return the results of each batch size."""
+    torch.manual_seed(0)
     model = random_model(args.size, device)
     engine = make_engine(model, args)
     print("batch  ms/step  tokens/s  floor ms  of floor  host ms  prefill")
@@ -89,9 +142,8 @@ def main() -> None:
             f"{result.share_of_floor:9.0%} {result.host_ms_a_round:8.2f}  {result.prefill_ms:.1f} ms",
             flush=True,
         )
-        results.append(asdict(result))
-    if args.json:
-        args.json.write_text(json.dumps({"int8": args.int8, "results": results}, indent=1))
+        results.append({"linear": linear, **asdict(result)})
+    return results
 
 
 def random_model(size: str, device: torch.device) -> SpeechLM:
@@ -154,7 +206,7 @@ def make_engine(model: SpeechLM, args: argparse.Namespace) -> LLMEngine:
     engine = LLMEngine(model, options, StubRunner if args.stub else None)
     started = time.perf_counter()
     engine.warm_up()
-    while engine.unrecorded:
+    while engine.unrecorded and not args.steps_only:
         engine.record_next()
     engine.synchronize()
     print(f"warm-up {time.perf_counter() - started:.1f} s", flush=True)

@@ -4,35 +4,24 @@ as possible, over the KV pool."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from light_tts.common.kv_pool import KVPool, LayerPool
 from light_tts.kernels import configs
 from light_tts.kernels.llm.activation import silu_mul
 from light_tts.kernels.llm.norm import add_rms_norm_, rms_norm
-from light_tts.kernels.llm.small_linear import fold_rms_norm, linear_add_, norm_gate_up_silu, rms_norm_linear
-from light_tts.models.llm.speech_lm import Layer, RMSNorm, SpeechLM, rotary_table
+from light_tts.kernels.llm.small_linear import linear_add_, norm_gate_up_silu, rms_norm_linear
+from light_tts.models.llm.fused_layer import fuse, join_biases, join_weights
+from light_tts.models.llm.packed_layers import PackedLayers, packed_layers
+from light_tts.models.llm.speech_lm import SpeechLM, rotary_table
 
 Attend = Callable[[Tensor, LayerPool], Tensor]
 """(qkv: (tokens, (heads + 2 * kv_heads) * head_dim), the layer's pool) -> (tokens, heads, head_dim). Rotates
 q and k, writes k and v to the pool and attends."""
 _FEW = 32  # tokens, used if the crossover to separate kernels has not been measured
-
-
-@dataclass(frozen=True)
-class FusedLayer:
-    """`qkv`, `gate_up`: concatenated weights of linears with the same input, multiplied by the weight of the
-    preceding norm."""
-
-    qkv: Tensor
-    qkv_bias: Tensor
-    out: Tensor
-    gate_up: Tensor
-    down: Tensor
 
 
 class FusedLM:
@@ -45,11 +34,12 @@ class FusedLM:
         backbone = model.backbone
         self.embedding = model.embedding.weight
         device = self.embedding.device
-        self._layers = [_fuse(layer) for layer in model.llm.model.model.layers]
-        self._head = _join_weights(model.llm.model.model.norm, model.llm_decoder)
-        self._head_bias = _join_biases(model.llm_decoder)
+        self._layers = [fuse(layer) for layer in model.llm.model.model.layers]
+        self._head = join_weights(model.llm.model.model.norm, model.llm_decoder)
+        self._head_bias = join_biases(model.llm_decoder)
         self._few = configs.load(device).get("fused_rows", _FEW) if few is None else few
         self._eps = backbone.rms_norm_eps
+        self._packed = packed_layers(self._layers, self._head, self._head_bias, self._eps)
         self._pool = pool.layers()
         positions = torch.arange(max_len, device=device)
         cos, sin = rotary_table(positions, backbone.head_dim, backbone.rope_theta, torch.float32)
@@ -58,6 +48,8 @@ class FusedLM:
     def __call__(self, residual: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
         """residual: (tokens, hidden) embeddings, overwritten; last: (n,) indices of the tokens whose logits
         are needed, None: all -> (n, speech ids) in the weights' dtype"""
+        if self._packed is not None and len(residual) in self._packed.rows:
+            return self._few_packed(self._packed, residual, attend, last)
         layers = zip(self._layers, self._pool, strict=True)
         if len(residual) <= self._few:
             for layer, pool in layers:
@@ -77,32 +69,11 @@ class FusedLM:
             x = add_rms_norm_(residual, F.linear(gated, layer.down), self._eps)
         return F.linear(x if last is None else x.index_select(0, last), self._head, self._head_bias)
 
-
-def _fuse(layer: Layer) -> FusedLayer:
-    attention, mlp = layer.self_attn, layer.mlp
-    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-    return FusedLayer(
-        qkv=_join_weights(layer.input_layernorm, *projections),
-        qkv_bias=_join_biases(*projections),
-        out=attention.o_proj.weight,
-        gate_up=_join_weights(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
-        down=mlp.down_proj.weight,
-    )
-
-
-def _join_weights(norm: RMSNorm, *linears: nn.Linear) -> Tensor:
-    """Return the weight of one linear that combines the given ones with the norm before them; their weights
-    become views of it."""
-    weight = fold_rms_norm(torch.cat([linear.weight.data for linear in linears]), norm.weight.data)
-    norm.weight.data = torch.ones_like(norm.weight)
-    for linear, view in zip(linears, weight.split([len(linear.weight) for linear in linears]), strict=True):
-        linear.weight.data = view
-    return weight
-
-
-def _join_biases(*linears: nn.Linear) -> Tensor:
-    """Return the concatenated biases; theirs become views of it."""
-    bias = torch.cat([linear.bias.data for linear in linears])
-    for linear, view in zip(linears, bias.split([len(linear.bias) for linear in linears]), strict=True):
-        linear.bias.data = view
-    return bias
+    def _few_packed(
+        self, packed: PackedLayers, residual: Tensor, attend: Attend, last: Tensor | None
+    ) -> Tensor:
+        for layer, pool in zip(packed.layers, self._pool, strict=True):
+            attended = attend(layer.qkv(residual), pool).flatten(1)
+            layer.out(attended, residual)
+            layer.down(layer.gate_up(residual), residual)
+        return packed.head(residual if last is None else residual.index_select(0, last))
