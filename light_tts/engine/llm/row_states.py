@@ -3,48 +3,49 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import NO_TOKEN
 from light_tts.common.transfer import upload
 from light_tts.engine.llm.sequence import Sequence
 
-_NUMBERS = ("position", "step", "min_outputs", "seed", "part", "top_k", "win_size", "repeats")
-_FRACTIONS = ("top_p", "inverse_temperature")
-
 
 def set_states(states: RowState, sequences: list[tuple[Sequence, int]], window: int) -> None:
     """Write the state of each (sequence, number of tokens in the pool) as it is before a sample is drawn,
-    except `next_id`, which the sample sets."""
+    except `next_id`, which the sample sets: in one copy, because a request waits for it."""
     if not sequences:
         return
-    table = [
-        [s.row, *_numbers(s, cached), *_fractions(s), *s.bans, *latest_outputs(s, window)]
-        for s, cached in sequences
-    ]
-    rows, *columns = upload(np.array(table, np.int64).T.copy(), states.seed.device)
-    for name in _NUMBERS:
-        field = getattr(states, name)
-        field.index_copy_(0, rows, columns.pop(0).to(field.dtype))
-    for name in _FRACTIONS:
-        getattr(states, name).index_copy_(0, rows, columns.pop(0).to(torch.int32).view(torch.float32))
-    first = len(columns) - window
-    for field, part in ((states.bans, columns[:first]), (states.history, columns[first:])):
-        field.index_copy_(0, rows, torch.stack(part, 1).to(field.dtype))
+    places: list[int] = []
+    words = []
+    for sequence, cached in sequences:
+        assert sequence.row is not None
+        for name, values in _fields(sequence, cached, window).items():
+            places += states.places(name, sequence.row)
+            words.append(values.view(np.int32))
+    table = upload(np.stack([places, np.concatenate(words)]), states.words.device)
+    states.words.index_copy_(0, table[0], table[1].int())
 
 
-def _numbers(sequence: Sequence, cached: int) -> tuple[int, ...]:
-    """Return the integers in the order of _NUMBERS."""
+def _fields(sequence: Sequence, cached: int, window: int) -> dict[str, np.ndarray]:
+    """Return the values of a row's fields, each of the field's size."""
     rule = sequence.sampling
-    limits = (sequence.min_outputs, sequence.seed, sequence.part)
-    return (cached, len(sequence.outputs), *limits, rule.top_k, rule.win_size, rule.repeats)
-
-
-def _fractions(sequence: Sequence) -> list[int]:
-    """Return the fractions in the order of _FRACTIONS, as the bits of float32."""
-    rule = sequence.sampling
-    return np.array([rule.top_p, rule.inverse_temperature], np.float32).view(np.int32).tolist()
+    numbers = {
+        "position": cached,
+        "step": len(sequence.outputs),
+        "min_outputs": sequence.min_outputs,
+        "top_k": rule.top_k,
+        "win_size": rule.win_size,
+        "repeats": rule.repeats,
+        "bans": sequence.bans,
+        "history": latest_outputs(sequence, window),
+    }
+    return {
+        **{name: np.array(value, np.int32, ndmin=1) for name, value in numbers.items()},
+        "seed": np.array([sequence.seed], np.int64),
+        "part": np.array([sequence.part], np.int64),
+        "top_p": np.array([rule.top_p], np.float32),
+        "inverse_temperature": np.array([rule.inverse_temperature], np.float32),
+    }
 
 
 def latest_outputs(sequence: Sequence, window: int) -> list[int]:

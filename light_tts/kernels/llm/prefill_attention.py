@@ -38,10 +38,11 @@ def prefill_attention(
     q[offsets[s] : offsets[s] + lengths[s]]. Each token attends to all positions up to its own.
 
     q, pool and table as in `rotary_kv_write`; rows, starts, lengths, offsets: (spans,) int32; blocks:
-    (programs, 2) int32, see `prefill_blocks` -> like q, zero for tokens in no block
+    (programs, 2) int32, see `prefill_blocks` -> like q, undefined for tokens in no
+    block
     """
     k, v, k_scale, v_scale = pool
-    out = torch.zeros_like(q)
+    out = torch.empty_like(q)
     _, heads, head_dim = q.shape
     _prefill_kernel[(heads, blocks.shape[0])](
         q,
