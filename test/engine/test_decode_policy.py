@@ -281,11 +281,15 @@ def test_a_packed_batch_with_a_first_chunk_is_short(clock):
     policy = DeadlinePolicy(RATE, clock, packed=True)
     policy.delivered("playing", RATE)
     policy.delivered("other", RATE)
-    chunks = [waiting("playing", frames=1500), waiting("other", frames=400)]
-    firsts = [waiting(f"first {i}", float(i), frames=600) for i in range(3)]
+    chunks = [waiting("playing", frames=200), waiting("other", frames=50)]
+    firsts = [waiting(f"first {i}", float(i), frames=100) for i in range(3)]
     assert names(policy.next_batch(chunks, 8)) == ["playing", "other"]
     assert names(policy.next_batch([*chunks, *firsts], 8)) == ["first 0", "first 1", "first 2"]
     assert names(policy.next_batch([*chunks, firsts[0]], 8)) == ["first 0", "other"]
+    many = [waiting(f"later {i}", frames=100) for i in range(20)]
+    for chunk in many:
+        policy.delivered(chunk.job, 9 * RATE)
+    assert len(policy.next_batch([*many, firsts[0]], 16)) == 5  # 2100 / 4 frames
 
 
 def test_the_urgent_lane_takes_short_batches_of_later_chunks(clock):
@@ -293,8 +297,10 @@ def test_the_urgent_lane_takes_short_batches_of_later_chunks(clock):
     for i in range(4):
         policy.delivered(str(i), RATE * (i + 1))
     chunks = [waiting(str(i), frames=900) for i in range(4)]
-    assert names(policy.next_batch(chunks, 8, short=True)) == ["0", "1"]
+    assert names(policy.next_batch(chunks, 8, short=True)) == ["0", "1"]  # half
     assert names(policy.next_batch(chunks, 8)) == ["0", "1", "2", "3"]
+    few = [waiting(str(i), frames=100) for i in range(4)]
+    assert names(policy.next_batch(few, 8, short=True)) == ["0", "1"]  # 256 frames at most
 
 
 # ---------------------------------------------------------------- beside first chunks

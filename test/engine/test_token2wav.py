@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
 from light_tts.engine.speech.token2wav import (
@@ -20,7 +21,7 @@ from light_tts.tools.parity.token2wav import golden_voice, load
 GOLDEN = Golden(Path("test/golden/cosyvoice2"))
 ARRAYS = GOLDEN.arrays("token2wav.npz")
 TOKENS: list[int] = ARRAYS["token"].tolist() * 3
-SCHEDULES = {"fixed": 25, "grow": 100}
+SCHEDULES = {"fixed": 25, "grow": 100, "grow_masked": 100}
 
 
 @pytest.fixture(scope="module", params=SCHEDULES)
@@ -52,14 +53,28 @@ def speak(
 
 
 def test_stream_is_the_golden_one(model, voice, schedule):
+    if schedule == "grow_masked":
+        pytest.skip("not a schedule of CosyVoice2; see the next test")
     state = SpeechState(voice, seed=None)
     wave = np.concatenate(speak(model, state, cut(schedule, 120)))
     np.testing.assert_allclose(wave, ARRAYS[f"{schedule}_hop_wav"][0], atol=1e-2)
     assert state.tail is None
 
 
+def test_with_the_chunk_mask_frames_do_not_depend_on_the_lengths_of_chunks(voice):
+    model = load(GOLDEN, full_last_chunk=False)
+
+    def mel(schedule: str) -> torch.Tensor:
+        state = SpeechState(voice, seed=None)
+        chunks = cut(schedule, 240)
+        items = [WorkItem(state, TOKENS[:240], chunk, stream=True) for chunk in chunks]
+        return torch.cat([model._mels([item])[0] for item in items], dim=1)
+
+    torch.testing.assert_close(mel("grow_masked"), mel("fixed"), rtol=0, atol=1e-4)
+
+
 def test_stream_resumed_at_any_chunk_is_bit_equal(model, voice, schedule):
-    chunks = cut(schedule, {"fixed": 90, "grow": 190}[schedule])
+    chunks = cut(schedule, 90 if schedule == "fixed" else 190)
     undisturbed = speak(model, SpeechState(voice, seed=7, part=1), chunks)
     assert len(chunks) > REPLAYED_CHUNKS + 1
     for delivered in range(1, len(chunks)):
@@ -132,7 +147,7 @@ def test_a_short_first_chunk_changes_three_chunks_and_nothing_else(model, voice,
 def test_no_click_at_chunk_borders(model, voice, schedule):
     """Where a chunk ends, the next begins or a cross-fade ends, steps and kinks are no larger than elsewhere
     in the signal."""
-    chunks = cut(schedule, {"fixed": 200, "grow": 330}[schedule])
+    chunks = cut(schedule, 200 if schedule == "fixed" else 330)
     waves = speak(model, SpeechState(voice, seed=3), chunks)
     wave = np.concatenate(waves)
     borders = np.cumsum([len(chunk) for chunk in waves])[:-1]

@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 PADDING_LIMIT = 1.5  # a padded batch may cost this many times the work of its items alone
 # Mel frames of a packed batch. A larger one would hardly be more efficient, and new work would wait for all
-# of it. A batch with a first chunk, whose client has no audio yet, is kept short.
+# of it. A batch with a first chunk, whose client has no audio yet, is filled with other chunks up to
+# SHORT_FRAMES only, and a batch of the urgent lane, for which the next first chunk must wait, has no more
+# either. But small batches use the GPU badly: if much waits, they take a quarter or half of that, up to
+# MOST_SHORT_FRAMES.
 PACKED_FRAMES = 8192
-SHORT_FRAMES = 2048
+SHORT_FRAMES = 256
+MOST_SHORT_FRAMES = 2048
 # What may wait until first chunks in progress are finished: a stream whose client has more audio than this
 # (seconds), and a complete response until it has waited this long.
 ENOUGH_AUDIO = 0.5
@@ -35,14 +39,15 @@ WEIGHT_OF_LATEST = 0.2  # in the moving average of batch durations
 @dataclass(frozen=True)
 class Waiting:
     """A chunk that can be spoken. `since`: when it became ready; `stream`: whether the client hears it at
-    once; `masked`: attention mode of the flow, the same for a whole batch; `frames`: its length for the flow;
-    `part`: the number of its part."""
+    once; `masked`: attention mode of the flow, the same for a whole batch; `frames`: mel frames that the flow
+    computes for it; `tokens`: its length, with the prompt; `part`: the number of its part."""
 
     job: str
     since: float
     stream: bool
     masked: bool
     frames: int
+    tokens: int = 0
     part: int = 0
 
 
@@ -109,21 +114,27 @@ class DeadlinePolicy:
     ) -> list[Waiting]:
         """Return the most urgent chunk and up to `limit - 1` more that can share its batch, in order of
         urgency; empty if nothing waits, or if all of it can wait for the first chunks `in_work`. `short`:
-        limit packed batches to a length that first chunks can wait for."""
+        limit packed batches to a length that first chunks can wait for (the urgent lane)."""
         beside_first = self._firsts_alone and any(map(self.is_first, in_work))
         if beside_first and all(map(self._can_wait, waiting)):
             return []
         batch: list[Waiting] = []
+        everything = sum(chunk.frames for chunk in waiting)
+        room = _short(everything // 2) if short else PACKED_FRAMES
+        beside_firsts = _short(everything // 4)
         for chunk in self.order(waiting):
-            if len(batch) < limit and (not batch or self._may_join(chunk, batch, short)):
+            if len(batch) < limit and (not batch or self._may_join(chunk, batch, room, beside_firsts)):
                 batch.append(chunk)
         return batch
 
-    def _may_join(self, chunk: Waiting, batch: list[Waiting], short: bool) -> bool:
+    def _may_join(self, chunk: Waiting, batch: list[Waiting], room: int, beside_firsts: int) -> bool:
         frames = [other.frames for other in batch] + [chunk.frames]
         if self._packed:
-            short = (short or any(map(self.is_first, batch))) and not self.is_first(chunk)
-            return sum(frames) <= (SHORT_FRAMES if short else PACKED_FRAMES)
+            if self.is_first(chunk):
+                room = PACKED_FRAMES
+            elif any(map(self.is_first, batch)):
+                room = beside_firsts
+            return sum(frames) <= room
         padded = max(frames) * len(frames)
         return chunk.masked == batch[0].masked and padded <= PADDING_LIMIT * sum(frames)
 
@@ -151,3 +162,8 @@ class DeadlinePolicy:
             return 0 if full else 2, self._dry_at[chunk.job]
         due = chunk.since + PATIENCE
         return (0, due) if due < self._clock() else (2, chunk.since + LATER_PART * chunk.part)
+
+
+def _short(frames: int) -> int:
+    """Return `frames` within the limits of a short batch."""
+    return min(MOST_SHORT_FRAMES, max(SHORT_FRAMES, frames))

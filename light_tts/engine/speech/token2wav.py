@@ -145,6 +145,12 @@ class Token2Wav:
         """Return whether the flow uses the chunk mask; only items that agree share a batch of the flow."""
         return item.stream and not (item.chunk.final and self._full_last_chunk)
 
+    def frames(self, item: WorkItem) -> int:
+        """Return the number of mel frames that the flow computes for a chunk, including its look-ahead."""
+        voice, state = item.state.voice, item.state
+        frames = self.frames_per_token * (len(voice.speech_token) + item.chunk.context_end)
+        return frames - (self.flow.cached_frames(voice.memo, state.memo) if self.streaming(item) else 0)
+
     def samples(self, chunk: Chunk) -> int:
         """Return the number of samples of the part that have been delivered after a chunk of a stream (at
         speed 1)."""
@@ -194,8 +200,9 @@ class Token2Wav:
         wave, source = self._vocoder.speak(MelBatch(batch, lengths, sources, noises))
         self._cross_fade(wave, tails)
         samples = [length * self.samples_per_frame for length in lengths]
-        following = self._tails(mels, wave, source, samples)
-        on_host = Download(wave).wait().numpy()
+        download = Download(wave)
+        following = self._tails(mels, wave, source, samples)  # computed while the samples are copied
+        on_host = download.wait().numpy()
         for item, tail in zip(items, following, strict=True):
             item.state.tail = None if item.chunk.final else tail
         return [

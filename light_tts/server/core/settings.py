@@ -246,13 +246,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     # -- streaming
     stream_hop: Annotated[
-        Literal["fixed", "grow"],
+        Literal["fixed", "grow", "grow_masked"],
         Meta(
             description="chunk lengths of a streamed response: fixed (25 tokens) or grow (25, 50, 100 "
             "tokens; the last chunk with full attention). With grow the first chunk is just as "
-            "early; the total cost is lower on a GPU and higher on a CPU"
+            "early; the total cost is lower on a GPU and higher on a CPU. grow_masked: the last chunk "
+            "sees no more than the others, as with fixed; with --flow_memory_gpu_mb the cheapest"
         ),
     ] = "fixed"
+
+    @property
+    def chunks_grow(self) -> bool:
+        return self.stream_hop != "fixed"
+
+    @property
+    def full_last_chunk(self) -> bool:
+        """Whether the last chunk of a stream is computed with full attention."""
+        return self.stream_hop == "grow"
+
     first_hop: Annotated[
         Annotated[int, Meta(ge=5)] | None,
         Meta(

@@ -38,14 +38,19 @@ def run(ctx: StageContext) -> None:
     )
     new_vocoder = family.load_vocoder(device, OVERLAP_FRAMES)
     ctx.startup.end("weights")
-    grow = settings.stream_hop == "grow"
     models = [
-        Token2Wav(new_flow(), new_vocoder(), family.numbers, full_last_chunk=grow, device=device)
+        Token2Wav(
+            new_flow(),
+            new_vocoder(),
+            family.numbers,
+            full_last_chunk=settings.full_last_chunk,
+            device=device,
+        )
         for _ in range(settings.decode_paral_num)
     ]
     engine = SpeechEngine(models, device, settings.decode_max_batch_size, wake=ctx.inbox.wake)
     first_chunk_lock = choose_first_chunk_lock(ctx.run_dir.root, device)
-    rules = chunk_rules(family.numbers, engine.model, grow, settings.first_hop)
+    rules = chunk_rules(family.numbers, engine.model, settings.chunks_grow, settings.first_hop)
     try:
         if engine.on_gpu:
             ctx.log.info("preparing the GPU: kernels are compiled once per machine, which can take minutes")

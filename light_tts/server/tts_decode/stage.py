@@ -157,7 +157,7 @@ class DecodeStage:
         return [chunk for chunk in batch if not alone(chunk)]
 
     def _start(self, lane: Lane, batch: list[Waiting]) -> None:
-        bound, tokens = self._bounds[batch[0].masked], sum(chunk.frames for chunk in batch)
+        bound, tokens = self._bounds[batch[0].masked], sum(chunk.tokens for chunk in batch)
         step = self._ctx.heartbeat.begin([chunk.job for chunk in batch], bound.allowance(tokens))
         tasks = [self._begin(self._jobs[chunk.job]) for chunk in batch]
         self._steps[id(tasks)] = step, bound, tokens
@@ -181,7 +181,8 @@ class DecodeStage:
             since=part.since,
             stream=part.speech.stream,
             masked=self._engine.model.streaming(item),
-            frames=part.speech.prompt_tokens + item.chunk.context_end,
+            frames=self._engine.model.frames(item),
+            tokens=part.speech.prompt_tokens + item.chunk.context_end,
             part=part.number,
         )
 

@@ -34,7 +34,7 @@ class PartFactory:
         self._ids = ids
         self._limit = limit
         self._longest = settings.max_part_tokens
-        self._max_hop = largest_hop(numbers.chunk_tokens, settings.stream_hop == "grow")
+        self._max_hop = largest_hop(numbers.chunk_tokens, settings.chunks_grow)
         self._first_hop = settings.first_hop
 
     def make(self, request: Generate) -> Speaking:
