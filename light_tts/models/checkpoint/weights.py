@@ -25,10 +25,10 @@ def load_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError:  # its message suggests disabling the safe mode
-        raise CheckpointError(
-            f"{path}: expected a torch.save file of tensors, found something else"
-        ) from None
+    except pickle.UnpicklingError as error:  # the rest of its message suggests disabling the safe mode
+        reason = str(error).partition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+        problem = f"found something else: {reason}" if reason else "found something else"
+        raise CheckpointError(f"{path}: expected a torch.save file of tensors, {problem}") from None
     except Exception as error:  # torch.load raises a dozen types for a bad file
         reason = str(error).strip().split(". ")[0] or type(error).__name__
         raise CheckpointError(f"{path}: expected a torch.save file, found a damaged one: {reason}") from None
