@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from light_tts.models.frontend.text_stream import TextStream
 from light_tts.models.frontend.tokenizer import TextTokenizer
 
 KEPT_PROMPT_TEXTS = 1024
+KEPT_ENCODINGS = 64
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Frontend:
         missing or damaged."""
         self._config = config
         self.tokenizer = TextTokenizer(model_dir)
-        self.normalizer = TextNormalizer(
-            lambda text: len(self.tokenizer.encode(text)), spellers, spelled_at_once
-        )
+        # a text of one sentence is measured, and measured again as a piece, before its ids are taken
+        self._encode = lru_cache(KEPT_ENCODINGS)(self.tokenizer.encode)
+        self.normalizer = TextNormalizer(lambda text: len(self._encode(text)), spellers, spelled_at_once)
         self._speech_tokenizer = OnnxSpeechTokenizer(model_dir)
         self._speaker_encoder = OnnxSpeakerEncoder(model_dir)
         self.speakers = load_speakers(model_dir, config)
@@ -57,8 +59,8 @@ class Frontend:
     def split_text(self, text: str, wanted: Wanted = always) -> list[list[int]]:
         """Return the normalised pieces of a text as ids; empty if there is nothing to say. Raises Abandoned
         when the result is no longer wanted."""
-        pieces = [self.tokenizer.encode(piece) for piece in self.normalizer.split(text, wanted)]
-        return [ids for ids in pieces if ids]
+        pieces = [self._encode(piece) for piece in self.normalizer.split(text, wanted)]
+        return [list(ids) for ids in pieces if ids]
 
     def at_once(self, text: str, prompt_text: str) -> bool:
         """Whether `split_text` and `prompt_text` take well under a millisecond for these two."""

@@ -6,15 +6,20 @@ connection to each address it sends to. Nothing polls: an idle process sleeps in
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import select
 import threading
+from collections.abc import Callable
 
 import msgspec
 import zmq
 import zmq.asyncio
 
 from light_tts.server.core import messages, wire
+
+log = logging.getLogger("light_tts.channel")
 
 
 def _context() -> zmq.Context[zmq.SyncSocket]:
@@ -77,8 +82,48 @@ class Inbox:
                 os.close(self._wake_fd)
 
 
+class CallbackInbox:
+    """Inbox of an HTTP worker: passes each message to `handle` in the event loop as soon as it arrives. An
+    exception that this raises is logged."""
+
+    def __init__(self, address: str) -> None:
+        self._socket = _context().socket(zmq.PULL)
+        self._socket.set_hwm(0)
+        self._socket.linger = 0
+        self._socket.bind(address)
+        self.address = self._socket.get_string(zmq.LAST_ENDPOINT)
+        self._fileno = int(self._socket.fd)
+        self._handle: Callable[[messages.Message], None] | None = None
+
+    def listen(self, handle: Callable[[messages.Message], None]) -> None:
+        """Start. To be called in the event loop, once."""
+        self._handle = handle
+        self._loop = asyncio.get_running_loop()
+        # It becomes readable only when a message arrives after all others have been taken.
+        self._loop.add_reader(self._fileno, self._take_all)
+        self._loop.call_soon(self._take_all)
+
+    def _take_all(self) -> None:
+        while self._handle is not None:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            try:
+                self._handle(wire.decode([frame.buffer for frame in frames]))
+            except Exception:
+                log.exception("failed to handle a message")
+
+    def close(self) -> None:
+        if not self._socket.closed:
+            if self._handle is not None:
+                self._handle = None
+                self._loop.remove_reader(self._fileno)
+            self._socket.close()
+
+
 class AsyncInbox:
-    """Inbox for asyncio processes (HTTP workers, encode, supervisor)."""
+    """Inbox of the supervisor, for asyncio."""
 
     def __init__(self, address: str) -> None:
         self._socket = zmq.asyncio.Context.instance().socket(zmq.PULL)

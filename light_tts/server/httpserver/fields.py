@@ -14,13 +14,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile
+from starlette.types import Message
 
 from light_tts.common.sampling_rule import MAX_TOP_K, MAX_WIN_SIZE
 from light_tts.common.speakable import can_become_speakable
 from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.httpserver.errors import RequestError
+from light_tts.server.httpserver.plain_form import plain_form
 
 MAX_FORM_FIELDS = 64
+MAX_FORM_FILES = 4
+MAX_PLAIN_FORM = 2**20  # bytes of a form that is parsed at once; a longer one is spooled to disk meanwhile
 MAX_PROMPT_TEXT = 2000  # characters; far more than fit in 30 s of speech
 MAX_SEED = 2**32 - 1
 MAX_SHOWN = 64  # maximum number of client-sent characters repeated in an error message
@@ -267,37 +271,71 @@ async def read_body(request: Request, model: type[Body]) -> Body:
         return parse(model, values)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded"):
         raise RequestError(415, "the body must be multipart/form-data or application/json")
-    async with request.form(max_files=4, max_fields=MAX_FORM_FIELDS) as form:
-        return parse(model, {name: await _form_value(model, name, value) for name, value in form.items()})
+    values = await _form_values(request, model)
+    return parse(model, {name: _form_value(model, name, value) for name, value in values.items()})
 
 
-async def _form_value(model: type[BodyFields], name: str, value: UploadFile | str) -> bytes | str:
+async def _form_values(request: Request, model: type[BodyFields]) -> dict[str, str | bytes]:
+    """Return the values of a form: text, or the content of a file. Raises HTTPException or
+    ClientDisconnect."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) <= MAX_PLAIN_FORM:
+        body = await _whole_body(request)
+        kind = request.headers.get("content-type", "")
+        values = plain_form(kind, body, MAX_FORM_FILES, MAX_FORM_FIELDS)
+        if values is not None:
+            return values
+        request = _with_body(request, body)
+    async with request.form(max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS) as form:
+        return {name: await _content(model, name, value) for name, value in form.items()}
+
+
+def _with_body(request: Request, body: bytes) -> Request:
+    """Return the request with a body that has been read already."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive)
+
+
+async def _content(model: type[BodyFields], name: str, value: UploadFile | str) -> str | bytes:
+    if isinstance(value, str):
+        return value
+    return await value.read() if name in model.recordings else b""  # files elsewhere are rejected unread
+
+
+def _form_value(model: type[BodyFields], name: str, value: str | bytes) -> str | bytes:
     """Return a form value. Raises RequestValidationError if text was sent instead of a file or vice versa."""
     if name not in model.model_fields:
         return ""  # the unknown field is rejected by name later
     if name not in model.recordings:
-        if isinstance(value, UploadFile):
+        if isinstance(value, bytes):
             raise wrong_field(name, "Value should be text, not a file")
         return value
-    if isinstance(value, UploadFile):
-        return await value.read()
+    if isinstance(value, bytes):
+        return value
     if value:
         file = value if len(value) <= MAX_SHOWN and value.isprintable() else "voice.wav"
         raise wrong_field(name, f"Value should be a file, not text; with curl: -F {name}=@{file}")
     return value
 
 
-async def _whole_body(request: Request) -> bytearray:
+async def _whole_body(request: Request) -> bytes:
     """Read the whole body. Unlike request.body(), it is not kept until the response has been sent, nor
     referenced by the traceback when a client disconnects. Raises ClientDisconnect."""
-    body = bytearray()
+    first, rest = b"", bytearray()  # most bodies arrive as one chunk, which need not be copied
     try:
         async for chunk in request.stream():
-            body += chunk
+            if first:
+                rest += chunk
+            else:
+                first = chunk
     except BaseException:
-        body.clear()
+        first = b""
+        rest.clear()
         raise
-    return body
+    return first + rest if rest else first
 
 
 def check_text(name: str, text: str, limit: int, may_be_empty: bool = False) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import os
 
 from light_tts.server.core import messages
-from light_tts.server.core.channel import AsyncInbox, Outbox, Peers
+from light_tts.server.core.channel import CallbackInbox, Outbox, Peers
 from light_tts.server.core.counters import ActiveRequests, ServiceRate
 from light_tts.server.core.metrics import refused_total
 from light_tts.server.core.rundir import RunDir
@@ -21,8 +19,6 @@ from light_tts.server.httpserver.tracing import Tracing
 
 HELLO_TIMEOUT = 30.0  # seconds to wait for the supervisor's answer
 DEFAULT_SAMPLE_RATE = 24_000
-
-log = logging.getLogger("light_tts.http")
 
 
 class HttpServerManager:
@@ -46,9 +42,9 @@ class HttpServerManager:
             self.tracing = await asyncio.to_thread(Tracing, self.settings.otlp_endpoint)
         self._active = ActiveRequests(self._run_dir.shm)
         self._rate = ServiceRate(self._run_dir.shm)
-        self._inbox = AsyncInbox(self._run_dir.worker_address())
+        self._inbox = CallbackInbox(self._run_dir.worker_address())
         self.submissions = Submissions(self.peers, self._inbox.address, self._run_dir.shm)
-        self._receiver = asyncio.create_task(self._receive())
+        self._inbox.listen(self._handle)
         self._outbox.send(
             self._run_dir.supervisor, messages.WorkerHello(address=self._inbox.address, pid=os.getpid())
         )
@@ -60,9 +56,6 @@ class HttpServerManager:
 
     async def close(self) -> None:
         self.submissions.fail_all(503, "the server is shutting down")
-        self._receiver.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._receiver
         self._inbox.close()
         self._outbox.close(linger=0.2)
         self._active.close()
@@ -127,13 +120,6 @@ class HttpServerManager:
             raise
 
     # -- internal
-
-    async def _receive(self) -> None:
-        while True:
-            try:
-                self._handle(await self._inbox.recv())
-            except Exception:
-                log.exception("failed to handle a message")
 
     def _handle(self, message: messages.Message) -> None:
         match message:

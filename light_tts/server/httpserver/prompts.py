@@ -15,10 +15,13 @@ from light_tts.server.core.messages import Prompt, Raw
 from light_tts.server.httpserver.errors import RequestError
 from light_tts.server.httpserver.fields import MAX_PROMPT_TEXT, VoiceChoice, check_text, wrong_field
 from light_tts.server.httpserver.manager import HttpServerManager
-from light_tts.server.httpserver.voice_prompts import VoicePrompts
+from light_tts.server.httpserver.sized_cache import SizedCache
+from light_tts.server.httpserver.voice_prompts import VoicePrompts, sample_bytes
 from light_tts.server.httpserver.voices import StoredVoice, VoiceStore
 
 BAD_AUDIO = UNREADABLE
+MAX_KEPT_BYTES = 64 * 2**20  # of the uploaded recordings, and their samples, that an HTTP worker keeps
+LONGEST_KEPT = 2 * 2**20  # bytes; looking up a recording of this length takes the event loop a millisecond
 
 
 def prompt_from_samples(samples: np.ndarray, sample_rate: int, text: str) -> Prompt:
@@ -29,13 +32,15 @@ def prompt_from_samples(samples: np.ndarray, sample_rate: int, text: str) -> Pro
 
 
 class PromptReader:
-    """Reads recordings, uploaded or stored, in threads."""
+    """Reads recordings, uploaded or stored, in threads. Keeps the prompts of those used last: clients upload
+    the same recording with each request."""
 
     def __init__(self, manager: HttpServerManager, voices: VoiceStore) -> None:
         self._manager = manager
         self._settings = manager.settings
         self.voices = voices
         self._named_prompts = VoicePrompts(voices, self._read_voice)
+        self._uploaded_prompts: SizedCache[bytes, Prompt] = SizedCache(MAX_KEPT_BYTES)  # by recording
 
     async def prompt(self, choice: VoiceChoice) -> Prompt:
         """Return the voice that the client chose. Raises RequestError (400) or RequestValidationError
@@ -71,7 +76,13 @@ class PromptReader:
     async def read(self, recording: bytes, text: str) -> Prompt:
         """Decode a recording. Raises RequestError (400) if it is unreadable, too short or too long, or its
         sample rate is too low."""
-        return await asyncio.to_thread(self._read, recording, text)
+        prompt = self._uploaded_prompts.get(recording) if len(recording) <= LONGEST_KEPT else None
+        if prompt is not None:
+            return msgspec.structs.replace(prompt, text=text)
+        prompt = await asyncio.to_thread(self._read, recording, text)
+        if len(recording) <= LONGEST_KEPT:
+            self._uploaded_prompts.keep(recording, prompt, len(recording) + sample_bytes(prompt))
+        return prompt
 
     def _read(self, recording: bytes, text: str) -> Prompt:
         return prompt_from_samples(*self._samples(recording), text)

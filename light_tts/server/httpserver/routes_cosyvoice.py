@@ -9,9 +9,10 @@ from pydantic import Field
 from light_tts.server.httpserver.fields import Recording, TextFields, VoiceChoice, wrong_field
 from light_tts.server.httpserver.openapi import body_of
 from light_tts.server.httpserver.routes_speech import answer
+from light_tts.server.httpserver.surface import DirectRoute
 from light_tts.server.httpserver.wanted_voice import instruction_text
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 class Sft(TextFields):

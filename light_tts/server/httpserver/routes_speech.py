@@ -25,9 +25,9 @@ from light_tts.server.httpserver.openapi import body_of, errors
 from light_tts.server.httpserver.request import WantedSpeech
 from light_tts.server.httpserver.sound import SoundOut, SoundWishes
 from light_tts.server.httpserver.sound.response import SoundResponse
-from light_tts.server.httpserver.surface import HttpArrival
+from light_tts.server.httpserver.surface import DirectRoute, HttpArrival
 
-router = APIRouter()
+router = APIRouter(route_class=DirectRoute)
 
 
 @router.post("/inference_zero_shot", openapi_extra=body_of(SpeechFields), response_class=Response)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -62,10 +62,20 @@ async def explained(
         await socket.close(1008, refusal.message)
 
 
+class DirectRoute(APIRoute):
+    """A route that calls its endpoint without FastAPI's preparation, if that takes only the request and
+    returns a Response: it reads the body itself."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        if get_type_hints(self.endpoint) == {"request": Request, "return": Response}:
+            return self.endpoint
+        return super().get_route_handler()
+
+
 def route_class(explain: Explain) -> type[APIRoute]:
     """Return a route class whose errors are answered by `explain`."""
 
-    class SurfaceRoute(APIRoute):
+    class SurfaceRoute(DirectRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
             handle = super().get_route_handler()
 

@@ -143,8 +143,11 @@ class EncodeStage:
         job.prompt, known = self._features(job.request)
         (metrics.prompt_cache_hits_total if known else metrics.prompt_cache_misses_total).inc()
         job.texts = self._encoded_texts(job)
-        for future in (job.prompt, job.texts):
+        pending = [future for future in (job.prompt, job.texts) if not future.done()]
+        for future in pending:
             future.add_done_callback(lambda _: self._on_progress(job))
+        if not pending:
+            self._progressed.append(job)
 
     def _encoded_texts(self, job: EncodeJob) -> Future[tuple[list[list[int]], PromptText]]:
         """Encode the texts, in a thread unless that would take longer than the work itself."""
@@ -272,7 +275,7 @@ class EncodeStage:
         request, cached = job.request, _result(job.prompt)
         parts, prompt_text = _result(job.texts)
         wanted = request.options.word_times
-        read = wanted or (self._ctx.settings.redraw_misread and not request.bistream)
+        read = wanted or (self._reads_words(request.style) and not request.bistream)
         words = [self._frontend.words(ids) for ids in parts] if read else []
         speech_token = cached.features.speech_token
         reference = messages.PromptRef(key=cached.key, owner=self._ctx.index, segment=cached.segment)
@@ -311,6 +314,11 @@ class EncodeStage:
         # The recording is no longer needed, but the job stays here until it is released.
         job.request = msgspec.structs.replace(request, prompt=messages.Prompt(), text="", progress=[])
         self._ctx.log.debug("%s encoded: %d parts", request.job, len(parts))
+
+    def _reads_words(self, style: int) -> bool:
+        """Whether the LLM of this style checks parts for skipped and repeated words."""
+        llm = self._ctx.peers.stages["llm", style].info
+        return self._ctx.settings.redraw_misread and llm.get("word_times", True)
 
     # -- errors
 

@@ -79,6 +79,8 @@ class LLMStage:
         self._ended = EndedJobs()
         self._gone = GoneWorkers()
         self._next_decode = ctx.index  # so that styles start with different decode processes
+        # address and message: about parts just admitted, sent while their first step runs
+        self._announcements: list[tuple[str, messages.Message]] = []
         self._recorder = IdleRecorder(engine, ctx.run_dir.recording_lock, ctx.heartbeat, ctx.log)
         self._metrics = metrics.StageMetrics(STAGE)
         self._stats = Stats(self._metrics, ctx.log, settings)
@@ -144,6 +146,7 @@ class LLMStage:
             self._launch(plan.work)
         elif self._engine.in_flight:
             self._collect()
+        self._announce()
         while self._engine.in_flight > (0 if suspects else self._ahead):
             self._collect()
 
@@ -226,7 +229,8 @@ class LLMStage:
                 self._fail(request.job, 503, "no decode process is available")
                 return
             shared = {name: getattr(request, name) for name in OPENING}
-            self._ctx.peers.send("decode", self._decode_process(speaking), messages.OpenSpeech(**shared))
+            address = self._ctx.peers.stages["decode", self._decode_process(speaking)].address
+            self._announcements.append((address, messages.OpenSpeech(**shared)))
             speaking.opened = True
             speaking.admitted = time.monotonic()
             self._metrics.queue_seconds.observe(speaking.admitted - speaking.arrived)
@@ -243,8 +247,14 @@ class LLMStage:
         self._next_decode = chosen.index + 1
         job.decode = chosen.index
         routed = messages.Routed(job=name, decode=chosen.index, incarnation=chosen.incarnation)
-        self._ctx.outbox.send(job.reply_to, routed)
+        self._announcements.append((job.reply_to, routed))
         return True
+
+    def _announce(self) -> None:
+        """Send the announcements that are due. Nothing else about their parts may be sent before."""
+        for address, message in self._announcements:
+            self._ctx.outbox.send(address, message)
+        self._announcements.clear()
 
     def _launch(self, work: Work) -> None:
         """Launch a step. If it fails, retry each request alone, so that only the one responsible fails; if
@@ -301,6 +311,7 @@ class LLMStage:
         is_first_audio = speaking.is_first_audio
         tokens = speaking.delivery.take(sequence.outputs, sequence.finished)
         if tokens is not None:
+            self._announce()
             due = messages.SpeechTokens(
                 job=request.job,
                 part=request.part,
@@ -341,6 +352,7 @@ class LLMStage:
     def _fail(self, name: str, code: int, reason: str) -> None:
         reply_to = self._jobs[name].reply_to
         self._forget(name)
+        self._announce()
         self._ctx.fail(name, reply_to, code, reason)
 
     def _forget(self, name: str) -> None:
