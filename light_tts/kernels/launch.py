@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from light_tts.kernels import configs
@@ -39,6 +40,13 @@ def measured_for_rows(kernel: str, x: Tensor, rows: int) -> Config | None:
         return None
     most = max(entry["rows"] for entry in entries)
     return measured_up_to(entries, rows=min(rows, most))
+
+
+def rows_of_tile(kernel: str, device: torch.device, dtype: torch.dtype, rows: int) -> int | None:
+    """Return the rows of a tile of a kernel that computes whole blocks, if it is the fastest for this number
+    of rows, as measured on this GPU; else None. An entry whose "BLOCK_ROWS" is 0 says that it is not."""
+    entry = measured_up_to(configs.entries(kernel, device, dtype), rows=rows)
+    return None if entry is None else entry["BLOCK_ROWS"] or None
 
 
 def _config(entry: dict[str, int]) -> Config:

@@ -8,8 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 from light_tts.kernels import configs
-from light_tts.kernels.flow import resnet_block, transformer_block
-from light_tts.kernels.launch import measured_for_rows
+from light_tts.kernels.launch import measured_for_rows, rows_of_tile
 
 FOLDER = Path(configs.__file__).parent
 H100, H200 = FOLDER / "NVIDIA_H100_80GB_HBM3.json", FOLDER / "NVIDIA_H200.json"
@@ -68,16 +67,16 @@ def test_ranges_of_rows_are_joined(monkeypatch):
 
 def test_on_an_h200_few_rows_have_whole_blocks_in_one_kernel(on_gpu):
     on_gpu("NVIDIA H200", (9, 0))
-    for rows_of_tile, expected in (
-        (transformer_block.rows_of_tile, [16, 16, 32, 16, 32, None]),
-        (resnet_block.rows_of_tile, [16, 32, 32, 48, None, None]),
+    for kernel, expected in (
+        ("transformer_block", [16, 16, 32, 16, 32, None]),
+        ("resnet_block", [16, 32, 32, 48, None, None]),
     ):
-        found = [rows_of_tile(GPU, torch.float16, rows) for rows in (64, 224, 256, 448, 768, 769)]
+        found = [rows_of_tile(kernel, GPU, torch.float16, rows) for rows in (64, 224, 256, 448, 768, 769)]
         assert found == expected
-        assert rows_of_tile(GPU, torch.float32, 64) is None
+        assert rows_of_tile(kernel, GPU, torch.float32, 64) is None
     on_gpu("NVIDIA H100 80GB HBM3", (9, 0))  # not measured
-    assert transformer_block.rows_of_tile(GPU, torch.float16, 64) is None
-    assert resnet_block.rows_of_tile(GPU, torch.float16, 64) is None
+    assert rows_of_tile("transformer_block", GPU, torch.float16, 64) is None
+    assert rows_of_tile("resnet_block", GPU, torch.float16, 64) is None
 
 
 def test_an_h200_uses_what_was_measured_on_an_h100_for_most_kernels():

@@ -20,7 +20,7 @@
 //
 // Defined by the caller: TILES, of 16 rows; CACHED, 1 with cached state in pages; INPUTS, channels.
 
-#include "../cuda/hopper.cuh"
+#include "fragments.cuh"
 
 constexpr int BLOCKS = 8;  // of a cluster
 constexpr int WARPS = 8;
@@ -90,29 +90,10 @@ struct Params {
   float eps;
 };
 
-DEVICE void save(half_bits* to, uint4 value) { *(uint4*)to = value; }
-
-// COUNT registers of each lane.
+// The weights of a warp, COUNT registers of each lane, of a layer.
 template <int COUNT>
-DEVICE void load_weights(u32 (&to)[COUNT], const uint4* from, int rank, int warp, int lane) {
-#pragma unroll
-  for (int i = 0; i < COUNT / 4; i++) {
-    uint4 value = load_early(from + ((rank * WARPS + warp) * (COUNT / 4) + i) * 32 + lane);
-    to[4 * i] = value.x;
-    to[4 * i + 1] = value.y;
-    to[4 * i + 2] = value.z;
-    to[4 * i + 3] = value.w;
-  }
-}
-
-template <int COUNT, int COLUMN_TILES>
-DEVICE void clear(float (&sums)[COUNT][COLUMN_TILES][4]) {
-#pragma unroll
-  for (int tile = 0; tile < COUNT; tile++)
-#pragma unroll
-    for (int column = 0; column < COLUMN_TILES; column++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) sums[tile][column][i] = 0.0f;
+DEVICE void load_own(u32 (&to)[COUNT], const uint4* layer, int rank, int warp, int lane) {
+  load_weights(to, layer, (rank * WARPS + warp) * (COUNT / 4), lane);
 }
 
 // This warp's part of a convolution of ROWS rows: `parts` receives its sums. `a` are the rows in shared memory,
@@ -179,20 +160,6 @@ DEVICE void send_sums(const unsigned char* parts, const float* bias, u32 to, u32
     const int block = share * (BLOCKS / SHARERS) + i;
     send_to_block(address_in_block(to, block), value, address_in_block(receipt, block));
   }
-}
-
-DEVICE void unpack(float (&to)[8], uint4 from) {
-  u32 pairs[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    float2 pair = unpack_halves(pairs[i]);
-    to[2 * i] = pair.x, to[2 * i + 1] = pair.y;
-  }
-}
-
-DEVICE uint4 pack(const float (&x)[8]) {
-  return make_uint4(pack_halves(x[0], x[1]), pack_halves(x[2], x[3]), pack_halves(x[4], x[5]),
-                    pack_halves(x[6], x[7]));
 }
 
 // Normalize rows, of which a lane has eight columns.
@@ -265,9 +232,9 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 
   const float* vectors = (const float*)(shared_memory + VECTORS);
   u32 first_weights[FIRST_WEIGHTS], side_weights[SIDE_WEIGHTS], second_weights[SECOND_WEIGHTS];
-  load_weights(first_weights, p.weights[0], rank, warp, lane);
-  load_weights(side_weights, p.weights[2], rank, warp, lane);
-  if (EARLY) load_weights(second_weights, p.weights[1], rank, warp, lane);
+  load_own(first_weights, p.weights[0], rank, warp, lane);
+  load_own(side_weights, p.weights[2], rank, warp, lane);
+  if (EARLY) load_own(second_weights, p.weights[1], rank, warp, lane);
   if (blockIdx.x < BLOCKS && copy == 0 && lane == 0)  // one cluster for all
     prefetch_to_l2(p.weights[3] + (rank * WARPS + warp) * (QKV_WEIGHTS * 8), QKV_WEIGHTS * 128);
   for (int i = threadIdx.x; i < NUMBERS / 4; i += THREADS)
@@ -324,12 +291,12 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   __syncthreads();
 
   convolve<FIRST_WEIGHTS, INPUTS>(shared_memory + PARTS, shared + XS, first_weights, warp, lane);
-  if (!EARLY) load_weights(second_weights, p.weights[1], rank, warp, lane);
+  if (!EARLY) load_own(second_weights, p.weights[1], rank, warp, lane);
   __syncthreads();
   cluster_wait();  // until all blocks have started
   send_sums(shared_memory + PARTS, vectors + FIRST_BIAS, shared + FIRSTS, receipts, rank);
   u32 qkv_weights[QKV_WEIGHTS];
-  if (EARLY) load_weights(qkv_weights, p.weights[3], rank, warp, lane);
+  if (EARLY) load_own(qkv_weights, p.weights[3], rank, warp, lane);
   if (CACHED) {
 #pragma unroll
     for (int i = 0; i < OWN; i++)
@@ -367,7 +334,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   __syncthreads();
 
   convolve<SECOND_WEIGHTS, WIDTH>(shared_memory + PARTS, shared + FIRSTS, second_weights, warp, lane);
-  if (!EARLY) load_weights(qkv_weights, p.weights[3], rank, warp, lane);
+  if (!EARLY) load_own(qkv_weights, p.weights[3], rank, warp, lane);
   __syncthreads();
   wait_for_bytes(receipts + 8);
   send_sums(shared_memory + PARTS, vectors + SECOND_BIAS, shared + SECONDS, receipts + 16, rank);

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from light_tts.kernels import configs, overlap
+from light_tts.kernels import overlap
 from light_tts.kernels.cuda.kernel import Kernel, available
 from light_tts.kernels.flow.packed_conv import CachedEdges, Norm, Residual, Shift, packed_conv_reference
 from light_tts.kernels.flow.packed_linear import packed_linear_reference
@@ -29,7 +29,6 @@ from light_tts.kernels.flow.transformer_block import (
     Linear,
     packed_fragments,
 )
-from light_tts.kernels.launch import measured_up_to
 
 SOURCE = Path(__file__).with_suffix(".cu")
 TAPS = 3
@@ -99,13 +98,6 @@ def computes(device: torch.device, dtype: torch.dtype, weights: ResnetWeights) -
     taps, inputs, width = weights.first[0].shape
     sizes = taps == TAPS and inputs in INPUTS and (width, weights.qkv[0].shape[1]) == (WIDTH, 3 * INNER)
     return dtype == torch.float16 and sizes and available(device)
-
-
-def rows_of_tile(device: torch.device, dtype: torch.dtype, rows: int) -> int | None:
-    """Return the rows of a tile if blocks of this number of rows are faster in one kernel, as measured on
-    this GPU; else None."""
-    entry = measured_up_to(configs.entries("resnet_block", device, dtype), rows=rows)
-    return None if entry is None else entry["BLOCK_ROWS"] or None
 
 
 class _Params(ctypes.Structure):

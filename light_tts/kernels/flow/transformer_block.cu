@@ -21,7 +21,7 @@
 // Defined by the caller: TILES, of 16 rows; RESIDENT; CACHED, 1 with cached state in pages; NEXT, 0 for the
 // last block of a stage, which computes no queries, keys and values.
 
-#include "../cuda/hopper.cuh"
+#include "fragments.cuh"
 
 constexpr int BLOCKS = 8;  // of a cluster
 constexpr int WARPS = 8;
@@ -83,25 +83,12 @@ struct Tile {
 };
 
 DEVICE uint4 load(const half_bits* from) { return *(const uint4*)from; }
-DEVICE void save(half_bits* to, uint4 value) { *(uint4*)to = value; }
 
-// COUNT registers of each lane, from those that the warp has in `from`, beginning with register `first`.
-template <int COUNT>
-DEVICE void load_weights(u32 (&to)[COUNT], const uint4* from, int first, int lane) {
-#pragma unroll
-  for (int i = 0; i < COUNT / 4; i++) {
-    uint4 value = load_early(from + (first / 4 + i) * 32 + lane);
-    to[4 * i] = value.x;
-    to[4 * i + 1] = value.y;
-    to[4 * i + 2] = value.z;
-    to[4 * i + 3] = value.w;
-  }
-}
-
-// sums += a b, where a are TILES * 16 rows in shared memory (`row` bytes each), from column 16 * FIRST on, and b
-// are STEPS * 16 rows and COLUMN_TILES * 8 columns of weights in registers.
+// even + odd += a b, where a are TILES * 16 rows in shared memory (`row` bytes each), from column 16 * FIRST on,
+// and b are STEPS * 16 rows and COLUMN_TILES * 8 columns of weights in registers. `even` and `odd` receive the
+// products of every second step, so that they wait less for one another; they may be the same.
 template <int FIRST, int STEPS, int COLUMN_TILES>
-DEVICE void multiply(float (&sums)[TILES][COLUMN_TILES][4], u32 a, int row,
+DEVICE void multiply(float (&even)[TILES][COLUMN_TILES][4], float (&odd)[TILES][COLUMN_TILES][4], u32 a, int row,
                      const u32 (&weights)[STEPS * COLUMN_TILES * 2], int lane) {
   a += ((lane & 7) + (lane & 8)) * row + (lane & 16) + 32 * FIRST;
 #pragma unroll
@@ -113,20 +100,10 @@ DEVICE void multiply(float (&sums)[TILES][COLUMN_TILES][4], u32 a, int row,
 #pragma unroll
       for (int column = 0; column < COLUMN_TILES; column++) {
         int at = (step * COLUMN_TILES + column) * 2;
-        multiply_add(sums[tile][column], rows, weights[at], weights[at + 1]);
+        multiply_add(step % 2 ? odd[tile][column] : even[tile][column], rows, weights[at], weights[at + 1]);
       }
     }
   }
-}
-
-template <int COUNT>
-DEVICE void clear(float (&sums)[TILES][COUNT][4]) {
-#pragma unroll
-  for (int tile = 0; tile < TILES; tile++)
-#pragma unroll
-    for (int column = 0; column < COUNT; column++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) sums[tile][column][i] = 0.0f;
 }
 
 // The weights of a layer: all of them, loaded early; or a few at a time, as they are multiplied.
@@ -144,25 +121,16 @@ struct Weights {
   // sums = a b
   DEVICE void multiply_with(float (&sums)[TILES][COLUMN_TILES][4], u32 a, int row, int lane) {
     clear(sums);
-    if (EARLY && TILES == 1 && STEPS > 4) {  // two chains of products, to wait less for one another
+    if constexpr (EARLY && TILES == 1 && STEPS > 4) {
       float others[TILES][COLUMN_TILES][4];
       clear(others);
-#pragma unroll
-      for (int step = 0; step < STEPS; step++) {
-        u32 rows[4];
-        load_matrices(rows, a + ((lane & 7) + (lane & 8)) * row + (lane & 16) + step * 32);
-#pragma unroll
-        for (int column = 0; column < COLUMN_TILES; column++) {
-          int at = (step * COLUMN_TILES + column) * 2 % PIECE;
-          multiply_add(step % 2 ? others[0][column] : sums[0][column], rows, registers[at], registers[at + 1]);
-        }
-      }
+      multiply<0, STEPS, COLUMN_TILES>(sums, others, a, row, registers, lane);
 #pragma unroll
       for (int column = 0; column < COLUMN_TILES; column++)
 #pragma unroll
         for (int i = 0; i < 4; i++) sums[0][column][i] += others[0][column][i];
     } else if constexpr (EARLY) {
-      multiply<0, STEPS, COLUMN_TILES>(sums, a, row, registers, lane);
+      multiply<0, STEPS, COLUMN_TILES>(sums, sums, a, row, registers, lane);
     } else {
       pieces<0>(sums, a, row, registers, lane);
     }
@@ -174,11 +142,11 @@ struct Weights {
   DEVICE void pieces(float (&sums)[TILES][COLUMN_TILES][4], u32 a, int row, const u32 (&now)[PIECE], int lane) {
     if constexpr (FIRST + 2 < STEPS) {
       u32 after[PIECE];
-      load_weights(after, from, (FIRST + 2) * COLUMN_TILES * 2, lane);
-      multiply<FIRST, 2, COLUMN_TILES>(sums, a, row, now, lane);
+      load_weights(after, from, (FIRST + 2) * COLUMN_TILES / 2, lane);
+      multiply<FIRST, 2, COLUMN_TILES>(sums, sums, a, row, now, lane);
       pieces<FIRST + 2>(sums, a, row, after, lane);
     } else {
-      multiply<FIRST, 2, COLUMN_TILES>(sums, a, row, now, lane);
+      multiply<FIRST, 2, COLUMN_TILES>(sums, sums, a, row, now, lane);
     }
   }
 };
@@ -244,11 +212,6 @@ DEVICE void add_parts(float (&x)[8], const unsigned char* shared_memory, int bia
     for (int mask = 1; mask < SHARERS; mask *= 2) sums[i] += shuffle_xor(sums[i], mask);
     x[i] += from[i] + sums[i];
   }
-}
-
-DEVICE uint4 pack(const float (&x)[8]) {
-  return make_uint4(pack_halves(x[0], x[1]), pack_halves(x[2], x[3]), pack_halves(x[4], x[5]),
-                    pack_halves(x[6], x[7]));
 }
 
 // Each of SHARERS threads sends it to its share of the blocks.

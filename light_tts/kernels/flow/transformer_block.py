@@ -16,14 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from light_tts.kernels import configs, overlap
+from light_tts.kernels import overlap
 from light_tts.kernels.cuda.kernel import Kernel, available
 from light_tts.kernels.flow.packed_attention import CachedKeys, packed_attention_reference
 from light_tts.kernels.flow.packed_linear import (
     layer_norm_linear_reference,
     packed_linear_add_reference_,
 )
-from light_tts.kernels.launch import measured_up_to
 
 SOURCE = Path(__file__).with_suffix(".cu")
 BLOCKS = 8  # of a cluster
@@ -87,13 +86,6 @@ def packed_fragments(weight: Tensor, steps: Tensor, tiles: Tensor) -> Tensor:
 def computes(device: torch.device, dtype: torch.dtype, width: int, heads: int, inner: int) -> bool:
     """Return whether the kernel computes blocks of these sizes on this device."""
     return dtype == torch.float16 and (width, heads, inner) == (WIDTH, HEADS, INNER) and available(device)
-
-
-def rows_of_tile(device: torch.device, dtype: torch.dtype, rows: int) -> int | None:
-    """Return the rows of a tile if blocks of this number of rows are faster in one kernel, as measured on
-    this GPU; else None."""
-    entry = measured_up_to(configs.entries("transformer_block", device, dtype), rows=rows)
-    return None if entry is None else entry["BLOCK_ROWS"] or None
 
 
 class _Params(ctypes.Structure):

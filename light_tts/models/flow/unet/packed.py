@@ -27,6 +27,7 @@ from light_tts.kernels.flow.packed_linear import (
 )
 from light_tts.kernels.flow.resnet_block import ResnetWeights, resnet_block
 from light_tts.kernels.flow.transformer_block import BlockWeights, transformer_block
+from light_tts.kernels.launch import rows_of_tile
 from light_tts.models.flow.unet.estimator import (
     CausalBlock,
     Estimator,
@@ -318,14 +319,14 @@ class PackedEstimator:
         computed in one kernel; else None."""
         if self._down.joined[0].packed is None:
             return None
-        return transformer_kernel.rows_of_tile(self.device, self.dtype, rows)
+        return rows_of_tile("transformer_block", self.device, self.dtype, rows)
 
     def rows_of_resnet_tile(self, rows: int) -> int | None:
         """Return the rows of a tile if residual blocks of this number of rows (of both copies) are
         computed in one kernel; else None."""
         if any(stage.head.packed is None for stage in self._stages):
             return None
-        return resnet_kernel.rows_of_tile(self.device, self.dtype, rows)
+        return rows_of_tile("resnet_block", self.device, self.dtype, rows)
 
     def allocate(self, rows: int) -> Buffers:
         """Return buffers for `rows` frames."""
