@@ -50,6 +50,40 @@ def test_an_error_names_the_file_and_the_line():
     assert 'pass_on.cu(13): error: identifier "SHARED_BYTES" is undefined' in str(error.value)
 
 
+class StandInNVRTC:
+    """Compiles everything to b"ELF" with an empty log. Like NVRTC it writes into the bytes that it gets."""
+
+    def nvrtcCreateProgram(self, *_):
+        return 0, "program"
+
+    def nvrtcCompileProgram(self, *_):
+        return (0,)
+
+    def nvrtcGetProgramLogSize(self, _):
+        return 0, 1
+
+    def nvrtcGetProgramLog(self, _, output):
+        ctypes.memset(ctypes.c_char_p(output), 0, 1)
+        return (0,)
+
+    def nvrtcGetCUBINSize(self, _):
+        return 0, 3
+
+    def nvrtcGetCUBIN(self, _, binary):
+        ctypes.memmove(ctypes.c_char_p(binary), b"ELF", 3)
+        return (0,)
+
+    def nvrtcDestroyProgram(self, _):
+        return (0,)
+
+
+def test_an_empty_log_leaves_the_bytes_of_others_alone(monkeypatch):
+    """Python has only one object for each single byte, so NVRTC must not write into one."""
+    monkeypatch.setattr(sources, "nvrtc", StandInNVRTC())
+    assert sources.compile_source(PASS_ON, DEFINES) == b"ELF"
+    assert [bytes([value])[0] for value in range(256)] == list(range(256))
+
+
 @pytest.fixture
 def compiled(monkeypatch, tmp_path) -> list[tuple]:
     """What is compiled, by a compiler that returns the number of the compilation."""

@@ -51,18 +51,24 @@ def compile_source(source: Path, defines: Mapping[str, int], arch: str = "sm_90a
     try:
         options = _options(defines, arch)
         (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-        output = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
+        output = _room(_checked(nvrtc.nvrtcGetProgramLogSize(program)))
         _checked(nvrtc.nvrtcGetProgramLog(program, output))
         text = output.rstrip(b"\0").decode(errors="replace").strip()
         if error:
             raise CompilationError(f"{source} cannot be compiled: {error.name}\n{text}".rstrip())
         if text:
             log.info("%s: %s", source, text)
-        binary = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
+        binary = _room(_checked(nvrtc.nvrtcGetCUBINSize(program)))
         _checked(nvrtc.nvrtcGetCUBIN(program, binary))
         return binary
     finally:
         nvrtc.nvrtcDestroyProgram(program)
+
+
+def _room(size: int) -> bytes:
+    """Return bytes for NVRTC to write to. At least two, because Python has only one object for each single
+    byte: if the log was empty, its end overwrote that of all spaces in this process."""
+    return bytes(max(2, size))
 
 
 def _options(defines: Mapping[str, int], arch: str) -> list[bytes]:
