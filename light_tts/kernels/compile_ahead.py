@@ -20,6 +20,7 @@ import triton
 from triton.compiler import CompiledKernel
 from triton.runtime import JITFunction
 
+from light_tts.kernels import compilers, launchers
 from light_tts.kernels.cuda.kernel import Kernel, rehearsing
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ def compile_ahead(device: torch.device, rehearse: Callable[[], None]) -> None:
     if device.type != "cuda" or not hasattr(triton, "AsyncCompileMode") or triton.knobs.runtime.interpret:
         return
     started = time.monotonic()
+    compilers.wait()
+    launchers.make_one_at_a_time()
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
     pool = ThreadPoolExecutor(threads, "compile", initializer=torch.cuda.set_device, initargs=(device,))
     cuda: dict[Kernel, Future[None]] = {}
@@ -73,7 +76,7 @@ def _compilations(pool: ThreadPoolExecutor) -> triton.AsyncCompileMode:
 
             def prepare() -> CompiledKernel:
                 kernel = compile_kernel()
-                kernel._init_handles()  # as the first launch would; up to Triton 3.6 this calls a C compiler
+                kernel._init_handles()  # as the first launch would; see launchers.py
                 keep(kernel)  # immediately, because launching a kernel that is not available yet is slow
                 return kernel
 

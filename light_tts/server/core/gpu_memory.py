@@ -41,13 +41,13 @@ def load_config() -> ModuleType:
 
 def choose_allocator(settings: Settings, stage: str) -> None:
     """Choose how torch allocates GPU memory. Must be called before torch is imported."""
-    if _uses_gpu(settings, stage):
+    if uses_gpu(settings, stage):
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", load_config().ALLOCATOR)
 
 
 def share(settings: Settings, stage: str, index: int) -> None:
     """Limit this process to its share of its GPU; does nothing on the CPU. Imports torch."""
-    if not _uses_gpu(settings, stage):
+    if not uses_gpu(settings, stage):
         return
     config = load_config()
 
@@ -94,5 +94,6 @@ def _processes(config: ModuleType, settings: Settings, device: int, gpus: int) -
     return config.processes_on_gpu(device, gpus, styles, settings.decode_process_num)
 
 
-def _uses_gpu(settings: Settings, stage: str) -> bool:
+def uses_gpu(settings: Settings, stage: str) -> bool:
+    """Return whether the processes of this stage compute on a GPU. Imports no torch."""
     return stage in ("llm", "decode") and settings.device != "cpu" and gpu.visible_gpus() > 0

@@ -18,6 +18,8 @@ from pathlib import Path
 import zmq
 
 from light_tts.common import log, process
+from light_tts.common.imports import importing
+from light_tts.kernels import compilers
 from light_tts.server.core import gpu_memory, messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.heartbeat import Heartbeat
@@ -85,7 +87,10 @@ def _run(ctx: StageContext) -> int:
     """Run the stage until it ends; return its exit code."""
     try:
         gpu_memory.choose_allocator(ctx.settings, ctx.stage)
-        manager = importlib.import_module(f"light_tts.server.tts_{ctx.stage}.manager")
+        if gpu_memory.uses_gpu(ctx.settings, ctx.stage):
+            compilers.prepare()
+        with importing():
+            manager = importlib.import_module(f"light_tts.server.tts_{ctx.stage}.manager")
         ctx.startup.end("imports")
         _await_topology(ctx)
         gpu_memory.share(ctx.settings, ctx.stage, ctx.index)

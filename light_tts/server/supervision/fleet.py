@@ -106,7 +106,7 @@ class Fleet:
         """Start the processes of all stages. Those that may use a GPU import their packages and wait for
         `start`. `environment`: their extra environment variables."""
         self._environment |= environment
-        for stage in self._stages.values():
+        for stage in reversed(self._stages.values()):  # decode first, which takes longest to load
             self._spawn(stage)
 
     async def start(self) -> None:

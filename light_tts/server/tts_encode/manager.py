@@ -7,6 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
+from light_tts.common.imports import importing
 from light_tts.models.family import load_family
 from light_tts.models.frontend.spellers import SpellerPool
 from light_tts.server.core.stage import StageContext
@@ -17,10 +18,11 @@ MAX_SPELLER_PROCESSES = 4
 def run(ctx: StageContext) -> None:
     """Entry point of the stage; returns on Shutdown."""
     with closing(SpellerPool(speller_processes())) as spelling:  # loads in parallel with what follows
-        import torch
+        with importing():
+            import torch
 
-        from light_tts.server.tts_encode.jobs import STAGE
-        from light_tts.server.tts_encode.stage import EncodeStage
+            from light_tts.server.tts_encode.jobs import STAGE
+            from light_tts.server.tts_encode.stage import EncodeStage
 
         ctx.startup.end("imports")
         torch.set_num_threads(1)  # the pool's threads provide the parallelism

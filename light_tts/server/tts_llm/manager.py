@@ -33,6 +33,7 @@ def load(ctx: StageContext) -> LLMStage:
     family = load_family(settings.model_dir)
     styles = load_styles(settings.model_dir)
     device, dtype = choose_device(settings.device, settings.data_type)
+    ctx.startup.end("GPU")
     model = family.load_llm(styles[ctx.index].llm_path, device, dtype)
     ctx.startup.end("weights")
     pace = choose_pace(device, settings.router_max_wait_tokens)
