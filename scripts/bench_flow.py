@@ -4,7 +4,8 @@
 
 Each line: a number of concurrent requests, each with a prompt of 87 tokens (3.5 s): either a first streamed
 chunk (38 new tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are
-medians, from ids on the host to mel frames on the device; the error is relative to the plain float32 flow.
+medians, from ids on the host to mel frames on the device, or to encoded tokens; the error is relative to the
+plain float32 flow.
 
 With `--memory`, each request is a stream with its own voice that is spoken twice: with cached state
 (--flow_memory_gpu_mb) and without it.
@@ -30,6 +31,7 @@ from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
 from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.packed_encoder import PackedEncoder
 from light_tts.models.flow.packed_memory import remember
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
@@ -92,13 +94,14 @@ def main() -> None:
     torch.set_grad_enabled(False)
     flow32 = full_size("cuda")
     estimator = pack(flow32, dtype)
-    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), estimator, items=32)
+    encoder = PackedEncoder(flow32, dtype)
+    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), estimator, items=32, encoder=encoder)
     packed.graphs.at_first_use = True
     plain = PaddedFlow(flow32)
 
     rows = []
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {args.dtype}")
-    print("chunk  requests  frames  bucket ms  TFLOP/s  error")
+    print("chunk  requests  frames  bucket ms  encoder  TFLOP/s  error")
     for name, tokens, streaming, finalize in (("first", 41, True, False), ("whole", 125, False, True)):
         for count in map(int, args.batches.split(",")):
             items = [item(seed, tokens, streaming, finalize) for seed in range(count)]
@@ -108,6 +111,8 @@ def main() -> None:
             torch.cuda.synchronize()
             first = time.perf_counter() - started
             ms = milliseconds(lambda items=items: packed(items))
+            spans = [packed._span(one) for one in items]
+            encoder_ms = milliseconds(lambda spans=spans: packed._encode(spans, 0))
             length = frames // count
             gflop = frames * (GFLOP_PER_FRAME + 20 * ATTENTION_LAYERS * 4 * length * INNER / 1e9)
             error = None
@@ -120,13 +125,15 @@ def main() -> None:
                     "requests": count,
                     "frames": frames,
                     "ms": ms,
+                    "encoder_ms": encoder_ms,
                     "first_call_ms": 1e3 * first,
                     "tflops": gflop / ms,
                     "error": error,
                 }
             )
             shown = "-" if error is None else f"{error:.1e}"
-            print(f"{name}  {count:8}  {frames:6}  {ms:9.2f}  {gflop / ms:7.1f}  {shown}", flush=True)
+            times = f"{ms:9.2f}  {encoder_ms:7.2f}"
+            print(f"{name}  {count:8}  {frames:6}  {times}  {gflop / ms:7.1f}  {shown}", flush=True)
     if args.memory:
         half_flow = copy.deepcopy(flow32).to(dtype)
         memory = remember(half_flow, estimator, args.memory << 20)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures launch configurations of the flow's kernels on this machine's GPU, by number of rows, and writes
-the fastest to light_tts/kernels/configs/, where the kernels find them. Takes about a minute:
+the fastest to light_tts/kernels/configs/, where the kernels find them. Takes about two minutes:
 
-    python scripts/tune_flow.py
+    python scripts/tune_flow.py [--part estimator|encoder]
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from pathlib import Path
 import torch
 
 from light_tts.kernels import configs, overlap
-from light_tts.kernels.flow import packed_attention, packed_conv, packed_linear
+from light_tts.kernels.flow import (
+    packed_attention,
+    packed_conv,
+    packed_linear,
+    relative_attention,
+    shifted_linear,
+)
 from light_tts.kernels.launch import Config
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B
 LENGTH = 420  # frames per sequence, for attention
-PRODUCTS = [  # kernel, in, out
+ENCODER_ROWS = (128, 256, 512, 1024, 2048, 4096, 8192)
+ENCODER_WIDTH, ENCODER_FEED, ENCODER_LENGTH, MELS = 512, 2048, 256, 80
+Product = tuple[str, int, int]  # kernel, in, out
+ESTIMATOR: list[Product] = [
     ("layer_norm_linear", WIDTH, 3 * INNER),
     ("layer_norm_linear", WIDTH, FEED),
     ("packed_linear", WIDTH, 3 * INNER),
@@ -39,6 +48,19 @@ PRODUCTS = [  # kernel, in, out
     ("packed_attention_64", INNER, INNER),
     ("packed_attention_128", INNER, INNER),
 ]
+ENCODER: list[Product] = [
+    ("layer_norm_linear", ENCODER_WIDTH, 3 * ENCODER_WIDTH),
+    ("layer_norm_linear", ENCODER_WIDTH, ENCODER_FEED),
+    ("layer_norm_linear", ENCODER_WIDTH, MELS),
+    ("packed_linear", ENCODER_WIDTH, 3 * ENCODER_WIDTH),
+    ("packed_linear", ENCODER_WIDTH, ENCODER_FEED),
+    ("packed_linear_add", ENCODER_WIDTH, ENCODER_WIDTH),
+    ("packed_linear_add", ENCODER_FEED, ENCODER_WIDTH),
+    ("shifted_linear_4", ENCODER_WIDTH, ENCODER_WIDTH),
+    ("shifted_linear_3", ENCODER_WIDTH, ENCODER_WIDTH),
+    ("shifted_linear_3", ENCODER_WIDTH, 2 * ENCODER_WIDTH),
+    ("relative_attention", ENCODER_WIDTH, ENCODER_WIDTH),
+]
 
 
 def candidates(kernel: str) -> Iterator[Config]:
@@ -51,6 +73,7 @@ def candidates(kernel: str) -> Iterator[Config]:
             "BLOCK_ROWS BLOCK_OUT TILES num_warps num_stages",
             *itertools.product((16, 32, 64), (64, 128), (1, 4), (4,), (2,)),
             *itertools.product((64, 128), (128,), (1, 2, 8), (8,), (2,)),
+            *itertools.product((16, 32), (32, 64, 128), (1,), (8,), (2,)),  # for wide rows
         )
     elif kernel == "packed_linear":
         yield from shapes(
@@ -60,11 +83,12 @@ def candidates(kernel: str) -> Iterator[Config]:
             (128, 128, 128, 8, 2),
             (64, 64, 64, 4, 4),
         )
-    elif kernel == "packed_linear_add":
+    elif kernel == "packed_linear_add" or kernel.startswith("shifted_linear"):
         yield from shapes(
             "BLOCK_ROWS BLOCK_OUT BLOCK_IN num_warps num_stages",
             *itertools.product((16, 32, 64), (32, 64), (128,), (4,), (3, 4)),
             *itertools.product((64, 128), (64, 128), (64,), (4,), (3, 4)),
+            *itertools.product((128,), (128,), (64,), (8,), (3, 4)),
         )
     elif kernel == "packed_linear_add_norm":
         yield from shapes(
@@ -80,6 +104,11 @@ def candidates(kernel: str) -> Iterator[Config]:
             *itertools.product((64,), (32, 64), (8,), (3, 4)),
             (128, 64, 8, 3),
         )
+    elif kernel == "relative_attention":
+        yield from shapes(
+            "BLOCK_ROWS BLOCK_KEYS num_warps num_stages",
+            *itertools.product((16, 32, 64), (32, 64), (4, 8), (1, 2, 3)),
+        )
     else:
         yield from shapes("BLOCK_KEYS num_warps num_stages", *itertools.product((64, 128), (4, 8), (2, 3)))
 
@@ -94,12 +123,11 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
     position = (torch.arange(rows, device="cuda") % LENGTH).int()
     x = torch.randn(rows, width, device="cuda").half()
     out, weight, bias = draw(rows, out_width), draw(width, out_width), draw(out_width, dtype=torch.float32)
+    activation: packed_linear.Activation = {FEED: "gelu", ENCODER_FEED: "silu"}.get(out_width)
     if kernel == "layer_norm_linear":
-        return lambda: packed_linear.layer_norm_linear(
-            x, weight, bias, position, out, 1e-5, out_width == FEED
-        )
+        return lambda: packed_linear.layer_norm_linear(x, weight, bias, position, out, 1e-5, activation)
     if kernel == "packed_linear":
-        return lambda: packed_linear.packed_linear(x, weight, bias, position, out, out_width == FEED)
+        return lambda: packed_linear.packed_linear(x, weight, bias, position, out, activation)
     if kernel.startswith("packed_linear_add"):
         normal = torch.empty_like(out) if kernel.endswith("norm") else None
         return lambda: packed_linear.packed_linear_add_(out, x, weight, bias, position, normal, 1e-5)
@@ -107,6 +135,15 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
         taps = torch.stack([weight] * 3)
         norm = packed_conv.Norm(bias, bias, 1e-5)
         return lambda: packed_conv.packed_conv(x, taps, bias, position, out, norm)
+    if kernel.startswith("shifted_linear"):
+        taps = torch.stack([weight] * int(kernel.rsplit("_", 1)[1]))
+        return lambda: shifted_linear.shifted_linear(x, taps, bias, position, out, LENGTH, 0)
+    if kernel == "relative_attention":
+        length = min(rows, ENCODER_LENGTH)
+        items = torch.tensor([[length, 0]] * (rows // length), dtype=torch.int32, device="cuda")
+        positions, biases = draw(2 * length - 1, width), draw(2, width, dtype=torch.float32)
+        qkv = torch.randn(rows, 3 * width, device="cuda").half()
+        return lambda: relative_attention.relative_attention(qkv, positions, biases, items, out, HEADS)
     block_rows = int(kernel.rsplit("_", 1)[1])
     lengths = [min(LENGTH, rows // 2 - start) for start in range(0, rows // 2, LENGTH)]
     count = rows // 2 // block_rows + len(lengths) + 8
@@ -118,7 +155,7 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
 def use(shape: Config) -> None:
     """Set the launch configuration; kernels run one by one, without overlap."""
     overlap.enabled = lambda *_: False
-    for module in (packed_attention, packed_conv, packed_linear):
+    for module in (packed_attention, packed_conv, packed_linear, relative_attention, shifted_linear):
         module.measured_for_rows = lambda *_: dict(shape)
 
 
@@ -141,7 +178,7 @@ def microseconds(call: Callable[[], object], repeat: int = 20) -> float:
     return sorted(times)[2]
 
 
-def compile_some(share: list[tuple[tuple[str, int, int], Config]]) -> None:
+def compile_some(share: list[tuple[Product, Config]]) -> None:
     """Compile kernels into Triton's on-disk cache."""
     for product, shape in share:
         use(shape)
@@ -154,18 +191,21 @@ def compile_some(share: list[tuple[tuple[str, int, int], Config]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, help="instead of the file of this GPU")
+    parser.add_argument("--part", choices=("estimator", "encoder"), help="of the flow; default: both")
     args = parser.parse_args()
-    jobs = [(product, shape) for product in PRODUCTS for shape in candidates(product[0])]
+    products = [(product, ROWS) for product in ESTIMATOR if args.part != "encoder"]
+    products += [(product, ENCODER_ROWS) for product in ENCODER if args.part != "estimator"]
+    jobs = [(product, shape) for product, _ in products for shape in candidates(product[0])]
     workers = min(12, os.cpu_count() or 1)
     print(f"compiling {len(jobs)} variants in {workers} processes", flush=True)
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.map(compile_some, [jobs[index :: 4 * workers] for index in range(4 * workers)], chunksize=1)
     found: dict[str, list[Config]] = {}
-    for product in PRODUCTS:
+    for product, sizes in products:
         kernel, width, out_width = product
-        attention = kernel.startswith("packed_attention")
-        name = kernel if attention else f"{kernel}_{width}x{out_width}"
-        for rows in ROWS:
+        separator = "x" if kernel.startswith("shifted_linear") else "_"
+        name = kernel if "attention" in kernel else f"{kernel}{separator}{width}x{out_width}"
+        for rows in sizes:
             measured = []
             for shape in candidates(kernel):
                 use(shape)

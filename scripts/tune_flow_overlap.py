@@ -31,6 +31,9 @@ KERNELS = {
     "feed_forward",
     "packed_conv",
     "flow_step",
+    "relative_attention",
+    "row_norm",
+    "shifted_linear",
 }
 # Kernels excluded from overlapping: those seen to become slower at some sizes.
 CHOICES = [KERNELS, set(), {"layer_norm_linear"}, {"packed_conv"}, {"layer_norm_linear", "packed_conv"}]

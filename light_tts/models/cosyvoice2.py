@@ -59,11 +59,16 @@ class CosyVoice2:
         return AttentionAligner(model, heads) if heads else None
 
     def load_flow(
-        self, device: torch.device, dtype: torch.dtype, options: FlowOptions
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: FlowOptions,
+        ended: Callable[[str], None] = lambda phase: None,
     ) -> Callable[[], FlowBackend]:
         from light_tts.models.flow.backend import choose_flow
 
-        return choose_flow(self._model_dir, self._config, device, dtype, options)
+        ended("imports")
+        return choose_flow(self._model_dir, self._config, device, dtype, options, ended)
 
     def load_vocoder(self, device: torch.device, cached_frames: int) -> Callable[[], Vocoder]:
         from light_tts.models.vocoder.backend import choose_vocoder

@@ -37,7 +37,11 @@ class Family(Protocol):
         """Return the aligner, or None if the checkpoint does not support word times."""
 
     def load_flow(
-        self, device: torch.device, dtype: torch.dtype, options: FlowOptions
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: FlowOptions,
+        ended: Callable[[str], None] = ...,
     ) -> Callable[[], FlowBackend]:
         """See `choose_flow`."""
 

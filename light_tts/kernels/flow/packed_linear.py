@@ -1,5 +1,5 @@
 """Linear layers over packed rows (see packed_conv.py), fused with the surrounding operations in the flow's
-transformer blocks: a LayerNorm before, a GELU or a residual sum after.
+transformer blocks and its encoder: a LayerNorm before, an activation or a residual sum after.
 
 There are two variants of norm plus linear layer. With few rows the linear layer normalises its input
 (`layer_norm_linear`). With many rows the kernel that wrote the residual stream has also written its norm
@@ -7,6 +7,8 @@ There are two variants of norm plus linear layer. With few rows the linear layer
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch.nn.functional as F
 import triton
@@ -16,15 +18,35 @@ from torch import Tensor
 from light_tts.kernels import overlap
 from light_tts.kernels.launch import Config, measured_for_rows
 
+# None: none; "gelu": the exact one; "silu": y * sigmoid(y)
+Activation = Literal["gelu", "silu"] | None
+
 
 def layer_norm_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    out: Tensor,
+    eps: float,
+    activation: Activation = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     """LayerNorm without gain and offset, which are folded into `weight` and `bias` (see `fold_layer_norm`),
-    linear layer, and exact GELU if `gelu`. x: (rows, in), rows may be strided; weight: (in, out); bias:
-    (out,) float32; position: (rows,) int32, rows with negative position are skipped; out: (rows, out)."""
+    linear layer and activation. x: (rows, in), rows may be strided; weight: (in, out); bias: (out,) float32;
+    position: (rows,) int32, rows with negative position are skipped; out: (rows, out), rows may be strided;
+    target: (rows,) int32, the row of `out` for each row of x, negative: none; None: the same."""
     rows, (width, out_width) = x.shape[0], weight.shape
-    config = measured_for_rows(f"layer_norm_linear_{width}x{out_width}", x, rows) or {
+    config = measured_for_rows(f"layer_norm_linear_{width}x{out_width}", x, rows)
+    if config is None and width > 256:  # whole rows and their weights must fit into shared memory
+        config = {
+            "BLOCK_ROWS": 16 if rows <= 128 or x.element_size() > 2 else 32,
+            "BLOCK_OUT": 64 if x.element_size() == 2 else 32,
+            "TILES": 1,
+            "num_warps": 8,
+            "num_stages": 2,
+        }
+    config = config or {
         "BLOCK_ROWS": 32 if rows <= 1024 else 64,
         "BLOCK_OUT": 64 if rows <= 1024 else 128,
         "TILES": 1,
@@ -41,13 +63,15 @@ def layer_norm_linear(
         x.stride(0),
         weight,
         bias,
-        position,
+        position if target is None else target,
         out,
+        out.stride(0),
         rows,
         eps,
         IN=width,
         OUT=out_width,
-        GELU=gelu,
+        ACTIVATION=activation,
+        PLACED=target is not None,
         BLOCK_IN=max(16, triton.next_power_of_2(width)),
         **config,
         **overlap.options(x.device, "layer_norm_linear", rows),
@@ -56,16 +80,27 @@ def layer_norm_linear(
 
 
 def layer_norm_linear_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, eps: float, gelu: bool
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    position: Tensor,
+    out: Tensor,
+    eps: float,
+    activation: Activation = None,
+    target: Tensor | None = None,
 ) -> Tensor:
     normal = F.layer_norm(x.float(), x.shape[1:], eps=eps)
-    return packed_linear_reference(normal, weight, bias, position, out, gelu)
+    if target is None:
+        return packed_linear_reference(normal, weight, bias, position, out, activation)
+    y = packed_linear_reference(normal, weight, bias, target, out.new_zeros(len(x), out.shape[1]), activation)
+    out[target[target >= 0].long()] = y[target >= 0]
+    return out
 
 
 def packed_linear(
-    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, activation: Activation = None
 ) -> Tensor:
-    """x @ weight + bias, and exact GELU if `gelu`. Shapes as in `layer_norm_linear`; x is contiguous."""
+    """x @ weight + bias, and activation. Shapes as in `layer_norm_linear`; x and out are contiguous."""
     rows, (width, out_width) = x.shape[0], weight.shape
     config = measured_for_rows(f"packed_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 128,
@@ -84,7 +119,7 @@ def packed_linear(
         rows,
         IN=width,
         OUT=out_width,
-        GELU=gelu,
+        ACTIVATION=activation,
         **config,
         **overlap.options(x.device, "packed_linear", rows),
     )
@@ -92,11 +127,13 @@ def packed_linear(
 
 
 def packed_linear_reference(
-    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, gelu: bool
+    x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, activation: Activation = None
 ) -> Tensor:
     y = x.float() @ weight.float() + bias
+    if activation is not None:
+        y = F.gelu(y) if activation == "gelu" else F.silu(y)
     inside = position >= 0
-    out[inside] = (F.gelu(y) if gelu else y)[inside].to(out.dtype)
+    out[inside] = y[inside].to(out.dtype)
     return out
 
 
@@ -122,10 +159,10 @@ def packed_linear_add_(
     bias: (out,) float32; position: (rows,) int32, rows with negative position are skipped; normal: (rows,
     out), receives the LayerNorm (without gain and offset) of the new x."""
     rows, (width, out_width) = y.shape[0], weight.shape
-    small = rows <= 2048
+    small = rows <= (2048 if out_width <= 256 else 1024)
     if normal is None:
         config = measured_for_rows(f"packed_linear_add_{width}x{out_width}", x, rows) or {
-            "BLOCK_ROWS": 32 if small else 64,
+            "BLOCK_ROWS": 16 if rows <= 256 < out_width else 32 if small else 64,
             "BLOCK_IN": 128 if small else 64,
             "BLOCK_OUT": 32 if small else 128,
             "num_warps": 4,
@@ -200,6 +237,16 @@ def gelu(y, EXACT: tl.constexpr):
 
 
 @triton.jit
+def activated(y, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
+    """See `Activation`; EXACT: of `gelu`."""
+    if ACTIVATION == "gelu":
+        y = gelu(y, EXACT)
+    elif ACTIVATION == "silu":
+        y = y * tl.sigmoid(y)
+    return y
+
+
+@triton.jit
 def layer_norm(y, column, OUT: tl.constexpr, eps):
     """LayerNorm over the first OUT columns of y (rows, columns); the others must be zero."""
     mean = tl.sum(y, axis=1) / OUT
@@ -254,11 +301,13 @@ def _layer_norm_linear_kernel(
     bias_ptr,
     position_ptr,
     out_ptr,
+    out_stride,
     rows,
     eps,
     IN: tl.constexpr,
     OUT: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    PLACED: tl.constexpr,
     TILES: tl.constexpr,
     EARLY: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -266,10 +315,11 @@ def _layer_norm_linear_kernel(
     BLOCK_OUT: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """EARLY: with OVERLAP, a program loads all weights it needs (TILES is 1) into registers before it waits;
-    otherwise it only prefetches them."""
+    """PLACED: `position_ptr` has the row of `out` for each row of x. EARLY: with OVERLAP, a program loads all
+    weights it needs (TILES is 1) into registers before it waits; otherwise it only prefetches them."""
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-    inside = tl.load(position_ptr + row, mask=row < rows, other=-1) >= 0
+    place = tl.load(position_ptr + row, mask=row < rows, other=-1)
+    inside = place >= 0
     if OVERLAP and not EARLY:
         for tile in tl.static_range(TILES):
             first = (tl.program_id(1) * TILES + tile) * BLOCK_OUT
@@ -297,10 +347,10 @@ def _layer_norm_linear_kernel(
         if not LOADED:
             added = vector(bias_ptr, column, OUT)
         y += added[None, :]
-        if GELU:
-            y = gelu(y, out_ptr.dtype.element_ty == tl.float32)
+        y = activated(y, ACTIVATION, out_ptr.dtype.element_ty == tl.float32)
+        to = place if PLACED else row
         tl.store(
-            out_ptr + row[:, None] * OUT + column[None, :],
+            out_ptr + to[:, None] * out_stride + column[None, :],
             y.to(out_ptr.dtype.element_ty),
             mask=inside[:, None] & (column < OUT)[None, :],
         )
@@ -351,7 +401,7 @@ def _packed_linear_kernel(
     rows,
     IN: tl.constexpr,
     OUT: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -365,8 +415,7 @@ def _packed_linear_kernel(
     if tl.max(inside.to(tl.int32), axis=0) == 0:
         return
     y = _product(x_ptr, weight_ptr, bias_ptr, row, column, inside, IN, OUT, BLOCK_IN, OVERLAP)
-    if GELU:
-        y = gelu(y, out_ptr.dtype.element_ty == tl.float32)
+    y = activated(y, ACTIVATION, out_ptr.dtype.element_ty == tl.float32)
     tl.store(
         out_ptr + row[:, None] * OUT + column[None, :],
         y.to(out_ptr.dtype.element_ty),

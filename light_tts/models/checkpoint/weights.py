@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+CPU = torch.device("cpu")
+
 
 class CheckpointError(Exception):
     """A checkpoint file that cannot be used; the message names the file and, if applicable, the tensor."""
@@ -42,7 +44,7 @@ class _NoInitialValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name in ("normal_", "uniform_"):
+        if name in ("normal_", "uniform_", "kaiming_uniform_"):
             return args[0] if args else kwargs["tensor"]
         if name == "norm_except_dim":
             weight, _, dim = args
@@ -69,10 +71,14 @@ def shape_of(state: Mapping[str, Tensor], name: str, dims: int, path: Path) -> t
 
 
 def load_into(
-    module: nn.Module, state: Mapping[str, Tensor], path: Path, unused: Collection[str] = ()
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    unused: Collection[str] = (),
+    device: torch.device = CPU,
 ) -> None:
     """Copy `state` into `module`, strictly: names and shapes must match. Tensors of a module on the meta
-    device are created on the CPU, except the `unused` ones. Raises CheckpointError for the first mismatch,
+    device are created on `device`, except the `unused` ones. Raises CheckpointError for the first mismatch,
     with the number of others.
     """
     own = module.state_dict()
@@ -92,7 +98,7 @@ def load_into(
     create = any(tensor.is_meta for tensor in own.values())
     if create:
         state = {
-            name: tensor if name in unused else state[name].to(tensor.dtype, copy=True)
+            name: tensor if name in unused else state[name].to(device, tensor.dtype, copy=True)
             for name, tensor in own.items()
         }
     module.load_state_dict(state, strict=True, assign=create)

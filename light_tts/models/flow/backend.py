@@ -29,20 +29,23 @@ def choose_flow(
     device: torch.device,
     dtype: torch.dtype,
     options: FlowOptions,
+    ended: Callable[[str], None] = lambda phase: None,
 ) -> Callable[[], FlowBackend]:
     """Load the flow of a checkpoint and return a factory that creates a backend per CUDA stream; backends
-    share their weights. Raises CheckpointError, and TooLittleMemory if `gpu_memory` was asked for and is too
-    small."""
+    share their weights. `ended`: called after each phase of the loading with its name. Raises
+    CheckpointError, and TooLittleMemory if `gpu_memory` was asked for and is too small."""
     if options.n_timesteps is not None:
         config = replace(config, flow=replace(config.flow, n_timesteps=options.n_timesteps))
     flow = Flow.from_checkpoint(model_dir, config, device)
+    ended("flow weights")
     batch = options.max_batch_size
     estimator = choose_estimator(flow.decoder.estimator, options.load_trt, device, model_dir, batch)
     if device.type == "cuda" and isinstance(estimator, TorchEstimator):
         if importlib.util.find_spec("triton") is not None:
             from light_tts.models.flow.packed import share
 
-            return share(flow, dtype, batch, options.gpu_memory, options.gpu_memory_is_automatic)
+            ended("imports")
+            return share(flow, dtype, batch, options.gpu_memory, options.gpu_memory_is_automatic, ended)
         log.warning("the package triton is not installed: running the flow in plain PyTorch, which is slow")
     if device.type == "cpu":
         limit = MemoLimit(options.memory)

@@ -64,7 +64,7 @@ class Flow(nn.Module):
         state = load_state_dict(path)
         with on_meta():
             flow = cls(config.flow, FlowShapes.from_state(state, path))
-        load_into(flow, state, path)
+        load_into(flow, state, path, device=device)
         return flow.to(device, dtype).eval().requires_grad_(False)
 
     @torch.inference_mode()

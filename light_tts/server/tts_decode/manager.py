@@ -24,6 +24,7 @@ def run(ctx: StageContext) -> None:
     family = load_family(settings.model_dir)
     check_first_hop(family.numbers, settings.first_hop)
     device, dtype = choose_device(settings.device, settings.data_type, ctx.index)
+    ctx.startup.end("GPU")
     new_flow = family.load_flow(
         device,
         dtype,
@@ -35,9 +36,10 @@ def run(ctx: StageContext) -> None:
             gpu_memory_is_automatic=settings.flow_memory_gpu_mb == "auto",
             n_timesteps=settings.n_timesteps,
         ),
+        ctx.startup.end,
     )
     new_vocoder = family.load_vocoder(device, OVERLAP_FRAMES)
-    ctx.startup.end("weights")
+    ctx.startup.end("vocoder weights")
     models = [
         Token2Wav(
             new_flow(),
