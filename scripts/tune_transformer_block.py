@@ -2,13 +2,15 @@
 """Measures an Euler step of the flow on this machine's GPU (an H100 or H200), with transformer blocks in five
 kernels and in one (light_tts/kernels/flow/transformer_block.py), with tiles of 16 and 32 rows; and, with
 the best of these, with residual blocks in three kernels and in one (resnet_block.py). Run it after
-tune_flow.py and tune_flow_overlap.py. Takes about two minutes:
+tune_flow.py and tune_flow_overlap.py. Takes about three minutes:
 
-    python scripts/tune_transformer_block.py [--rows 128 512] [--write]
+    python scripts/tune_transformer_block.py [--rows 128 512] [--chunk_rows 200] [--write]
 
 Each time is that of whole steps in one CUDA graph, at the sizes of CosyVoice2-0.5B with random weights. Rows
 are those of both copies of each frame: 500 are the first chunk of one request without cached state, 200 with
-a known voice. The error is that of the velocity, relative to plain PyTorch in float32.
+a known voice. Batches of later chunks of streams, 50 frames each with cached state, have --chunk_rows. Of
+sizes measured with both, these decide what is written. The error is that of the velocity, relative to plain
+PyTorch in float32.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from light_tts.models.flow.unet.page_store import ANY_PAGES, COPIES, PageStore
 from light_tts.models.flow.unet.rows import Rows
 
 ROWS = (100, 200, 500, 1000, 2000, 4000, 8000)
+CHUNK_ROWS = (200, 400, 800)
 CHUNK = 50  # frames, of the attention mask of a stream and of a page
 PAST = 150  # frames in pages: a prompt of 3 s
 LENGTH = {True: 100, False: 250}  # frames of a sequence with and without a past
@@ -101,17 +104,18 @@ def use(variant: Variant) -> Iterator[None]:
 
 
 class Case:
-    """Times whole steps of `rows` rows of both copies: sequences of LENGTH frames with chunks, except for the
-    last, which has full attention if there is more than one. store: for sequences that continue PAST cached
-    frames; None: they begin."""
+    """Times whole steps of `rows` rows of both copies: sequences of `longest` frames with chunks, except for
+    the last, which has full attention if there is more than one. store: for sequences that continue PAST
+    cached frames; None: they begin."""
 
     def __init__(
-        self, model: Estimator, estimator: PackedEstimator, rows: int, store: PageStore | None
+        self, model: Estimator, estimator: PackedEstimator, rows: int, store: PageStore | None, longest: int
     ) -> None:
         frames = rows // COPIES
-        self.rows, self.size, self.store = rows, _bucket(frames), store
-        longest = LENGTH[store is not None]
+        self.longest = longest
         self._lengths = [min(longest, frames - start) for start in range(0, frames, longest)]
+        edges = resnet_block.HALO * (len(self._lengths) - 1)  # see lines_of
+        self.rows, self.size, self.store = rows, _bucket(frames + edges), store
         self._estimator, self._model = estimator, model
         self._position = np.concatenate([np.arange(length) for length in self._lengths])
         generator = torch.Generator("cuda").manual_seed(rows)
@@ -126,11 +130,9 @@ class Case:
         queries = tile or attention_rows(self.size)
         buffers = estimator.allocate(self.size).first(self.size, self.size <= FEW_ROWS, tile is not None)
         count, pages = len(self._lengths), PAST // CHUNK
-        tile_rows, tiles = estimator.rows_of_resnet_tile(COPIES * self.size), 0
-        if tile_rows is not None:
-            tiles = self.size // resnet_block.new_rows(tile_rows) + count
-        blocks = self.size // queries + count
-        rows = Rows(buffers, blocks, queries, self.store, count * pages, tiles, tile_rows)
+        tile_rows = estimator.rows_of_resnet_tile(COPIES * self.size)
+        blocks = 0 if tile else self.size // queries + count
+        rows = Rows(buffers, blocks, queries, self.store, count * pages, tile_rows)
         table = rows.empty()
         parts = rows.parts(table)
         parts.position.reshape(COPIES, -1)[:, : len(self._position)] = self._position
@@ -145,12 +147,10 @@ class Case:
             for start, length in zip(starts, self._lengths, strict=False):
                 before = parts.before.reshape(COPIES, -1)
                 before[:, start : start + length] = pages - 1
-        parts.blocks[:] = packed_attention.attention_blocks(
-            self._lengths, chunks, queries, len(parts.blocks), prefixes
-        )
+        rows.place_attention(parts, self._lengths, chunks, prefixes)
         if tile_rows is not None:
-            frames = resnet_block.new_rows(tile_rows)
-            parts.tiles[:] = packed_attention.attention_blocks(self._lengths, chunks, frames, tiles)
+            before = None if self.store is None else parts.before
+            parts.lines[:] = resnet_block.lines_of(self._lengths, len(parts.lines), before)
         on_device = torch.from_numpy(table).cuda()
 
         def fill() -> None:
@@ -238,6 +238,7 @@ def model_of() -> Estimator:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="of both copies of each frame")
+    parser.add_argument("--chunk_rows", type=int, nargs="*", default=CHUNK_ROWS, help="of later chunks")
     parser.add_argument("--write", action="store_true", help="the best to light_tts/kernels/configs/")
     parser.add_argument("--output", type=Path, help="write them to this file instead")
     parser.add_argument("--json", type=Path, help="all times")
@@ -253,7 +254,12 @@ def main() -> None:
     store = estimator.keep(6 << 30, CHUNK, ANY_PAGES)
     for each in [*store.layers, *store.edges]:
         each.normal_()
-    cases = [Case(model, estimator, rows, kept) for rows in sorted(args.rows) for kept in (None, store)]
+    cases = [
+        Case(model, estimator, rows, kept, LENGTH[kept is not None])
+        for rows in sorted(args.rows)
+        for kept in (None, store)
+    ]
+    cases += [Case(model, estimator, rows, store, CHUNK) for rows in sorted(args.chunk_rows)]
 
     def rehearse() -> None:
         for variant in [*VARIANTS, *with_resnets(VARIANTS[0])]:
@@ -263,27 +269,23 @@ def main() -> None:
 
     compile_ahead(device, rehearse)
     print(f"{torch.cuda.get_device_name()}, compiled after {time.monotonic() - started:.0f} s", flush=True)
-    entries: dict[str, list[dict[str, int]]] = {"transformer_block": [], "resnet_block": []}
-    overlapping, found = dict.fromkeys(entries, 0), []
+    chosen: dict[int, Variant] = {}  # by rows, as on a server: with cached state
+    found = []
     for case in cases:
         times, errors = measure(case, estimator)
         named = {"ms": times, "error": errors}
         plain = {key: {str(each): value for each, value in of.items()} for key, of in named.items()}
-        found.append({"rows": case.rows, "cached": case.store is not None, **plain})
+        found.append({"rows": case.rows, "longest": case.longest, "cached": case.store is not None, **plain})
         cells = (f"{each} {times[each]:.3f} ({errors[each]:.1e})" for each in times)
-        print(f"{case.rows:5} rows{', cached' if case.store else '':8} " + "  ".join(cells), flush=True)
-        if case.store is not None:  # as on a server
-            rows, best = COPIES * case.size, best_of(times)
-            chosen = (best.tile, best.overlap), (best.resnet_tile, best.resnet_overlap)
-            for name, (tile, overlap) in zip(entries, chosen, strict=True):
-                entries[name].append({"rows": rows, "BLOCK_ROWS": tile or 0})
-                overlapping[name] = rows if overlap else overlapping[name]
+        cached = ", cached" if case.store else ""
+        name = f"{case.rows:5} rows, up to {case.longest:3} frames each{cached:8} "
+        print(name + "  ".join(cells), flush=True)
+        if case.store is not None:
+            chosen[COPIES * case.size] = best_of(times)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
     if args.write or args.output:
-        overlaps: dict[str, Any] = configs.load(device).get("overlap", {})
-        overlaps = overlaps | {name: [[1, rows]] for name, rows in overlapping.items()}
-        configs.save(device, entries | {"overlap": overlaps}, args.output)
+        configs.save(device, settings_of(chosen, configs.load(device).get("overlap", {})), args.output)
 
 
 Times = dict[Variant, float]
@@ -291,6 +293,19 @@ Times = dict[Variant, float]
 
 def best_of(times: Times) -> Variant:
     return min(times, key=lambda each: times[each])
+
+
+def settings_of(chosen: dict[int, Variant], overlaps: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings for the variants chosen for these rows; overlaps: those of all kernels so far."""
+    entries: dict[str, Any] = {"transformer_block": [], "resnet_block": []}
+    ranges: dict[str, Any] = {name: [] for name in entries}
+    for rows, best in sorted(chosen.items()):
+        of_both = (best.tile, best.overlap), (best.resnet_tile, best.resnet_overlap)
+        for name, (tile, overlap) in zip(entries, of_both, strict=True):
+            entries[name].append({"rows": rows, "BLOCK_ROWS": tile or 0})
+            if overlap:
+                ranges[name] = [[1, rows]]
+    return entries | {"overlap": overlaps | ranges}
 
 
 def measure(case: Case, estimator: PackedEstimator) -> tuple[Times, Times]:

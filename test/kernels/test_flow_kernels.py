@@ -25,6 +25,8 @@ from light_tts.kernels.flow.packed_attention import (
     CachedKeys,
     Prefix,
     attention_blocks,
+    attention_of_rows,
+    attention_of_rows_reference,
     packed_attention,
     packed_attention_reference,
 )
@@ -80,9 +82,10 @@ def test_conv_sees_only_its_own_sequence_and_its_past(dtype, channels_in, channe
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gelu", "widths"), grid(DTYPES, [False, True], [(32, 72), (64, 130), (256, 1536)])
+    ("dtype", "activation", "widths"),
+    grid(DTYPES, [None, "gelu", "silu"], [(32, 72), (64, 130), (256, 1536), (512, 80)]),
 )
-def test_norm_linear(dtype, gelu, widths):
+def test_norm_linear(dtype, activation, widths):
     torch.manual_seed(1)
     width, out_width = widths
     where = positions()
@@ -91,11 +94,11 @@ def test_norm_linear(dtype, gelu, widths):
     folded, folded_bias = fold_layer_norm(gain, offset, weight * width**-0.5, bias)
     found, expected = (poisoned(len(where), out_width, dtype=dtype) for _ in range(2))
     arguments = folded.to(dtype), folded_bias, where
-    layer_norm_linear(x, *arguments, found, 1e-5, gelu)
-    layer_norm_linear_reference(x, *arguments, expected, 1e-5, gelu)
+    layer_norm_linear(x, *arguments, found, 1e-5, activation)
+    layer_norm_linear_reference(x, *arguments, expected, 1e-5, activation)
     assert_close(found, expected, dtype)
-    packed_linear(x, *arguments, found, gelu)
-    packed_linear_reference(x, *arguments, expected, gelu)
+    packed_linear(x, *arguments, found, activation)
+    packed_linear_reference(x, *arguments, expected, activation)
     assert_close(found, expected, dtype)
 
 
@@ -107,9 +110,7 @@ def test_folded_norm_is_the_norm():
     )
     folded, folded_bias = fold_layer_norm(gain, offset, weight, bias)
     where = torch.arange(9, dtype=torch.int32, device=DEVICE)
-    out = layer_norm_linear_reference(
-        x, folded, folded_bias, where, poisoned(9, 72, dtype=x.dtype), 1e-5, False
-    )
+    out = layer_norm_linear_reference(x, folded, folded_bias, where, poisoned(9, 72, dtype=x.dtype), 1e-5)
     assert torch.allclose(out, plain, atol=2e-5)
 
 
@@ -228,6 +229,39 @@ def test_conv_goes_on_after_kept_frames_and_keeps_frames(dtype, channels_in, cha
 def test_more_blocks_than_fit_are_refused():
     with pytest.raises(ValueError, match="3 blocks"):
         attention_blocks([64, 33], [0, 0], 33, count=2)
+    with pytest.raises(ValueError, match="97 rows"):
+        attention_of_rows([64, 33], [0, 0], count=96)
+
+
+def test_what_rows_see_in_the_lists_of_their_16_rows():
+    table = attention_of_rows([18, 3, 20], [0, 5, 10], 48, [Prefix(20, 7, 40), Prefix(), Prefix(40, 9, 40)])
+    first, second, third = [-20, 20, 7, 40], [18, 0, 0, 0], [-19, 40, 9, 40]
+    assert table[[0, 15]].tolist() == [[0, 38, 38, 0, *first]] * 2
+    assert table[16:18].tolist() == [[0, 38, 38, 18, *first]] * 2
+    assert table[18:21].tolist() == [[64, 67, 67, 21, *second]] * 3
+    assert table[21].tolist() == [96, 96 + 50, 96 + 60, 0, *third]
+    assert table[31].tolist() == [96, 96 + 60, 96 + 60, 0, *third]
+    assert table[[32, 40]].tolist() == [[0, 60, 60, 0, *third]] * 2
+    assert not table[41:].any()
+
+
+def test_the_attention_of_rows_is_that_of_blocks():
+    torch.manual_seed(9)
+    heads, copies, chunks = 2, 2, (PAGE, PAGE, PAGE, 0)
+    where = positions(copies=copies)
+    rows = len(where) // copies
+    qkv = draw(len(where), 3 * heads * 12)
+    blocks = torch.from_numpy(attention_blocks(LENGTHS, chunks, 16, 24, PREFIXES)).to(DEVICE)
+    table = torch.from_numpy(attention_of_rows(LENGTHS, chunks, rows, PREFIXES)).to(DEVICE)
+    stores = [with_new_pages(draw(PAGES, 1, copies, PAGE, 2 * heads * 12))]
+    stores.append(stores[0].clone())
+    pages = torch.tensor(PAGE_TABLE, dtype=torch.int32, device=DEVICE)
+    now = torch.zeros(1, dtype=torch.int32, device=DEVICE)
+    found, expected = (poisoned(len(where), heads * 12, dtype=torch.float32) for _ in range(2))
+    attention_of_rows_reference(qkv, table, found, heads, copies, CachedKeys(stores[0], pages, now))
+    packed_attention_reference(qkv, blocks, expected, heads, 16, copies, CachedKeys(stores[1], pages, now))
+    assert_close(found, expected, torch.float32)
+    assert torch.equal(stores[0].nan_to_num(9), stores[1].nan_to_num(9))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

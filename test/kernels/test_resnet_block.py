@@ -3,6 +3,7 @@ runs it, the kernel is emulated (support/cuda_on_cpu.h)."""
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,12 +13,14 @@ from support.flow_rows import assert_close, draw, poisoned, positions
 
 from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.flow import resnet_block as kernel
-from light_tts.kernels.flow.packed_attention import attention_blocks
 from light_tts.kernels.flow.packed_conv import CachedEdges, Norm
 from light_tts.kernels.flow.resnet_block import (
     TAPS,
+    UNUSED,
     ResnetWeights,
-    new_rows,
+    has_room,
+    line_count,
+    lines_of,
     resnet_block,
     resnet_block_reference,
 )
@@ -37,7 +40,7 @@ def run(tmp_path_factory) -> Callable[..., None]:
     """-> `resnet_block`, and the seed of the order in which emulated threads run"""
     libraries = {}
 
-    def emulated(x, out, qkv, weights, tiles, block_rows, copies, step, cached, eps, new_step=True, seed=0):
+    def emulated(x, out, qkv, weights, lines, block_rows, copies, step, cached, eps, new_step=True, seed=0):
         macros = kernel.macros(block_rows, cached is not None, x.shape[1])
         name = tuple(macros.values())
         if name not in libraries:
@@ -46,9 +49,9 @@ def run(tmp_path_factory) -> Callable[..., None]:
         cuda_on_cpu.launch(
             libraries[name],
             "resnet_block",
-            (kernel.BLOCKS * len(tiles), copies),
+            (kernel.BLOCKS * kernel.tile_count(lines, block_rows), copies),
             kernel.shared_bytes(block_rows, x.shape[1]),
-            kernel.parameters(x, out, qkv, weights, tiles, copies, step, cached, eps, new_step),
+            kernel.parameters(x, out, qkv, weights, lines, copies, step, cached, eps, new_step),
             seed=seed,
         )
 
@@ -85,9 +88,9 @@ def both(run, weights, block_rows, lengths=LENGTHS, before=None, keep=None, seed
     rows = len(where)
     x = draw(rows, inputs + 8, dtype=torch.float16).to(DEVICE)[:, :inputs]  # has a stride
     x[where < 0] = torch.nan  # must not be read into others
-    frames = new_rows(block_rows)
-    table = attention_blocks(lengths, [0] * len(lengths), frames, sum(lengths) // frames + len(lengths) + 1)
-    tiles = torch.from_numpy(table).to(DEVICE)
+    count = line_count(sum(lengths) + 2 * len(lengths) + block_rows, block_rows)  # the last tiles are empty
+    table = lines_of(lengths, count, None if before is None else np.array(before))
+    lines = torch.from_numpy(table).to(DEVICE)
     step = torch.tensor([1], dtype=torch.int32, device=DEVICE)
     stores = []
     if before is not None:
@@ -101,7 +104,7 @@ def both(run, weights, block_rows, lengths=LENGTHS, before=None, keep=None, seed
         own = [store.to(DEVICE, copy=True) for store in stores]
         cached = (CachedEdges(own[0], *tables, step), CachedEdges(own[1], *tables, step)) if own else None
         operand = x if call is not resnet_block_reference else x.nan_to_num()
-        call(operand, out[:, WIDTH:], qkv, weights, tiles, block_rows, COPIES, step, cached, EPS, not own)
+        call(operand, out[:, WIDTH:], qkv, weights, lines, block_rows, COPIES, step, cached, EPS, not own)
         found.append((out, qkv, *own))
     return found
 
@@ -140,6 +143,45 @@ def test_sequences_go_on_after_pages_and_keep_pages(run, block_rows, inputs):
     assert torch.equal(found[3][~kept], expected[3][~kept])  # all else stays
 
 
+# After each sequence of one or three frames, the next one begins at another of a tile's 14 lines.
+SHORT = [(1,) * 14, (3,) * 14, (2, 2, 4, 1, 2, 2, 5, 2, 1, 1, 13)]
+
+
+@pytest.mark.parametrize("lengths", SHORT, ids=["1", "3", "mixed"])
+@pytest.mark.parametrize("paged", [False, True])
+def test_tiles_have_many_short_sequences(run, lengths, paged):
+    torch.manual_seed(sum(lengths))
+    before, keep = None, None
+    if paged:  # a half of the sequences goes on; sequences of two and more frames keep their last two, if any
+        free = iter(range(3, PAGES))
+        before, keep = [], []
+        for index, length in enumerate(lengths):
+            before += [index // 2 % 3 if index % 2 else -1] * length
+            page = next(free, None) if length > 1 and index % 4 else None
+            keep += [-1] * length if page is None else [-1] * (length - 2) + [2 * page, 2 * page + 1]
+    found, expected = both(run, weights(256), 16, lengths, before, keep)
+    for ours, reference in zip(found, expected, strict=True):
+        assert_close(ours, reference, torch.float16)
+
+
+def test_lines_are_rows_with_edges_before_each_sequence():
+    edge = [-6, -7], [-10, -11]  # pages 1 and 3
+    assert lines_of((2, 1), 9).tolist() == [UNUSED, UNUSED, -2, -3, 0, 1, -2, -3, 2]
+    before = np.array([3, 3, -1, 1, 1, 1, -1])
+    found = lines_of((2, 1, 3), 16, before).tolist()
+    assert found == [UNUSED, UNUSED, *edge[1], 0, 1, -2, -3, 2, *edge[0], 3, 4, 5, UNUSED, UNUSED]
+    with pytest.raises(ValueError, match="2 sequences of 3 rows do not fit into 8 lines"):
+        lines_of((2, 1), 8)
+
+
+@pytest.mark.parametrize(("block_rows", "most"), [(16, 98), (32, 210), (48, 322), (64, 434)])
+def test_seven_tiles_have_room_for_all_but_the_edges_between_sequences(block_rows, most):
+    count = line_count(most, block_rows)
+    assert count == line_count(most - 5, block_rows) < line_count(most + 1, block_rows)
+    assert has_room(count, (most,)) and not has_room(count, (most + 1,))
+    assert has_room(count, (50, most - 52)) and not has_room(count, (50, most - 51))
+
+
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_the_order_of_threads_does_not_matter(run, seed):
     torch.manual_seed(2)
@@ -147,6 +189,6 @@ def test_the_order_of_threads_does_not_matter(run, seed):
     found = []
     for each in (0, seed):
         torch.manual_seed(3)
-        found.append(both(run, layers, 16, (20,), [2] * 20, [-1] * 7 + [2, 3], seed=each)[0])
+        found.append(both(run, layers, 16, (6, 14), [2] * 6 + [4] * 14, [-1] * 7 + [2, 3], seed=each)[0])
     for first, other in zip(found[0], found[1], strict=True):
         assert torch.equal(first.nan_to_num(), other.nan_to_num())

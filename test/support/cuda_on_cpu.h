@@ -750,6 +750,12 @@ DEVICE float2 unpack_halves(u32 both) {
   return {cuda_on_cpu::to_float(both), cuda_on_cpu::to_float(both >> 16)};
 }
 
+DEVICE u32 finite_halves(u32 both) {
+  for (int shift = 0; shift < 32; shift += 16)
+    if ((both >> shift & 0x7c00) == 0x7c00) both = (both & ~(0x3ffu << shift)) - (1u << shift);
+  return both;
+}
+
 DEVICE float reciprocal(float value) { return 1.0f / value; }
 
 DEVICE u32 pack_bf16(float first, float second) {

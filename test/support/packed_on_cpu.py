@@ -4,7 +4,7 @@ runs too slowly for a whole flow."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +12,19 @@ import torch
 
 from light_tts.kernels.flow import (
     euler_step,
+    fill_rows,
     packed_attention,
     packed_conv,
     packed_linear,
+    relative_attention,
     resnet_block,
+    row_norm,
+    shifted_linear,
     transformer_block,
 )
 from light_tts.models.checkpoint.config import Config
-from light_tts.models.flow import backend
+from light_tts.models.flow import backend, packed_encoder
+from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.packed import share
 from light_tts.models.flow.unet import packed
@@ -28,9 +33,14 @@ from light_tts.models.flow_options import FlowOptions
 
 def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed, "flow_step", euler_step.flow_step_reference)
-    patch.setattr(packed, "packed_linear", packed_linear.packed_linear_reference)
-    patch.setattr(packed, "packed_linear_add_", packed_linear.packed_linear_add_reference_)
-    patch.setattr(packed, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
+    for module in (packed, packed_encoder):
+        patch.setattr(module, "packed_linear", packed_linear.packed_linear_reference)
+        patch.setattr(module, "packed_linear_add_", packed_linear.packed_linear_add_reference_)
+        patch.setattr(module, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
+    patch.setattr(packed_encoder, "relative_attention", relative_attention.relative_attention_reference)
+    patch.setattr(packed_encoder, "row_norm", row_norm.row_norm_reference)
+    patch.setattr(packed_encoder, "shifted_linear", shifted_linear.shifted_linear_reference)
+    patch.setattr(packed_flow, "fill_rows", fill_rows.fill_rows_reference)
     patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
     patch.setattr(packed, "transformer_block", transformer_block.transformer_block_reference)
@@ -64,10 +74,16 @@ def packed_stage(patch: pytest.MonkeyPatch) -> None:
     """Decode stages in threads of this process use the packed flow."""
 
     def choose(
-        model_dir: Path, config: Config, device: torch.device, dtype: torch.dtype, options: FlowOptions
+        model_dir: Path,
+        config: Config,
+        device: torch.device,
+        dtype: torch.dtype,
+        options: FlowOptions,
+        ended: Callable[[str], None],
     ) -> object:
         flow = Flow.from_checkpoint(model_dir, config, device)
-        return share(flow, dtype, options.max_batch_size, options.gpu_memory, options.gpu_memory_is_automatic)
+        items, room, automatic = options.max_batch_size, options.gpu_memory, options.gpu_memory_is_automatic
+        return share(flow, dtype, items, room, automatic, ended)
 
     references_for_kernels(patch)
     patch.setattr(backend, "choose_flow", choose)

@@ -69,6 +69,12 @@ DEVICE float2 unpack_halves(u32 both) {
   return values;
 }
 
+// Two float16, with finite numbers in the place of others.
+DEVICE u32 finite_halves(u32 both) {
+  asm("{ .reg .b32 low; min.f16x2 low, %0, %1; max.f16x2 %0, low, %2; }" : "+r"(both) : "r"(0x7bff7bffu), "r"(0xfbfffbffu));
+  return both;
+}
+
 // Two bfloat16, the first in the lower half.
 DEVICE u32 pack_bf16(float first, float second) {
   u32 both;

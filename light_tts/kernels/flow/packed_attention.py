@@ -21,6 +21,9 @@ from light_tts.kernels import overlap
 from light_tts.kernels.launch import measured_for_rows
 
 BLOCK_ENTRIES = 7
+# of attention_of_rows, as in transformer_block.cu
+ROW_ENTRIES = 8
+LIST_ROWS, LIST_KEYS = 16, 32
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,47 @@ def attention_blocks(
     # long sequences first, so that the last program to start ends soon
     blocks[: len(found)] = sorted(found, key=lambda block: -(block[2] + block[4]))
     return blocks
+
+
+def attention_of_rows(
+    lengths: Sequence[int], chunks: Sequence[int], count: int, prefixes: Sequence[Prefix] | None = None
+) -> np.ndarray:
+    """Return (count, ROW_ENTRIES) int32: what each row sees, for a kernel that attends with LIST_ROWS rows at
+    a time, whichever sequences they belong to. Their keys form a list: of each of their sequences those that
+    any of them sees, from a multiple of LIST_KEYS on. The entries of a row are
+
+    start, end: the keys in that list that it sees;
+    stop: the end of all keys of its sequence in it;
+    next: the row with which the next sequence in it begins, 0: none;
+    first: the row of its sequence's first key, if the past were in rows, too;
+    past, pages, kept: its sequence's prefix;
+
+    all 0 for unused rows. Raises ValueError if `count` is too small."""
+    total = sum(lengths)
+    if total > count:
+        raise ValueError(f"{total} rows do not fit into {count}")
+    parts, sizes = [], []  # rows of a sequence with the same list: their entries, chunk and length; how many
+    row, start = 0, 0
+    prefixes = prefixes or [Prefix()] * len(lengths)
+    for length, chunk, prefix in zip(lengths, chunks, prefixes, strict=True):
+        first_row, chunk = row, chunk or length
+        first = first_row - prefix.past
+        while row < first_row + length:
+            end = min(row // LIST_ROWS * LIST_ROWS + LIST_ROWS, first_row + length)
+            start = start if row % LIST_ROWS else 0
+            stop = start + prefix.past + min(((end - 1 - first_row) // chunk + 1) * chunk, length)
+            following = end if end % LIST_ROWS and end < total else 0
+            rest = first, prefix.past, prefix.pages, prefix.kept, chunk, length
+            parts.append((start, start, stop, following, *rest))
+            sizes.append(end - row)
+            row, start = end, -(-stop // LIST_KEYS) * LIST_KEYS
+    entries = np.array(parts, np.int32).repeat(sizes, axis=0)
+    pasts, every, most = entries[:, 5], entries[:, 8], entries[:, 9]
+    position = np.arange(total) - entries[:, 4] - pasts
+    entries[:, 1] += pasts + np.minimum((position // every + 1) * every, most)
+    table = np.zeros((count, ROW_ENTRIES), np.int32)
+    table[:total] = entries[:, :ROW_ENTRIES]
+    return table
 
 
 def packed_attention(
@@ -124,32 +168,62 @@ def packed_attention_reference(
     copies: int,
     cached: CachedKeys | None = None,
 ) -> Tensor:
-    rows, width = out.shape[0] // copies, out.shape[1]
-    for first, first_row, length, chunk, past, pages, end in blocks.tolist():
+    for first, first_row, length, chunk, *prefix in blocks.tolist():
         if length == 0:
             continue
         query = torch.arange(first, min(first + block_rows, length), device=qkv.device)
-        for copy in range(copies):
-            span = slice(copy * rows + first_row, copy * rows + first_row + length)
-            own = qkv[span, width:]
-            if cached is not None and past:
-                own = torch.cat([_of_pages(cached, torch.arange(past), pages, copy), own])
-            q = qkv[span, :width].float().view(length, heads, -1).transpose(0, 1)
-            k, v = own.float().view(past + length, 2, heads, width // heads).permute(1, 2, 0, 3)
-            scores = q[:, query] @ k.transpose(1, 2) * (width // heads) ** -0.5
-            if chunk:
-                keys = torch.arange(past + length, device=qkv.device)
-                seen = keys < past + ((query // chunk + 1) * chunk)[:, None]
-                scores = scores.masked_fill(~seen, -torch.inf)
-            y = scores.softmax(-1) @ v
-            out[copy * rows + first_row + query] = y.transpose(0, 1).flatten(1).to(out.dtype)
-            frame = past + query
-            frame = frame[frame < end]
-            if cached is not None and len(frame):
-                size = cached.store.shape[3]
-                page = cached.pages[pages + frame // size]
-                cached.store[page.long(), int(cached.step), copy, frame % size] = own[frame]
+        size = chunk or length
+        seen = prefix[0] + ((query // size + 1) * size).clamp(max=length)
+        _attend_reference(qkv, out, heads, copies, cached, first_row, query, seen, Prefix(*prefix))
     return out
+
+
+def attention_of_rows_reference(
+    qkv: Tensor, table: Tensor, out: Tensor, heads: int, copies: int, cached: CachedKeys | None = None
+) -> Tensor:
+    """As `packed_attention_reference`, with a table from `attention_of_rows`."""
+    row = (table[:, 1] > 0).nonzero()[:, 0]
+    table = table[row].long()
+    first_rows = table[:, 4] + table[:, 5]
+    for first_row in first_rows.unique().tolist():
+        own = first_rows == first_row
+        seen = table[own, 1] - table[own, 0]
+        prefix = Prefix(*table[own][0, 5:].tolist())
+        _attend_reference(qkv, out, heads, copies, cached, first_row, row[own] - first_row, seen, prefix)
+    return out
+
+
+def _attend_reference(
+    qkv: Tensor,
+    out: Tensor,
+    heads: int,
+    copies: int,
+    cached: CachedKeys | None,
+    first_row: int,
+    query: Tensor,
+    seen: Tensor,
+    prefix: Prefix,
+) -> None:
+    """Attend with the positions `query` of the sequence that begins in `first_row`; seen: number of keys that
+    each of them sees, including the past."""
+    rows, width, count = len(out) // copies, out.shape[1], int(seen.max())
+    masked = torch.arange(count, device=qkv.device) >= seen[:, None]
+    for copy in range(copies):
+        start = copy * rows + first_row
+        own = qkv[start : start + count - prefix.past, width:]
+        if cached is not None and prefix.past:
+            own = torch.cat([_of_pages(cached, torch.arange(prefix.past), prefix.pages, copy), own])
+        q = qkv[start + query, :width].float().view(len(query), heads, -1).transpose(0, 1)
+        k, v = own.float().view(count, 2, heads, width // heads).permute(1, 2, 0, 3)
+        scores = q @ k.transpose(1, 2) * (width // heads) ** -0.5
+        y = scores.masked_fill(masked, -torch.inf).softmax(-1) @ v
+        out[start + query] = y.transpose(0, 1).flatten(1).to(out.dtype)
+        frame = prefix.past + query
+        frame = frame[frame < prefix.kept]
+        if cached is not None and len(frame):
+            size = cached.store.shape[3]
+            page = cached.pages[prefix.pages + frame // size]
+            cached.store[page.long(), int(cached.step), copy, frame % size] = own[frame]
 
 
 def _of_pages(cached: CachedKeys, frames: Tensor, pages: int, copy: int) -> Tensor:
@@ -262,7 +336,13 @@ def _packed_attention_kernel(
 @triton.jit
 def _attend(q, k, v, seen, scale, highest, mass, total):
     """Update highest score, mass and weighted sum with a tile of keys, where `seen`."""
-    scores = tl.dot(q, k, input_precision="ieee") * scale
+    return attend(tl.dot(q, k, input_precision="ieee") * scale, v, seen, highest, mass, total)
+
+
+@triton.jit
+def attend(scores, v, seen, highest, mass, total):
+    """Update highest score, mass and weighted sum with the scores of a tile of keys, where `seen`. scores:
+    logarithms to base 2."""
     scores = tl.where(seen, scores, -1.0e30)
     new_highest = tl.maximum(highest, tl.max(scores, axis=1))
     weights = tl.exp2(scores - new_highest[:, None])

@@ -1,18 +1,22 @@
 // A residual block of the flow in one kernel, with the queries, keys and values of the transformer block that
 // follows it. See resnet_block.py for its parameters and for how the weights are stored.
 //
-// Eight thread blocks, a cluster, compute a tile of rows of one sequence. Block r of a cluster has the columns
-// r * 32 to r * 32 + 31 of both convolutions and of the side path, and head r of the queries, keys and values.
-// The blocks exchange rows through each other's shared memory:
+// A line is a row of the batch or of an edge: the HALO lines before the first row of each sequence, which a
+// convolution reads as the frames before it, cached ones or zeros. A tile has consecutive lines, and so may have
+// rows of several sequences.
+//
+// Eight thread blocks, a cluster, compute a tile. Block r of a cluster has the columns r * 32 to r * 32 + 31 of
+// both convolutions and of the side path, and head r of the queries, keys and values. The blocks exchange rows
+// through each other's shared memory:
 //
 //   1. each computes its columns of the first convolution and of the side path and sends them to all
 //   2. each computes the norm and the activation of whole rows, then its columns of the second convolution,
 //      and sends them to all
 //   3. each computes whole rows of the result and their norm, then its head
 //
-// A convolution reads HALO earlier rows. A tile computes them again for the second convolution, so that of ROWS
+// A convolution reads HALO earlier lines. A tile computes them again for the second convolution, so that of ROWS
 // rows of the first one only NEW are new: row n of the result, row n + HALO of the first convolution and row
-// n + 2 HALO of the input belong to the same frame.
+// n + 2 HALO of the input, and of the tile's lines, belong to the same frame.
 //
 // A warp has an eighth of the inputs of a product, so that each row is read by one warp only; the sums of the
 // warps are added up in shared memory. Each weight is loaded straight into the registers of the warp that uses
@@ -68,9 +72,16 @@ constexpr int SIDES = FIRSTS + (ROWS + HALO) * WIDE_ROW * 2;  // (ROWS, WIDTH) f
 constexpr int PARTS = SIDES + ROWS * WIDE_ROW * 2;            // (WARPS, ROWS, COLUMNS) float
 constexpr int VECTORS = PARTS + WARPS * ROWS * PART_ROW * 4;  // (NUMBERS,) float
 constexpr int RECEIPTS = VECTORS + NUMBERS * 4;               // of firsts, sides and seconds
+constexpr int LINES = RECEIPTS + 3 * 8;                       // (ROWS + HALO,) int
+
+// A line is given as the row in its copy of the batch; UNUSED; or, less than that, a line of an edge.
+constexpr int UNUSED = -1;
+
+// Return page * HALO + place, as in `keep`, of a line of an edge; negative: zeros, or no such line.
+DEVICE int cached_row(int line) { return UNUSED - 1 - HALO - line; }
 
 struct Params {
-  const int* tiles;    // (tiles, 7): see attention_blocks
+  const int* lines;    // (tiles * NEW + 2 * HALO,): see lines_of
   const half_bits* x;  // (copies * rows, INPUTS)
   half_bits* out;      // (copies * rows, WIDTH)
   half_bits* qkv;      // (copies * rows, 3 * INNER)
@@ -79,8 +90,7 @@ struct Params {
   const float* shift;       // (steps, WIDTH)
   const int* step;
   half_bits* edges[2];  // cached inputs of the convolutions: (pages, steps, copies, HALO, channels)
-  const int* before;    // see CachedEdges
-  const int* keep;
+  const int* keep;      // see CachedEdges
   u32 x_stride;
   u32 out_stride;
   int copy_rows;
@@ -217,9 +227,9 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   DYNAMIC_SHARED(shared_memory);
   const int rank = cluster_rank(), copy = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int* entry = p.tiles + blockIdx.x / BLOCKS * 7;
-  const int begin = entry[0], first_row = entry[1], length = entry[2];
-  if (length == 0) return;
+  const u32* tile_lines = (const u32*)p.lines + blockIdx.x / BLOCKS * NEW;
+  const int own_line = threadIdx.x < ROWS + HALO ? load_early(tile_lines + threadIdx.x) : UNUSED;
+  if ((int)load_early(tile_lines + 2 * HALO) == UNUSED) return;
   launch_next_kernel();
 
   const u32 shared = shared_address(shared_memory), receipts = shared + RECEIPTS;
@@ -240,16 +250,17 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   for (int i = threadIdx.x; i < NUMBERS / 4; i += THREADS)
     copy_async(shared + VECTORS + i * 16, p.vectors + rank * NUMBERS + i * 4);
 
+  int* lines = (int*)(shared_memory + LINES);
+  if (threadIdx.x < ROWS + HALO) lines[threadIdx.x] = own_line;
+  __syncthreads();
   // Rows of this batch that are cached are saved by warp r of block r: those of its norms.
-  const u64 base = copy * p.copy_rows + first_row;  // the row of position 0
-  int page = -1, keep[OWN];
+  const u64 base = copy * p.copy_rows;
+  int keep[OWN];
   if (CACHED) {
-    if (begin == 0) page = p.before[base];
 #pragma unroll
     for (int i = 0; i < OWN; i++) {
-      const int row = i * WARPS + warp - HALO;
-      const bool is_own = warp == rank && row >= 0 && begin + row < length;
-      keep[i] = is_own ? p.keep[base + begin + row] : -1;
+      const int row = i * WARPS + warp, line = lines[row + HALO];
+      keep[i] = warp == rank && row >= HALO && line >= 0 ? p.keep[line] : -1;
     }
   }
   int step = 0;
@@ -257,31 +268,32 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   wait_for_previous_kernel();
 
   if (p.new_step) step = *p.step;
-  // Row `place` of a convolution's cached inputs.
-  const auto edge = [&](int convolution, int channels, int page, int place) {
-    u64 row = (((u64)page * p.steps + step) * gridDim.y + copy) * HALO + place;
-    return p.edges[convolution] + row * channels;
+  // A row of a convolution's cached inputs: page * HALO + place.
+  const auto cached = [&](int convolution, int channels, int row) {
+    u64 at = (((u64)(row / HALO) * p.steps + step) * gridDim.y + copy) * HALO + row % HALO;
+    return p.edges[convolution] + at * channels;
   };
 #pragma unroll
   for (int row = warp; row < ROWS + HALO; row += WARPS) {
-    const int position = begin - 2 * HALO + row;
-    const bool cached = CACHED && page >= 0 && position >= -HALO && position < 0;
-    const half_bits* from = p.x + (base + position) * p.x_stride;
+    const int line = lines[row];
+    const half_bits* from = p.x + (base + line) * p.x_stride;
 #pragma unroll
     for (int column = lane * 8; column < INPUTS; column += 256) {
       const int to = XS + (row * X_ROW + column) * 2;
-      if (position >= 0 && position < length)
+      if (line >= 0)
         copy_async(shared + to, from + column);
-      else if (!cached)
+      else if (!CACHED || cached_row(line) < 0)
         *(uint4*)(shared_memory + to) = make_uint4(0, 0, 0, 0);
     }
   }
-  uint4 earlier = make_uint4(0, 0, 0, 0);  // what the second convolution reads before position 0
-  if (CACHED && page >= 0) {               // last, because this may wait for `step`
-    if (warp < HALO) earlier = *(const uint4*)(edge(1, WIDTH, page, warp) + lane * 8);
-    if (warp >= HALO && warp < 2 * HALO)
+  if (CACHED) {  // last, because this may wait for `step`
+    for (int row = warp; row < ROWS + HALO; row += WARPS) {
+      const int from = cached_row(lines[row]);
+      if (from < 0) continue;
       for (int column = lane * 8; column < INPUTS; column += 256)
-        copy_async(shared + XS + (warp * X_ROW + column) * 2, edge(0, INPUTS, page, warp - HALO) + column);
+        copy_async(shared + XS + (row * X_ROW + column) * 2, cached(0, INPUTS, from) + column);
+      if (warp == rank && lane == 0) prefetch_to_l2(cached(1, WIDTH, from), WIDTH * 2);
+    }
   }
   commit_copies();
   const float4* shift_at = (const float4*)(p.shift + step * WIDTH + lane * 8);
@@ -302,7 +314,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
     for (int i = 0; i < OWN; i++)
       if (keep[i] >= 0)
         for (int column = lane * 8; column < INPUTS; column += 256)
-          save(edge(0, INPUTS, keep[i] / HALO, keep[i] % HALO) + column,
+          save(cached(0, INPUTS, keep[i]) + column,
                *(const uint4*)(shared_memory + XS + ((i * WARPS + warp + HALO) * X_ROW + column) * 2));
   }
   __syncthreads();  // before `parts` are written again
@@ -315,9 +327,16 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
 #pragma unroll
   for (int first = 0; first < OWN; first += GROUP) {
     float rows[GROUP][8];
-    unsigned char* at = shared_memory + FIRSTS + ((first * WARPS + warp) * WIDE_ROW + lane * 8) * 2;
+    int own_lines[GROUP];
+    const int at = FIRSTS + ((first * WARPS + warp) * WIDE_ROW + lane * 8) * 2;
 #pragma unroll
-    for (int i = 0; i < GROUP; i++) unpack(rows[i], *(const uint4*)(at + i * WARPS * WIDE_ROW * 2));
+    for (int i = 0; i < GROUP; i++) {
+      const int to = at + i * WARPS * WIDE_ROW * 2;
+      unpack(rows[i], *(const uint4*)(shared_memory + to));
+      own_lines[i] = lines[(first + i) * WARPS + warp + HALO];
+      const int from = cached_row(own_lines[i]);
+      if (CACHED && from >= 0) copy_async(shared + to, cached(1, WIDTH, from) + lane * 8);
+    }
     normalize(rows, p.norm_eps[0]);
     scale_and_activate(rows, vectors + FIRST_GAIN, lane);
 #pragma unroll
@@ -326,11 +345,14 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
       for (int j = 0; j < 8; j++) rows[i][j] += shift[j];
       uint4 value = pack(rows[i]);
       const int kept = CACHED ? keep[first + i] : -1;
-      if (kept >= 0) save(edge(1, WIDTH, kept / HALO, kept % HALO) + lane * 8, value);
-      if (begin == 0 && (first + i) * WARPS + warp < HALO) value = earlier;
-      *(uint4*)(at + i * WARPS * WIDE_ROW * 2) = value;
+      if (kept >= 0) save(cached(1, WIDTH, kept) + lane * 8, value);
+      if (own_lines[i] < UNUSED) value = make_uint4(0, 0, 0, 0);
+      if (!CACHED || cached_row(own_lines[i]) < 0)
+        *(uint4*)(shared_memory + at + i * WARPS * WIDE_ROW * 2) = value;
     }
   }
+  commit_copies();
+  wait_for_copies<0>();
   __syncthreads();
 
   convolve<SECOND_WEIGHTS, WIDTH>(shared_memory + PARTS, shared + FIRSTS, second_weights, warp, lane);
@@ -355,8 +377,8 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
       unpack(side, *(const uint4*)(shared_memory + SIDES + at + i * WARPS * WIDE_ROW * 2));
 #pragma unroll
       for (int j = 0; j < 8; j++) rows[i][j] += side[j];
-      if (warp == rank && row < NEW && begin + row < length)
-        save(p.out + (base + begin + row) * p.out_stride + lane * 8, pack(rows[i]));
+      const int line = row < NEW ? lines[row + 2 * HALO] : UNUSED;
+      if (warp == rank && line >= 0) save(p.out + (base + line) * p.out_stride + lane * 8, pack(rows[i]));
     }
     normalize(rows, p.eps);
 #pragma unroll
@@ -383,6 +405,14 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
         for (int j = 0; j < 3; j++)
           multiply_add(sums[tile][j], a, qkv_weights[(step * 3 + j) * 2], qkv_weights[(step * 3 + j) * 2 + 1]);
       }
+    int own_lines[TOGETHER][2];
+#pragma unroll
+    for (int tile = 0; tile < TOGETHER; tile++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        const int row = 16 * (first + tile) + g + 8 * half;
+        own_lines[tile][half] = row < NEW ? lines[row + 2 * HALO] : UNUSED;
+      }
 #pragma unroll
     for (int j = 0; j < 3; j++) {
       const int own = (warp * 3 + j) * 8 + 2 * t, at = own / HEAD * INNER + rank * HEAD + own % HEAD;
@@ -391,9 +421,9 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
       for (int tile = 0; tile < TOGETHER; tile++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          const int row = 16 * (first + tile) + g + 8 * half;
-          if (row < NEW && begin + row < length)
-            *(u32*)(p.qkv + (base + begin + row) * (3 * INNER) + at) =
+          const int line = own_lines[tile][half];
+          if (line >= 0)
+            *(u32*)(p.qkv + (base + line) * (3 * INNER) + at) =
                 pack_halves(sums[tile][j][2 * half] + bias.x, sums[tile][j][2 * half + 1] + bias.y);
         }
     }

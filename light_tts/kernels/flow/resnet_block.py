@@ -3,16 +3,19 @@ follows it (resnet_block.cu), for an H100 or H200.
 
 As in transformer_block.py, a cluster of eight multiprocessors has all the weights and computes a tile of
 rows. A convolution reads two earlier rows; each tile computes those of the second convolution again, so that
-no tile waits for another.
+no tile waits for another. A tile has consecutive rows, of whatever sequences, each of which is preceded by
+two rows that stand for the frames before it (see `lines_of`).
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,14 +35,46 @@ from light_tts.kernels.flow.transformer_block import (
 
 SOURCE = Path(__file__).with_suffix(".cu")
 TAPS = 3
+HALO = TAPS - 1  # earlier rows that a convolution reads
+UNUSED = -1  # a line that is no row and no edge
 INPUTS = (256, 320, 512)  # channels that the kernel computes, as the width and the number of taps
 BLOCK_ROWS = (16, 32, 48, 64)  # rows of a tile of the first convolution
 COLUMNS = WIDTH // BLOCKS
 
 
 def new_rows(block_rows: int) -> int:
-    """Return the rows of the result that a tile yields."""
-    return block_rows - (TAPS - 1)
+    """Return the lines of the result that a tile yields."""
+    return block_rows - HALO
+
+
+def line_count(frames: int, block_rows: int) -> int:
+    """Return the lines of tiles that are enough for `frames` frames of one sequence, or as many lines."""
+    new = new_rows(block_rows)
+    return -(-frames // new) * new + 2 * HALO
+
+
+def has_room(count: int, lengths: Sequence[int]) -> bool:
+    """Return whether sequences of these lengths fit into `count` lines."""
+    return sum(lengths) + HALO * (len(lengths) + 1) <= count
+
+
+def lines_of(lengths: Sequence[int], count: int, before: np.ndarray | None = None) -> np.ndarray:
+    """Return (count,) int32, what the convolutions go over: the rows of a copy of the batch, and before the
+    first row of each sequence its edge, HALO lines that stand for the frames before it. A line is the index
+    of a row; UNUSED; or, of an edge, UNUSED - 1 - HALO - (page * HALO + place), where page -1 stands for
+    zeros. before: (rows,), see CachedEdges; None: every sequence begins. Raises ValueError if `count` is too
+    small, see `has_room`."""
+    if not has_room(count, lengths):
+        raise ValueError(f"{len(lengths)} sequences of {sum(lengths)} rows do not fit into {count} lines")
+    lines = np.full(count, UNUSED, np.int32)
+    line, row = HALO, 0  # a tile's first new line is the one after 2 * HALO others
+    for length in lengths:
+        page = -1 if before is None else before[row]
+        lines[line : line + HALO] = UNUSED - 1 - HALO - (page * HALO + np.arange(HALO))
+        line += HALO
+        lines[line : line + length] = np.arange(row, row + length)
+        line, row = line + length, row + length
+    return lines
 
 
 @dataclass(frozen=True)
@@ -104,7 +139,7 @@ class _Params(ctypes.Structure):
     """`Params` of the kernel."""
 
     _fields_ = [
-        ("tiles", ctypes.c_void_p),
+        ("lines", ctypes.c_void_p),
         ("x", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("qkv", ctypes.c_void_p),
@@ -113,7 +148,6 @@ class _Params(ctypes.Structure):
         ("shift", ctypes.c_void_p),
         ("step", ctypes.c_void_p),
         ("edges", ctypes.c_void_p * 2),
-        ("before", ctypes.c_void_p),
         ("keep", ctypes.c_void_p),
         ("x_stride", ctypes.c_uint32),
         ("out_stride", ctypes.c_uint32),
@@ -133,7 +167,7 @@ def resnet_block(
     out: Tensor,
     qkv: Tensor,
     weights: ResnetWeights,
-    tiles: Tensor,
+    lines: Tensor,
     block_rows: int,
     copies: int,
     step: Tensor,
@@ -145,14 +179,19 @@ def resnet_block(
     without gain and offset and with `eps`. For the convolutions see `packed_conv`.
 
     x: (copies * rows, in), out: (copies * rows, width), both may be strided, must not overlap; qkv: (copies *
-    rows, 3 * inner); weights: with `packed`; tiles: from `attention_blocks`, for `new_rows(block_rows)`
-    queries, chunks and prefixes are not used; block_rows: one of BLOCK_ROWS; step: one int32 on the device;
-    cached: of both convolutions, None if every sequence begins in the batch and nothing is cached; new_step:
-    whether the previous kernel may have written `step`."""
-    params = parameters(x, out, qkv, weights, tiles, copies, step, cached, eps, new_step)
+    rows, 3 * inner); weights: with `packed`; lines: from `lines_of`, as many as `line_count` returns for some
+    number of frames; block_rows: one of BLOCK_ROWS; step: one int32 on the device; cached: of both
+    convolutions, None if every sequence begins in the batch and nothing is cached; new_step: whether the
+    previous kernel may have written `step`."""
+    params = parameters(x, out, qkv, weights, lines, copies, step, cached, eps, new_step)
     kernel = _kernel(x.device, block_rows, cached is not None, x.shape[1])
     overlapped = overlap.enabled(x.device, "resnet_block", len(x))
-    kernel.launch((BLOCKS * len(tiles), copies, 1), params, overlapped)
+    kernel.launch((BLOCKS * tile_count(lines, block_rows), copies, 1), params, overlapped)
+
+
+def tile_count(lines: Tensor, block_rows: int) -> int:
+    """Return the number of tiles of these lines."""
+    return (len(lines) - 2 * HALO) // new_rows(block_rows)
 
 
 def resnet_block_reference(
@@ -160,7 +199,7 @@ def resnet_block_reference(
     out: Tensor,
     qkv: Tensor,
     weights: ResnetWeights,
-    tiles: Tensor,
+    lines: Tensor,
     block_rows: int,
     copies: int,
     step: Tensor,
@@ -168,8 +207,8 @@ def resnet_block_reference(
     eps: float,
     new_step: bool = True,
 ) -> None:
-    position = _positions(tiles, len(x) // copies).repeat(copies)
-    first, second = (None, None) if cached is None else cached
+    position, before = (each.repeat(copies) for each in _layout(lines, len(x) // copies))
+    first, second = (None, None) if cached is None else (replace(each, before=before) for each in cached)
     between, normal = (torch.zeros(len(x), out.shape[1], dtype=x.dtype, device=x.device) for _ in range(2))
     shift, side = Shift(weights.shift, step), Residual(x, *weights.side)
     packed_conv_reference(x, *weights.first, position, between, weights.first_norm, shift=shift, cached=first)
@@ -184,16 +223,20 @@ def resnet_block_reference(
         eps=eps,
         cached=second,
     )
-    packed_linear_reference(normal, *weights.qkv, position, qkv, gelu=False)
+    packed_linear_reference(normal, *weights.qkv, position, qkv)
 
 
-def _positions(tiles: Tensor, rows: int) -> Tensor:
-    """Return (rows,) int32, -1 for rows that are in no tile."""
-    position = torch.full((rows,), -1, dtype=torch.int32, device=tiles.device)
-    for first, first_row, length, *_ in tiles.tolist():
-        if length and not first:
-            position[first_row : first_row + length] = torch.arange(length, device=tiles.device)
-    return position
+def _layout(lines: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+    """Return the position of each row in its sequence, -1 for rows that are in no line, and the page before
+    its sequence, -1: none. (rows,) int32"""
+    position, before, frame, page = [-1] * rows, [-1] * rows, 0, -1
+    for line in lines.tolist():
+        if line >= 0:
+            position[line], before[line], frame = frame, page, frame + 1
+        elif line < UNUSED:
+            frame, page = 0, (UNUSED - 1 - HALO - line) // HALO
+    table = torch.tensor([position, before], dtype=torch.int32, device=lines.device)
+    return table[0], table[1]
 
 
 def parameters(
@@ -201,7 +244,7 @@ def parameters(
     out: Tensor,
     qkv: Tensor,
     weights: ResnetWeights,
-    tiles: Tensor,
+    lines: Tensor,
     copies: int,
     step: Tensor,
     cached: Edges | None,
@@ -212,7 +255,7 @@ def parameters(
     assert weights.packed is not None
     *layers, vectors = weights.packed
     params = _Params(
-        tiles=tiles.data_ptr(),
+        lines=lines.data_ptr(),
         x=x.data_ptr(),
         out=out.data_ptr(),
         qkv=qkv.data_ptr(),
@@ -229,7 +272,7 @@ def parameters(
     params.norm_eps[:] = [weights.first_norm.eps, weights.second_norm.eps]
     if cached is not None:
         params.edges[:] = [edges.store.data_ptr() for edges in cached]
-        params.before, params.keep = cached[0].before.data_ptr(), cached[0].keep.data_ptr()
+        params.keep = cached[0].keep.data_ptr()
         params.steps = cached[0].store.shape[1]
     return params
 
@@ -241,12 +284,11 @@ def macros(block_rows: int, cached: bool, inputs: int) -> dict[str, int]:
 
 def shared_bytes(block_rows: int, inputs: int) -> int:
     """Return the shared memory of a thread block, as the kernel divides it."""
-    halo = TAPS - 1
-    x = (block_rows + 2 * halo) * (inputs + 8) * 2
-    wide = (2 * block_rows + halo) * (WIDTH + 8) * 2
+    x = (block_rows + 2 * HALO) * (inputs + 8) * 2
+    wide = (2 * block_rows + HALO) * (WIDTH + 8) * 2
     parts = WARPS * block_rows * (COLUMNS + 8) * 4
     numbers = 3 * COLUMNS + 4 * WIDTH + 3 * HEAD
-    return x + wide + parts + numbers * 4 + 3 * 8
+    return x + wide + parts + numbers * 4 + 3 * 8 + (block_rows + HALO) * 4
 
 
 @cache

@@ -1,7 +1,7 @@
 // A transformer block of the flow in one kernel, from its queries, keys and values to those of the next block.
 // See transformer_block.py for its parameters and for how the weights are stored.
 //
-// Eight thread blocks, a cluster, compute a tile of ROWS rows of one sequence. Block r of a cluster has head
+// Eight thread blocks, a cluster, compute a tile of ROWS rows, of any sequences. Block r of a cluster has head
 // r, the columns r * 32 to r * 32 + 31 of x, 128 hidden channels of the feed-forward layer, and head r of the
 // next queries, keys and values. The blocks exchange rows through each other's shared memory:
 //
@@ -60,9 +60,14 @@ constexpr int NORMAL = GATHERED + ROWS * WIDE_ROW * 2;     // (ROWS, WIDTH) floa
 constexpr int OUT_BIAS = 0, DOWN_BIAS = COLUMNS, UP_BIAS = 2 * COLUMNS, NEXT_BIAS = UP_BIAS + HIDDEN;
 constexpr int PARTS_BYTES = BLOCKS * ROWS * COLUMNS * 2, X_BYTES = ROWS * WIDTH * 2;
 
+// What a row sees: see attention_of_rows.
+struct __align__(16) Query {
+  int start, end, stop, next, first, past, pages, kept;
+};
+
 struct Params {
-  const int* blocks;  // (tiles, 7): see attention_blocks
-  half_bits* x;       // (copies * rows, WIDTH), in place
+  const Query* queries;  // (rows of all tiles of a copy)
+  half_bits* x;          // (copies * rows, WIDTH), in place
   const half_bits* qkv;  // (copies * rows, 3 * INNER)
   half_bits* next_qkv;
   const uint4* weights[4];  // output projection, both feed-forward layers, queries, keys and values
@@ -73,13 +78,9 @@ struct Params {
   u64 strides[3];  // of pages, steps and copies, in numbers
   u32 x_stride;
   int copy_rows;
-  int page_rows;
+  u32 page_rows;
   float scale;  // of the scores, for a softmax with powers of two
   float eps;
-};
-
-struct Tile {
-  int first, first_row, length, chunk, past, pages, kept;
 };
 
 DEVICE uint4 load(const half_bits* from) { return *(const uint4*)from; }
@@ -239,41 +240,45 @@ DEVICE void send_parts(const float (&sums)[TILES][4][4], u32 shared, u32 receipt
     }
 }
 
-// How many keys are seen by the tile's rows, and by this thread's two queries.
-struct Seen {
-  int end, limits[2];
+// The list of the keys that a warp's 16 rows see, and what this thread's two rows see of it.
+struct KeyList {
+  Query now;  // of a row of the sequence that has been reached
+  int starts[2], ends[2];
+  const bool of_several;  // sequences
 
-  DEVICE Seen(const Tile& tile) {
-    const int chunk = tile.chunk > 0 ? tile.chunk : tile.length;
-    const int first = tile.first + 16 * (threadIdx.x / 32 % TILES) + threadIdx.x % 32 / 4;
-    const auto seen_by = [&](int query) {
-      int end = (query / chunk + 1) * chunk;
-      return tile.past + (end < tile.length ? end : tile.length);
-    };
-    end = seen_by(tile.first + ROWS - 1);
-    limits[0] = seen_by(first);
-    limits[1] = seen_by(first + 8);
+  DEVICE KeyList(const Query* queries, int row) : now(queries[row]), of_several(now.next != 0) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const Query& own = queries[row + threadIdx.x % 32 / 4 + 8 * i];
+      starts[i] = own.start, ends[i] = own.end;
+    }
+  }
+
+  // Go on to the sequence that has the keys from `at` on, a multiple of KEYS. Returns false at the end.
+  DEVICE bool reach(const Query* queries, int at) {
+    while (at >= now.stop) {
+      if (now.next == 0) return false;
+      now = queries[now.next];
+    }
+    return true;
   }
 };
 
-// The attention of one head, written to `attended`.
-DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned char* shared_memory, int head, int copy) {
+// The attention of one head to the warp's keys, written to `sums`. list: has reached the first ones, if `some`.
+DEVICE void attend(const Params& p, KeyList& list, bool some, int first_row, unsigned char* shared_memory, int head,
+                   int copy) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const half_bits* own = p.qkv + (u64)(copy * p.copy_rows + tile.first_row) * (3 * INNER) + head * HEAD;
-  const half_bits* cached = p.store;
-  if (CACHED) cached += *p.step * p.strides[1] + copy * p.strides[2];
-
-  const int split = warp / TILES, rows = 16 * (warp % TILES), end = seen.end;
+  const half_bits* own = p.qkv + (u64)(copy * p.copy_rows) * (3 * INNER) + head * HEAD;
+  const int step = CACHED ? *p.step : 0;
 
   // A lane has 16 features of a query or key, 16 t to 16 t + 15. The order of features within a product is
   // free, as long as it is the same for queries and keys.
   u32 queries[2][8];
 #pragma unroll
   for (int i = 0; i < 2; i++) {
-    int query = tile.first + rows + g + 8 * i;
     uint4 first = make_uint4(0, 0, 0, 0), second = first;
-    if (query < tile.length) {
-      const half_bits* from = own + (u64)query * (3 * INNER) + 16 * t;
+    if (list.ends[i] > 0) {
+      const half_bits* from = own + (u64)(first_row + warp % TILES * 16 + g + 8 * i) * (3 * INNER) + 16 * t;
       first = load(from);
       second = load(from + 8);
     }
@@ -288,13 +293,15 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
   const u32 values = shared_address(shared_memory + VALUES) + warp * 2 * KEYS * HEAD_ROW * 2;
   uint4 keys[KEYS / 8][2], next_keys[KEYS / 8][2];
 
-  // Start to load KEYS keys and values from key `start` on; the values go to half `half` of the buffer.
-  const auto fetch = [&](int start, int half, uint4(&to)[KEYS / 8][2]) {
-    int key = start + lane < end ? start + lane : end - 1;
-    const half_bits* from = own + (i64)(key - tile.past) * (3 * INNER) + INNER;
-    if (CACHED && key < tile.past) {
-      u64 page = p.pages[tile.pages + key / p.page_rows];
-      from = cached + page * p.strides[0] + (u64)(key % p.page_rows) * (2 * INNER) + head * HEAD;
+  // Start to load the KEYS keys and values from `at` on; the values go to half `half` of the buffer.
+  const auto fetch = [&](int at, int half, uint4(&to)[KEYS / 8][2]) {
+    const Query& now = list.now;
+    int key = (at + lane < now.stop ? at + lane : now.stop - 1) - now.start;
+    const half_bits* from = own + (i64)(now.first + key) * (3 * INNER) + INNER;
+    if (CACHED && key < now.past) {
+      const half_bits* cached = p.store + step * p.strides[1] + copy * p.strides[2] + head * HEAD;
+      u64 page = p.pages[now.pages + key / p.page_rows];
+      from = cached + page * p.strides[0] + (u64)(key % p.page_rows) * (2 * INNER);
     }
     const u64 pointer = (u64)from;
 #pragma unroll
@@ -312,15 +319,14 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
     commit_copies();
   };
 
-  const int step = SPLITS * KEYS;
-  int half = 0;
-  if (EARLY && split * KEYS < end) fetch(split * KEYS, 0, keys);
-  for (int start = split * KEYS; start < end; start += step) {
-    if (!EARLY) {
-      fetch(start, 0, keys);
-      wait_for_copies<0>();
-    } else if (start + step < end) {
-      fetch(start + step, half ^ 1, next_keys);
+  int half = 0, at = warp / TILES * KEYS;
+  if (EARLY && some) fetch(at, 0, keys);
+  while (some) {
+    const int next = at + SPLITS * KEYS;
+    if (!EARLY) fetch(at, 0, keys);
+    some = list.reach(p.queries, next);
+    if (EARLY && some) {
+      fetch(next, half ^ 1, next_keys);
       wait_for_copies<1>();
     } else {
       wait_for_copies<0>();
@@ -340,13 +346,14 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
     }
 #pragma unroll
     for (int row = 0; row < 2; row++) {  // rows g and g + 8
+      const int left = at >= list.starts[row] ? list.ends[row] - at : 0;
       float top = highest[row];
 #pragma unroll
       for (int i = 0; i < KEYS / 8; i++)
 #pragma unroll
         for (int j = 0; j < 2; j++) {
           float& score = scores[i][2 * row + j];
-          score = start + 8 * i + 2 * t + j < seen.limits[row] ? score * p.scale : -1.0e30f;
+          score = 8 * i + 2 * t + j < left ? score * p.scale : -1.0e30f;
           top = fmaxf(top, score);
         }
       top = fmaxf(top, shuffle_xor(top, 1));
@@ -365,7 +372,7 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
 #pragma unroll
       for (int i = 0; i < 8; i++) total[i][2 * row] *= fade, total[i][2 * row + 1] *= fade;
     }
-    const u32 at = values + (half * KEYS + (lane & 7) + (lane & 8)) * HEAD_ROW * 2 + (lane & 16);
+    const u32 from = values + (half * KEYS + (lane & 7) + (lane & 8)) * HEAD_ROW * 2 + (lane & 16);
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++) {
       u32 weights[4] = {pack_halves(scores[2 * k][0], scores[2 * k][1]),
@@ -375,12 +382,17 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         u32 value[4];
-        load_matrices_transposed(value, at + k * 16 * HEAD_ROW * 2 + i * 32);
+        load_matrices_transposed(value, from + k * 16 * HEAD_ROW * 2 + i * 32);
+        if (list.of_several) {  // rows of other sequences have weight 0, and 0 * NaN is NaN
+#pragma unroll
+          for (int j = 0; j < 4; j++) value[j] = finite_halves(value[j]);
+        }
         multiply_add(total[2 * i], weights, value[0], value[1]);
         multiply_add(total[2 * i + 1], weights, value[2], value[3]);
       }
     }
     __syncwarp();
+    at = next;
     if (EARLY) {
       half ^= 1;
 #pragma unroll
@@ -388,7 +400,6 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
     }
   }
 
-  // Add up the splits.
   __syncthreads();
   float* sums = (float*)(shared_memory + SUMS);
   float2* scales = (float2*)(sums + WARPS * 16 * SUMS_ROW);
@@ -402,8 +413,13 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
     for (int i = 0; i < 8; i++)
       *(float2*)(sums + at * SUMS_ROW + 8 * i + 2 * t) = make_float2(total[i][2 * row], total[i][2 * row + 1]);
   }
+}
+
+// Add up what the warps have attended to, into `attended`.
+DEVICE void add_splits(unsigned char* shared_memory) {
+  const float* sums = (const float*)(shared_memory + SUMS);
+  const float2* scales = (const float2*)(sums + WARPS * 16 * SUMS_ROW);
   __syncthreads();
-  const int used = (end + KEYS - 1) / KEYS;  // splits with keys
   for (int i = threadIdx.x; i < ROWS * HEAD / 4; i += THREADS) {
     const int row = i / 16, feature = i % 16 * 4;
     float top = -1.0e30f, all = 0.0f, result[4] = {0, 0, 0, 0};
@@ -411,7 +427,6 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
     for (int k = 0; k < SPLITS; k++) top = fmaxf(top, scales[k * ROWS + row].x);
 #pragma unroll
     for (int k = 0; k < SPLITS; k++) {
-      if (k >= used) break;
       float2 scale = scales[k * ROWS + row];
       float share = power_of_two(scale.x - top);
       all += share * scale.y;
@@ -427,16 +442,17 @@ DEVICE void attend(const Params& p, const Tile& tile, const Seen& seen, unsigned
 }
 
 // Cache the keys and values of the tile's rows that are to be kept.
-DEVICE void keep(const Params& p, const Tile& tile, int head, int copy) {
-  const half_bits* own = p.qkv + (u64)(copy * p.copy_rows + tile.first_row) * (3 * INNER) + head * HEAD;
+DEVICE void keep(const Params& p, int first_row, int head, int copy) {
+  const half_bits* own = p.qkv + (u64)(copy * p.copy_rows) * (3 * INNER) + head * HEAD;
   half_bits* to = p.store + *p.step * p.strides[1] + copy * p.strides[2] + head * HEAD;
   for (int i = threadIdx.x; i < ROWS * HEAD / 4; i += THREADS) {
-    int query = tile.first + i / 16, frame = tile.past + query;
-    int feature = i % 16 / 8 * INNER + i % 8 * 8;  // keys first
-    if (query < tile.length && frame < tile.kept) {
-      u64 page = p.pages[tile.pages + frame / p.page_rows];
+    const int row = first_row + i / 16, feature = i % 16 / 8 * INNER + i % 8 * 8;  // keys first
+    const Query query = p.queries[row];
+    const int frame = row - query.first;
+    if (frame < query.kept) {
+      u64 page = p.pages[query.pages + frame / p.page_rows];
       save(to + page * p.strides[0] + (u64)(frame % p.page_rows) * (2 * INNER) + feature,
-           load(own + (u64)query * (3 * INNER) + INNER + feature));
+           load(own + (u64)row * (3 * INNER) + INNER + feature));
     }
   }
 }
@@ -446,8 +462,15 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   DYNAMIC_SHARED(shared_memory);
   const int rank = cluster_rank(), copy = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int* entry = p.blocks + blockIdx.x / BLOCKS * 7;
-  const Tile tile = {entry[0], entry[1], entry[2], entry[3], entry[4], entry[5], entry[6]};
+  const int first_row = blockIdx.x / BLOCKS * ROWS;  // of the tile, in a copy
+  KeyList list(p.queries, first_row + warp % TILES * 16);
+  const auto used = [&](int row) { return p.queries[first_row + row].end > 0; };
+  const bool some_used = used(0);
+
+  // This thread's part of x: eight columns of a row.
+  const int share = threadIdx.x % SHARERS, row = threadIdx.x / (4 * SHARERS);
+  const int column = threadIdx.x / SHARERS % 4 * 8;
+  const bool row_used = used(row);
   launch_next_kernel();
 
   // Everything that this kernel waits for in global memory is requested before the first of it is used.
@@ -455,14 +478,14 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   Weights<16, 2> up(p.weights[1], rank, warp);
   Weights<8, 4> down(p.weights[2], rank, warp);
   Weights<16, 3> next(p.weights[3], rank, warp);
-  out.load(lane);
+  if (EARLY) out.load(lane);
   const int thread = threadIdx.x;
   float out_bias = 0.0f, down_bias = 0.0f, up_bias = 0.0f, next_bias = 0.0f;
   if (thread < COLUMNS) out_bias = p.biases[0][rank * COLUMNS + thread];
   if (thread < COLUMNS) down_bias = p.biases[2][rank * COLUMNS + thread];
   if (thread < HIDDEN) up_bias = p.biases[1][rank * HIDDEN + thread];
   if (NEXT && thread < 3 * HEAD) next_bias = p.biases[3][thread / HEAD * INNER + rank * HEAD + thread % HEAD];
-  if (tile.length == 0) return;
+  if (!some_used) return;
 
   const u32 shared = shared_address(shared_memory), receipts = shared + RECEIPTS;
   if (thread == 0) {
@@ -476,24 +499,24 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
     if (lane == 1) prefetch_to_l2(down.from, down.COUNT * 128);
     if (NEXT && lane == 2) prefetch_to_l2(next.from, next.COUNT * 128);
   }
-  const Seen seen(tile);
+  const bool some = list.reach(p.queries, warp / TILES * KEYS);
   float* biases = (float*)(shared_memory + BIASES);
   if (thread < COLUMNS) biases[OUT_BIAS + thread] = out_bias, biases[DOWN_BIAS + thread] = down_bias;
   if (thread < HIDDEN) biases[UP_BIAS + thread] = up_bias;
   if (NEXT && thread < 3 * HEAD) biases[NEXT_BIAS + thread] = next_bias;
   wait_for_previous_kernel();
 
-  // This thread's part of x: eight columns of a row.
-  const int share = threadIdx.x % SHARERS, row = threadIdx.x / (4 * SHARERS);
-  const int column = threadIdx.x / SHARERS % 4 * 8;
-  const bool stores_x = share == 0 && tile.first + row < tile.length;
-  half_bits* x_at = p.x + (u64)(copy * p.copy_rows + tile.first_row + tile.first + row) * p.x_stride +
-                    rank * COLUMNS + column;
+  const auto x_at = [&] {  // not kept during the attention, which needs the registers
+    return p.x + (u64)(copy * p.copy_rows + first_row + row) * p.x_stride + rank * COLUMNS + column;
+  };
   uint4 old_x = make_uint4(0, 0, 0, 0);
-  if (tile.first + row < tile.length) old_x = load(x_at);
+  if (EARLY && row_used) old_x = load(x_at());
   const u32 gathered = shared + GATHERED + (row * WIDE_ROW + rank * COLUMNS + column) * 2;
 
-  attend(p, tile, seen, shared_memory, rank, copy);
+  attend(p, list, some, first_row, shared_memory, rank, copy);
+  if (!EARLY) out.load(lane);
+  if (!EARLY && used(row)) old_x = load(x_at());
+  add_splits(shared_memory);
 
   // What the head adds to x: a warp has the columns of one block.
   {
@@ -503,7 +526,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
     send_parts(sums, shared, receipts, rank, warp, lane);
   }
   up.load(lane);
-  if (CACHED) keep(p, tile, rank, copy);
+  if (CACHED) keep(p, first_row, rank, copy);
   wait_for_bytes(receipts);
   float x[8] = {0, 0, 0, 0, 0, 0, 0, 0};
   add(x, old_x);
@@ -542,10 +565,13 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   wait_for_bytes(receipts + 16);
   add_parts(x, shared_memory, DOWN_BIAS, row, column, share);
   if (NEXT) send_to_all(gathered, pack(x), receipts + 24, share);
-  if (stores_x) save(x_at, pack(x));
+  if (share == 0 && used(row)) save(x_at(), pack(x));
   if (!NEXT) return;
 
   // Queries, keys and values of the next block: a warp has 24 of a head's 192 columns.
+  bool stores[TILES][2];
+#pragma unroll
+  for (int i = 0; i < TILES; i++) stores[i][0] = used(16 * i + g), stores[i][1] = used(16 * i + g + 8);
   wait_for_bytes(receipts + 24);
   layer_norm(shared_memory, p.eps, warp, lane);
   __syncthreads();
@@ -555,15 +581,14 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   for (int j = 0; j < 3; j++) {
     const int own_tile = warp * 3 + j;
     const float2 bias = *(const float2*)(biases + NEXT_BIAS + own_tile * 8 + 2 * t);
-    half_bits* to = p.next_qkv + (u64)(copy * p.copy_rows + tile.first_row + tile.first) * (3 * INNER) +
+    half_bits* to = p.next_qkv + (u64)(copy * p.copy_rows + first_row) * (3 * INNER) +
                     own_tile / 8 * INNER + rank * HEAD + own_tile % 8 * 8 + 2 * t;
 #pragma unroll
     for (int i = 0; i < TILES; i++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        int own = 16 * i + g + 8 * half;
-        if (tile.first + own < tile.length)
-          *(u32*)(to + (u64)own * (3 * INNER)) =
+        if (stores[i][half])
+          *(u32*)(to + (u64)(16 * i + g + 8 * half) * (3 * INNER)) =
               pack_halves(sums[i][j][2 * half] + bias.x, sums[i][j][2 * half + 1] + bias.y);
       }
   }

@@ -1,9 +1,10 @@
 """A transformer block of the flow in one kernel, from its queries, keys and values to those of the next block
 (transformer_block.cu), for an H100 or H200.
 
-Between two attentions everything is computed row by row, so a tile of rows needs no other rows, only all the
-weights: 2.1 MB. They are divided among a cluster of eight multiprocessors, which exchange the tile's rows
-through their shared memory. That is faster than through global memory, from one kernel to the next.
+Between two attentions everything is computed row by row, so a tile of rows, whichever sequences they belong
+to, needs no other rows, only all the weights: 2.1 MB. They are divided among a cluster of eight
+multiprocessors, which exchange the tile's rows through their shared memory. That is faster than through
+global memory, from one kernel to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from light_tts.kernels import overlap
 from light_tts.kernels.cuda.kernel import Kernel, available
-from light_tts.kernels.flow.packed_attention import CachedKeys, packed_attention_reference
+from light_tts.kernels.flow.packed_attention import CachedKeys, attention_of_rows_reference
 from light_tts.kernels.flow.packed_linear import (
     layer_norm_linear_reference,
     packed_linear_add_reference_,
@@ -92,7 +93,7 @@ class _Params(ctypes.Structure):
     """`Params` of the kernel."""
 
     _fields_ = [
-        ("blocks", ctypes.c_void_p),
+        ("queries", ctypes.c_void_p),
         ("x", ctypes.c_void_p),
         ("qkv", ctypes.c_void_p),
         ("next_qkv", ctypes.c_void_p),
@@ -104,7 +105,7 @@ class _Params(ctypes.Structure):
         ("strides", ctypes.c_uint64 * 3),
         ("x_stride", ctypes.c_uint32),
         ("copy_rows", ctypes.c_int),
-        ("page_rows", ctypes.c_int),
+        ("page_rows", ctypes.c_uint32),
         ("scale", ctypes.c_float),
         ("eps", ctypes.c_float),
     ]
@@ -115,7 +116,7 @@ def transformer_block(
     qkv: Tensor,
     next_qkv: Tensor,
     weights: BlockWeights,
-    blocks: Tensor,
+    queries: Tensor,
     block_rows: int,
     copies: int,
     cached: CachedKeys | None,
@@ -125,14 +126,15 @@ def transformer_block(
     layer. For the attention see `packed_attention`.
 
     x: (copies * rows, width), may be strided; qkv, next_qkv: (copies * rows, 3 * inner), not the same;
-    weights: with `packed`; blocks: from `attention_blocks`, for `block_rows` queries, one of BLOCK_ROWS;
-    cached: see `packed_attention`."""
-    params = parameters(x, qkv, next_qkv, weights, blocks, copies, cached, eps)
-    resident = 2 if len(x) > CLUSTERS * max(BLOCK_ROWS) else 1
+    weights: with `packed`; queries: from `attention_of_rows`, for as many rows as all tiles of a copy have;
+    block_rows: of a tile, one of BLOCK_ROWS; cached: see `packed_attention`."""
+    params = parameters(x, qkv, next_qkv, weights, queries, copies, cached, eps)
+    tiles = len(queries) // block_rows
+    resident = 2 if tiles * copies > CLUSTERS else 1
     variant = block_rows, resident, cached is not None, weights.next_qkv is not None
     kernel = _kernel(x.device, *variant)
     overlapped = overlap.enabled(x.device, "transformer_block", len(x))
-    kernel.launch((BLOCKS * len(blocks), copies, 1), params, overlapped)
+    kernel.launch((BLOCKS * tiles, copies, 1), params, overlapped)
 
 
 def transformer_block_reference(
@@ -140,21 +142,21 @@ def transformer_block_reference(
     qkv: Tensor,
     next_qkv: Tensor,
     weights: BlockWeights,
-    blocks: Tensor,
+    queries: Tensor,
     block_rows: int,
     copies: int,
     cached: CachedKeys | None,
     eps: float,
 ) -> None:
     attended = torch.full((len(x), qkv.shape[1] // 3), torch.nan, dtype=x.dtype, device=x.device)
-    packed_attention_reference(qkv, blocks, attended, weights.heads, block_rows, copies, cached)
+    attention_of_rows_reference(qkv, queries, attended, weights.heads, copies, cached)
     position = torch.where(attended[:, 0].isnan(), -1, 0)
     hidden = x.new_zeros(len(x), weights.up[0].shape[1])
     packed_linear_add_reference_(x, attended, *weights.out, position)
-    layer_norm_linear_reference(x, *weights.up, position, hidden, eps, gelu=True)
+    layer_norm_linear_reference(x, *weights.up, position, hidden, eps, "gelu")
     packed_linear_add_reference_(x, hidden, *weights.down, position)
     if weights.next_qkv is not None:
-        layer_norm_linear_reference(x, *weights.next_qkv, position, next_qkv, eps, gelu=False)
+        layer_norm_linear_reference(x, *weights.next_qkv, position, next_qkv, eps)
 
 
 def parameters(
@@ -162,7 +164,7 @@ def parameters(
     qkv: Tensor,
     next_qkv: Tensor,
     weights: BlockWeights,
-    blocks: Tensor,
+    queries: Tensor,
     copies: int,
     cached: CachedKeys | None,
     eps: float,
@@ -173,7 +175,7 @@ def parameters(
     if weights.next_qkv is not None:
         layers.append(weights.next_qkv)
     params = _Params(
-        blocks=blocks.data_ptr(),
+        queries=queries.data_ptr(),
         x=x.data_ptr(),
         qkv=qkv.data_ptr(),
         next_qkv=next_qkv.data_ptr(),

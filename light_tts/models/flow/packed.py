@@ -1,8 +1,8 @@
 """The flow on a GPU: speech tokens of any mix of requests to mel frames, in one packed batch.
 
 Long and short items, first and later chunks, with and without the chunk mask, all share the rows of one batch
-(see unet/packed.py). Only the encoder, two percent of the work, uses padding. Encoder and Euler step are CUDA
-graphs by size.
+(see unet/packed.py). Only the encoder, two percent of the work, uses padding (see packed_encoder.py). Encoder
+and Euler step are CUDA graphs by size.
 
 With a memory, each chunk of a stream continues the previous one, and requests with the same voice share the
 cost of its recording: with the chunk mask, earlier frames do not depend on later ones. Only the encoder
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,13 +22,14 @@ from torch import Tensor
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.transfer import pinned, upload
 from light_tts.kernels.compile_ahead import compile_ahead
-from light_tts.kernels.flow.packed_attention import attention_blocks
-from light_tts.kernels.flow.resnet_block import new_rows
+from light_tts.kernels.flow.fill_rows import FILL_ENTRIES, fill_rows
+from light_tts.kernels.flow.resnet_block import has_room, lines_of
 from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
+from light_tts.models.flow.packed_encoder import EncoderItem, PackedEncoder
 from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan, reserve
 from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.models.flow.unet.page_store import COPIES
@@ -38,7 +40,7 @@ WIDTH_STEP = 32  # tokens; granularity of the encoder's sizes
 WARM_TOKENS = 256  # 10 s of prompt and speech
 FIRST_ROWS = 640  # frames; sizes recorded before the first request: a prompt of 10 s and a first chunk
 FEW_ROWS = 1024  # up to this many frames, fewer and smaller kernels are faster (see packed_linear)
-ENCODER_LIMIT = 32 * 256**2  # items x tokens^2 per encoder run; bounds the memory of its attention
+ENCODER_LIMIT = 32 * 256  # items x tokens per encoder run; bounds its memory
 
 
 def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
@@ -47,16 +49,23 @@ def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
 
 
 def share(
-    flow: Flow, dtype: torch.dtype, items: int, room: int, automatic: bool = False
+    flow: Flow,
+    dtype: torch.dtype,
+    items: int,
+    room: int,
+    automatic: bool = False,
+    ended: Callable[[str], None] = lambda phase: None,
 ) -> Callable[[], PackedFlow]:
     """Return a factory of instances that share weights in `dtype` and a memory of `room` bytes (0: none); for
-    `automatic` see `reserve`. Takes over the weights of `flow`, which is in float32. Raises TooLittleMemory.
-    """
-    estimator = pack(flow, dtype)
+    `automatic` see `reserve`, for `ended` `choose_flow`. Takes over the weights of `flow`, which is in
+    float32. Raises TooLittleMemory."""
+    estimator, encoder = pack(flow, dtype), PackedEncoder(flow, dtype)
+    ended("packed weights")
     memory = reserve(flow, estimator, room, automatic) if room or automatic else None
-    del flow.decoder.estimator
+    ended("flow memory")
+    del flow.decoder.estimator, flow.encoder, flow.encoder_proj, flow.input_embedding
     flow.to(dtype)
-    return lambda: PackedFlow(flow, estimator, items, memory)
+    return lambda: PackedFlow(flow, estimator, items, memory, encoder=encoder)
 
 
 def attention_rows(frames: int) -> int:
@@ -66,8 +75,9 @@ def attention_rows(frames: int) -> int:
 
 class PackedFlow:
     """`estimator`: `pack(flow)`, shared by all instances; `items`: maximum batch size; `memory`: None: every
-    chunk is computed from the beginning. The results of a call do not depend on the other items in it, except
-    for rounding. Not thread-safe; all work uses the current CUDA stream, which must not change."""
+    chunk is computed from the beginning; `encoder`: shared like the estimator, None: made from `flow`. The
+    results of a call do not depend on the other items in it, except for rounding. Not thread-safe; all work
+    uses the current CUDA stream, which must not change."""
 
     packed = True
 
@@ -78,8 +88,10 @@ class PackedFlow:
         items: int,
         memory: PackedMemory | None = None,
         graphs: bool = True,
+        encoder: PackedEncoder | None = None,
     ) -> None:
         self._flow = flow
+        self._encoder = PackedEncoder(flow, estimator.dtype) if encoder is None else encoder
         self._memory = memory
         self._items = items
         self._device = flow.spk_embed_affine_layer.weight.device
@@ -90,6 +102,7 @@ class PackedFlow:
         self.graphs = GraphCache(self._device, graphs)
         self._largest = self._estimator.allocate(0)
         self._sizes: dict[int, Rows] = {}
+        self._speakers: WeakKeyDictionary[Memo, Tensor] = WeakKeyDictionary()  # by voice: (mels,)
 
     def frames(self, item: FlowItem) -> int:
         """Return the number of mel frames of prompt and speech. Raises ValueError if there is nothing to
@@ -125,19 +138,30 @@ class PackedFlow:
         sizes = list(_buckets(min(ROW_LIMIT, items * WARM_TOKENS * self._flow.ratio)))
         heights = sorted({_batch_bucket(count) for count in range(1, items + 1)})
         widths = range(WIDTH_STEP, WARM_TOKENS + 1, WIDTH_STEP)
+        # of the encoder; its kernels depend on the number of rows only
+        shapes = {height * width: (height, width) for height in heights for width in widths}
 
         def rehearse() -> None:
+            estimator = self._estimator.shortened()
             for size in sizes:
-                self._estimator.step(self._rows(size))
+                estimator.step(self._rows(size))
+            encoder = self._encoder.shortened()
+            for height, width in shapes.values():
+                self._encoder_work(height, width, encoder).run()
+            rows = self._rows(sizes[0])
+            speakers = torch.zeros(1, self._mels, dtype=self._estimator.dtype, device=self._device)
+            table = torch.zeros(FILL_ENTRIES, 1, dtype=torch.int32, device=self._device)
+            inputs = rows.buffers.inputs.view(COPIES, rows.size, -1)
+            fill_rows(self._noise, speakers, None, table, rows.buffers.x, inputs)
 
         if first:
             compile_ahead(self._device, rehearse)
+        self._plan_encoder(heights[-1], widths[-1])  # those recorded later reuse its memory
         for size in sizes:
             self.graphs.plan(("step", size), partial(self._step_work, self._rows(size)))
         for height in heights:
             for width in widths:
-                self.graphs.plan(("encode", height, width), partial(self._encoder_work, height, width))
-        self.graphs.record(("encode", heights[-1], widths[-1]))  # all others reuse its memory
+                self._plan_encoder(height, width)
         if first:
             for width in widths:
                 self.graphs.record(("encode", 1, width))
@@ -168,18 +192,28 @@ class PackedFlow:
 
     def _integrate(self, spans: list[PackedSpan]) -> Tensor:
         """Return (frames of all spans, mels)."""
-        # The device encodes while the host prepares the rest.
-        encoded = [self._encode(batch) for batch in _split(spans, _encoder_has_room)]
         total = sum(span.frames for span in spans)
-        rows = self._rows(_bucket(total))
+        rows = self._rows_for([span.frames for span in spans])
         step = self.graphs.use(("step", rows.size), partial(self._step_work, rows))
+        # The device encodes while the host prepares the rest.
+        first = 0
+        for batch in _split(spans, _encoder_has_room):
+            self._encode(batch, first)
+            first += sum(span.frames for span in batch)
         self._place(rows, spans)
-        self._fill(rows, spans, encoded)
+        self._fill(rows, spans)
         for _ in range(self._estimator.steps):
             step.run()
         return rows.buffers.x[:total].clone()
 
     # ---- rows
+
+    def _rows_for(self, lengths: list[int]) -> Rows:
+        """Return the rows of the smallest size with room for sequences of these lengths."""
+        rows = self._rows(_bucket(sum(lengths)))
+        while rows.tile_rows is not None and not has_room(len(rows.lines), lengths):
+            rows = self._rows(_bucket(rows.size + 1))
+        return rows
 
     def _rows(self, size: int) -> Rows:
         """Return the rows for `size` frames; all sizes share the memory of the largest one so far."""
@@ -194,11 +228,9 @@ class PackedFlow:
         block_rows = tile or attention_rows(size)
         buffers = self._largest.first(size, size <= FEW_ROWS, joined=tile is not None)
         pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
-        blocks, tiles = size // block_rows + self._items, 0
+        blocks = 0 if tile else size // block_rows + self._items
         tile_rows = self._estimator.rows_of_resnet_tile(COPIES * size)
-        if tile_rows is not None:
-            tiles = size // new_rows(tile_rows) + self._items
-        rows = Rows(buffers, blocks, block_rows, store, pages, tiles, tile_rows)
+        rows = Rows(buffers, blocks, block_rows, store, pages, tile_rows)
         self._sizes[size] = rows
         return rows
 
@@ -215,77 +247,68 @@ class PackedFlow:
         parts.position.reshape(COPIES, -1)[:, : len(position)] = position
         chunks = [self._chunk if span.item.streaming else 0 for span in spans]
         prefixes = None if self._memory is None else self._memory.place(parts, spans)
-        parts.blocks[:] = attention_blocks(lengths, chunks, rows.block_rows, len(parts.blocks), prefixes)
+        rows.place_attention(parts, lengths, chunks, prefixes)
         if rows.tile_rows is not None:
-            frames = new_rows(rows.tile_rows)
-            parts.tiles[:] = attention_blocks(lengths, chunks, frames, len(parts.tiles))
+            before = None if self._memory is None else parts.before
+            parts.lines[:] = lines_of(lengths, len(parts.lines), before)
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
 
-    def _fill(self, rows: Rows, spans: list[PackedSpan], encoded: list[Tensor]) -> None:
-        """Write the estimator's inputs: noise, encoded tokens, speaker and the prompt's mel, side by side;
-        the unconditioned copy has only the noise. encoded: (frames, mels) of consecutive spans."""
-        mels, size, total = self._mels, rows.size, sum(span.frames for span in spans)
-        x = rows.buffers.x[:total]
-        frame = np.concatenate([np.arange(span.start, span.end, dtype=np.int32) for span in spans])
-        torch.index_select(self._noise, 0, upload(frame, self._device), out=x)
-        conditioned, unconditioned = rows.buffers.inputs[:total], rows.buffers.inputs[size:][:total]
-        conditioned[:, :mels] = x
-        unconditioned[:, :mels] = x
-        unconditioned[:, mels:].zero_()
-        conditioned[:, 3 * mels :].zero_()
-        speakers = self._flow.speaker(torch.stack([span.item.embedding for span in spans]))
-        start = 0
-        for span, speaker in zip(spans, speakers, strict=True):
-            own = conditioned[start : start + span.frames]
-            own[:, 2 * mels : 3 * mels] = speaker
-            known = span.item.prompt_mel[span.start : span.prompt]
-            own[: len(known), 3 * mels :] = known
+    def _fill(self, rows: Rows, spans: list[PackedSpan]) -> None:
+        """Write the other inputs of the estimator: noise, speaker and the prompt's mel, beside the encoded
+        tokens; the unconditioned copy has only the noise."""
+        table = np.full((FILL_ENTRIES, sum(span.frames for span in spans)), -1, np.int32)
+        start, known_rows = 0, 0
+        known: list[Tensor] = []  # mel frames
+        for index, span in enumerate(spans):
+            frame, speaker, place = table[:, start : start + span.frames]
+            frame[:] = np.arange(span.start, span.end)
+            speaker[:] = index
+            if span.start < span.prompt:
+                mel = span.item.prompt_mel[span.start : min(span.prompt, span.end)]
+                place[: len(mel)] = np.arange(known_rows, known_rows + len(mel))
+                known_rows += len(mel)
+                known.append(mel)
             start += span.frames
-        start = 0
-        for features in encoded:
-            conditioned[start : start + len(features), mels : 2 * mels] = features
-            start += len(features)
+        fill_rows(
+            self._noise,
+            torch.stack([self._speaker(span.item) for span in spans]),
+            torch.cat(known) if known else None,
+            upload(table, self._device),
+            rows.buffers.x,
+            rows.buffers.inputs.view(COPIES, rows.size, -1),
+        )
+
+    def _speaker(self, item: FlowItem) -> Tensor:
+        """Return the projected embedding of the item's voice: (mels,)"""
+        if item.voice_memo not in self._speakers:
+            self._speakers[item.voice_memo] = self._flow.speaker(item.embedding[None])[0]
+        return self._speakers[item.voice_memo]
 
     # ---- encoder
 
-    def _encode(self, spans: list[PackedSpan]) -> Tensor:
-        """Return (frames of all spans, mels): the concatenated features of the encoder."""
-        ids = [np.concatenate([span.item.prompt, span.item.tokens]) for span in spans]
-        width = _round_up(max(map(len, ids)), WIDTH_STEP)
-        height = _batch_bucket(len(spans))
-        table = np.zeros((height, 3 + width), np.int32)
-        table[:, 0], table[:, 2] = 1, 1  # unused items: one token, finalize
-        for row, (span, own) in enumerate(zip(spans, ids, strict=True)):
-            table[row, :3] = len(own), span.item.streaming, span.item.finalize
-            table[row, 3 : 3 + len(own)] = own
-        features = self._features(table)
-        row_length = self._flow.ratio * width
-        index = np.concatenate(
-            [
-                np.arange(span.start, span.end, dtype=np.int32) + row * row_length
-                for row, span in enumerate(spans)
-            ]
-        )
-        return features.index_select(0, upload(index, self._device))
-
-    def _features(self, table: np.ndarray) -> Tensor:
-        """table: (items, 3 + tokens) int32, each row length, streaming, finalize, ids -> (items * ratio *
-        tokens, mels)"""
-        height, width = table.shape[0], table.shape[1] - 3
+    def _encode(self, spans: list[PackedSpan], first: int) -> None:
+        """Write the features of all spans to the rows of the estimator's inputs from `first` on."""
+        items = []
+        for span in spans:
+            ids = np.concatenate([span.item.prompt, span.item.tokens])
+            items.append(EncoderItem(ids, span.end // self._flow.ratio, span.item.streaming, span.start))
+        height, width = _batch_bucket(len(items)), _round_up(max(len(one.ids) for one in items), WIDTH_STEP)
         work = self.graphs.use(("encode", height, width), partial(self._encoder_work, height, width))
         assert work.inputs is not None  # see _encoder_work
+        table = self._encoder.table(items, first, height, width)
         work.inputs.copy_(pinned(table, self._device), non_blocking=True)
-        return work.run()
+        work.run()
 
-    def _encoder_work(self, height: int, width: int) -> SizedWork:
-        inputs = torch.ones(height, 3 + width, dtype=torch.int32, device=self._device)
+    def _plan_encoder(self, height: int, width: int) -> None:
+        self.graphs.plan(("encode", height, width), partial(self._encoder_work, height, width))
 
-        def run() -> Tensor:
-            lengths, streaming, finalize = inputs[:, 0].long(), inputs[:, 1] > 0, inputs[:, 2] > 0
-            features, _ = self._flow.encode(inputs[:, 3:].long(), lengths, streaming, finalize, width)
-            return self._flow.encoder_proj(features).flatten(0, 1)
-
-        return SizedWork(run, inputs=inputs)
+    def _encoder_work(self, height: int, width: int, encoder: PackedEncoder | None = None) -> SizedWork:
+        """`encoder`: another one, for rehearsals."""
+        encoder = encoder or self._encoder
+        table = torch.from_numpy(encoder.empty(height, width)).to(self._device)
+        parts = encoder.parts(table, height, width)
+        features = self._largest.inputs[:, self._mels : 2 * self._mels]
+        return SizedWork(partial(encoder, parts, features), inputs=table)
 
 
 def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
@@ -301,7 +324,7 @@ def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
 
 def _encoder_has_room(spans: list[PackedSpan]) -> bool:
     longest = max(len(span.item.prompt) + len(span.item.tokens) for span in spans)
-    return len(spans) * longest**2 <= ENCODER_LIMIT
+    return len(spans) * longest <= ENCODER_LIMIT
 
 
 def _bucket(frames: int) -> int:

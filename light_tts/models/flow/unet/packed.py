@@ -7,8 +7,10 @@ depend only on the time, which takes ten fixed values, are computed once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,8 @@ from light_tts.models.flow.unet.estimator import (
 )
 from light_tts.models.flow.unet.page_store import COPIES, PageLimits, PageStore
 from light_tts.models.flow.unet.rows import Buffers, PackedRun, Rows
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,9 @@ class Transformer:
         if has_qkv:
             pass
         elif normal is None:
-            layer_norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps, gelu=False)
+            layer_norm_linear(x, *self.qkv, position, rows.buffers.qkv, self.eps)
         else:
-            packed_linear(normal, *self.qkv, position, rows.buffers.qkv, gelu=False)
+            packed_linear(normal, *self.qkv, position, rows.buffers.qkv)
         packed_attention(
             rows.buffers.qkv,
             rows.blocks,
@@ -173,9 +177,9 @@ class Transformer:
         )
         packed_linear_add_(x, rows.buffers.attended, *self.out, position, normal, self.eps)
         if normal is None:
-            layer_norm_linear(x, *self.up, position, rows.buffers.feed, self.eps, gelu=True)
+            layer_norm_linear(x, *self.up, position, rows.buffers.feed, self.eps, activation="gelu")
         else:
-            packed_linear(normal, *self.up, position, rows.buffers.feed, gelu=True)
+            packed_linear(normal, *self.up, position, rows.buffers.feed, activation="gelu")
         packed_linear_add_(x, rows.buffers.feed, *self.down, position, normal, self.eps)
 
 
@@ -205,6 +209,10 @@ class UNetStage:
                 head = head.pack()
         return cls(resnet, blocks, joined, head)
 
+    def shortened(self) -> UNetStage:
+        """Return this stage with only the first and the last of its transformer blocks."""
+        return replace(self, blocks=_ends(self.blocks), joined=_ends(self.joined))
+
     def __call__(
         self, run: PackedRun, x: Tensor, between: Tensor, out: Tensor, first: bool = False
     ) -> Tensor:
@@ -213,8 +221,8 @@ class UNetStage:
         if rows.tile_rows is not None:  # with the first queries, keys and values
             edges, other = run.edges(), run.edges()
             cached = None if edges is None or other is None else (edges, other)
-            tiles, tile_rows = rows.tiles, rows.tile_rows
-            resnet_block(x, out, qkv, self.head, tiles, tile_rows, COPIES, rows.step, cached, eps, first)
+            lines, tile_rows = rows.lines, rows.tile_rows
+            resnet_block(x, out, qkv, self.head, lines, tile_rows, COPIES, rows.step, cached, eps, first)
         else:
             self.resnet(run, x, between, out, eps)
         next_qkv = rows.buffers.next_qkv
@@ -224,10 +232,10 @@ class UNetStage:
             return out
         if rows.tile_rows is None:
             assert rows.buffers.normal is not None  # see Buffers
-            packed_linear(rows.buffers.normal, *self.blocks[0].qkv, rows.position, qkv, gelu=False)
+            packed_linear(rows.buffers.normal, *self.blocks[0].qkv, rows.position, qkv)
         for weights in self.joined:
             transformer_block(
-                out, qkv, next_qkv, weights, rows.blocks, rows.block_rows, COPIES, run.keys(), eps
+                out, qkv, next_qkv, weights, rows.queries, rows.block_rows, COPIES, run.keys(), eps
             )
             qkv, next_qkv = next_qkv, qkv
         return out
@@ -270,6 +278,14 @@ class PackedEstimator:
         projection = Conv.of(estimator.final_proj, dtype)
         self._projection = projection.weight[0].contiguous(), projection.bias
         self._inner = self._down.blocks[0].out[0].shape[0]
+
+    def shortened(self) -> PackedEstimator:
+        """Return an estimator that launches the same kernels, but fewer times, for rehearsals: without the
+        stages and blocks between others of the same sizes."""
+        other = copy.copy(self)
+        other._down, other._up = self._down.shortened(), self._up.shortened()
+        other._mid = [stage.shortened() for stage in _ends(self._mid)]
+        return other
 
     def step(self, rows: Rows) -> None:
         """Run one Euler step: updates x, also in the inputs, and adds 1 to `rows.step`."""
@@ -346,6 +362,11 @@ class PackedEstimator:
             normal=matrix(width),
             next_qkv=matrix(3 * self._inner),
         )
+
+
+def _ends(parts: list[T]) -> list[T]:
+    """Return the first and the last one."""
+    return parts if len(parts) < 2 else [parts[0], parts[-1]]
 
 
 def _time_embedding(estimator: Estimator, times: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,25 +10,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.kernels.flow.packed_attention import BLOCK_ENTRIES, CachedKeys
+from light_tts.kernels.flow.packed_attention import (
+    BLOCK_ENTRIES,
+    ROW_ENTRIES,
+    CachedKeys,
+    Prefix,
+    attention_blocks,
+    attention_of_rows,
+)
 from light_tts.kernels.flow.packed_conv import CachedEdges
+from light_tts.kernels.flow.resnet_block import line_count
 from light_tts.models.flow.unet.page_store import COPIES, PageStore
 
-ALIGNMENT = 4  # int32 values: 16 bytes
+ALIGNMENT = 8  # int32 values: 32 bytes
 
 Table = Tensor | np.ndarray
 
 
 class Parts(NamedTuple):
     """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; blocks: see
-    `attention_blocks`; tiles: see `resnet_block`, empty if residual blocks are not computed in one kernel;
-    before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three are empty if nothing is
-    cached."""
+    `attention_blocks`, empty if transformer blocks are computed in one kernel; queries: see
+    `attention_of_rows`, empty if they are not; lines: see `resnet_block`, empty if residual blocks are not
+    computed in one kernel; before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three
+    are empty if nothing is cached."""
 
     step: Any
     position: Any
     blocks: Any
-    tiles: Any
+    queries: Any
+    lines: Any
     before: Any
     keep: Any
     pages: Any
@@ -78,24 +89,28 @@ class Rows:
         block_rows: int,
         page_store: PageStore | None = None,
         pages: int = 0,
-        tiles: int = 0,
         tile_rows: int | None = None,
     ) -> None:
-        """`blocks`: maximum number of attention blocks, of `block_rows` queries each; `pages`: maximum number
-        over all sequences; `page_store`: the cache, None: no caching; `tiles`: maximum number of tiles of
-        residual blocks, `tile_rows`: see `resnet_block`, None: several kernels. All rows start unused."""
+        """`blocks`: maximum number of attention blocks, 0 if transformer blocks are computed in one kernel;
+        `block_rows`: queries of such a block, or rows of a tile of that kernel; `pages`: maximum number
+        over all sequences; `page_store`: the cache, None: no caching; `tile_rows`: of residual blocks, see
+        `resnet_block`, None: several kernels. All rows start unused."""
         self.buffers = buffers
         self.block_rows = block_rows
         self.tile_rows = tile_rows
         self.page_store = page_store
         both = COPIES * self.size
         per_row = 0 if page_store is None else both
-        self._sizes = [1, both, BLOCK_ENTRIES * blocks, BLOCK_ENTRIES * tiles, per_row, per_row, pages]
+        queries = -(-self.size // block_rows) * block_rows if buffers.next_qkv is not None else 0
+        attention = [BLOCK_ENTRIES * blocks, ROW_ENTRIES * queries]
+        lines = 0 if tile_rows is None else line_count(self.size, tile_rows)
+        self._sizes = [1, both, *attention, lines, per_row, per_row, pages]
         aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes]
         self._starts = np.cumsum([0, *aligned]).tolist()
         self.table = torch.zeros(self._starts.pop(), dtype=torch.int32, device=buffers.x.device)
         parts = self.parts(self.table)
-        self.step, self.position, self.blocks, self.tiles, self.before, self.keep, self.pages = parts
+        self.step, self.position, self.blocks, self.queries, self.lines, *cached = parts
+        self.before, self.keep, self.pages = cached
         self.clear()
 
     @property
@@ -105,21 +120,37 @@ class Rows:
     def parts(self, table: Table) -> Parts:
         """Return views of a table with this layout."""
         found = [table[start : start + size] for start, size in zip(self._starts, self._sizes, strict=True)]
-        found[2], found[3] = found[2].reshape(-1, BLOCK_ENTRIES), found[3].reshape(-1, BLOCK_ENTRIES)
+        for index, entries in ((2, BLOCK_ENTRIES), (3, ROW_ENTRIES)):
+            found[index] = found[index].reshape(-1, entries)
         return Parts(*found)
 
     def empty(self) -> np.ndarray:
         """Return a table on the host in which all rows are unused."""
         table = np.zeros(len(self.table), np.int32)
         parts = self.parts(table)
-        for part in (parts.position, parts.before, parts.keep):
+        for part in (parts.position, parts.lines, parts.before, parts.keep):
             part.fill(-1)
         return table
+
+    def place_attention(
+        self,
+        parts: Parts,
+        lengths: Sequence[int],
+        chunks: Sequence[int],
+        prefixes: Sequence[Prefix] | None = None,
+    ) -> None:
+        """Write into `parts` of a table on the host what the rows of these sequences see (see
+        `attention_blocks`)."""
+        if len(parts.queries):
+            parts.queries[:] = attention_of_rows(lengths, chunks, len(parts.queries), prefixes)
+        else:
+            count = len(parts.blocks)
+            parts.blocks[:] = attention_blocks(lengths, chunks, self.block_rows, count, prefixes)
 
     def clear(self) -> None:
         """Mark all rows unused; reset to step 0."""
         self.table.zero_()
-        for part in (self.position, self.before, self.keep):
+        for part in (self.position, self.lines, self.before, self.keep):
             part.fill_(-1)
 
 
