@@ -2,7 +2,7 @@
 
 python scripts/bench_hift.py                  a first chunk of one item, and batches of long ones
 python scripts/bench_hift.py --json FILE      the same, with the figures written to a file
-python scripts/bench_hift.py --tiles          only the convolutions of the residual blocks, by tile
+python scripts/bench_hift.py --profile        instead, every kernel of a first chunk in its order
 
 Compares plain PyTorch in float32, the same with TF32 in one CUDA graph, and the kernels. `error` is the level
 of the difference from the float32 waveform for the same source, relative to the level of that waveform.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -21,13 +22,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
-from light_tts.kernels.launch import Config
-from light_tts.kernels.vocoder.conv import convolve
-from light_tts.kernels.vocoder.layout import Active, Convolutions, Frames, Sums, Taps
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
@@ -46,16 +45,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--tiles", action="store_true", help="measure tiles of the convolutions instead")
+    parser.add_argument("--profile", action="store_true", help="print the kernels of a first chunk instead")
     parser.add_argument("--seconds", type=float, default=0.3, help="time for each measurement")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
     device = torch.device("cuda")
-    if args.tiles:
-        measure_tiles(device)
-        return
     hift = full_size(device)
+    if args.profile:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            profile(choose_vocoder(hift, CACHED)(), batch_of(hift.config.in_channels, *BATCHES[0], device))
+        return
     flops = flops_of_frame(hift)
     print(f"{torch.cuda.get_device_name()}: {flops * 50 / 1e9:.1f} GFLOP for a second of audio", flush=True)
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -95,12 +95,8 @@ def measure(
 ) -> list[dict[str, object]]:
     """Return one line per implementation for a batch."""
     device = hift.conv_pre.weight.device
-    random = torch.Generator().manual_seed(batch)
-    mel = (torch.randn(batch, hift.config.in_channels, frames, generator=random) * 1.5 - 5).to(device)
-    lengths = [frames] * batch
-    cached = [torch.zeros(CACHED, device=device)] * batch
-    noises = [SourceNoise(seed, 0, 0) for seed in range(batch)]
-    mels = MelBatch(mel, lengths, cached, noises)
+    mels = batch_of(hift.config.in_channels, batch, frames, device)
+    mel, lengths = mels.mel, list(mels.lengths)
     plain = TorchVocoder(hift)
     noise = torch.randn(batch, frames * hift.samples_per_frame, hift.m_source.waves, device=device)
     on_device = torch.tensor(lengths, device=device)
@@ -147,48 +143,35 @@ def measure(
     return rows
 
 
-CUT = ("BLOCK_FRAMES", "BLOCK_OUT", "num_warps", "num_stages")
+def batch_of(channels: int, items: int, frames: int, device: torch.device) -> MelBatch:
+    """Return random items of the same length, which all continue a stream."""
+    random = torch.Generator().manual_seed(items)
+    mel = (torch.randn(items, channels, frames, generator=random) * 1.5 - 5).to(device)
+    cached = [torch.zeros(CACHED, device=device)] * items
+    return MelBatch(mel, [frames] * items, cached, [SourceNoise(seed, 0, 0) for seed in range(items)])
 
 
-def measure_tiles(device: torch.device) -> None:
-    """Measure three parallel blocks of dilation 3 at each level: the first convolution of a pair, then the
-    second."""
-    tiles = [(64, 64, 4), (128, 64, 4), (128, 64, 8), (64, 128, 4), (128, 128, 8), (256, 64, 8)]
-    for batch, frames in ((32, 256), (1, 96)):
-        lengths = torch.full((batch,), frames, dtype=torch.int32, device=device)
-        for width, rate in ((256, 8), (128, 40), (64, 120)):
-            level = Frames(lengths, rate)
-            taps = [Taps(kernel, 3, 3 * (kernel - 1) // 2) for kernel in (11, 7, 3)]
-            weights = [torch.randn(tap.taps, width, width, device=device).half() * 0.02 for tap in taps]
-            conv = Convolutions(weights, torch.zeros(3, width, device=device), taps)
-            x = torch.randn(3, batch, frames * rate, width, device=device).half()
-            active = Active("snake", torch.empty_like(x), alpha=torch.ones(3, width, device=device))
-            total = torch.randn(x.shape, device=device)
-            flops = 2 * sum(tap.taps for tap in taps) * width * x[0].numel()
-            for out, sums in ((None, Sums()), (total, Sums(total))):
-                for size in tiles:
-                    for stages in (3, 4):
-                        config = dict(zip(CUT, (*size, stages), strict=True))
-                        each = time_of(
-                            partial(convolve, conv, x, level, level, out, active, sums, config=config), 0.03
-                        )
-                        name = "first" if out is None else "second"
-                        report_config(f"{batch} x {frames}, {width} channels, {name}", config, each, flops)
-        x = torch.randn(1, batch, frames, 512, device=device)
-        pitch = Convolutions(
-            [torch.randn(3, 512, 512, device=device) * 0.02],
-            torch.zeros(1, 512, device=device),
-            [Taps(3, 1, 1)],
-            exact=True,
-        )
-        for size in tiles[:4]:
-            config, level, out = dict(zip(CUT, (*size, 3), strict=True)), Frames(lengths), torch.empty_like(x)
-            each = time_of(partial(convolve, pitch, x, level, level, out, config=config), 0.03)
-            report_config(f"{batch} x {frames}, pitch", config, each, 2 * 3 * 512 * x.numel())
-
-
-def report_config(name: str, config: Config, seconds: float, flops: float) -> None:
-    print(f"{name:34} {config}: {seconds * 1e3:7.3f} ms {flops / seconds / 1e12:6.0f} TFLOP/s", flush=True)
+def profile(vocoder: Vocoder, mels: MelBatch) -> None:
+    """Print the time of every kernel in a CUDA graph of the batch, the median of some runs, and their sum."""
+    vocoder.graphs.at_first_use = True
+    for _ in range(3):  # without a graph, recorded, replayed
+        vocoder.speak(mels)
+    runs = []
+    for _ in range(9):
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+            vocoder.speak(mels)
+            torch.cuda.synchronize()
+        kernels = [event for event in recorded.events() if event.device_type == DeviceType.CUDA]
+        runs.append(sorted(kernels, key=lambda event: event.time_range.start))
+    most, total = max(map(len, runs)), 0.0  # events may get lost
+    runs = [run for run in runs if len(run) == most]
+    for same in zip(*runs, strict=True):
+        median = statistics.median(event.time_range.elapsed_us() for event in same)
+        total += median
+        print(f"{median:8.1f} us  {same[0].name[:80]}")
+    spans = [run[-1].time_range.end - run[0].time_range.start for run in runs]
+    print(f"{total:8.1f} us  altogether, {most} kernels, in {statistics.median(spans):.1f} us")
 
 
 def time_of(function: Callable[[], object], seconds: float) -> float:

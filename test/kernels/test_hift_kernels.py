@@ -10,11 +10,12 @@ import torch
 
 pytest.importorskip("triton")
 
+from light_tts.kernels import configs
 from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder import mean as hift_mean
 from light_tts.kernels.vocoder import source as hift_source
 from light_tts.kernels.vocoder import spectrum as hift_spectrum
-from light_tts.kernels.vocoder.conv import convolve
+from light_tts.kernels.vocoder.conv import convolve, tile, tile_in_parts
 from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Frames, Sums, Taps, transposed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +58,7 @@ def compare(conv, x, level_in, level_out, out, active, sums=NO_SUMS, atol=2e-5, 
         own = None
         if active is not None:
             own = Active(active.kind, torch.full_like(active.out, -7.0), active.alpha, active.slope)
-        own_options = options if function is convolve else {k: v for k, v in options.items() if k != "tile"}
+        own_options = options if function is convolve else {k: v for k, v in options.items() if k != "config"}
         function(conv, x, level_in, level_out, plain, own, own_sums, **own_options)
         results.append([tensor for tensor in (plain, own and own.out) if tensor is not None])
     for actual, expected in zip(*results, strict=True):
@@ -71,7 +72,8 @@ def test_parallel_blocks_with_dilation_residual_and_snakes():
         level = Frames(integers(9, 0, 14, 1), 5, 1)
         residual = numbers(3, 4, 71, wide, seed=2)
         active = Active("snake", numbers(3, 4, 71, wide), alpha=numbers(3, wide, seed=3).abs() + 0.3)
-        compare(conv, numbers(3, 4, 71, wide, seed=1), level, level, residual, active, Sums(residual))
+        x, config = numbers(3, 4, 71, wide, seed=1), tile_in_parts(32, 32, 3)
+        compare(conv, x, level, level, residual, active, Sums(residual), config=config)
 
 
 def test_one_block_with_addend_makes_several_activations():
@@ -152,9 +154,40 @@ def test_results_do_not_depend_on_neighbours_nor_on_the_tile():
         level,
         level,
         other,
-        config={"BLOCK_FRAMES": 128, "BLOCK_OUT": 64, "num_warps": 4, "num_stages": 3},
+        config=tile(128, 64, 4, 3),
     )
     torch.testing.assert_close(other, many, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [(72, 40), (16, 1)])
+def test_sums_in_parts_are_the_same_with_every_tile(wide, narrow):
+    conv = make_conv([Taps(9, 2, 8), Taps(3, 1, 1)], wide, narrow, exact=True)
+    assert conv.parts == 8
+    level, x = Frames(integers(33, 0, 7)), numbers(2, 3, 40, wide, seed=1)
+    compare(conv, x, level, level, numbers(2, 3, 40, narrow), None, config=tile_in_parts(64, 32, 4))
+    found = []
+    for config in (tile_in_parts(*size) for size in ((16, 16, 4), (32, 32, 3), (32, 64, 3), (64, 32, 4))):
+        found.append(numbers(2, 3, 40, narrow))
+        convolve(conv, x, level, level, found[-1], config=config)
+    for other in found[1:]:
+        if DEVICE.type == "cuda":
+            assert torch.equal(other, found[0])
+        torch.testing.assert_close(other, found[0], atol=1e-6, rtol=1e-6)
+
+
+def test_tiles_are_small_for_few_frames_unless_others_were_measured(monkeypatch):
+    monkeypatch.setattr(configs, "load", lambda device: {})
+    pitch, narrow = make_conv([Taps(3)], 512, 512, exact=True), make_conv([Taps(7)], 64, 18, exact=True)
+    found = [hift_conv.convolve_config(pitch, rows, NO_SUMS) for rows in (48, 96, 256, 8192)]
+    assert found == [tile_in_parts(*size, 4) for size in ((16, 16), (16, 32), (32, 32), (32, 64))]
+    assert hift_conv.convolve_config(narrow, 11521, NO_SUMS) == tile_in_parts(64, 32, 4)
+    blocks = make_conv([Taps(3)], 256, 256, dtype=torch.float16)
+    found = [hift_conv.convolve_config(blocks, rows, NO_SUMS) for rows in (608, 2000, 6400, 30000)]
+    assert found == [tile(64, 32, 4, 5), tile(64, 64, 4, 5), tile(64, 64, 4, 3), tile(128, 128, 8, 3)]
+    entries = [{"rows": 96, **tile_in_parts(32, 32, 3)}]
+    monkeypatch.setattr(configs, "load", lambda device: {"convolve_float32_512x512x1": entries})
+    assert hift_conv.convolve_config(pitch, 48, NO_SUMS) == tile_in_parts(32, 32, 3)
+    assert hift_conv.convolve_config(pitch, 97, NO_SUMS) == tile_in_parts(16, 32, 4)
 
 
 def test_mean_leaky_relu():

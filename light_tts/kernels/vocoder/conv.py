@@ -19,8 +19,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from light_tts.kernels.launch import Config
-from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Frames, Sums
+from light_tts.kernels import configs
+from light_tts.kernels.launch import Config, measured_up_to
+from light_tts.kernels.vocoder.layout import NO_SUMS, PARTS, Active, Convolutions, Frames, Sums
+
+MULTIPROCESSORS = 132  # of an H100 or H200
+BUSY = 96  # programs of a launch that has enough of them
 
 
 def convolve(
@@ -86,20 +90,48 @@ def convolve(
         ACTIVE="none" if active is None else active.kind,
         COPIES=branched // conv.branches,
         MIRROR=mirror,
+        PARTS=conv.parts,
         BLOCK_IN=conv.block_in,
         **config,
     )
 
 
 def convolve_config(conv: Convolutions, rows: int, sums: Sums) -> Config:
-    """Return large tiles if they still give every multiprocessor of an H100 two programs, and narrower ones
-    if a residual uses registers, so that two fit on it at once."""
+    """Return the tile measured for so many frames on this GPU, else one that keeps it busy. In which order
+    products are added does not depend on it."""
+    entries = configs.load(conv.weight.device).get(conv.name, [])
+    return measured_up_to(entries, rows=rows) or usual_config(conv, rows, sums)
+
+
+def tile(frames: int, outputs: int, warps: int, stages: int) -> Config:
+    return {"BLOCK_FRAMES": frames, "BLOCK_OUT": outputs, "num_warps": warps, "num_stages": stages}
+
+
+def tile_in_parts(frames: int, outputs: int, stages: int) -> Config:
+    """Return a tile for sums in parts; two programs of a small one fit on a multiprocessor at once."""
+    return tile(frames, outputs, PARTS, stages) | ({"maxnreg": 128} if frames * outputs <= 32 * 32 else {})
+
+
+def usual_config(conv: Convolutions, rows: int, sums: Sums) -> Config:
+    """Return the tile where none was measured: large ones if there are many frames."""
     channels = max(16, triton.next_power_of_2(conv.channels_out))
-    programs = triton.cdiv(rows, 128) * triton.cdiv(channels, 128) * conv.branches
-    if conv.weight.dtype == torch.float16 and programs >= 2 * 132:
-        most = 128 if sums.residual is None else 64
-        return {"BLOCK_FRAMES": 128, "BLOCK_OUT": min(channels, most), "num_warps": 8, "num_stages": 3}
-    return {"BLOCK_FRAMES": 64, "BLOCK_OUT": min(channels, 64), "num_warps": 4, "num_stages": 3}
+
+    def programs(frames: int, outputs: int) -> int:
+        return triton.cdiv(rows, frames) * triton.cdiv(conv.channels_out, outputs) * conv.branches
+
+    if conv.parts == PARTS:
+        frames, outputs = (32, 64) if channels >= 64 else (64, channels)
+        while frames * outputs > 16 * 16 and programs(frames, outputs) < BUSY:
+            frames, outputs = (frames, outputs // 2) if outputs > frames else (frames // 2, outputs)
+        return tile_in_parts(frames, outputs, stages=4)
+    if conv.weight.dtype == torch.float16:
+        if programs(128, 128) >= 2 * MULTIPROCESSORS:
+            # narrower if a residual uses registers, so that two programs fit on a multiprocessor at once
+            return tile(128, min(channels, 128 if sums.residual is None else 64), warps=8, stages=3)
+        if programs(64, 64) < 2 * MULTIPROCESSORS:  # each has room for more tiles in flight
+            narrow = programs(64, 64) < BUSY // 2
+            return tile(64, min(channels, 32 if narrow else 64), warps=4, stages=5)
+    return tile(64, min(channels, 64), warps=4, stages=3)
 
 
 def convolve_reference(
@@ -187,6 +219,84 @@ def _store(at_ptr, value, mask):
     tl.store(at_ptr, value.to(at_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _products(
+    source,
+    start,
+    known,
+    dilation,
+    taps,
+    weight,
+    column,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """Return the sum over taps and inputs (len(start), len(column)), in float32. start: the frames of the
+    first tap."""
+    IN_BLOCKS: tl.constexpr = (IN + BLOCK_IN - 1) // BLOCK_IN
+    inner = tl.arange(0, BLOCK_IN)
+    total = tl.zeros((start.shape[0], column.shape[0]), dtype=tl.float32)
+    for step in range(0, taps * IN_BLOCKS):
+        row = start + (step // IN_BLOCKS) * dilation
+        channel = (step % IN_BLOCKS) * BLOCK_IN + inner
+        inside = ((row >= 0) & (row < known))[:, None]
+        if IN % BLOCK_IN != 0:
+            inside = inside & (channel < IN)[None, :]
+        a = tl.load(source + row[:, None] * IN + channel[None, :], mask=inside, other=0.0)
+        at = weight + (step * BLOCK_IN + inner)[:, None] * OUT + column[None, :]
+        b = tl.load(at, mask=(column < OUT)[None, :], other=0.0)
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _products_in_parts(
+    source,
+    start,
+    known,
+    dilation,
+    taps,
+    weight,
+    column,
+    IN: tl.constexpr,
+    OUT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_IN: tl.constexpr,
+):
+    """`_products` in eight parts, which are added at the end: with as many warps, Triton gives each of them
+    one product of the batch. So a program is done sooner, and needs fewer outputs."""
+    IN_BLOCKS: tl.constexpr = (IN + BLOCK_IN - 1) // BLOCK_IN
+    inner = tl.arange(0, BLOCK_IN)
+    part = tl.arange(0, PARTS)
+    steps = taps * IN_BLOCKS
+    total = tl.zeros((PARTS, start.shape[0], column.shape[0]), dtype=tl.float32)
+    for first in range(0, steps, PARTS):
+        step = first + part
+        row = start[None, :] + (step // IN_BLOCKS * dilation)[:, None]
+        channel = (step % IN_BLOCKS * BLOCK_IN)[:, None] + inner[None, :]
+        inside = ((row >= 0) & (row < known) & (step < steps)[:, None])[:, :, None]
+        if IN % BLOCK_IN != 0:
+            inside = inside & (channel < IN)[:, None, :]
+        a = tl.load(source + row[:, :, None] * IN + channel[:, None, :], mask=inside, other=0.0)
+        at = (step * BLOCK_IN)[:, None] + inner[None, :]
+        b = tl.load(
+            weight + at[:, :, None] * OUT + column[None, None, :],
+            mask=(step < steps)[:, None, None] & (column < OUT)[None, None, :],
+            other=0.0,
+        )
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    tl.static_assert(PARTS == 8)
+    # each thread gets all parts of its outputs, and adds them in the same order whatever the tile is
+    parts = tl.permute(tl.reshape(total, (2, 2, 2, start.shape[0], column.shape[0])), (3, 4, 2, 1, 0))
+    low, high = tl.split(parts)
+    low, high = tl.split(low + high)
+    low, high = tl.split(low + high)
+    return low + high
+
+
 @triton.jit(do_not_specialize=["batch"])  # otherwise it is recompiled for 1 and for multiples of 16
 def _convolve_kernel(
     x_ptr,
@@ -221,6 +331,7 @@ def _convolve_kernel(
     ACTIVE: tl.constexpr,
     COPIES: tl.constexpr,
     MIRROR: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_FRAMES: tl.constexpr,
     BLOCK_IN: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
@@ -239,22 +350,16 @@ def _convolve_kernel(
         return
     q = tl.program_id(1) * BLOCK_FRAMES + tl.arange(0, BLOCK_FRAMES)
     column = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
-    inner = tl.arange(0, BLOCK_IN)
 
     source = x_ptr + branch.to(tl.int64) * x_branch + item.to(tl.int64) * x_capacity * IN
     start = q * IN_STRIDE - padding
-    IN_BLOCKS: tl.constexpr = (IN + BLOCK_IN - 1) // BLOCK_IN
-    total = tl.zeros((BLOCK_FRAMES, BLOCK_OUT), dtype=tl.float32)
-    for step in range(0, taps * IN_BLOCKS):
-        row = start + (step // IN_BLOCKS) * dilation
-        channel = (step % IN_BLOCKS) * BLOCK_IN + inner
-        inside = ((row >= 0) & (row < known))[:, None]
-        if IN % BLOCK_IN != 0:
-            inside = inside & (channel < IN)[None, :]
-        a = tl.load(source + row[:, None] * IN + channel[None, :], mask=inside, other=0.0)
-        at = weight_ptr + (first_row + step * BLOCK_IN + inner)[:, None] * OUT + column[None, :]
-        b = tl.load(at, mask=(column < OUT)[None, :], other=0.0)
-        total = tl.dot(a, b, total, input_precision=PRECISION)
+    weight = weight_ptr + first_row * OUT
+    if PARTS == 1:
+        total = _products(source, start, known, dilation, taps, weight, column, IN, OUT, PRECISION, BLOCK_IN)
+    else:
+        total = _products_in_parts(
+            source, start, known, dilation, taps, weight, column, IN, OUT, PRECISION, PARTS, BLOCK_IN
+        )
 
     total += tl.load(bias_ptr + branch * OUT + column, mask=column < OUT, other=0.0)[None, :]
     row = q * OUT_STRIDE + shift

@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Parts of a sum of exact products, one for each warp of a program: with few frames there are few programs,
+# and a sum in one part takes long.
+PARTS = 8
+
 Activation = Literal["none", "snake", "leaky_relu", "elu", "abs"]
 
 
@@ -30,6 +34,8 @@ class Convolutions:
     weights: for each branch (taps, in, out); bias: (branches, out) float32. float16 weights multiply float16
     frames, float32 weights float32 frames, with about the precision of float32 if `exact` (three TF32
     products), else that of TF32. The sums are always float32.
+
+    name: the key of its launch configurations in kernels/configs/.
     """
 
     def __init__(
@@ -46,11 +52,13 @@ class Convolutions:
         self.channels_in, self.channels_out = weights[0].shape[1:]
         self.in_stride, self.out_stride = in_stride, out_stride
         self.precision = "tf32x3" if exact else "tf32"
-        self.block_in = 16 if self.channels_in <= 16 else 64 if weights[0].dtype == torch.float16 else 32
+        self.parts, self.block_in = _division(weights[0].dtype, self.channels_in, taps, exact)
         missing = -self.channels_in % self.block_in
         padded = [F.pad(weight, (0, 0, 0, missing)).flatten(0, 1) for weight in weights]
         self.weight = torch.cat(padded).contiguous()
         self.bias = bias.float().contiguous()
+        dtype = str(weights[0].dtype).removeprefix("torch.")
+        self.name = f"convolve_{dtype}_{self.channels_in}x{self.channels_out}x{self.branches}"
         first_row, table = 0, []
         for branch, rows in zip(self.taps, padded, strict=True):
             table.append([first_row, branch.taps, branch.dilation, branch.padding, branch.shift])
@@ -72,6 +80,15 @@ class Convolutions:
 
     def _rows(self) -> list[tuple[int, Taps]]:
         return list(zip(self.table[:, 0].tolist(), self.taps, strict=True))
+
+
+def _division(dtype: torch.dtype, channels: int, taps: Sequence[Taps], exact: bool) -> tuple[int, int]:
+    """Return the number of parts of the sum over taps and inputs that are added separately, and the inputs
+    that are multiplied at once. Neither depends on the number of frames, nor does the order of summation."""
+    blocks = -(-channels // 16) * max(branch.taps for branch in taps)
+    if exact and blocks >= PARTS:
+        return PARTS, 16
+    return 1, 16 if channels <= 16 else 64 if dtype == torch.float16 else 32
 
 
 def transposed(
