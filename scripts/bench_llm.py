@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -184,7 +185,9 @@ class StubRunner:
     def warm_up(self) -> None:
         pass
 
-    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
+    def prefill(
+        self, ids: list[int], spans: list[RowSpan], complete: list[int], records: np.ndarray
+    ) -> Tensor:
         return torch.ones(1, len(complete), dtype=torch.int32)
 
     def decode(self, spans: list[RowSpan]) -> Tensor:

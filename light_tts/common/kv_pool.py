@@ -6,6 +6,8 @@ it has tokens, and are freed together.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -75,7 +77,8 @@ class SlotTable:
     `close`, together with all its slots.
 
     The table is kept in host memory (`slots_of`) and on the device (`device_slots`: (rows, max_len) int32,
-    read by kernels). On the CPU both are the same memory; otherwise `upload` updates the device.
+    read by kernels). On the CPU both are the same memory; otherwise what `extend` adds must be written to the
+    device, for example by `upload`.
     """
 
     def __init__(self, slots: int, rows: int, max_len: int, device: torch.device) -> None:
@@ -86,7 +89,6 @@ class SlotTable:
         self.free = slots
         self.device_slots = torch.from_numpy(self._table).to(device)
         self._mirrored = device.type != "cpu"
-        self._changed: list[tuple[int, int, int]] = []  # (row, start, end) of changes not uploaded yet
 
     @property
     def free_rows(self) -> int:
@@ -109,18 +111,14 @@ class SlotTable:
         self.free -= tokens
         self._table[row, start : start + tokens] = taken
         self._lengths[row] = start + tokens
-        if self._mirrored:
-            self._changed.append((row, start, start + tokens))
 
-    def upload(self) -> None:
-        """Update the device's table in one asynchronous copy. Work queued earlier still sees the old
-        table.
-        """
-        if not self._changed:
+    def upload(self, pieces: Iterable[tuple[int, int, int]]) -> None:
+        """Update the device's table at (row, first position, end) in one asynchronous copy. Work queued
+        earlier still sees the old table."""
+        if not self._mirrored:
             return
         max_len = self._table.shape[1]
-        places = np.concatenate([np.arange(start, end) + row * max_len for row, start, end in self._changed])
-        self._changed.clear()
+        places = np.concatenate([np.arange(start, end) + row * max_len for row, start, end in pieces])
         changes = upload(np.stack([places, self._table.reshape(-1)[places]]), self.device_slots.device)
         self.device_slots.view(-1).index_copy_(0, changes[0], changes[1].int())
 

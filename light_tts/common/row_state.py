@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from light_tts.common.sampling import NO_TOKEN, SamplingRules
 # Whether a special id (a speech id above the spoken ones) may be drawn. HELD: not before min_outputs.
 ALLOWED, BANNED, HELD = 0, 1, 2
 _ALIGNED = 32  # words in a line of a cache: kernels that overlap may cache another field
+_DTYPES: dict[type, torch.dtype] = {np.int32: torch.int32, np.int64: torch.int64, np.float32: torch.float32}
 
 
 @dataclass(frozen=True)
@@ -34,33 +35,44 @@ class RowState:
     repeats: Tensor  # int32
     inverse_temperature: Tensor  # float32
 
-    words: Tensor  # int32: the memory of all the others, so that one copy writes several
+    words: Tensor  # int32: the memory of all the others
+    record: np.dtype  # a row's fields as the host writes them, one after the other: all but next_id
+    # (words of a record, 2) int32: index in `words` of each of them in row 0, and distance from row to row
+    places: Tensor
 
     @classmethod
     def empty(cls, rows: int, window: int, special_ids: int, device: torch.device) -> RowState:
-        shapes: dict[str, tuple[int, ...]] = {field.name: (rows,) for field in fields(cls)[:-1]}
-        shapes.update(bans=(rows, special_ids), history=(rows, window))
-        dtypes = {"seed": torch.int64, "part": torch.int64}
-        dtypes.update(top_p=torch.float32, inverse_temperature=torch.float32)
-        parts, end = {}, 0
-        for name, shape in shapes.items():
-            size = math.prod(shape) * (2 if name in ("seed", "part") else 1)
-            parts[name] = slice(end, end + size)
-            end += -(-size // _ALIGNED) * _ALIGNED
+        names = [field.name for field in fields(cls)][:-3]  # all but words, record and places
+        kinds: dict[str, type] = dict.fromkeys(names, np.int32)
+        kinds |= {"seed": np.int64, "part": np.int64, "top_p": np.float32, "inverse_temperature": np.float32}
+        shapes = {"bans": (special_ids,), "history": (window,)}
+        row = np.dtype([(name, kinds[name], shapes.get(name, ())) for name in names])
+        parts, places, end = {}, [], 0
+        for name in names:
+            size = row[name].itemsize // 4
+            parts[name] = slice(end, end + rows * size)
+            if name != "next_id":
+                places += [(end + word, size) for word in range(size)]
+            end += -(-rows * size // _ALIGNED) * _ALIGNED
         words = torch.zeros(end, dtype=torch.int32, device=device)
         tensors = {
-            name: words[part].view(dtypes.get(name, torch.int32)).view(shapes[name])
-            for name, part in parts.items()
+            name: words[parts[name]].view(_DTYPES[kinds[name]]).view(rows, *shapes.get(name, ()))
+            for name in names
         }
         tensors["history"].fill_(NO_TOKEN)
-        return cls(**tensors, words=words)
+        return cls(
+            **tensors,
+            words=words,
+            record=np.dtype([(name, row[name]) for name in names if name != "next_id"]),
+            places=torch.tensor(places, dtype=torch.int32, device=device),
+        )
 
-    def places(self, name: str, row: int) -> range:
-        """Return the indices in `words` of a row of a field."""
-        field: Tensor = getattr(self, name)
-        words = field.nbytes // (4 * len(field))
-        first = field.storage_offset() * field.element_size() // 4 + row * words
-        return range(first, first + words)
+    def write(self, rows: Tensor, records: Tensor) -> None:
+        """Write the records of these rows. rows: (any,) int32, negative: nothing is written; records: (any,
+        words of a record) int32"""
+        live = rows >= 0
+        first, distance = self.places.long().T
+        self.words[first + rows[live, None] * distance] = records[live]
 
     def banned(self, rows: Tensor) -> Tensor:
         """Return which special ids these rows may not draw next. rows: (batch,) int64 -> (batch, special)

@@ -81,7 +81,7 @@ def test_the_device_sees_the_same_slots():
         assert table.device_slots[row, :8].tolist() == table.slots_of(row).tolist()
 
 
-def test_the_device_sees_changes_with_the_next_upload():
+def test_the_device_sees_what_is_uploaded():
     table = SlotTable(slots=30, rows=3, max_len=10, device=CPU)
     table.device_slots, table._mirrored = table.device_slots.clone(), True  # as on a GPU
     first, second = table.open(), table.open()
@@ -91,13 +91,9 @@ def test_the_device_sees_changes_with_the_next_upload():
     table.extend(second, 3)
     table.extend(first, 6)
     assert not table.device_slots.any()
-    table.upload()
-    for row in (first, second):
-        slots = table.slots_of(row)
-        assert table.device_slots[row, : len(slots)].tolist() == slots.tolist()
-    table.device_slots.zero_()
-    table.upload()
-    assert not table.device_slots.any()
+    table.upload([(first, 0, 7), (second, 2, 5)])
+    assert table.device_slots[first, :7].tolist() == table.slots_of(first).tolist()
+    assert table.device_slots[second, :7].tolist() == [0, 0, *table.slots_of(second)[2:5], 0, 0]
 
 
 @pytest.mark.gpu
@@ -106,5 +102,5 @@ def test_a_gpu_has_the_table_of_the_host():
     table = SlotTable(slots=30, rows=3, max_len=10, device=torch.device("cuda"))
     row = table.open()
     table.extend(row, 7)
-    table.upload()
+    table.upload([(row, 0, 7)])
     assert table.device_slots[row, :7].tolist() == table.slots_of(row).tolist()

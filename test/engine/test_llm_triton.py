@@ -78,17 +78,21 @@ def test_batches_and_lengths_fall_into_buckets():
 
 
 def test_prefills_are_filled_up_to_sizes_with_a_graph():
-    runner = triton()._runner
-    assert runner._prefill_bucket(5, 1) == (PrefillShape(16, 1), True)
-    assert runner._prefill_bucket(200, 3) == (PrefillShape(256, 4), True)
-    assert runner._prefill_bucket(3000, 3) == (PrefillShape(3000, 3), False)
-    assert triton(graph_max_batch=0)._runner._prefill_bucket(5, 1) == (PrefillShape(5, 1), False)
+    def bucket(tokens: int, spans: int, **options) -> tuple[int, int, bool]:
+        shape, recorded = triton(**options)._runner._prefill_bucket(tokens, spans)
+        return shape.tokens, shape.spans, recorded
+
+    assert bucket(5, 1) == (16, 1, True)
+    assert bucket(200, 3) == (256, 4, True)
+    assert bucket(3000, 3) == (3000, 3, False)
+    assert bucket(5, 1, graph_max_batch=0) == (5, 1, False)
 
 
 def test_lists_of_a_prefill_begin_where_kernels_expect_them():
     spans = [RowSpan(3, 0, 70), RowSpan(1, 5, 2)]
-    shape = PrefillShape(tokens=100, spans=5)
-    flat = shape.pack(list(range(72)), spans, [1], lambda row: np.arange(100) + 1000 * row)
+    shape = PrefillShape(tokens=100, spans=5, words=3)
+    records = np.array([[7, 8, 9]], np.int32)
+    flat = shape.pack(list(range(72)), spans, [1], records, lambda row: np.arange(100) + 1000 * row)
     assert all(place.start % 4 == 0 for place in shape.places().values())
     batch = shape.unpack(torch.from_numpy(flat))
     assert batch.ids[:72].tolist() == list(range(72))
@@ -96,6 +100,7 @@ def test_lists_of_a_prefill_begin_where_kernels_expect_them():
     assert batch.slots[69:73].tolist() == [3069, 1005, 1006, -1]
     assert batch.offsets[:2].tolist() == [0, 70] and batch.lengths.tolist() == [70, 2, 0, 0, 0]
     assert batch.last[0] == 71 and batch.draws.tolist() == [1, -1, -1, -1, -1]
+    assert batch.records[0].tolist() == [7, 8, 9] and batch.records.shape == (5, 3)
     assert batch.blocks[:4].tolist() == [[0, 0], [0, 64], [1, 0], [-1, -1]]
 
 

@@ -7,14 +7,15 @@ import torch
 from light_tts.common.row_state import RowState
 from light_tts.common.sampling import NO_TOKEN
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.engine.llm.row_states import set_states
+from light_tts.engine.llm.row_states import state_records
 
+FIELDS = [field.name for field in dataclasses.fields(RowState)][:-3]  # all but words, record, places
 RULE = SamplingRule(top_p=0.3, top_k=7, win_size=4, tau_r=0.5)
 
 
 @dataclasses.dataclass
 class Request:
-    """What `set_states` uses of a `Sequence`."""
+    """What `state_records` uses of a `Sequence`."""
 
     row: int
     outputs: list[int]
@@ -30,11 +31,13 @@ class Request:
 
 def test_only_the_rows_of_the_requests_are_written():
     state = RowState.empty(4, window=5, special_ids=3, device=torch.device("cpu"))
-    for field in dataclasses.fields(RowState)[:-1]:
-        getattr(state, field.name).fill_(9)
+    for name in FIELDS:
+        getattr(state, name).fill_(9)
     seeds = (-(2**40) - 1, 2**62 + 3)
     requests = [Request(2, [4, 5], [0, 1, 2], seeds[0]), Request(0, list(range(8)), [2, 2, 0], seeds[1])]
-    set_states(state, [(request, 30 + request.row) for request in requests], 5)
+    records = state_records(state.record, [(request, 30 + request.row) for request in requests], 5)
+    rows = torch.tensor([2, 0, -1], dtype=torch.int32)
+    state.write(rows, torch.nn.functional.pad(torch.from_numpy(records), (0, 0, 0, 1), value=7))
     assert state.next_id.tolist() == [9, 9, 9, 9]
     assert state.position.tolist() == [30, 9, 32, 9] and state.step.tolist() == [8, 9, 2, 9]
     assert state.seed.tolist() == [seeds[1], 9, seeds[0], 9] and state.part.tolist() == [1, 9, 1, 9]
@@ -46,9 +49,17 @@ def test_only_the_rows_of_the_requests_are_written():
         assert values.tolist() == torch.tensor([getattr(RULE, name), 9] * 2, dtype=values.dtype).tolist()
 
 
+def test_no_request_has_no_record():
+    record = RowState.empty(4, window=5, special_ids=3, device=torch.device("cpu")).record
+    assert state_records(record, [], 5).shape == (0, record.itemsize // 4)
+
+
 def test_fields_do_not_overlap():
     state = RowState.empty(3, window=5, special_ids=200, device=torch.device("cpu"))
-    names = [field.name for field in dataclasses.fields(RowState)[:-1]]
-    places = [place for name in names for row in range(3) for place in state.places(name, row)]
-    assert len(set(places)) == len(places) and max(places) < len(state.words)
-    assert all(getattr(state, name).data_ptr() % 16 == state.words.data_ptr() % 16 for name in names)
+    for number, name in enumerate(FIELDS):
+        getattr(state, name).view(torch.int32).fill_(number)
+    assert all((getattr(state, name).view(torch.int32) == n).all() for n, name in enumerate(FIELDS))
+    first, distance = state.places.T.tolist()
+    places = [a + row * b for a, b in zip(first, distance, strict=True) for row in range(3)]
+    assert len(set(places)) == len(places) and min(places) >= 0 and max(places) < len(state.words)
+    assert all(getattr(state, name).data_ptr() % 16 == state.words.data_ptr() % 16 for name in FIELDS)

@@ -34,8 +34,9 @@ from light_tts.kernels.llm.prefill_attention import (
 )
 from light_tts.kernels.llm.rotary import rotary_kv_write, rotary_kv_write_reference
 from light_tts.kernels.llm.row_linear import row_linear
-from light_tts.kernels.llm.row_state import RowState, advance, advance_reference
+from light_tts.kernels.llm.row_state import RowState, advance, advance_reference, write_rows
 from light_tts.kernels.llm.sampling import sample, sample_reference
+from light_tts.kernels.llm.slot_table import write_slots, write_slots_reference
 from light_tts.kernels.llm.small_linear import (
     fold_rms_norm,
     linear_add_,
@@ -229,6 +230,30 @@ def test_advance(batch: int) -> None:
 ADVANCE = (advance, advance_reference)
 
 
+@pytest.mark.parametrize("special_ids", [3, 200])
+def test_write_rows(special_ids: int) -> None:
+    states = [RowState.empty(40, 10, special_ids, DEVICE) for _ in range(2)]
+    for state in states:
+        state.words.fill_(5)
+    rows = ints([7, -1, 0, 39, -1])
+    records = torch.randint(-(2**31), 2**31 - 1, (5, len(states[0].places)), dtype=torch.int32).to(DEVICE)
+    write_rows(states[0], rows, records)
+    states[1].write(rows, records)
+    assert torch.equal(states[0].words, states[1].words)
+    assert (states[0].words != 5).sum() > 2.9 * records.shape[1]
+
+
+def test_write_slots() -> None:
+    lengths = [70, 0, 1, 64]
+    spans = (ints([3, 0, 1, 4]), ints([0, 0, 99, 5]), ints(lengths), ints([0, 70, 70, 71]))
+    blocks = ints([*prefill_blocks(lengths), (-1, 0), (-1, -1)])
+    slots = ints([*range(1000, 1135), -1, -1])
+    tables = [torch.full((5, 100), 7, dtype=torch.int32, device=DEVICE) for _ in range(2)]
+    write_slots(tables[0], slots, *spans, blocks)
+    write_slots_reference(tables[1], slots, *spans, blocks)
+    assert torch.equal(*tables) and (tables[0] == 7).sum() == 500 - 135
+
+
 def test_gumbel() -> None:
     """The same bits; the logarithms of two libraries may differ by one step of float32."""
     n = 4096
@@ -292,8 +317,7 @@ def check_samples(logits: Tensor, *rules: SamplingRule, steps: int = 2, special_
         for function, state, out, line in zip((sample, sample_reference), states, outs, lines, strict=True):
             function(logits, state, batch, out, line, 1000, vocabulary - special_ids, max_top_k)
         assert torch.equal(*outs) and torch.equal(*lines)
-        for field in dataclasses.fields(RowState):
-            assert torch.equal(*(getattr(state, field.name) for state in states)), field.name
+        assert torch.equal(states[0].words, states[1].words)  # all fields
     return outs[0]
 
 

@@ -30,7 +30,7 @@ class Bistream(Sequence):
         self._text_ids = 0  # number of ids that have arrived
         self._prompt_ids = len(prompt_text)
         self._text_ended = False
-        self._prompt_speech = [ids.speech(token) for token in prompt_speech]
+        self._prompt_speech = ids.spoken(prompt_speech)
         self._waiting = True  # waiting for text
         self._last = False  # in the section after the end of the text
         self._group: list[int] = []  # the latest ids fed together

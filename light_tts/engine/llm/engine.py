@@ -16,7 +16,7 @@ from light_tts.common.transfer import Download
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
-from light_tts.engine.llm.row_states import set_states
+from light_tts.engine.llm.row_states import state_records
 from light_tts.engine.llm.runner import Runner, choose_runner
 from light_tts.engine.llm.sequence import Sequence
 from light_tts.models.llm.speech_lm import SpeechLM
@@ -149,16 +149,18 @@ class LLMEngine:
 
     def _launch(self, work: Work) -> Launch:
         spans = [self._extend(sequence, tokens) for sequence, tokens in work]
-        self._table.upload()
         if work[0][0].on_device:
             drawing = work
             tokens = self._runner.decode(spans)
         else:
             complete = [i for i, (sequence, tokens) in enumerate(work) if tokens == sequence.pending]
             drawing = [(work[i][0], 1) for i in complete]
-            set_states(self._states, [(work[i][0], spans[i].end) for i in complete], self._window)
-            ids = [i for s, tokens in work for i in s.inputs[s.cached : s.cached + tokens]]
-            tokens = self._runner.prefill(ids, spans, complete)
+            begun = [(work[i][0], spans[i].end) for i in complete]
+            records = state_records(self._states.record, begun, self._window)
+            ids: list[int] = []
+            for sequence, count in work:
+                ids += sequence.inputs[sequence.cached : sequence.cached + count]
+            tokens = self._runner.prefill(ids, spans, complete, records)
         download = Download(tokens)
         for sequence, count in work:
             sequence.cached += count

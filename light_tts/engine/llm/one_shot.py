@@ -21,8 +21,7 @@ class OneShot(Sequence):
         self._check(request.prompt_text + text, request.prompt_speech + request.forced)
         if not text:
             raise SequenceError("the text is empty")
-        prompt_speech = map(ids.speech, request.prompt_speech)
-        self.inputs = [ids.sos, *request.prompt_text, *text, ids.task, *prompt_speech]
+        self.inputs = [ids.sos, *request.prompt_text, *text, ids.task, *ids.spoken(request.prompt_speech)]
         if max_outputs is None:
             max_outputs = max(MAX_TOKENS_PER_TEXT_ID * len(text), min_outputs or 0)
         if longest is not None:
@@ -47,7 +46,7 @@ class OneShot(Sequence):
     @property
     def spoken_inputs(self) -> list[int]:
         """The given ids and all outputs, as unified ids. `inputs` may lack the last output."""
-        return [*self.inputs[: self.given], *map(self._ids.speech, self.outputs)]
+        return [*self.inputs[: self.given], *self._ids.spoken(self.outputs)]
 
     def retry_with_next_seed(self) -> None:
         """Return to the beginning, to be drawn with the next seed. Its slots must have been released."""
@@ -71,5 +70,5 @@ class OneShot(Sequence):
             return super().accept_all(tokens)
         self.ahead -= len(tokens)
         self.outputs += tokens
-        self.inputs += map(self._ids.speech, tokens)
+        self.inputs += self._ids.spoken(tokens)
         return len(tokens)

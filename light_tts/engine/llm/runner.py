@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,9 @@ Draw = Callable[[Tensor, SamplingRules, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class Runner(Protocol):
-    """Queues work on the device and never waits for it. Sampling updates the states; `next_id` becomes the
-    unified id of the sampled token."""
+    """Queues work on the device and never waits for it. The spans have slots in the table in host memory; a
+    runner writes them to the device. Sampling updates the states; `next_id` becomes the unified id of the
+    sampled token."""
 
     @property
     def graphs(self) -> GraphCache | None:
@@ -36,9 +38,12 @@ class Runner(Protocol):
     def warm_up(self) -> None:
         """Do in advance what would delay the first requests; `graphs` has the rest."""
 
-    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
+    def prefill(
+        self, ids: list[int], spans: list[RowSpan], complete: list[int], records: np.ndarray
+    ) -> Tensor:
         """Feed the concatenated ids of the spans and sample a token after the last id of each span in
-        `complete`. Returns (1, complete) int32."""
+        `complete`, whose states are set to `records` before, see `state_records`. Returns (1, complete)
+        int32."""
 
     def decode(self, spans: list[RowSpan]) -> Tensor:
         """Run as many steps as the longest span has tokens; each feeds the previous sample and samples the
@@ -74,6 +79,7 @@ class TorchRunner:
     ) -> None:
         """`draw`: replaces repetition-aware sampling, for example in tests."""
         self._model = model
+        self._table = memory.table
         self._attention = TorchAttention(memory.pool, memory.table)
         self._draw = TorchDraw(draw, model.ids, memory.states)
         self._states = memory.states
@@ -82,15 +88,20 @@ class TorchRunner:
     def warm_up(self) -> None:
         pass
 
-    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
+    def prefill(
+        self, ids: list[int], spans: list[RowSpan], complete: list[int], records: np.ndarray
+    ) -> Tensor:
+        self._table.upload((span.row, span.start, span.end) for span in spans)
         hidden = self._forward(torch.tensor(ids, device=self._device), spans)
         if not complete:
             return torch.empty(1, 0, dtype=torch.int32)
         last = torch.tensor([span.length for span in spans], device=self._device).cumsum(0) - 1
         rows = torch.tensor([spans[i].row for i in complete], device=self._device)
+        self._states.write(rows, torch.from_numpy(records).to(self._device))
         return self._draw(self._model.logits(hidden[last[complete]]), rows)[None]
 
     def decode(self, spans: list[RowSpan]) -> Tensor:
+        self._table.upload((span.row, span.start, span.end) for span in spans)
         steps = max(span.length for span in spans)
         tokens = torch.full((steps, len(spans)), NO_TOKEN, dtype=torch.int32, device=self._device)
         for step in range(steps):

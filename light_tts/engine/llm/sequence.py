@@ -152,7 +152,7 @@ class Sequence:
         self.finished = True
 
     def _check(self, text: list[int], speech: list[int]) -> None:
-        if not all(0 <= i < self._ids.text_vocab for i in text):
+        if text and not 0 <= min(text) <= max(text) < self._ids.text_vocab:
             raise SequenceError("a text id is not in the vocabulary of the model")
-        if not all(0 <= i < self._ids.speech_tokens for i in speech):
+        if speech and not 0 <= min(speech) <= max(speech) < self._ids.speech_tokens:
             raise SequenceError("a token of the prompt is not a speech token of the model")

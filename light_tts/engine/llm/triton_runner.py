@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
-from light_tts.common.transfer import upload
+from light_tts.common.transfer import pinned, upload
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
@@ -19,8 +19,9 @@ from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.llm.decode_attention import decode_attention
 from light_tts.kernels.llm.prefill_attention import prefill_attention
 from light_tts.kernels.llm.rotary import rotary_kv_write
-from light_tts.kernels.llm.row_state import advance
+from light_tts.kernels.llm.row_state import advance, write_rows
 from light_tts.kernels.llm.sampling import sample
+from light_tts.kernels.llm.slot_table import write_slots
 from light_tts.models.llm.fused import FusedLM, LayerPool
 from light_tts.models.llm.speech_lm import SpeechLM
 
@@ -61,7 +62,7 @@ class TritonRunner:
         self._states = memory.states
         self._device = device = memory.states.seed.device
         self._lm = FusedLM(model, memory.pool, options.max_len)
-        self._slots_of = memory.table.slots_of
+        self._slots = memory.table
         self._table = memory.table.device_slots
         self._draw = partial(
             sample,
@@ -86,7 +87,7 @@ class TritonRunner:
         largest = min(self._options.rows, self._options.graph_max_batch) if graphs else self._options.rows
         batches = sorted({self._batch_bucket(n) for n in range(1, largest + 1)})
         lengths = sorted({self._length_bucket(n) for n in range(1, self._graph_len + 1)})
-        prefills = [PrefillShape(tokens, spans) for spans in _PREFILL_SPANS for tokens in _PREFILL_TOKENS]
+        prefills = [self._prefill_shape(n, spans) for spans in _PREFILL_SPANS for n in _PREFILL_TOKENS]
         steps = [(batch, length) for length in lengths for batch in batches]
 
         def rehearse() -> None:
@@ -106,19 +107,22 @@ class TritonRunner:
         for key in (prefills[-1], steps[-1], *first_prefills, *first_steps):
             self.graphs.record(key)
 
-    def prefill(self, ids: list[int], spans: list[RowSpan], complete: list[int]) -> Tensor:
+    def prefill(
+        self, ids: list[int], spans: list[RowSpan], complete: list[int], records: np.ndarray
+    ) -> Tensor:
         shape, recorded = self._prefill_bucket(len(ids), len(spans))
         work = self.graphs.use(shape, partial(self._prefill_work, shape)) if recorded else None
-        batch = upload(shape.pack(ids, spans, complete, self._slots_of), self._device)
+        batch = pinned(shape.pack(ids, spans, complete, records, self._slots.slots_of), self._device)
         if work is None:
-            tokens = self._prefill_step(shape, batch)
+            tokens = self._prefill_step(shape, batch.to(self._device, non_blocking=True))
         else:
             assert work.inputs is not None  # see _prefill_work
-            work.inputs.copy_(batch)
+            work.inputs.copy_(batch, non_blocking=True)
             tokens = work.run()
         return tokens[None, : len(complete)]
 
     def decode(self, spans: list[RowSpan]) -> Tensor:
+        self._slots.upload((span.row, span.start, span.end) for span in spans)
         steps = max(span.length for span in spans)
         batch, length = self._batch_bucket(len(spans)), self._length_bucket(max(span.end for span in spans))
         recorded = batch <= self._options.graph_max_batch and length <= self._graph_len
@@ -161,13 +165,16 @@ class TritonRunner:
         self._draw(self._lm(x, attend), self._states, rows, tokens, steps)
 
     def _prefill_step(self, shape: PrefillShape, flat: Tensor) -> Tensor:
-        """Run a prefill; return the sampled tokens (spans,) int32."""
+        """Run a prefill; return the sampled tokens (spans,) int32. It also writes the slots and states of its
+        requests, so that one copy brings all that the host has to say."""
         batch = shape.unpack(flat)
+        write_rows(self._states, batch.draws, batch.records)
+        spans = (batch.rows, batch.starts, batch.lengths, batch.offsets)
+        write_slots(self._table, batch.slots, *spans, batch.blocks)
 
         def attend(qkv: Tensor, pool: LayerPool) -> Tensor:
             q = rotary_kv_write(qkv, self._lm.rope, batch.positions, batch.slots, pool)
-            where = (batch.rows, batch.starts, batch.lengths, batch.offsets, batch.blocks)
-            return prefill_attention(q, pool, self._table, *where)
+            return prefill_attention(q, pool, self._table, *spans, batch.blocks)
 
         logits = self._lm(F.embedding(batch.ids, self._lm.embedding), attend, batch.last)
         drawn = torch.empty_like(batch.draws)
@@ -177,9 +184,12 @@ class TritonRunner:
     def _prefill_bucket(self, tokens: int, spans: int) -> tuple[PrefillShape, bool]:
         """Return the smallest size that holds the batch, and whether it runs as a graph."""
         if not self._options.graph_max_batch or tokens > _PREFILL_TOKENS[-1] or spans > _PREFILL_SPANS[-1]:
-            return PrefillShape(tokens, spans), False
+            return self._prefill_shape(tokens, spans), False
         tokens = next(size for size in _PREFILL_TOKENS if size >= tokens)
-        return PrefillShape(tokens, next(size for size in _PREFILL_SPANS if size >= spans)), True
+        return self._prefill_shape(tokens, next(size for size in _PREFILL_SPANS if size >= spans)), True
+
+    def _prefill_shape(self, tokens: int, spans: int) -> PrefillShape:
+        return PrefillShape(tokens, spans, words=len(self._states.places))
 
     def _batch_bucket(self, batch: int) -> int:
         """Return the smallest recorded size that holds `batch` rows."""

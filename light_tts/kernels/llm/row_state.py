@@ -1,4 +1,4 @@
-"""The inputs of a decode step, from the device's per-request state."""
+"""The per-request state on the device: written for new requests, read and advanced by decode steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.common.row_state import RowState
+
+
+def write_rows(state: RowState, rows: Tensor, records: Tensor) -> None:
+    """Do the same as `RowState.write`, which is the reference. rows: (any,) int32, all different or negative;
+    records: (any, words of a record) int32"""
+    words = records.shape[1]
+    block = triton.next_power_of_2(words)
+    _write_kernel[(len(rows),)](
+        state.words, state.places, rows, records, WORDS=words, BLOCK=block, num_warps=4
+    )
 
 
 def advance(
@@ -49,6 +59,20 @@ def advance_reference(
     x = embedding[state.next_id[index].where(live, 0).long()] * live[:, None]
     state.position[index[live]] += 1
     return x, rows, state.position[index].where(live, 0)
+
+
+@triton.jit
+def _write_kernel(words_ptr, places_ptr, rows_ptr, records_ptr, WORDS: tl.constexpr, BLOCK: tl.constexpr):
+    """One program per row."""
+    entry = tl.program_id(0)
+    row = tl.load(rows_ptr + entry)
+    i = tl.arange(0, BLOCK)
+    live = (i < WORDS) & (row >= 0)
+    first = tl.load(places_ptr + 2 * i, mask=live, other=0)
+    distance = tl.load(places_ptr + 2 * i + 1, mask=live, other=0)
+    tl.store(
+        words_ptr + first + row * distance, tl.load(records_ptr + entry * WORDS + i, mask=live), mask=live
+    )
 
 
 @triton.jit

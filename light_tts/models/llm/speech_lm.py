@@ -14,6 +14,7 @@ passed in, knows where each request ends.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,6 +104,11 @@ class SpeechIds:
     def speech(self, token: int) -> int:
         """Return the unified id of a speech id."""
         return self.text_vocab + token
+
+    def spoken(self, tokens: Iterable[int]) -> list[int]:
+        """Return the unified ids of speech ids."""
+        first = self.text_vocab
+        return [first + token for token in tokens]
 
 
 class AttentionContext(Protocol):

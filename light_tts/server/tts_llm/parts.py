@@ -19,11 +19,14 @@ from light_tts.server.core.messages import Generate, SpeechOptions
 from light_tts.server.core.settings import Settings
 from light_tts.server.tts_llm.jobs import Speaking
 
+_SAMPLING = [entry.name for entry in fields(SamplingRule)]
+
 
 def sampling_rule(options: SpeechOptions, default: SamplingRule) -> SamplingRule:
     """Return the client's sampling options, with the checkpoint's defaults for the rest."""
-    chosen = {entry.name: getattr(options, entry.name) for entry in fields(SamplingRule)}
-    return replace(default, **{name: value for name, value in chosen.items() if value is not None})
+    chosen = {name: getattr(options, name) for name in _SAMPLING}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    return replace(default, **chosen) if chosen else default
 
 
 class PartFactory:

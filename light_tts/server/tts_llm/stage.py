@@ -288,11 +288,12 @@ class LLMStage:
     def _collect(self) -> None:
         """Process the results of the oldest launch."""
         taken, steps = self._engine.collect()
-        step, tokens, begun = self._launches.popleft()
-        self._ctx.heartbeat.end(step)
-        self._step_bound.observe(tokens, time.monotonic() - begun)
+        ended = time.monotonic()
         for sequence, _ in taken:
             self._hand_out(self._speaking(sequence))
+        step, tokens, begun = self._launches.popleft()
+        self._ctx.heartbeat.end(step)
+        self._step_bound.observe(tokens, ended - begun)
         now = time.monotonic()
         self._stats.add(sum(tokens for _, tokens in taken), steps, now - self._busy_since)
         self._stats.update(self._scheduler)
