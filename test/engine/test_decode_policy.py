@@ -359,6 +359,24 @@ def test_beside_later_chunks_and_whole_answers_nothing_waits(gpu):
     assert names(gpu.next_batch([waiting("other")], 8, in_work=in_work)) == ["other"]
 
 
+@pytest.mark.parametrize(
+    ("now", "frames", "gathers"),
+    [(0.05, [500, 500], True), (0.05, [500, 524], False), (0.11, [100, 100], False)],
+)
+def test_few_chunks_wait_a_moment_while_first_tokens_are_generated(gpu, clock, now, frames, gathers):
+    clock.now = now
+    chunks = [waiting("playing", frames=frames[0]), waiting("whole", stream=False, frames=frames[1])]
+    assert gpu.gathers(chunks) is gathers
+
+
+def test_but_no_first_chunk_and_nobody_who_is_soon_dry(gpu):
+    assert gpu.gathers([waiting("playing")])
+    assert not gpu.gathers([waiting("playing"), waiting("first")])
+    gpu.resumed("dry")
+    assert not gpu.gathers([waiting("playing"), waiting("dry")])
+
+
 def test_on_a_cpu_nothing_waits_for_first_chunks(policy):
     policy.delivered("playing", 2 * RATE)
+    assert not policy.gathers([waiting("playing")])
     assert names(policy.next_batch([waiting("playing")], 1, in_work=[waiting("first")])) == ["playing"]

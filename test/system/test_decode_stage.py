@@ -16,6 +16,7 @@ from support.packed_on_cpu import blocks_in_one_kernel, packed_stage
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.lanes import SpeechEngine, Task
+from light_tts.engine.speech.policy import DeadlinePolicy
 from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem
 from light_tts.models.family import load_family
 from light_tts.models.flow.flow import Flow
@@ -115,8 +116,15 @@ class Stage:
 
 
 @pytest.fixture(scope="module", params=["fixed", "grow", "grow_masked"])
-def stage(request, tmp_path_factory) -> Iterator[Stage]:
+def each_schedule(request, tmp_path_factory) -> Iterator[Stage]:
     stage = Stage(tmp_path_factory.mktemp("run"), stream_hop=request.param, decode_paral_num=2)
+    yield stage
+    stage.close()
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> Iterator[Stage]:
+    stage = Stage(tmp_path_factory.mktemp("run"), decode_paral_num=2)
     yield stage
     stage.close()
 
@@ -133,21 +141,21 @@ def test_ready_says_the_sample_rate(stage):
     assert stage.ready.info["sample_rate"] == 24000
 
 
-def test_stream_is_the_golden_one_but_for_the_noise(stage):
-    if stage.ctx.settings.stream_hop == "grow_masked":
+def test_stream_is_the_golden_one_but_for_the_noise(each_schedule):
+    if each_schedule.ctx.settings.stream_hop == "grow_masked":
         pytest.skip("not a schedule of CosyVoice2")
-    chunks = stage.speak("golden/0", TOKENS[:120])
-    expected = ARRAYS[f"{stage.ctx.settings.stream_hop}_hop_wav"][0]
+    chunks = each_schedule.speak("golden/0", TOKENS[:120])
+    expected = ARRAYS[f"{each_schedule.ctx.settings.stream_hop}_hop_wav"][0]
     assert [token for chunk in chunks for token in chunk.tokens] == TOKENS[:120]
-    meta = ARRAYS[f"{stage.ctx.settings.stream_hop}_hop_meta"]
+    meta = ARRAYS[f"{each_schedule.ctx.settings.stream_hop}_hop_meta"]
     assert [len(chunk.pcm.array(np.int16)) for chunk in chunks] == meta[:, 3].tolist()
     assert np.abs(pcm(chunks) / 32768 - expected).mean() < 0.02
 
 
-def test_a_short_first_chunk_is_spoken_alone(stage, socket_path):
-    other = Stage(socket_path, stream_hop=stage.ctx.settings.stream_hop, first_hop=8)
+def test_a_short_first_chunk_is_spoken_alone(each_schedule, socket_path):
+    other = Stage(socket_path, stream_hop=each_schedule.ctx.settings.stream_hop, first_hop=8)
     try:
-        short, usual = (each.speak("short/0", TOKENS[:120]) for each in (other, stage))
+        short, usual = (each.speak("short/0", TOKENS[:120]) for each in (other, each_schedule))
     finally:
         other.close()
     first, second = (len(chunk.pcm.array(np.int16)) for chunk in short[:2])
@@ -163,10 +171,10 @@ def test_a_first_chunk_that_is_no_shorter_than_others_is_refused():
 
 
 @pytest.mark.parametrize("changes", [{"n_timesteps": 4}, {"flow_memory_mb": 0}])
-def test_steps_change_the_sound_and_memory_does_not(stage, changes, socket_path):
-    other = Stage(socket_path, stream_hop=stage.ctx.settings.stream_hop, **changes)
+def test_steps_change_the_sound_and_memory_does_not(each_schedule, changes, socket_path):
+    other = Stage(socket_path, stream_hop=each_schedule.ctx.settings.stream_hop, **changes)
     try:
-        got, usual = (pcm(each.speak("changed/0", TOKENS[:120])) for each in (other, stage))
+        got, usual = (pcm(each.speak("changed/0", TOKENS[:120])) for each in (other, each_schedule))
     finally:
         other.close()
     assert len(got) == len(usual)
@@ -174,11 +182,10 @@ def test_steps_change_the_sound_and_memory_does_not(stage, changes, socket_path)
     assert difference > 100 if "n_timesteps" in changes else difference < 1
 
 
-@pytest.mark.parametrize("rows", [0, 4096], ids=["five", "one"])  # up to which blocks are one kernel
-def test_the_memory_of_the_packed_flow_changes_nothing_not_even_after_a_death(socket_path, rows, monkeypatch):
+def test_the_memory_of_the_packed_flow_changes_nothing_not_even_after_a_death(socket_path, monkeypatch):
     """Nor what another process, which knows nothing of the beginning, goes on with, but for rounding."""
     packed_stage(monkeypatch)
-    blocks_in_one_kernel(monkeypatch, rows)
+    blocks_in_one_kernel(monkeypatch, rows=4096)
     stages = []
     for name, memory in (("plain", 0), ("first", 64), ("second", 64)):
         (socket_path / name).mkdir()
@@ -197,32 +204,32 @@ def test_the_memory_of_the_packed_flow_changes_nothing_not_even_after_a_death(so
         assert np.abs(pcm(found).astype(int) - pcm(expected)).mean() < 1
 
 
-def test_interleaved_jobs_sound_as_alone(stage):
+def test_interleaved_jobs_sound_as_alone(each_schedule):
     plans = {f"{number}/0": TOKENS[number : number + length] for number, length in enumerate((70, 31, 90, 5))}
-    alone = {job: stage.speak(f"{job}-alone", plan, seed=len(plan)) for job, plan in plans.items()}
+    alone = {job: each_schedule.speak(f"{job}-alone", plan, seed=len(plan)) for job, plan in plans.items()}
     for job, plan in plans.items():
-        stage.open(job, seed=len(plan))
+        each_schedule.open(job, seed=len(plan))
     for start in range(0, 100, 9):
         for job, plan in plans.items():
             if start < len(plan):
-                stage.tokens(job, plan[start : start + 9], final=start + 9 >= len(plan))
-    together = stage.receive(*plans)
+                each_schedule.tokens(job, plan[start : start + 9], final=start + 9 >= len(plan))
+    together = each_schedule.receive(*plans)
     for job in plans:
         assert np.array_equal(pcm(together[job]), pcm(alone[job]))
         assert [chunk.tokens for chunk in together[job]] == [chunk.tokens for chunk in alone[job]]
 
 
-def test_resumed_at_any_chunk_not_a_sample_differs(stage):
+def test_resumed_at_any_chunk_not_a_sample_differs(each_schedule):
     tokens = [FILL if index % 16 == 10 else token for index, token in enumerate(TOKENS[:130])]
-    whole = stage.speak("whole/0", tokens)
+    whole = each_schedule.speak("whole/0", tokens)
     heard, samples = [], 0
     for count, chunk in enumerate(whole[:-1], start=1):
         heard, samples = heard + chunk.tokens, samples + len(chunk.pcm.array(np.int16))
         progress = PartProgress(tokens=heard, samples=samples)
-        stage.open(f"whole/{count}", progress=progress)
-        stage.tokens(f"whole/{count}", heard, final=False)
-        stage.tokens(f"whole/{count}", tokens[len(heard) :])
-        rest = stage.receive(f"whole/{count}")[f"whole/{count}"]
+        each_schedule.open(f"whole/{count}", progress=progress)
+        each_schedule.tokens(f"whole/{count}", heard, final=False)
+        each_schedule.tokens(f"whole/{count}", tokens[len(heard) :])
+        rest = each_schedule.receive(f"whole/{count}")[f"whole/{count}"]
         assert rest[0].start == samples
         assert np.array_equal(pcm(rest), pcm(whole[count:]))
         assert [chunk.tokens for chunk in rest] == [chunk.tokens for chunk in whole[count:]]
@@ -401,6 +408,28 @@ def test_what_waits_for_first_chunks_is_spoken_after_them(yielding):
     got = yielding.receive(*jobs)
     for number, job in enumerate(jobs):
         assert len(pcm(got[job])) == (40 + 9 * number) * 960
+
+
+@pytest.mark.parametrize(
+    ("device", "stream", "asked"), [("cpu", True, 4), ("cuda:1", True, 0), ("cpu", False, 0)]
+)
+def test_others_gather_while_the_tokens_of_a_first_chunk_are_generated_on_this_gpu(
+    yielding, monkeypatch, device, stream, asked
+):
+    answers: list[bool] = []
+
+    def gathers(policy, waiting) -> bool:
+        answers.append(len(answers) < 3)
+        return answers[-1]
+
+    monkeypatch.setattr(DeadlinePolicy, "gathers", gathers)
+    llm = messages.StageInfo("llm", 0, 0, "ipc://nobody", "up", info={"device": device})
+    yielding.send(messages.Topology(stages=[llm]))
+    yielding.open("new/0", stream=stream)
+    assert len(pcm(yielding.speak("whole/0", TOKENS[:9], stream=False))) == 9 * 960
+    assert len(answers) == asked
+    yielding.tokens("new/0", TOKENS[:40])
+    assert len(pcm(yielding.receive("new/0")["new/0"])) == 40 * 960
 
 
 # ---------------------------------------------------------------- batches, as on a GPU

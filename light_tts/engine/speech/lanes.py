@@ -49,12 +49,20 @@ class Lane:
     def __init__(self, model: Token2Wav, device: torch.device, priority: int) -> None:
         self.model = model
         self.urgent = priority == gpu.URGENT
+        self._device = device
         self._stream = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device, priority=priority)
-        self.thread = ThreadPoolExecutor(1, "speak")
+        self.thread = ThreadPoolExecutor(1, "speak", initializer=self._begin)
+
+    def _begin(self) -> None:
+        """Use the stream for all work of the thread."""
+        if self._stream is not None:
+            torch.cuda.set_device(self._device)
+            torch.cuda.set_stream(self._stream)
 
     def context(self) -> contextlib.AbstractContextManager:
+        """Return the context for work on the stream from another thread, while the lane's has none."""
         return contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
 
@@ -69,7 +77,7 @@ class SpeechEngine:
         self.model = models[0]  # for properties that all models share
         self.on_gpu = device.type == "cuda"
         self.batch_limit = max_batch_size if self.on_gpu else 1
-        self._device = device
+        self.device = device
         self._wake = wake
         self._ended: queue.SimpleQueue[tuple[Lane, Future[Ended]]] = queue.SimpleQueue()
         alone = len(models) == 1
@@ -111,7 +119,7 @@ class SpeechEngine:
             with lane.context():
                 lane.model.warm_up(self.batch_limit, first=number == 0)
         if self.on_gpu:
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.device)
 
     @property
     def recorded(self) -> int:
@@ -126,13 +134,7 @@ class SpeechEngine:
     def record_next(self) -> None:
         """Record one more CUDA graph, and wait for it. No lane may be busy."""
         lane = next(lane for lane in self._lanes if lane.model.unrecorded)
-        lane.thread.submit(self._record, lane).result()
-
-    def _record(self, lane: Lane) -> None:
-        if self.on_gpu:
-            torch.cuda.set_device(self._device)
-        with lane.context():
-            lane.model.record_next()
+        lane.thread.submit(lane.model.record_next).result()
 
     def _end(self, lane: Lane, future: Future[Ended]) -> None:
         self._ended.put((lane, future))
@@ -140,10 +142,7 @@ class SpeechEngine:
 
     def _run(self, lane: Lane, batch: Sequence[Task]) -> Ended:
         started = time.monotonic()
-        if self.on_gpu:
-            torch.cuda.set_device(self._device)
-        with lane.context():
-            outcomes = self._speak(lane.model, [task.item for task in batch])
+        outcomes = self._speak(lane.model, [task.item for task in batch])
         return Ended(batch, outcomes, time.monotonic() - started)
 
     def _speak(self, model: Token2Wav, items: Sequence[WorkItem]) -> list[np.ndarray | Exception]:
@@ -165,9 +164,9 @@ class SpeechEngine:
             torch.cuda.empty_cache()
             return
         try:
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self.device)
         except Exception as lost:
-            raise DeviceLost(f"{self._device}: {lost}") from error
+            raise DeviceLost(f"{self.device}: {lost}") from error
 
 
 def _pcm_or_error(wave: np.ndarray) -> np.ndarray | Exception:

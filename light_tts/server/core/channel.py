@@ -54,7 +54,7 @@ class Inbox:
         events = dict(self._poller.poll(None if timeout is None else int(timeout * 1000)))
         if self._wake_fd in events:
             os.eventfd_read(self._wake_fd)
-        return self._take_all()
+        return self._take_all() if self._socket in events else []
 
     def wake(self) -> None:
         """Make the current or next `wait` return. Thread-safe; does nothing after `close`."""

@@ -12,13 +12,15 @@ from light_tts.engine.speech.token2wav import SpeechState, WorkItem
 
 @dataclass
 class SpokenPart:
-    """One part of a job. `since`: when its current chunk became ready, earlier parts being finished; `times`:
-    its word times; `begun`: when its first chunk went to the engine; `clock`: see SpeechTokens."""
+    """One part of a job. `opened`: when the language model began with it; `since`: when its current chunk
+    became ready, earlier parts being finished; `times`: its word times; `begun`: when its first chunk went to
+    the engine; `clock`: see SpeechTokens."""
 
     number: int
     parts: int
     speech: PartSpeech
     state: SpeechState
+    opened: float
     since: float = 0.0
     times: list[int] = field(default_factory=list)
     begun: float = 0.0

@@ -23,6 +23,10 @@ from light_tts.server.tts_decode.voices import Voices
 
 STAGE = "decode"
 SLOW_CPU = 0.2  # seconds per token, assumed before it has been measured
+# A first chunk is expected for this long (seconds) after its job was opened: later its text is probably not
+# complete, so the language model is not at work on it.
+FIRST_TOKENS = 0.2
+POLL_SECONDS = 0.005  # seconds between checks while chunks wait for others
 
 
 class DecodeStage:
@@ -54,10 +58,13 @@ class DecodeStage:
         # Chunks of a stream cost less than their length suggests, so they have a bound of their own.
         self._bounds = {masked: DurationBound(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
         self._steps: dict[int, tuple[int, DurationBound, int]] = {}  # id of the batch -> step, bound, tokens
+        self._gathers = False
         self._recorder = IdleRecorder(engine, ctx.run_dir.recording_lock, ctx.heartbeat, ctx.log)
         self._metrics = metrics.StageMetrics(STAGE)
 
     def patience(self) -> float:
+        if self._gathers:
+            return POLL_SECONDS
         return self._recorder.patience() if self._idle else INTERVAL
 
     def step(self) -> None:
@@ -109,7 +116,8 @@ class DecodeStage:
         delivered = Delivered(message.progress.tokens, message.progress.samples)
         speech = PartSpeech(self._rules, len(voice.speech_token), message.stream, delivered)
         state = SpeechState(voice, message.options.seed, message.part, message.options.speed)
-        job.parts.append(SpokenPart(message.part, message.parts, speech, state))
+        opened = time.monotonic()
+        job.parts.append(SpokenPart(message.part, message.parts, speech, state, opened))
 
     def _add_tokens(self, job: DecodeJob, message: messages.SpeechTokens) -> None:
         part = next((part for part in job.parts if part.number == message.part), None)
@@ -132,15 +140,35 @@ class DecodeStage:
         in_work = [chunk for busy, chunk in chunks if busy]
         if self._first_chunk_lock is not None:
             self._first_chunk_lock.keep(self._policy.first_is_next(waiting, in_work))
-        for lane in list(self._engine.free_lanes):
+        coming = bool(waiting) and self._first_tokens_are_coming()
+        self._gathers = coming and self._policy.gathers(waiting)
+        for lane in [] if self._gathers else list(self._engine.free_lanes):
             batch = self._next_batch(lane, waiting, in_work)
             if not batch:
                 break
             self._start(lane, batch)
-            metrics.decode_batch_size.observe(len(batch))
             waiting = [chunk for chunk in waiting if chunk not in batch]
             in_work += batch
         self._metrics.queue_depth.set(len(waiting))
+
+    def _first_tokens_are_coming(self) -> bool:
+        """Return whether the language model is generating the tokens of a first chunk on this GPU."""
+        if self._first_chunk_lock is None:
+            return False
+        since = time.monotonic() - FIRST_TOKENS
+        return any(self._is_coming(job, since) for job in self._jobs.values()) and any(
+            llm.info.get("device") == str(self._engine.device) for llm in self._ctx.peers.of("llm")
+        )
+
+    def _is_coming(self, job: DecodeJob, since: float) -> bool:
+        part = next(iter(job.parts), None)
+        return (
+            part is not None
+            and part.speech.stream
+            and part.speech.step is None
+            and part.opened > since
+            and self._policy.is_new(job.name)
+        )
 
     def _next_batch(self, lane: Lane, waiting: list[Waiting], in_work: list[Waiting]) -> list[Waiting]:
         """Apply the policy. A job that must be alone waits until nothing is in progress, and nothing else
@@ -162,13 +190,19 @@ class DecodeStage:
         tasks = [self._begin(self._jobs[chunk.job]) for chunk in batch]
         self._steps[id(tasks)] = step, bound, tokens
         self._engine.start(lane, tasks)
+        # the rest while the lane's thread wakes up
+        metrics.decode_batch_size.observe(len(batch))
+        begun = time.monotonic()
+        for chunk in batch:
+            self._metrics.queue_seconds.observe(begun - chunk.since)
+            self._ctx.log.debug("%s part %d: chunk started", chunk.job, chunk.part)
 
     def _end_work(self) -> None:
         for batch in self._engine.ended():
-            self._metrics.work_seconds.observe(batch.seconds)
-            self._policy.took(batch.seconds, len(batch.tasks))
             for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
                 self._hand_out(task.owner, outcome)
+            self._metrics.work_seconds.observe(batch.seconds)
+            self._policy.took(batch.seconds, len(batch.tasks))
             step, bound, tokens = self._steps.pop(id(batch.tasks))
             self._ctx.heartbeat.end(step)
             bound.observe(tokens, batch.seconds)
@@ -189,10 +223,7 @@ class DecodeStage:
     def _begin(self, job: DecodeJob) -> Task:
         job.busy = True
         part = job.parts[0]
-        now = time.monotonic()
-        part.begun = part.begun or now
-        self._metrics.queue_seconds.observe(now - part.since)
-        self._ctx.log.debug("%s part %d: chunk started", job.name, part.number)
+        part.begun = part.begun or time.monotonic()
         return Task(work_item(part), owner=job)
 
     # -- results
