@@ -68,10 +68,11 @@ def test_ranges_of_rows_are_joined(monkeypatch):
 def test_on_an_h200_few_rows_have_whole_blocks_in_one_kernel(on_gpu):
     on_gpu("NVIDIA H200", (9, 0))
     for kernel, expected in (
-        ("transformer_block", [16, 16, 32, 16, 32, None]),
-        ("resnet_block", [16, 32, 32, 48, None, None]),
+        ("transformer_block", [16, 16, 32, 32, 32, 32, None]),
+        ("resnet_block", [16, 32, 32, 48, 32, None, None]),
     ):
-        found = [rows_of_tile(kernel, GPU, torch.float16, rows) for rows in (64, 224, 256, 448, 768, 769)]
+        sizes = (64, 224, 448, 640, 896, 1024, 1025)
+        found = [rows_of_tile(kernel, GPU, torch.float16, rows) for rows in sizes]
         assert found == expected
         assert rows_of_tile(kernel, GPU, torch.float32, 64) is None
     on_gpu("NVIDIA H100 80GB HBM3", (9, 0))  # not measured

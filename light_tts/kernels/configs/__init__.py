@@ -1,5 +1,5 @@
-"""Launch configurations measured by scripts/tune_kernels.py and scripts/tune_flow.py: one JSON file per GPU,
-named after it. For the entries see launch.py."""
+"""Launch configurations measured by tune_kernels.py, tune_flow.py and tune_hift.py in scripts/: one JSON file
+per GPU, named after it. For the entries see launch.py."""
 
 from __future__ import annotations
 
