@@ -15,7 +15,7 @@ RULE = SamplingRule(top_p=0.3, top_k=7, win_size=4, tau_r=0.5)
 
 @dataclasses.dataclass
 class Request:
-    """What `state_records` uses of a `Sequence`."""
+    """Has the attributes of a `Sequence` that `state_records` reads."""
 
     row: int
     outputs: list[int]

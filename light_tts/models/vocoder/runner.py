@@ -66,10 +66,12 @@ class HiftRunner:
             if rows in self._rows_at_once(frames) and rows < 2 * items
         ]
 
+        # the tiles of kernels depend on the number of frames of the whole batch
+        shapes = {rows * frames: (rows, frames) for rows, frames in sizes}
+
         def rehearse() -> None:
-            for rows, frames in sizes:
-                if frames in (WARM_FRAMES[0], WARM_FRAMES[-1]):  # those between need no other kernels
-                    self._room.compute(self._network, rows, frames)
+            for rows, frames in shapes.values():
+                self._room.compute(self._network, rows, frames)
 
         if first:
             compile_ahead(self._network.device, rehearse)
