@@ -204,13 +204,14 @@ def test_open_loop_gives_up_what_is_hopeless():
     assert sorted(ended) == [0, 1]
 
 
-def test_a_client_that_is_busy_with_itself_is_noticed():
+@pytest.mark.parametrize("step", [0.001, 0.0], ids=["soon one after the other", "all at once"])
+def test_a_client_that_is_busy_with_itself_is_noticed(step: float):
     async def send(index: int, due: float) -> Outcome:
         start = time.perf_counter()
         time.sleep(0.1)
         return Outcome(index, due, start, latency=0.1, audio=1.0)
 
-    point = figures.summarize(asyncio.run(open_loop(send, [0.0, 0.001, 0.002, 0.003])))
+    point = figures.summarize(asyncio.run(open_loop(send, [step * index for index in range(4)])))
     assert point["late"]["max"] > 0.25 and point["lag"]["max"] > 0.25
     assert "this client" in figures.slow_client(point)
     point["late"] = point["lag"] = figures.spread([0.001])

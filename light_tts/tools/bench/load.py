@@ -56,11 +56,14 @@ class LoadProgress:
 
 
 async def _watch_lag(lags: list[float]) -> None:
-    """Measure the delay of the event loop, which may also affect any timestamp."""
+    """Measure the delay of the event loop, which may also affect any timestamp. A cancelled step counts, too:
+    requests that block the event loop may all be complete before the first step is."""
     while True:
         before = time.perf_counter()
-        await asyncio.sleep(LAG_STEP)
-        lags.append(time.perf_counter() - before - LAG_STEP)
+        try:
+            await asyncio.sleep(LAG_STEP)
+        finally:
+            lags.append(max(0.0, time.perf_counter() - before - LAG_STEP))
 
 
 def arrivals(rate: float, seed: int, *, number: int | None = None, until: float | None = None) -> list[float]:
