@@ -13,21 +13,27 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from light_tts.kernels import configs, overlap
 from light_tts.kernels.flow import (
+    layer_norm_linear,
     packed_attention,
     packed_conv,
     packed_linear,
     relative_attention,
+    row_tiles,
     shifted_linear,
 )
 from light_tts.kernels.launch import Config
 
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B
+MODULES: tuple[Any, ...] = (
+    layer_norm_linear, packed_attention, packed_conv, packed_linear, relative_attention, shifted_linear
+)  # fmt: skip
 LENGTH = 420  # frames per sequence, for attention
 ENCODER_ROWS = (128, 256, 512, 1024, 2048, 4096, 8192)
 ENCODER_WIDTH, ENCODER_FEED, ENCODER_LENGTH, MELS = 512, 2048, 256, 80
@@ -64,7 +70,7 @@ ENCODER: list[Product] = [
 
 
 def candidates(kernel: str) -> Iterator[Config]:
-    def shapes(names: str, *choices) -> Iterator[Config]:
+    def shapes(names: str, *choices: tuple[int, ...]) -> Iterator[Config]:
         for values in choices:
             yield dict(zip(names.split(), values, strict=True))
 
@@ -117,15 +123,16 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
     """Return a call of the kernel on random rows; its launch configuration comes from `measured_for_rows` of
     its module."""
 
-    def draw(*shape: int, dtype=torch.float16) -> torch.Tensor:
+    def draw(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
         return (torch.randn(shape, device="cuda") * shape[0] ** -0.5).to(dtype)
 
     position = (torch.arange(rows, device="cuda") % LENGTH).int()
     x = torch.randn(rows, width, device="cuda").half()
     out, weight, bias = draw(rows, out_width), draw(width, out_width), draw(out_width, dtype=torch.float32)
-    activation: packed_linear.Activation = {FEED: "gelu", ENCODER_FEED: "silu"}.get(out_width)
+    activations: dict[int, row_tiles.Activation] = {FEED: "gelu", ENCODER_FEED: "silu"}
+    activation = activations.get(out_width)
     if kernel == "layer_norm_linear":
-        return lambda: packed_linear.layer_norm_linear(x, weight, bias, position, out, 1e-5, activation)
+        return lambda: layer_norm_linear.layer_norm_linear(x, weight, bias, position, out, 1e-5, activation)
     if kernel == "packed_linear":
         return lambda: packed_linear.packed_linear(x, weight, bias, position, out, activation)
     if kernel.startswith("packed_linear_add"):
@@ -155,7 +162,7 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
 def use(shape: Config) -> None:
     """Set the launch configuration; kernels run one by one, without overlap."""
     overlap.enabled = lambda *_: False
-    for module in (packed_attention, packed_conv, packed_linear, relative_attention, shifted_linear):
+    for module in MODULES:
         module.measured_for_rows = lambda *_: dict(shape)
 
 
@@ -193,6 +200,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="instead of the file of this GPU")
     parser.add_argument("--part", choices=("estimator", "encoder"), help="of the flow; default: both")
     args = parser.parse_args()
+    products: list[tuple[Product, tuple[int, ...]]]
     products = [(product, ROWS) for product in ESTIMATOR if args.part != "encoder"]
     products += [(product, ENCODER_ROWS) for product in ENCODER if args.part != "estimator"]
     jobs = [(product, shape) for product, _ in products for shape in candidates(product[0])]

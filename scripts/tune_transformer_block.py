@@ -33,6 +33,7 @@ from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.flow import (
     euler_step,
+    layer_norm_linear,
     packed_attention,
     packed_conv,
     packed_linear,
@@ -177,7 +178,7 @@ class Case:
             "flow_step": euler_step.flow_step_reference,
             "packed_linear": packed_linear.packed_linear_reference,
             "packed_linear_add_": packed_linear.packed_linear_add_reference_,
-            "layer_norm_linear": packed_linear.layer_norm_linear_reference,
+            "layer_norm_linear": layer_norm_linear.layer_norm_linear_reference,
             "packed_attention": packed_attention.packed_attention_reference,
             "packed_conv": packed_conv.packed_conv_reference,
         }

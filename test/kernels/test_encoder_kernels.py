@@ -7,7 +7,7 @@ from support.flow_rows import DEVICE, DTYPES, assert_close, draw, poisoned, posi
 from support.interpreter import grid
 
 from light_tts.kernels.flow.fill_rows import fill_rows, fill_rows_reference
-from light_tts.kernels.flow.packed_linear import layer_norm_linear, layer_norm_linear_reference
+from light_tts.kernels.flow.layer_norm_linear import layer_norm_linear, layer_norm_linear_reference
 from light_tts.kernels.flow.relative_attention import relative_attention, relative_attention_reference
 from light_tts.kernels.flow.row_norm import row_norm, row_norm_reference
 from light_tts.kernels.flow.shifted_linear import shifted_linear, shifted_linear_reference

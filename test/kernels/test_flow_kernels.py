@@ -21,6 +21,11 @@ from support.flow_rows import (
 from support.interpreter import grid
 
 from light_tts.kernels.flow.euler_step import flow_step, flow_step_reference
+from light_tts.kernels.flow.layer_norm_linear import (
+    fold_layer_norm,
+    layer_norm_linear,
+    layer_norm_linear_reference,
+)
 from light_tts.kernels.flow.packed_attention import (
     CachedKeys,
     Prefix,
@@ -39,9 +44,6 @@ from light_tts.kernels.flow.packed_conv import (
     packed_conv_reference,
 )
 from light_tts.kernels.flow.packed_linear import (
-    fold_layer_norm,
-    layer_norm_linear,
-    layer_norm_linear_reference,
     packed_linear,
     packed_linear_add_,
     packed_linear_add_reference_,

@@ -13,6 +13,7 @@ import torch
 from light_tts.kernels.flow import (
     euler_step,
     fill_rows,
+    layer_norm_linear,
     packed_attention,
     packed_conv,
     packed_linear,
@@ -36,7 +37,7 @@ def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
     for module in (packed, packed_encoder):
         patch.setattr(module, "packed_linear", packed_linear.packed_linear_reference)
         patch.setattr(module, "packed_linear_add_", packed_linear.packed_linear_add_reference_)
-        patch.setattr(module, "layer_norm_linear", packed_linear.layer_norm_linear_reference)
+        patch.setattr(module, "layer_norm_linear", layer_norm_linear.layer_norm_linear_reference)
     patch.setattr(packed_encoder, "relative_attention", relative_attention.relative_attention_reference)
     patch.setattr(packed_encoder, "row_norm", row_norm.row_norm_reference)
     patch.setattr(packed_encoder, "shifted_linear", shifted_linear.shifted_linear_reference)

@@ -2,4 +2,4 @@
 
 Weights are laid out as (in, out), those of a convolution as (taps, in, out), where the last tap is the
 current frame. Gain and offset of a LayerNorm are folded into the linear after it
-(`packed_linear.fold_layer_norm`)."""
+(`layer_norm_linear.fold_layer_norm`)."""

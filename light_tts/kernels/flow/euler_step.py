@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow.packed_linear import vector, weight_tile
+from light_tts.kernels.flow.row_tiles import vector, weight_tile
 
 
 def flow_step(

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow.packed_linear import layer_norm, multiply_add, vector
+from light_tts.kernels.flow.row_tiles import layer_norm, multiply_add, vector
 from light_tts.kernels.launch import measured_for_rows
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow.packed_linear import layer_norm, vector
+from light_tts.kernels.flow.row_tiles import layer_norm, vector
 
 
 def row_norm(

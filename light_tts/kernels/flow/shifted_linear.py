@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow.packed_linear import vector, weight_tile
+from light_tts.kernels.flow.row_tiles import vector, weight_tile
 from light_tts.kernels.launch import measured_for_rows
 
 LEAK = 0.01  # slope of the leaky ReLU below zero

@@ -152,7 +152,7 @@ struct Weights {
   }
 };
 
-// As in packed_linear.py: erf within 1.5e-7 (Abramowitz and Stegun 7.1.26).
+// As in row_tiles.py: erf within 1.5e-7 (Abramowitz and Stegun 7.1.26).
 DEVICE float gelu(float y) {
   float x = y * 0.7071067811865476f, size = fabsf(x);
   float t = reciprocal(1.0f + 0.3275911f * size);

@@ -19,11 +19,9 @@ from torch import Tensor
 
 from light_tts.kernels import overlap
 from light_tts.kernels.cuda.kernel import Kernel, available
+from light_tts.kernels.flow.layer_norm_linear import layer_norm_linear_reference
 from light_tts.kernels.flow.packed_attention import CachedKeys, attention_of_rows_reference
-from light_tts.kernels.flow.packed_linear import (
-    layer_norm_linear_reference,
-    packed_linear_add_reference_,
-)
+from light_tts.kernels.flow.packed_linear import packed_linear_add_reference_
 
 SOURCE = Path(__file__).with_suffix(".cu")
 BLOCKS = 8  # of a cluster

@@ -18,12 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.kernels.flow.packed_linear import (
-    fold_layer_norm,
-    layer_norm_linear,
-    packed_linear,
-    packed_linear_add_,
-)
+from light_tts.kernels.flow.layer_norm_linear import fold_layer_norm, layer_norm_linear
+from light_tts.kernels.flow.packed_linear import packed_linear, packed_linear_add_
 from light_tts.kernels.flow.relative_attention import relative_attention
 from light_tts.kernels.flow.row_norm import row_norm
 from light_tts.kernels.flow.shifted_linear import shifted_linear

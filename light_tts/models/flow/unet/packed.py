@@ -19,14 +19,10 @@ from torch import Tensor, nn
 from light_tts.kernels.flow import resnet_block as resnet_kernel
 from light_tts.kernels.flow import transformer_block as transformer_kernel
 from light_tts.kernels.flow.euler_step import flow_step
+from light_tts.kernels.flow.layer_norm_linear import fold_layer_norm, layer_norm_linear
 from light_tts.kernels.flow.packed_attention import packed_attention
 from light_tts.kernels.flow.packed_conv import Norm, Residual, Shift, packed_conv
-from light_tts.kernels.flow.packed_linear import (
-    fold_layer_norm,
-    layer_norm_linear,
-    packed_linear,
-    packed_linear_add_,
-)
+from light_tts.kernels.flow.packed_linear import packed_linear, packed_linear_add_
 from light_tts.kernels.flow.resnet_block import ResnetWeights, resnet_block
 from light_tts.kernels.flow.transformer_block import BlockWeights, transformer_block
 from light_tts.kernels.launch import rows_of_tile
