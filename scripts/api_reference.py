@@ -73,7 +73,7 @@ def kind(field: Schema, definitions: Schema) -> str:
     if field.get("format") == "binary":
         return "recording"
     limits = [f"{words} {field[key]:.10g}" for key, words in LIMITS.items() if key in field]
-    named = {"boolean": "`true`, `false`", "string": "text"}.get(field["type"], field["type"])
+    named = {"boolean": "`true`, `false`", "string": "text"}.get(field["type"], str(field["type"]))
     return " ".join([named, *limits, *(["characters"] if "maxLength" in field else [])])
 
 

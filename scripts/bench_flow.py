@@ -19,7 +19,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from light_tts.models.flow.packed import PackedFlow, pack
 from light_tts.models.flow.packed_encoder import PackedEncoder
 from light_tts.models.flow.packed_memory import remember
 from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
 
 PROMPT = 87
@@ -67,7 +70,7 @@ def item(seed: int, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
     )
 
 
-def milliseconds(call, seconds: float = 0.6) -> float:
+def milliseconds(call: Callable[[], object], seconds: float = 0.6) -> float:
     """Return the median of at least 5 synchronized calls."""
     times: list[float] = []
     while len(times) < 5 or (sum(times) < seconds and len(times) < 100):
@@ -110,9 +113,9 @@ def main() -> None:
             mels = packed(items)
             torch.cuda.synchronize()
             first = time.perf_counter() - started
-            ms = milliseconds(lambda items=items: packed(items))
+            ms = milliseconds(partial(packed, items))
             spans = [packed._span(one) for one in items]
-            encoder_ms = milliseconds(lambda spans=spans: packed._encode(spans, 0))
+            encoder_ms = milliseconds(partial(packed._encode, spans, 0))
             length = frames // count
             gflop = frames * (GFLOP_PER_FRAME + 20 * ATTENTION_LAYERS * 4 * length * INNER / 1e9)
             error = None
@@ -145,7 +148,7 @@ def main() -> None:
     for name, tokens, streaming, finalize in (("first", 41, True, False), ("whole", 125, False, True)):
         items = [item(0, tokens, streaming, finalize)]
         half(items)
-        ms = milliseconds(lambda items=items: half(items))
+        ms = milliseconds(partial(half, items))
         print(f"plain PyTorch, {args.dtype}, {name}, 1 request: {ms:.1f} ms")
     if args.profile:
         for tokens, streaming, finalize, count in ((41, True, False, 1), (125, False, True, 16)):
@@ -178,7 +181,7 @@ def compare(plain: PackedFlow, remembering: PackedFlow, count: int, rounds: int 
     print(f"largest relative difference: {difference:.1e}", flush=True)
 
 
-def profile(flow: Flow, estimator, items: list[FlowItem]) -> None:
+def profile(flow: Flow, estimator: PackedEstimator, items: list[FlowItem]) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 

@@ -41,7 +41,8 @@ def lines(text: str) -> list[tuple[str, str]]:
     """Return (instruction, rest) for each line, with continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
     joined = re.sub(r"\\\n\s*", "", text)
-    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line.strip()]
+    split = (line.split(None, 1) for line in joined.splitlines() if line.strip())
+    return [(instruction, rest) for instruction, rest in split]
 
 
 class Build:
@@ -158,7 +159,7 @@ def main() -> None:
     arguments, environment = (dict(pair.split("=", 1) for pair in pairs) for pairs in (args.arg, args.env))
     build = Build(args.directory, arguments, args.bind, environment)
     stage = build.stage(args.target, lines((ROOT / "Dockerfile").read_text("utf-8")))
-    environment = [f"{key}={value}" for key, value in stage.environment.items()]
+    variables = [f"{key}={value}" for key, value in stage.environment.items()]
     who = ["--userspec", stage.user] if stage.user else []
     command = [
         "chroot",
@@ -167,7 +168,7 @@ def main() -> None:
         "env",
         "-C",
         stage.workdir,
-        *environment,
+        *variables,
         *stage.entrypoint,
     ]
     print(shlex.join(command))

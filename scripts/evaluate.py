@@ -116,8 +116,9 @@ def save(takes: list[Take], folder: Path) -> None:
             name = f"{number:05}.wav"
             take.sound.save(folder / name)
             line = take.line
+            prompt_wav, prompt_text = line.prompt
             values = {"wav": name, "text": line.text, "voice": line.voice}
-            values |= {"prompt_wav": str(line.prompt_wav.resolve()), "prompt_text": line.prompt_text}
+            values |= {"prompt_wav": str(prompt_wav.resolve()), "prompt_text": prompt_text}
             lines.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 

@@ -209,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             batch, takes, scorer.score_all(takes, lambda score: None), strict=True
         ):
             results.add(name(rule), line, repeat, score)
-            if args.save:
+            if args.save and take.sound is not None:
                 take.sound.save(args.save / f"{line:03}_{repeat}_{name(rule).replace('/', '_')}.wav")
         print(table(results, names), end="\n\n", flush=True)
         spoken += len(batch)

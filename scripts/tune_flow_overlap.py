@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,8 +28,6 @@ KERNELS = {
     "packed_linear",
     "packed_linear_add",
     "packed_attention",
-    "attend_project",
-    "feed_forward",
     "packed_conv",
     "flow_step",
     "relative_attention",
@@ -76,6 +75,10 @@ def ranges_of(best: dict[int, set[str]]) -> Ranges:
     return found
 
 
+def _overlaps(left_out: set[str], device: torch.device, kernel: str, rows: int) -> bool:
+    return kernel not in left_out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--most_rows", type=int, default=1024, help="of a batch, both copies of each frame")
@@ -92,14 +95,12 @@ def main() -> None:
         items = [item(seed, *case.chunk) for seed in range(case.requests)]
         times = {}
         for left_out in CHOICES:
-            overlap.enabled = lambda device, kernel, rows, left_out=left_out: kernel not in left_out
+            overlap.enabled = partial(_overlaps, left_out)
             packed = PackedFlow(half, estimator, items=len(items))  # with its own graphs
             packed.graphs.at_first_use = True
             packed(items)
-            times[frozenset(KERNELS - left_out)] = milliseconds(
-                lambda packed=packed, items=items: packed(items)
-            )
-        chosen = min(times, key=times.get)
+            times[frozenset(KERNELS - left_out)] = milliseconds(partial(packed, items))
+        chosen = min(times, key=times.__getitem__)
         best[case.rows] = set(chosen)
         shown = ", ".join(f"{'+'.join(sorted(kernels)) or 'none'} {ms:.2f}" for kernels, ms in times.items())
         print(f"up to {case.rows} rows, ms: {shown}", flush=True)

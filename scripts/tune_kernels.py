@@ -25,6 +25,7 @@ import torch
 import triton
 
 from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.triton_runner import TritonRunner
 from light_tts.kernels import configs
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.launch import SIZES, Config
@@ -37,7 +38,7 @@ PROMPTS = {512: 125, 1024: 700}  # tokens, by the max_length of the attention th
 KV_HEADS = 2
 # kernel, outputs, inputs (CosyVoice2-0.5B): values of LINEAR
 LINEAR = ("BLOCK_OUT", "BLOCK_K", "num_warps", "num_stages", "SPLITS")  # SPLITS: of linear_add_ alone
-LINEARS = {
+LINEARS: dict[tuple[str, int, int], list[tuple[int, ...]]] = {
     ("norm_gate_up_silu", 9728, 896): [
         (64, 64, 4, 6),
         (64, 64, 4, 7),
@@ -115,7 +116,7 @@ def _named(names: Sequence[str], values: Sequence[int]) -> Config:
 
 
 def all_trials(batches: list[int]) -> list[Trial]:
-    trials = []
+    trials: list[Trial] = []
     for batch in batches:
         if batch <= MAX_FEW or batch == MAX_ROWS:
             for (kernel, outputs, inputs), candidates in LINEARS.items():
@@ -148,6 +149,7 @@ class Tuner:
     def compile(self, trials: list[Trial]) -> None:
         """Compile the kernels of all candidates in parallel."""
         runner = self._engine._runner
+        assert isinstance(runner, TritonRunner)
 
         def rehearse() -> None:
             for trial in trials:
@@ -165,7 +167,7 @@ class Tuner:
         for entry in [*in_use, *(entry for entry in trial.entries() if entry not in in_use)]:
             with self._using(trial.kernel, entry):
                 times[tuple(entry.items())] = self.milliseconds(trial.batch, trial.prompt)
-        best = min(times, key=times.get)
+        best = min(times, key=times.__getitem__)
         self._put(trial.kernel, dict(best))
         keys = " ".join(f"{name}={value}" for name, value in trial.keys.items())
         print(f"batch {trial.batch}: {trial.kernel} {keys}")
