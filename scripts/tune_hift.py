@@ -27,7 +27,7 @@ from light_tts.kernels import configs
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder import conv as kernel
-from light_tts.kernels.vocoder.conv import tile, tile_in_parts
+from light_tts.kernels.vocoder.conv_tiles import convolve_config, tile, tile_in_parts, usual_config
 from light_tts.kernels.vocoder.layout import NO_SUMS, Convolutions, Sums
 from light_tts.models.vocoder import network, parts
 from light_tts.models.vocoder.network import HiftNetwork
@@ -70,7 +70,7 @@ class Shape:
 
     def tiles(self) -> list[Config]:
         """Return the usual tile and other ones that might be faster."""
-        tiles = [kernel.usual_config(self.conv, self.rows, NO_SUMS)]
+        tiles = [usual_config(self.conv, self.rows, NO_SUMS)]
         for config in IN_PARTS if self.conv.parts > 1 else WHOLE[self.conv.weight.dtype]:
             columns = -(-self.conv.channels_out // config["BLOCK_OUT"])
             programs = -(-self.rows // config["BLOCK_FRAMES"]) * columns * self.conv.branches
@@ -95,17 +95,16 @@ def shapes_of(model: HiftNetwork, frames: int) -> list[Shape]:
     """Run the vocoder for one item and return the shapes of its convolutions."""
     shapes: dict[str, Shape] = {}
     rows = 0
-    choose, convolve = kernel.convolve_config, kernel.convolve
 
     def choosing(conv: Convolutions, count: int, sums: Sums) -> Config:
         nonlocal rows
         rows = count
-        return choose(conv, count, sums)
+        return convolve_config(conv, count, sums)
 
     def recording(conv: Convolutions, *arguments: Any, **named: Any) -> None:
-        convolve(conv, *arguments, **named)
+        kernel.convolve(conv, *arguments, **named)
         shape = shapes.setdefault(conv.name, Shape(conv, rows, []))
-        shape.launches.append(partial(convolve, conv, *arguments, **named))
+        shape.launches.append(partial(kernel.convolve, conv, *arguments, **named))
 
     with (
         mock.patch.object(kernel, "convolve_config", choosing),

@@ -15,7 +15,8 @@ from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder import mean as hift_mean
 from light_tts.kernels.vocoder import source as hift_source
 from light_tts.kernels.vocoder import spectrum as hift_spectrum
-from light_tts.kernels.vocoder.conv import convolve, tile, tile_in_parts
+from light_tts.kernels.vocoder.conv import convolve
+from light_tts.kernels.vocoder.conv_tiles import convolve_config, tile, tile_in_parts
 from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Frames, Sums, Taps, transposed
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -178,16 +179,16 @@ def test_sums_in_parts_are_the_same_with_every_tile(wide, narrow):
 def test_tiles_are_small_for_few_frames_unless_others_were_measured(monkeypatch):
     monkeypatch.setattr(configs, "load", lambda device: {})
     pitch, narrow = make_conv([Taps(3)], 512, 512, exact=True), make_conv([Taps(7)], 64, 18, exact=True)
-    found = [hift_conv.convolve_config(pitch, rows, NO_SUMS) for rows in (48, 96, 256, 8192)]
+    found = [convolve_config(pitch, rows, NO_SUMS) for rows in (48, 96, 256, 8192)]
     assert found == [tile_in_parts(*size, 4) for size in ((16, 16), (16, 32), (32, 32), (32, 64))]
-    assert hift_conv.convolve_config(narrow, 11521, NO_SUMS) == tile_in_parts(64, 32, 4)
+    assert convolve_config(narrow, 11521, NO_SUMS) == tile_in_parts(64, 32, 4)
     blocks = make_conv([Taps(3)], 256, 256, dtype=torch.float16)
-    found = [hift_conv.convolve_config(blocks, rows, NO_SUMS) for rows in (608, 2000, 6400, 30000)]
+    found = [convolve_config(blocks, rows, NO_SUMS) for rows in (608, 2000, 6400, 30000)]
     assert found == [tile(64, 32, 4, 5), tile(64, 64, 4, 5), tile(64, 64, 4, 3), tile(128, 128, 8, 3)]
     entries = [{"rows": 96, **tile_in_parts(32, 32, 3)}]
     monkeypatch.setattr(configs, "load", lambda device: {"convolve_float32_512x512x1": entries})
-    assert hift_conv.convolve_config(pitch, 48, NO_SUMS) == tile_in_parts(32, 32, 3)
-    assert hift_conv.convolve_config(pitch, 97, NO_SUMS) == tile_in_parts(16, 32, 4)
+    assert convolve_config(pitch, 48, NO_SUMS) == tile_in_parts(32, 32, 3)
+    assert convolve_config(pitch, 97, NO_SUMS) == tile_in_parts(16, 32, 4)
 
 
 def test_mean_leaky_relu():
