@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+from support.waiting import eventually
 
 TOKEN_SAMPLES = 960  # 24 kHz, 25 tokens a second
 EXACTLY_40 = {"min_new_tokens": 40, "max_new_tokens": 40}
@@ -53,13 +54,6 @@ def sound_file(seconds: float, rate: int = 24000) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples.astype(np.float32), rate, format="WAV")
     return file.getvalue()
-
-
-def wait_for(condition, timeout: float = 5.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 # -- what is spoken
@@ -358,7 +352,7 @@ def test_a_request_beyond_its_deadline_gets_504(strict):
         answer = speak(http, TEXT, **ENDLESS)
     assert answer.status_code == 504, answer.text
     assert time.monotonic() - begun < 6
-    wait_for(lambda: strict.metric("light_tts_llm_running_requests") == 0)
+    assert eventually(lambda: strict.metric("light_tts_llm_running_requests") == 0)
 
 
 def test_a_stream_beyond_its_deadline_is_cut_so_that_the_client_notices(strict):
@@ -375,7 +369,7 @@ def test_a_stream_beyond_its_deadline_is_cut_so_that_the_client_notices(strict):
 
     fields = as_json(TEXT, stream=True, **ENDLESS)
     with strict.client() as http:
-        wait_for(begun_and_cut)
+        assert eventually(begun_and_cut, 60)
     assert strict.metric("light_tts_requests_total", outcome="timeout") >= 1
 
 
@@ -397,7 +391,7 @@ def test_requests_beyond_the_limit_get_429_and_do_not_disturb_those_in_work(narr
         assert [job.result() for job in occupied] == [200 * TOKEN_SAMPLES * 2] * 2
         assert [answer.status_code for answer in refused] == [429] * 3
         assert int(refused[0].headers["retry-after"]) >= 1
-        wait_for(lambda: speak(http, TEXT).status_code == 200)
+        assert eventually(lambda: speak(http, TEXT).status_code == 200)
 
 
 def test_a_client_that_goes_away_frees_its_work(server):
@@ -407,8 +401,8 @@ def test_a_client_that_goes_away_frees_its_work(server):
         http.stream("POST", "/inference_zero_shot", json=as_json(TEXT, stream=True, **ENDLESS)) as answer,
     ):
         next(answer.iter_raw())
-    wait_for(lambda: server.metric("light_tts_requests_total", outcome="disconnected") == before + 1)
-    wait_for(lambda: server.metric("light_tts_llm_running_requests") == 0)
+    assert eventually(lambda: server.metric("light_tts_requests_total", outcome="disconnected") == before + 1)
+    assert eventually(lambda: server.metric("light_tts_llm_running_requests") == 0)
     assert server.metric("light_tts_llm_kv_slots_used") == 0
 
 
@@ -476,7 +470,7 @@ def test_metrics_are_summed_over_all_processes(server, client):
 def test_every_request_logs_one_line_with_its_cost(server, client):
     answer = speak(client, TEXT, **EXACTLY_40)
     request_id = answer.headers["x-request-id"]
-    wait_for(lambda: request_id in server.output)
+    assert eventually(lambda: request_id in server.output)
     (line,) = [line for line in server.output.splitlines() if f"{request_id} route=" in line]
     assert "route=zero_shot outcome=ok audio=1.60s ttfa=" in line
     assert f" seed={answer.headers['x-seed']} cost_time " in line

@@ -66,7 +66,7 @@ import signal
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -78,6 +78,7 @@ import soundfile
 import websockets
 from support.server_process import LARGE, PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
 from support.styles import STYLES, checkpoint_with
+from support.waiting import eventually
 
 TEXT = "Hello there, how are you today?"
 TOKEN_SAMPLES = 960
@@ -99,13 +100,6 @@ def server(styles_server: Server) -> Server:
 def client(server: Server) -> Iterator[httpx.Client]:
     with server.client() as http:
         yield http
-
-
-def wait_for(condition: Callable[[], bool], timeout: float = 5.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def busy(server: Server) -> dict[str, float]:
@@ -328,7 +322,7 @@ def test_sixty_clients_that_leave_hold_nothing(server, client):
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(leave, range(1, 61)))
-    wait_for(lambda: not busy(server))
+    assert eventually(lambda: not busy(server))
     with ThreadPoolExecutor(4) as threads:
         for answer in threads.map(lambda seed: speak(client, TEXT, seed=seed), range(6)):
             assert len(pcm(answer)) > 0
@@ -352,7 +346,7 @@ def occupied(server: Server, count: int) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for seed in range(count):
             stack.enter_context(asked(server, seed=seed, **ENDLESS))
-        wait_for(lambda: server.metric("light_tts_llm_running_requests") == count)
+        assert eventually(lambda: server.metric("light_tts_llm_running_requests") == count)
         yield
 
 
@@ -362,10 +356,10 @@ def test_an_aborted_request_leaves_the_queue_at_once(server):
 
     with occupied(server, 2):
         with asked(server, tts_model_name="ending"):
-            wait_for(lambda: waiting() == 1)
-        wait_for(lambda: waiting() == 0)
+            assert eventually(lambda: waiting() == 1)
+        assert eventually(lambda: waiting() == 0)
         assert server.metric("light_tts_llm_running_requests") == 2
-    wait_for(lambda: not busy(server))
+    assert eventually(lambda: not busy(server))
 
 
 def test_a_client_that_reads_nothing_holds_up_nobody(server, client):
@@ -375,14 +369,14 @@ def test_a_client_that_reads_nothing_holds_up_nobody(server, client):
         lazy.recv(100)
         for seed in range(4):
             assert len(pcm(speak(client, TEXT, stream=True, seed=seed))) > 0
-        wait_for(lambda: not busy(server), timeout=60)  # all is spoken though nobody reads it
+        assert eventually(lambda: not busy(server), 60)  # all is spoken though nobody reads it
 
 
 # ---------------------------------------------------------------- waste and operations
 
 
 def test_an_idle_server_sleeps(server):
-    wait_for(lambda: not busy(server))
+    assert eventually(lambda: not busy(server))
     processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
 
     def seconds() -> float:
@@ -438,7 +432,7 @@ def test_a_request_that_waits_for_its_turn_gets_504_at_its_deadline(doomed):
         begun = time.monotonic()
         # endless too: it may get the turn of the first, which has a little less time left
         answer = thread.submit(speak, http, TEXT, **ENDLESS)
-        wait_for(lambda: doomed.metric("light_tts_llm_waiting_requests") == 1)
+        assert eventually(lambda: doomed.metric("light_tts_llm_waiting_requests") == 1)
         assert answer.result().status_code == 504
         assert 5 < time.monotonic() - begun < 7
 
@@ -471,7 +465,7 @@ def test_a_stream_whose_stage_is_given_up_ends_incomplete(doomed):
         pieces = answer.iter_raw()
         assert next(pieces)
         for _ in range(3):
-            wait_for(kill_decode)
+            assert eventually(kill_decode)
         with pytest.raises(httpx.RemoteProtocolError):
             for _ in pieces:
                 pass

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from support.waiting import eventually
 
 from light_tts.common import process
 from light_tts.models.frontend import spellers
@@ -55,15 +56,6 @@ def children(of: int | None = None) -> list[psutil.Process]:
             if MODULE in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
                 found.append(child)
     return found
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def work(processes: list[psutil.Process]) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from support import waiting
 from support.server_process import CHECKPOINT, PROMPT_TEXT, PROMPT_WAV, Server, launch, speak, start_server
 
 from light_tts.server.core import rundir
@@ -52,14 +53,9 @@ def worker_pids(server: Server) -> set[int]:
     return {child.pid for child in psutil.Process(server.pid).children()} - {supervisor}
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with contextlib.suppress(LookupError, psutil.Error, httpx.HTTPError):
-            if condition():
-                return True
-        time.sleep(0.05)
-    return False
+def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    """`waiting.eventually`; processes may end and the server may not answer in the meantime."""
+    return waiting.eventually(condition, seconds, ignored=(LookupError, psutil.Error, httpx.HTTPError))
 
 
 def nothing_left(server: Server, seconds: float = 3.0) -> bool:

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from support.server_process import VOICE
+from support.waiting import eventually
 
 from training import train_all
 from training.checkpoint import training_file
@@ -41,17 +42,10 @@ def steps(tmp_path, monkeypatch):
     steps.stop_all()
 
 
-def until(condition) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_a_stopped_training_leaves_its_weights_in_half_precision(steps, tmp_path):
     log = tmp_path / "work" / "logs" / "flow.log"
     steps.train("flow", "flow_matching", gpu=0, minutes=5.0)
-    until(lambda: "ready" in log.read_text())
+    assert eventually(lambda: "ready" in log.read_text(), 60)
     steps.stop_all()
     steps.pack()
     packed = torch.load(tmp_path / "out" / "flow.pt", weights_only=True)
@@ -85,7 +79,7 @@ def test_a_training_that_goes_on_has_its_minutes_behind_it(steps, tmp_path):
     log = tmp_path / "work" / "logs" / "flow.log"
     for started in (1, 2):
         steps.train("flow", "flow_matching", gpu=0, minutes=5.0)
-        until(lambda: log.read_text().count("ready") == started)  # noqa: B023
+        assert eventually(lambda: log.read_text().count("ready") == started, 60)  # noqa: B023
         steps.stop("flow")
     first, second = (line for line in log.read_text().splitlines() if line.startswith("["))
     assert "'--minutes', '5.0', '--total', '5.0'" in first
