@@ -83,7 +83,7 @@ async def speak_to_each(server) -> None:
 @pytest.mark.alone  # beside other tests allocators settle later
 @pytest.mark.timeout(600)
 def test_two_hundred_requests_hold_no_more_than_twenty():
-    with start_server(decode_process_num=2, httpserver_workers=2) as server:
+    with start_server(decode_process_num=2, httpserver_workers=2, n_timesteps=2) as server:
         asyncio.run(speak_to_each(server))
         before = held(server)
         for _ in range(ROUNDS):
