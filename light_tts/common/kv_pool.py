@@ -14,6 +14,9 @@ from torch import Tensor
 
 from light_tts.common.transfer import upload
 
+Slots = Tensor | slice
+"""Indices of slots: (tokens,) int64, or a slice of consecutive ones, which are read without a copy."""
+
 LayerPool = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """One layer as kernels take it: k, v (slots, kv_heads, head_dim), k_scale, v_scale (slots, kv_heads), which
 are there with int8 only."""
@@ -43,17 +46,21 @@ class KVPool:
         self.k_scale = torch.empty(shape[:3] if int8 else 0, dtype=dtype, device=device)
         self.v_scale = torch.empty_like(self.k_scale)
 
-    def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
-        """Store K and V. slots: (tokens,) int64; k, v: (tokens, kv_heads, head_dim)"""
+    def write(self, layer: int, slots: Slots, k: Tensor, v: Tensor) -> None:
+        """Store K and V of these slots. k, v: (tokens, kv_heads, head_dim)"""
         if self.int8:
             k, self.k_scale[layer, slots] = quantize(k)
             v, self.v_scale[layer, slots] = quantize(v)
         self.k[layer, slots] = k
         self.v[layer, slots] = v
 
-    def read(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k, v: (tokens, kv_heads, head_dim) of `dtype` for slots: (tokens,) int64."""
-        k, v = self.k[layer].index_select(0, slots), self.v[layer].index_select(0, slots)
+    def read(self, layer: int, slots: Slots) -> tuple[Tensor, Tensor]:
+        """Return k, v: (tokens, kv_heads, head_dim) of `dtype` of these slots. May be views of the pool."""
+        k, v = self.k[layer], self.v[layer]
+        if isinstance(slots, slice):
+            k, v = k[slots], v[slots]
+        else:
+            k, v = k.index_select(0, slots), v.index_select(0, slots)
         if self.int8:
             k = k.to(self.dtype) * self.k_scale[layer, slots, :, None]
             v = v.to(self.dtype) * self.v_scale[layer, slots, :, None]
@@ -85,8 +92,10 @@ class SlotTable:
         self._table = np.zeros((rows, max_len), dtype=np.int32)
         self._lengths = [0] * rows
         self._free_rows = list(range(rows))[::-1]
-        self._free = np.arange(slots, dtype=np.int32)[::-1].copy()  # a stack whose top is at `self.free`
+        self._all = np.arange(slots, dtype=np.int32)[::-1]
+        self._free = self._all.copy()  # a stack whose top is at `self.free`
         self.free = slots
+        self._untouched = slots  # of the stack, from its bottom, since all slots were free
         self.device_slots = torch.from_numpy(self._table).to(device)
         self._mirrored = device.type != "cpu"
 
@@ -109,6 +118,7 @@ class SlotTable:
             )
         taken = self._free[self.free - tokens : self.free][::-1]
         self.free -= tokens
+        self._untouched = min(self._untouched, self.free)
         self._table[row, start : start + tokens] = taken
         self._lengths[row] = start + tokens
 
@@ -129,6 +139,9 @@ class SlotTable:
         self._free[self.free : self.free + len(returned)] = returned[::-1]
         self.free += len(returned)
         self._lengths[row] = length
+        if self.free == len(self._all):  # in order again, so that a request alone has consecutive slots
+            self._free[self._untouched :] = self._all[self._untouched :]
+            self._untouched = self.free
 
     def close(self, row: int) -> None:
         self.truncate(row, 0)
@@ -136,6 +149,14 @@ class SlotTable:
 
     def length(self, row: int) -> int:
         return self._lengths[row]
+
+    def index(self, row: int, start: int, end: int) -> Slots:
+        """Return the slots of the positions [start, end) of the request on the device."""
+        slots = self._table[row, start:end]
+        first = int(slots[0])
+        if np.array_equal(slots, np.arange(first, first + len(slots))):
+            return slice(first, first + len(slots))
+        return self.device_slots[row, start:end].long()
 
     def slots_of(self, row: int) -> np.ndarray:
         """Return a view of the slots of the request's positions in order: (length,) int32."""

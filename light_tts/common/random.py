@@ -60,10 +60,19 @@ def _uniform64(seed: int | Tensor, stream: int | Tensor, counters: Tensor) -> Te
 
 def _bits(seed: int | Tensor, stream: int | Tensor, counters: Tensor) -> Tensor:
     """Return 32 random bits for each counter."""
+    seed, stream = _plain(seed, counters), _plain(stream, counters)
     key0 = _absorb(0x243F6A88, seed, stream)  # initial values are digits of pi
     key1 = _absorb(0x13198A2E, seed, stream)
     low = _mix((counters & _MASK) ^ key0)
     return _mix((low + ((counters >> 32) & _MASK) + key1) & _MASK)
+
+
+def _plain(value: int | Tensor, counters: Tensor) -> int | Tensor:
+    """Return a single number in host memory as an int, which Python mixes ten times faster than torch does;
+    any other value as it is."""
+    if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
+        return int(value) if value.dim() <= counters.dim() else value
+    return value
 
 
 def _absorb(initial: int, *values: int | Tensor) -> int | Tensor:

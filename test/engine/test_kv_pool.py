@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from light_tts.common.kv_pool import KVPool, SlotTable
+from light_tts.engine.llm.attention import RowSpan, TorchAttention
 
 CPU = torch.device("cpu")
 
@@ -70,6 +71,50 @@ def test_no_slot_is_ever_held_twice_or_lost():
         held = np.concatenate([table.slots_of(row) for row in lengths] or [np.zeros(0, int)])
         assert len(set(held.tolist())) == len(held) == sum(lengths.values()) == 60 - table.free
         assert all(table.length(row) == n for row, n in lengths.items())
+
+
+def test_a_request_alone_has_consecutive_slots_which_are_read_without_a_copy():
+    table, kv = SlotTable(slots=16, rows=3, max_len=10, device=CPU), pool(int8=False)
+    first, second = table.open(), table.open()
+    for _ in range(2):
+        table.extend(first, 3)
+        table.extend(second, 2)
+    assert torch.equal(table.index(first, 0, 6), torch.tensor([0, 1, 2, 5, 6, 7]))
+    assert table.index(first, 3, 6) == slice(5, 8) and table.index(second, 3, 4) == slice(9, 10)
+    for row in (first, second):
+        table.close(row)
+    row = table.open()
+    table.extend(row, 10)
+    assert table.index(row, 0, 10) == slice(0, 10)
+    kv.write(0, slice(2, 5), torch.randn(3, 2, 8), torch.randn(3, 2, 8))
+    views, copies = kv.read(0, slice(2, 5)), kv.read(0, torch.arange(2, 5))
+    assert all(map(torch.equal, views, copies))
+    assert [x.data_ptr() for x in views] == [kv.k[0, 2].data_ptr(), kv.v[0, 2].data_ptr()]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_attention_does_not_depend_on_where_the_slots_are(int8):
+    """Three pieces of a request, of 5, 1 and 4 tokens, alone and between those of another one."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(10, heads, 32, generator=generator) for heads in (4, 2, 2))
+
+    def attend(beside: bool) -> torch.Tensor:
+        table = SlotTable(slots=40, rows=2, max_len=20, device=CPU)
+        kv = KVPool(1, 40, kv_heads=2, head_dim=32, dtype=torch.float32, device=CPU, int8=int8)
+        context, row, other = TorchAttention(kv, table), table.open(), table.open()
+        found, start = [], 0
+        for length in (5, 1, 4):
+            table.extend(row, length)
+            spans = [RowSpan(row, start, length)]
+            if beside:
+                spans.append(RowSpan(other, table.length(other), 3))
+                table.extend(other, 3)
+            new = [torch.cat([x[start : start + length], x[:3]])[: length + 3 * beside] for x in (q, k, v)]
+            found.append(context(spans)(0, *new)[:length])
+            start += length
+        return torch.cat(found)
+
+    assert torch.equal(attend(beside=False), attend(beside=True))
 
 
 def test_the_device_sees_the_same_slots():

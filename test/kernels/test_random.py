@@ -55,6 +55,8 @@ def test_numbers_depend_on_nothing_but_seed_stream_and_counter():
     for row, seed, stream in zip(batch, seeds.tolist(), streams.tolist(), strict=True):
         assert torch.equal(row, gumbel(seed, stream, torch.arange(1000)))
         assert torch.equal(row[501:777], gumbel(seed, stream, torch.arange(501, 777)))
+        alone = gumbel(torch.tensor([[seed]]), torch.tensor([stream]), torch.arange(1000))
+        assert alone.shape == (1, 1000) and torch.equal(alone[0], row)
 
 
 def test_extreme_bits_give_finite_numbers(monkeypatch):

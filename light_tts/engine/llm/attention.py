@@ -39,27 +39,28 @@ class TorchAttention:
     def __call__(self, spans: list[RowSpan]) -> AttentionContext:
         """Return the attention for spans of any lengths, whose tokens are concatenated in the batch. Every
         query attends to all tokens of its request up to its own position."""
-        requests = [(span.length, *self._view(span)) for span in spans]
-        new_slots = torch.cat([slots[-length:] for length, slots, _ in requests])
+        requests, start = [], 0
+        for span in spans:
+            new = self._table.index(span.row, span.start, span.end)
+            every = self._table.index(span.row, 0, span.end)
+            requests.append((slice(start, start + span.length), new, every, self._mask(span)))
+            start += span.length
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._pool.write(layer, new_slots, k, v)
-            out, start = torch.empty_like(q), 0
-            for length, slots, mask in requests:
-                keys, values = self._pool.read(layer, slots)
-                out[start : start + length] = attention(q[start : start + length], keys, values, mask)
-                start += length
+            out = torch.empty_like(q)
+            for tokens, new, every, mask in requests:
+                self._pool.write(layer, new, k[tokens], v[tokens])
+                out[tokens] = attention(q[tokens], *self._pool.read(layer, every), mask)
             return out
 
         return attend
 
-    def _view(self, span: RowSpan) -> tuple[Tensor, Tensor | None]:
-        """Return the slots of all the request's tokens and the mask (see `attention`)."""
-        slots = self._table.device_slots[span.row, : span.end].long()
+    def _mask(self, span: RowSpan) -> Tensor | None:
+        """Return the mask of `attention` for a request's new tokens."""
         if span.length == 1 or span.start == 0:
-            return slots, None
-        mask = torch.ones(span.length, span.end, dtype=torch.bool, device=slots.device)
-        return slots, mask.tril_(span.start)
+            return None
+        device = self._table.device_slots.device
+        return torch.ones(span.length, span.end, dtype=torch.bool, device=device).tril_(span.start)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
