@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from light_tts.kernels import configs
+
 triton = pytest.importorskip("triton")
 if not hasattr(triton, "AsyncCompileMode"):
     pytest.skip("this Triton compiles kernels when they are launched", allow_module_level=True)
@@ -21,18 +23,22 @@ class Ended:
     log: str
 
 
-def run(script: str, cache: Path) -> Ended:
+CONFIGS = sorted(Path(configs.__file__).parent.glob("*.json"))
+
+
+def run(script: str, cache: Path, *arguments: Path, timeout: float = 120) -> Ended:
     folder = Path(__file__).parents[1] / "support"
-    path = os.pathsep.join(map(str, folder.parents[:2]))
+    root = folder.parents[1]
+    path = os.pathsep.join(map(str, (folder.parent, root, root / "scripts")))
     settings = {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     environment = {**os.environ, **settings}
     environment.pop("TRITON_INTERPRET", None)
     ended = subprocess.run(
-        [sys.executable, str(folder / script)],
+        [sys.executable, str(folder / script), *map(str, arguments)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
     assert ended.returncode == 0, ended.stderr
     return Ended(json.loads(ended.stdout), ended.stderr)
@@ -86,3 +92,21 @@ def test_rehearsals_of_the_models_leave_nothing_to_be_compiled(tmp_path):
     assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= flow
     assert "_convolve_kernel" in vocoder
     assert {"_prefill_kernel", "_decode_kernel", "_sample_kernel"} <= llm
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("measured", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_all_kernels_of_the_full_size_can_be_compiled_and_fit_on_the_gpu(measured, tmp_path_factory):
+    """With the configurations measured there: none needs more shared memory than a block can have."""
+    cache = tmp_path_factory.getbasetemp() / "full size"  # the same for all GPUs
+    compiled = run("full_size_warm_ups.py", cache, measured, timeout=1100).found
+    assert sum(compiled.values()) > 150
+    needed = {
+        "_packed_conv_kernel",
+        "_convolve_kernel",
+        "_row_linear_kernel",
+        "_prefill_kernel",
+        "_decode_kernel",
+    }
+    assert needed <= set(compiled)
