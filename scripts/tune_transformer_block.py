@@ -97,7 +97,7 @@ def use(variant: Variant) -> Iterator[None]:
     }
     ranges = {name: [[1, MOST]] if overlap else [] for name, overlap in overlaps.items()}
     settings["overlap"] = known.get("overlap", {}) | ranges
-    configs.load = lambda device: settings  # type: ignore[assignment]
+    configs.load = lambda device: settings
     try:
         yield
     finally:
