@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from support.server_process import Server, speak
+from support.waiting import eventually
 from test_websocket import say, texts
 
 VOICE = {"spk_id": "tiny_spk"}
@@ -76,7 +75,5 @@ def test_a_conversation_without_speech_is_drawn_again(server):
 
 
 def test_nothing_is_left_of_it_in_the_stages(server):
-    end = time.monotonic() + 10
-    while server.metric("light_tts_llm_kv_slots_used") or server.metric("light_tts_stage_queue_depth"):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    gauges = ("light_tts_llm_kv_slots_used", "light_tts_stage_queue_depth")
+    assert eventually(lambda: not any(map(server.metric, gauges)), 10)

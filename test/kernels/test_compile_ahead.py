@@ -16,14 +16,13 @@ triton = pytest.importorskip("triton")
 if not hasattr(triton, "AsyncCompileMode"):
     pytest.skip("this Triton compiles kernels when they are launched", allow_module_level=True)
 
+CONFIGS = sorted(Path(configs.__file__).parent.glob("*.json"))
+
 
 @dataclass(frozen=True)
 class Ended:
     found: dict
     log: str
-
-
-CONFIGS = sorted(Path(configs.__file__).parent.glob("*.json"))
 
 
 def run(script: str, cache: Path, *arguments: Path, timeout: float = 120) -> Ended:

@@ -65,7 +65,7 @@ def work(processes: list[psutil.Process]) -> bool:
         return sum(process.cpu_times().user for process in processes)
 
     before = seconds()
-    return eventually(lambda: seconds() > before + 0.05)
+    return eventually(lambda: seconds() > before + 0.05, 10)
 
 
 def outcome(spell: Callable[[str], str], text: str) -> str:

@@ -10,7 +10,6 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import bench_flow
@@ -25,15 +24,13 @@ from light_tts.engine.llm import triton_runner
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.kernels import configs
-from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.packed_encoder import PackedEncoder
 from light_tts.models.vocoder import runner as hift_runner
 from light_tts.models.vocoder.network import HiftNetwork
 from support.fake_gpu import FakeGpu
-from support.warm_ups import Graph
+from support.warm_ups import CPU, Graph, rehearse_for_gpu
 
-CPU = torch.device("cpu")
 ITEMS = 16
 LENGTH, ROWS = 1024, 128
 
@@ -49,14 +46,7 @@ def main() -> None:
     configs.load = lambda device: measured
     cuda_graphs.capture = lambda function, pool: (Graph(), None)
     F.linear = empty_linear
-
-    def rehearsed(device: torch.device, rehearse: Callable[[], None]) -> None:
-        assert device == CPU
-        compile_ahead(torch.device("cuda", 0), rehearse)
-
-    for module in (packed_flow, hift_runner, triton_runner):
-        module.compile_ahead = rehearsed
-
+    rehearse_for_gpu(ended=lambda: None)
     flow = bench_flow.full_size("cpu")
     estimator = packed_flow.pack(flow, torch.float16)
     encoder = PackedEncoder(flow, torch.float16)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 def eventually(
-    condition: Callable[[], bool], seconds: float = 20.0, *, ignored: tuple[type[Exception], ...] = ()
+    condition: Callable[[], bool], seconds: float = 5.0, *, ignored: tuple[type[Exception], ...] = ()
 ) -> bool:
     """Return whether `condition` holds within this time. Exceptions of the kinds `ignored` mean: not yet."""
     end = time.monotonic() + seconds

@@ -40,17 +40,22 @@ def record_all(model: object) -> None:
         pass
 
 
-def main() -> None:
-    gpu, found = FakeGpu(compiles=False), {}
+def rehearse_for_gpu(ended: Callable[[], None]) -> None:
+    """From now on, models on the CPU rehearse as on a GPU. `ended`: called after each rehearsal."""
 
     def rehearsed(device: torch.device, rehearse: Callable[[], None]) -> None:
         assert device == CPU
         compile_ahead(torch.device("cuda", 0), rehearse)
-        found.setdefault("rehearsals", []).append(gpu.counted())
+        ended()
 
-    cuda_graphs.capture = lambda function, pool: (Graph(), function())
     for module in (packed_flow, hift_runner, triton_runner):
         module.compile_ahead = rehearsed
+
+
+def main() -> None:
+    gpu, found = FakeGpu(compiles=False), {}
+    rehearse_for_gpu(lambda: found.setdefault("rehearsals", []).append(gpu.counted()))
+    cuda_graphs.capture = lambda function, pool: (Graph(), function())
 
     flow = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
     packed = packed_flow.PackedFlow(flow, packed_flow.pack(flow, torch.float16), ITEMS)

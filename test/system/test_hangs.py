@@ -11,6 +11,7 @@ import time
 import pytest
 from support.server_process import start_server
 from support.streams import CLIENTS, assert_same_audio, run_clients, stage_pid
+from support.waiting import eventually
 
 from light_tts.server.core.heartbeat import INTERVAL, DurationBound, Heartbeat, HeartbeatReader
 
@@ -94,10 +95,7 @@ def test_idle_stopped_stage_is_replaced(server):
     server.wait_until_ready()
     pid = stage_pid(server, "encode")
     stop_process(pid)
-    deadline = time.monotonic() + 60
-    while stage_pid(server, "encode") == pid:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    assert eventually(lambda: stage_pid(server, "encode") != pid, 60)
     server.wait_until_ready()
 
 

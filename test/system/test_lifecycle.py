@@ -53,7 +53,7 @@ def worker_pids(server: Server) -> set[int]:
     return {child.pid for child in psutil.Process(server.pid).children()} - {supervisor}
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 15.0) -> bool:
     """`waiting.eventually`; processes may end and the server may not answer in the meantime."""
     return waiting.eventually(condition, seconds, ignored=(LookupError, psutil.Error, httpx.HTTPError))
 

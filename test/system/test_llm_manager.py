@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from support.waiting import eventually
 
 from light_tts.common import cuda_graphs, sampling
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
@@ -247,10 +248,7 @@ def test_cuda_graphs_are_recorded_while_there_is_no_job(monkeypatch):
             graphs.plan(size, lambda: SizedWork(lambda: None))
 
     def wait_until_recorded() -> None:
-        deadline = time.monotonic() + SECONDS
-        while graphs.unrecorded:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        assert eventually(lambda: not graphs.unrecorded, SECONDS)
 
     plan("first", "second", "third")
     with World() as world:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -12,6 +11,7 @@ import psutil
 import pytest
 from support.server_process import ROOT, Server, speak, start_server
 from support.streams import CLIENTS, TOKENS, Client, assert_same_audio, run_clients, stage_pid
+from support.waiting import eventually
 
 PACKED_DECODE = """
 import sys
@@ -109,17 +109,9 @@ def test_killed_http_worker_costs_only_its_own_connections(server, undisturbed):
     )
     for result in results:
         assert isinstance(result, (bytes, httpx.TransportError)), result
-    deadline = time.monotonic() + 2
-    while server.metric("light_tts_llm_kv_slots_used") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert server.metric("light_tts_llm_kv_slots_used") == 0
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        now = server.workers
-        if len(now) == 2 and workers[0] not in now:
-            return
-        time.sleep(0.1)
-    raise AssertionError("gunicorn did not start another worker")
+    assert eventually(lambda: server.metric("light_tts_llm_kv_slots_used") == 0, 2)
+    # gunicorn starts another worker
+    assert eventually(lambda: len(server.workers) == 2 and workers[0] not in server.workers, 10)
 
 
 def serves_somebody(server, worker: psutil.Process) -> bool:

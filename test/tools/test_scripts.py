@@ -20,6 +20,7 @@ import torch
 import yaml
 from support.script_process import environment, running
 from support.server_process import CHECKPOINT, ROOT, free_port
+from support.waiting import eventually
 
 
 def workers_of(script, count: int) -> int:
@@ -135,10 +136,7 @@ def test_an_interrupted_deploy_sh_stops_what_it_started(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 60
-    while not (pid_file.exists() and pid_file.read_text().strip()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    assert eventually(lambda: pid_file.exists() and bool(pid_file.read_text().strip()), 60)
     server = psutil.Process(int(pid_file.read_text()))
     deploy.send_signal(signal.SIGTERM)
     _, errors = deploy.communicate(timeout=30)
