@@ -92,8 +92,7 @@ class SlotTable:
         self._table = np.zeros((rows, max_len), dtype=np.int32)
         self._lengths = [0] * rows
         self._free_rows = list(range(rows))[::-1]
-        self._all = np.arange(slots, dtype=np.int32)[::-1]
-        self._free = self._all.copy()  # a stack whose top is at `self.free`
+        self._free = np.arange(slots, dtype=np.int32)[::-1].copy()  # a stack whose top is at `self.free`
         self.free = slots
         self._untouched = slots  # of the stack, from its bottom, since all slots were free
         self.device_slots = torch.from_numpy(self._table).to(device)
@@ -139,8 +138,8 @@ class SlotTable:
         self._free[self.free : self.free + len(returned)] = returned[::-1]
         self.free += len(returned)
         self._lengths[row] = length
-        if self.free == len(self._all):  # in order again, so that a request alone has consecutive slots
-            self._free[self._untouched :] = self._all[self._untouched :]
+        if self.free == len(self._free):  # in order again, so that a request alone has consecutive slots
+            self._free[self._untouched :] = np.arange(self.free - self._untouched)[::-1]
             self._untouched = self.free
 
     def close(self, row: int) -> None:

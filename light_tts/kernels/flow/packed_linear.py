@@ -28,8 +28,8 @@ from light_tts.kernels.launch import Config, measured_for_rows
 def packed_linear(
     x: Tensor, weight: Tensor, bias: Tensor, position: Tensor, out: Tensor, activation: Activation = None
 ) -> Tensor:
-    """x @ weight + bias, and activation. x: (rows, in); weight: (in, out); bias: (out,)
-    float32; position: (rows,) int32, rows with negative position are skipped; out: (rows, out)."""
+    """x @ weight + bias, and activation. x: (rows, in); weight: (in, out); bias: (out,) float32; position:
+    (rows,) int32, rows with negative position are skipped; out: (rows, out)."""
     rows, (width, out_width) = x.shape[0], weight.shape
     config = measured_for_rows(f"packed_linear_{width}x{out_width}", x, rows) or {
         "BLOCK_ROWS": 128,
