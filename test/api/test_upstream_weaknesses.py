@@ -62,7 +62,6 @@ import io
 import json
 import os
 import re
-import signal
 import socket
 import stat
 import time
@@ -76,6 +75,7 @@ import psutil
 import pytest
 import soundfile
 import websockets
+from support.processes import find_below
 from support.server_process import LARGE, PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
 from support.styles import STYLES, checkpoint_with
 from support.waiting import eventually
@@ -441,13 +441,11 @@ def test_a_stream_whose_stage_is_given_up_ends_incomplete(doomed):
     killed = set()
 
     def kill_decode() -> bool:
-        for process in psutil.Process(doomed.pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if process.pid not in killed and "--stage" in words and "decode" in words:
-                    os.kill(process.pid, signal.SIGKILL)
-                    killed.add(process.pid)
-                    return True
+        for process in find_below(doomed.pid, "--stage", "decode"):
+            if process not in killed:
+                process.kill()
+                killed.add(process)
+                return True
         return False
 
     def failures() -> float:

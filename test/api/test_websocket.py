@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import re
-import signal
 
-import psutil
 import pytest
 import websockets
+from support.processes import find_below
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server
 from support.waiting import eventually
 
@@ -240,13 +238,10 @@ def test_a_conversation_that_never_finishes_ends_at_its_deadline(strict_server):
 
 def kill(server: Server, stage: str) -> None:
     """Kill all processes of the stage."""
-    killed = 0
-    for process in psutil.Process(server.pid).children(recursive=True):
-        words = process.cmdline()
-        if "--stage" in words and words[words.index("--stage") + 1] == stage:
-            os.kill(process.pid, signal.SIGKILL)
-            killed += 1
-    assert killed, f"no {stage} process"
+    processes = find_below(server.pid, "--stage", stage)
+    assert processes, f"no {stage} process"
+    for process in processes:
+        process.kill()
 
 
 async def converse(server: Server, stage_to_kill: str | None) -> bytes:

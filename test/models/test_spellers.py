@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
+from support.processes import command_line
 from support.waiting import eventually
 
 from light_tts.common import process
@@ -50,12 +51,7 @@ time.sleep(60)
 
 def children(of: int | None = None) -> list[psutil.Process]:
     """Return the speller processes of process `of` (None: this one)."""
-    found = []
-    for child in psutil.Process(of).children():
-        with contextlib.suppress(psutil.Error):
-            if MODULE in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE:
-                found.append(child)
-    return found
+    return [child for child in psutil.Process(of).children() if MODULE in command_line(child)]
 
 
 def work(processes: list[psutil.Process]) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from support.processes import find_below
 from support.server_process import CHECKPOINT, START_TIMEOUT, free_port
 
 
@@ -34,11 +35,8 @@ class Script:
     def ask(self, path: str, **options) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.port}{path}", timeout=60, verify=False, **options)
 
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
     def stages(self) -> list[psutil.Process]:
-        return [p for p in self.children() if "light_tts.server.core.stage_main" in p.cmdline()]
+        return find_below(self.process.pid, "light_tts.server.core.stage_main")
 
 
 @contextlib.contextmanager

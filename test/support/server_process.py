@@ -17,6 +17,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from support.processes import command_line
+
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "test" / "golden" / "cosyvoice2"
 CHECKPOINT = GOLDEN / "checkpoint"
@@ -67,7 +69,7 @@ class Server:
     def workers(self) -> list[psutil.Process]:
         """The HTTP workers: forks of the front process, with its command line."""
         front = psutil.Process(self.pid)
-        return [child for child in front.children() if child.cmdline() == front.cmdline()]
+        return [child for child in front.children() if command_line(child) == front.cmdline()]
 
     def client(self, **options) -> httpx.Client:
         """A client without certificates, which take longer to load than most requests."""

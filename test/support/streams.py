@@ -7,8 +7,8 @@ import time
 
 import httpx
 import numpy as np
-import psutil
 
+from support.processes import find_below
 from support.server_process import PROMPT_TEXT, PROMPT_WAV
 
 CLIENTS = 8
@@ -20,14 +20,8 @@ def stage_pid(server, stage: str, index: int = 0) -> int:
     """Return the pid that runs this stage now; waits while it is being restarted."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        for process in psutil.Process(server.pid).children(recursive=True):
-            try:
-                words = process.cmdline()
-            except psutil.Error:
-                continue
-            place = ["--stage", stage, "--index", str(index)]
-            if "light_tts.server.core.stage_main" in words and place == words[words.index("--stage") :][:4]:
-                return process.pid
+        for process in find_below(server.pid, "--stage", stage, "--index", str(index)):
+            return process.pid
         time.sleep(0.1)
     raise AssertionError(f"no {stage} process {index}")
 

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import psutil
 import pytest
+from support.processes import command_line
 
 from light_tts.common.audio import read_audio
 from light_tts.models.checkpoint.config import load_config
@@ -175,7 +176,7 @@ def test_a_request_becomes_ids_and_features(make_stage):
 def test_texts_are_spelled_in_processes_that_end_with_the_stage(make_stage, monkeypatch):
     monkeypatch.setattr(manager, "speller_processes", lambda: 2)
     stage = make_stage()
-    started = [child for child in psutil.Process().children() if spellers.__name__ in child.cmdline()]
+    started = [child for child in psutil.Process().children() if spellers.__name__ in command_line(child)]
     assert len(started) == 2
     jobs = {f"{n}/1": f"I have {n} cats." for n in range(8)}
     stage.send(*(synthesize(stage, job, prompt(noise(1)), text) for job, text in jobs.items()))

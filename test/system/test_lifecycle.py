@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 from support import waiting
+from support.processes import command_line
 from support.server_process import CHECKPOINT, PROMPT_TEXT, PROMPT_WAV, Server, launch, speak, start_server
 
 from light_tts.server.core import rundir
@@ -30,21 +31,18 @@ def processes(server: Server) -> list[psutil.Process]:
     """Every process of this server, told by the port in its command line."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            line = process.cmdline()
-            ours = any(f"light_tts-{server.port}-" in word for word in line) or str(server.port) in line
-            if ours and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+        line = command_line(process)
+        if any(f"light_tts-{server.port}-" in word for word in line) or str(server.port) in line:
+            found.append(process)
     return found
 
 
 def pid_of(server: Server, module: str, *words: str) -> int:
     """The process that runs `module`, with these words in its command line."""
     for process in processes(server):
-        with contextlib.suppress(psutil.Error):
-            line = process.cmdline()
-            if module in line and all(word in line for word in words):
-                return process.pid
+        line = command_line(process)
+        if module in line and all(word in line for word in words):
+            return process.pid
     raise LookupError(f"no process runs {module} {words}")
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from support.processes import find_below
 from support.server_process import launch, speak, start_server
 
 from light_tts.common import gpu
@@ -342,11 +343,7 @@ def test_server_starts_a_daemon_gives_it_to_the_stages_and_ends_it(machine: Fake
 
 def test_killing_supervisor_or_server_ends_the_daemon(machine: Fake):
     with start_server(mps="auto") as server:
-        [supervisor] = [
-            child
-            for child in psutil.Process(server.pid).children()
-            if "supervisor" in " ".join(child.cmdline())
-        ]
+        [supervisor] = find_below(server.pid, "light_tts.server.supervision.supervisor")
         assert len(machine.daemons()) == 1
         os.kill(server.pid, signal.SIGKILL)
         os.kill(supervisor.pid, signal.SIGKILL)

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from support.processes import find_below
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 from support.streams import CLIENTS, Client, assert_same_audio, run_clients, stage_pid
 
@@ -52,10 +53,9 @@ class Killer(threading.Thread):
         _, stage, place = path.name.split("-")
         index, incarnation = place.split(".")
         words = ["--stage", stage, "--index", index, "--incarnation", incarnation]
-        for process in psutil.Process(self._server.pid).children(recursive=True):
-            if " ".join(words) in " ".join(process.cmdline()):
-                self._known[path] = process, HeartbeatReader(path)
-                return self._known[path]
+        for process in find_below(self._server.pid, *words):
+            self._known[path] = process, HeartbeatReader(path)
+            return self._known[path]
         raise LookupError(path)
 
     def __enter__(self):

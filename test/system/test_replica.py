@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from support.processes import command_line
 from support.server_process import CHECKPOINT, SMALL
 
 from light_tts.scale.replica import ReplicaServer, ServerGone
@@ -57,7 +58,7 @@ def test_a_server_that_is_killed_is_restarted_once_its_port_is_free(socket_path,
     try:
         # other tests' servers may be children of this process as well
         own = {PROGRAM, f"ipc://{socket_path}/"}
-        [front] = [child for child in psutil.Process().children() if own <= set(child.cmdline())]
+        [front] = [child for child in psutil.Process().children() if own <= set(command_line(child))]
         front.kill()
         while front.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
