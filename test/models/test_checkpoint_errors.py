@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import ConfigError, load_config
+from light_tts.models.checkpoint.any_config import load_any_config
+from light_tts.models.checkpoint.config import Config, ConfigError, load_config
+from light_tts.models.checkpoint.cosyvoice3_config import Config3
 from light_tts.models.checkpoint.weights import CheckpointError, load_state_dict
 from light_tts.models.flow.flow import Flow
 
@@ -42,6 +44,12 @@ def test_yaml_of_an_early_release_without_chunk_size(model_dir: Path) -> None:
     assert replace(load_config(model_dir), path=CHECKPOINT) == replace(
         load_config(CHECKPOINT), path=CHECKPOINT
     )
+
+
+def test_of_two_yaml_files_that_of_cosyvoice3_counts(model_dir: Path) -> None:
+    assert isinstance(load_any_config(model_dir), Config)
+    shutil.copy(CHECKPOINT.parents[1] / "cosyvoice3" / "checkpoint" / "cosyvoice3.yaml", model_dir)
+    assert isinstance(load_any_config(model_dir), Config3)
 
 
 def test_sizes_follow_the_yaml(model_dir: Path) -> None:

@@ -1,4 +1,5 @@
-"""The parameters in a checkpoint's `cosyvoice2.yaml`, as frozen dataclasses.
+"""The parameters in a checkpoint's YAML file, as frozen dataclasses: those that all families have, and
+those of `cosyvoice2.yaml`.
 
 Unknown keys (training settings, keys of later releases) are ignored. A value that these modules do not
 implement is an error that names the file and the key.
@@ -8,10 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.models.checkpoint import hyperyaml
 from light_tts.models.checkpoint.hyperyaml import ConfigError, Node
+from light_tts.models.checkpoint.inputs import COSYVOICE2_INPUTS, InputFormat
 
 __all__ = ["Config", "ConfigError", "load_config"]
 
@@ -25,16 +28,19 @@ DEFAULT_CHUNK_SIZE = 25  # early releases do not specify a chunk size; their mod
 class SpecialIds:
     """The special speech ids, which follow the spoken ones. There are `count` of them; none is ever spoken,
     and each of them ends a part that is not bistream. `eos` ends any part, `fill` a block of bistream;
-    `held`: ids that may not be sampled before a part has its minimum length. All are offsets from the first
-    special id."""
+    `held`: ids that may not be sampled before a part has its minimum length. `sos` and `task`: the marks at
+    the start of a sequence and before its speech, None: they are not among the speech ids. All are offsets
+    from the first special id."""
 
     count: int
     eos: int
     fill: int
-    held: tuple[int, ...]
+    held: range
+    sos: int | None = None
+    task: int | None = None
 
 
-COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=(0,))  # the second one is unused
+COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=range(1))  # the second one is unused
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,10 @@ class MelConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class CommonConfig:
+    """What the models of all families have."""
+
+    inputs: ClassVar[InputFormat]
     path: Path
     sample_rate: int
     token_frame_rate: int
@@ -132,8 +141,6 @@ class Config:
     spk_embed_dim: int
     instructions: bool  # trained with instructions on how to speak
     llm: LLMConfig
-    flow: FlowConfig
-    hift: HiftConfig
     mel: MelConfig
 
     @property
@@ -149,33 +156,49 @@ class Config:
         return self.mel.hop_size
 
 
+@dataclass(frozen=True)
+class Config(CommonConfig):
+    """That of a CosyVoice2 checkpoint."""
+
+    inputs = COSYVOICE2_INPUTS
+    flow: FlowConfig
+    hift: HiftConfig
+
+
 def load_config(model_dir: Path) -> Config:
     """Read `<model_dir>/cosyvoice2.yaml`. Raises ConfigError naming the file and the key."""
     root = hyperyaml.load(Path(model_dir) / YAML_NAME)
     chunk_size = root.int("chunk_size", _encoder_chunk_size(root))
     flow = _flow(root.node("flow"), chunk_size)
     config = Config(
-        path=root.file,
-        sample_rate=root.int("sample_rate"),
-        token_frame_rate=root.int("token_frame_rate", root.node("flow").int("input_frame_rate", 25)),
+        **common(root, COSYVOICE2_IDS),
         token_mel_ratio=flow.token_mel_ratio,
         chunk_size=chunk_size,
         spk_embed_dim=flow.spk_embed_dim,
-        instructions=root.bool("instructions", True),
-        llm=_llm(root.node("llm"), root),
         flow=flow,
-        hift=_hift(root.node("hift")),
-        mel=_mel(root.node("feat_extractor")),
+        hift=HiftConfig(**hift(root.node("hift"))),
     )
-    _check(config, root)
+    check_rates(config, root, config.flow.output_size, config.hift)
     return config
+
+
+def common(root: Node, special: SpecialIds) -> dict[str, Any]:
+    """Return the fields of CommonConfig that all families have in the same places."""
+    return {
+        "path": root.file,
+        "sample_rate": root.int("sample_rate"),
+        "token_frame_rate": root.int("token_frame_rate", root.node("flow").int("input_frame_rate", 25)),
+        "instructions": root.bool("instructions", True),
+        "llm": _llm(root.node("llm"), root, special),
+        "mel": _mel(root.node("feat_extractor")),
+    }
 
 
 def _encoder_chunk_size(root: Node) -> int:
     return root.node("flow").node("encoder").int("static_chunk_size", DEFAULT_CHUNK_SIZE)
 
 
-def _llm(llm: Node, root: Node) -> LLMConfig:
+def _llm(llm: Node, root: Node, special: SpecialIds) -> LLMConfig:
     mix_ratio = llm.ints("mix_ratio") if "mix_ratio" in llm else (5, 15)
     if len(mix_ratio) != 2 or min(mix_ratio) < 1:
         raise llm.error("mix_ratio", f"expected two positive numbers, found {list(mix_ratio)}")
@@ -185,6 +208,7 @@ def _llm(llm: Node, root: Node) -> LLMConfig:
         speech_token_size=llm.int("speech_token_size"),
         mix_ratio=mix_ratio,
         sampling=_sampling(llm.node("sampling")),
+        special=special,
         alignment_heads=_alignment_heads(root),
     )
 
@@ -213,12 +237,6 @@ def _sampling(sampling: Node) -> SamplingRule:
 def _flow(flow: Node, chunk_size: int) -> FlowConfig:
     token_mel_ratio = flow.int("token_mel_ratio", 2)
     decoder = flow.node("decoder")
-    cfm = decoder.node("cfm_params")
-    if "content" in cfm:
-        cfm = cfm.node("content")
-    cfm.require("solver", "euler")
-    cfm.require("t_scheduler", "cosine")
-    decoder.require("n_spks", 1)
     return FlowConfig(
         input_size=flow.int("input_size"),
         output_size=flow.int("output_size"),
@@ -226,11 +244,21 @@ def _flow(flow: Node, chunk_size: int) -> FlowConfig:
         vocab_size=flow.int("vocab_size"),
         token_mel_ratio=token_mel_ratio,
         pre_lookahead_len=flow.int("pre_lookahead_len"),
-        inference_cfg_rate=cfm.float("inference_cfg_rate"),
-        n_timesteps=_timesteps(cfm),
+        **matching(decoder),
         encoder=_encoder(flow.node("encoder"), chunk_size),
         estimator=_estimator(decoder.node("estimator"), chunk_size * token_mel_ratio),
     )
+
+
+def matching(decoder: Node) -> dict[str, Any]:
+    """Return the parameters of conditional flow matching: inference_cfg_rate and n_timesteps."""
+    cfm = decoder.node("cfm_params")
+    if "content" in cfm:
+        cfm = cfm.node("content")
+    cfm.require("solver", "euler")
+    cfm.require("t_scheduler", "cosine")
+    decoder.require("n_spks", 1)
+    return {"inference_cfg_rate": cfm.float("inference_cfg_rate"), "n_timesteps": _timesteps(cfm)}
 
 
 def _timesteps(cfm: Node) -> int:
@@ -279,26 +307,27 @@ def _estimator(estimator: Node, chunk_size: int) -> EstimatorConfig:
     )
 
 
-def _hift(hift: Node) -> HiftConfig:
-    istft, f0 = hift.node("istft_params"), hift.node("f0_predictor")
-    return HiftConfig(
-        in_channels=hift.int("in_channels"),
-        base_channels=hift.int("base_channels"),
-        nb_harmonics=hift.int("nb_harmonics"),
-        sampling_rate=hift.int("sampling_rate"),
-        nsf_alpha=hift.float("nsf_alpha"),
-        nsf_sigma=hift.float("nsf_sigma"),
-        nsf_voiced_threshold=hift.float("nsf_voiced_threshold"),
-        upsample_rates=hift.ints("upsample_rates"),
-        upsample_kernel_sizes=hift.ints("upsample_kernel_sizes"),
+def hift(node: Node) -> dict[str, Any]:
+    """Return the fields of HiftConfig."""
+    istft, f0 = node.node("istft_params"), node.node("f0_predictor")
+    return dict(
+        in_channels=node.int("in_channels"),
+        base_channels=node.int("base_channels"),
+        nb_harmonics=node.int("nb_harmonics"),
+        sampling_rate=node.int("sampling_rate"),
+        nsf_alpha=node.float("nsf_alpha"),
+        nsf_sigma=node.float("nsf_sigma"),
+        nsf_voiced_threshold=node.float("nsf_voiced_threshold"),
+        upsample_rates=node.ints("upsample_rates"),
+        upsample_kernel_sizes=node.ints("upsample_kernel_sizes"),
         istft_n_fft=istft.int("n_fft"),
         istft_hop_len=istft.int("hop_len"),
-        resblock_kernel_sizes=hift.ints("resblock_kernel_sizes"),
-        resblock_dilation_sizes=hift.int_lists("resblock_dilation_sizes"),
-        source_resblock_kernel_sizes=hift.ints("source_resblock_kernel_sizes"),
-        source_resblock_dilation_sizes=hift.int_lists("source_resblock_dilation_sizes"),
-        lrelu_slope=hift.float("lrelu_slope"),
-        audio_limit=hift.float("audio_limit"),
+        resblock_kernel_sizes=node.ints("resblock_kernel_sizes"),
+        resblock_dilation_sizes=node.int_lists("resblock_dilation_sizes"),
+        source_resblock_kernel_sizes=node.ints("source_resblock_kernel_sizes"),
+        source_resblock_dilation_sizes=node.int_lists("source_resblock_dilation_sizes"),
+        lrelu_slope=node.float("lrelu_slope"),
+        audio_limit=node.float("audio_limit"),
         f0_in_channels=f0.int("in_channels"),
         f0_cond_channels=f0.int("cond_channels"),
         f0_num_class=f0.int("num_class"),
@@ -318,14 +347,14 @@ def _mel(mel: Node) -> MelConfig:
     )
 
 
-def _check(config: Config, root: Node) -> None:
+def check_rates(config: CommonConfig, root: Node, mels: int, hift: HiftConfig) -> None:
     """Raise ConfigError if the components do not match; a mismatch would only become apparent by
-    listening.
+    listening. mels: channels of the mel spectrogram that the flow produces.
     """
-    mel, flow, hift = config.mel, config.flow, config.hift
+    mel = config.mel
     if mel.sampling_rate != config.sample_rate or hift.sampling_rate != config.sample_rate:
         raise root.error("sample_rate", "differs from feat_extractor.sampling_rate or hift.sampling_rate")
-    if not mel.num_mels == flow.output_size == hift.in_channels:
+    if not mel.num_mels == mels == hift.in_channels:
         raise root.error("flow.output_size", "differs from feat_extractor.num_mels or hift.in_channels")
     if config.sample_rate != config.token_frame_rate * config.token_mel_ratio * mel.hop_size:
         raise root.error(
