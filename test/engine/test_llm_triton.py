@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 import torch
 from support.interpreter import GPU
-from support.llm_requests import ARRAYS, GOLDEN, TEXT, Loop, bistream, request
+from support.llm_requests import GOLDEN, GOLDEN3, TEXT, Loop, bistream, request
 
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.runner import TorchRunner
+from light_tts.tools.parity import Golden
 from light_tts.tools.parity.llm import finish, golden_ids, greedy_sequence, load_engine, load_model, run
 
 pytest.importorskip("triton")
@@ -31,9 +32,9 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(row_linear, "row_config", lambda *_: {"BLOCK_OUT": 64, "num_warps": 4})
 
 
-def triton(**options) -> LLMEngine:
+def triton(golden: Golden = GOLDEN, **options) -> LLMEngine:
     options = {"slots": 1024, **GRAPHS, **options}
-    return load_engine(GOLDEN, device=DEVICE, runner=TritonRunner, **options)
+    return load_engine(golden, device=DEVICE, runner=TritonRunner, **options)
 
 
 def loop(ahead: int, round_steps: int, runner: type, device: str = DEVICE, **options) -> Loop:
@@ -45,12 +46,12 @@ def short(count: int) -> list:
     return [request(i, min_outputs=2, max_outputs=4 + i) for i in range(count)]
 
 
-@pytest.mark.parametrize("int8", [False, True])
-def test_greedy_tokens_are_the_golden_ones(int8):
-    expected = golden_ids(ARRAYS, "greedy_zs")
-    sequence = greedy_sequence(GOLDEN, "zs")
+@pytest.mark.parametrize(("golden", "int8"), [(GOLDEN, False), (GOLDEN, True), (GOLDEN3, False)])
+def test_greedy_tokens_are_the_golden_ones(golden, int8):
+    expected = golden_ids(golden.arrays("llm.npz"), "greedy_zs")
+    sequence = greedy_sequence(golden, "zs")
     sequence.max_outputs = len(expected) if DEVICE == "cuda" else 5
-    assert finish(triton(int8=int8), sequence) == expected[: sequence.max_outputs]
+    assert finish(triton(golden, int8=int8), sequence) == expected[: sequence.max_outputs]
 
 
 def test_draws_are_those_of_the_plain_path():

@@ -346,6 +346,10 @@ def test_sample_with_any_number_of_special_ids(special_ids: int) -> None:
     check_samples(logits, RULE, special_ids=special_ids)
 
 
+def test_sample_of_padded_rows() -> None:
+    check_samples(3 * randn(3, 208)[:, :201], RULE)
+
+
 MIXED = [
     RULE,
     SamplingRule(top_p=0.5, top_k=8, win_size=10, tau_r=0.2),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.any_config import load_any_config
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.llm.joined import JoinedLM
 from light_tts.models.llm.speech_lm import SpeechLM
@@ -13,14 +13,18 @@ from light_tts.models.llm.speech_lm import SpeechLM
 GOLDEN = Path(__file__).parents[1] / "golden"
 CHECKPOINT = GOLDEN / "cosyvoice2" / "checkpoint"
 CPU = torch.device("cpu")
+families = pytest.mark.parametrize("family", ["cosyvoice2", "cosyvoice3"])
 
 
-def test_unused_tables_are_not_kept_in_memory():
-    config = load_config(CHECKPOINT)
-    model = SpeechLM.from_checkpoint(CHECKPOINT, CHECKPOINT / "llm.pt", config, CPU)
-    names = list(model.state_dict())
-    assert "embedding.weight" in names
-    assert not [name for name in names if "lm_head" in name or "embed_tokens" in name]
+def load(checkpoint: Path) -> SpeechLM:
+    return SpeechLM.from_checkpoint(checkpoint, checkpoint / "llm.pt", load_any_config(checkpoint), CPU)
+
+
+@families
+def test_unused_tables_are_not_kept_in_memory(family):
+    names = list(load(GOLDEN / family / "checkpoint").state_dict())
+    assert [name for name in names if "embed" in name] == ["embedding.weight"]
+    assert not [name for name in names if "lm_head" in name]
 
 
 @pytest.fixture
@@ -29,14 +33,10 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def load(checkpoint: Path) -> SpeechLM:
-    return SpeechLM.from_checkpoint(checkpoint, checkpoint / "llm.pt", load_config(checkpoint), CPU)
-
-
+@families
 @pytest.mark.parametrize("tokens", [1, 2, 17])
-def test_joined_linears_compute_the_same_and_take_no_more_memory(tokens):
-    config = load_config(CHECKPOINT)
-    plain, model = (SpeechLM.from_checkpoint(CHECKPOINT, CHECKPOINT / "llm.pt", config, CPU) for _ in "12")
+def test_joined_linears_compute_the_same_and_take_no_more_memory(family, tokens):
+    plain, model = (load(GOLDEN / family / "checkpoint") for _ in "12")
     joined, ids, positions = JoinedLM(model), torch.arange(tokens), torch.arange(tokens)
 
     def attend(layer, q, k, v):
@@ -54,6 +54,13 @@ def test_a_wrong_tensor_is_named_with_its_file_and_shapes(checkpoint):
     state["llm_decoder.weight"] = state["llm_decoder.weight"][:-1].clone()
     torch.save(state, checkpoint / "llm.pt")
     with pytest.raises(CheckpointError, match=r"llm\.pt.*llm_decoder\.weight.*732.*731"):
+        load(checkpoint)
+
+
+def test_weights_of_another_family_are_refused(checkpoint):
+    (checkpoint / "cosyvoice2.yaml").unlink()
+    shutil.copy(GOLDEN / "cosyvoice3" / "checkpoint" / "cosyvoice3.yaml", checkpoint)
+    with pytest.raises(CheckpointError, match=r"llm\.pt.*llm_decoder\.weight.*929.*732.*more"):
         load(checkpoint)
 
 

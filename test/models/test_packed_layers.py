@@ -15,7 +15,8 @@ from light_tts.common.sampling_rule import GREEDY
 from light_tts.kernels import configs
 from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.llm import tensor_linear
-from light_tts.models.checkpoint.config import LLMConfig
+from light_tts.models.checkpoint.config import COSYVOICE2_IDS, LLMConfig
+from light_tts.models.checkpoint.cosyvoice3_config import COSYVOICE3_IDS
 from light_tts.models.llm.fused import FusedLM
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 
@@ -27,8 +28,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def model() -> SpeechLM:
+@pytest.fixture(params=[COSYVOICE2_IDS, COSYVOICE3_IDS], ids=["cosyvoice2", "cosyvoice3"])
+def model(request: pytest.FixtureRequest) -> SpeechLM:
     backbone = Qwen2Config(
         hidden_size=64,
         intermediate_size=96,
@@ -42,15 +43,20 @@ def model() -> SpeechLM:
         rope_theta=1e6,
     )
     torch.manual_seed(0)
-    model = SpeechLM(backbone, LLMConfig(64, 64, 39, (5, 15), GREEDY)).half().to(DEVICE).requires_grad_(False)
-    return model.merge_embeddings().eval()
+    config = LLMConfig(64, 64, 39, (5, 15), GREEDY, request.param)
+    return SpeechLM(backbone, config).half().to(DEVICE).requires_grad_(False).merge_embeddings().eval()
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Emulator:
+    return Emulator(tmp_path_factory)
 
 
 @pytest.fixture
-def use_up_to(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory):
+def use_up_to(monkeypatch: pytest.MonkeyPatch, emulator: Emulator):
     """-> use the kernel for up to this number of rows, from a first one on"""
     if not GPU:
-        monkeypatch.setattr(tensor_linear, "_kernel", Emulator(tmp_path_factory).kernel)
+        monkeypatch.setattr(tensor_linear, "_kernel", emulator.kernel)
         monkeypatch.setattr(tensor_linear, "available", lambda device: True)
 
     def use(rows: int, first: int = 1) -> None:
@@ -93,4 +99,4 @@ def test_fewer_or_more_rows_than_measured_take_the_other_path(model, use_up_to, 
     use_up_to(2, first=2)
     lm = fused(model)
     monkeypatch.setattr(type(lm), "_few_packed", lambda *_: pytest.fail(f"{rows} rows"))
-    assert lm(torch.randn(rows, 64).half().to(DEVICE), attend).shape == (rows, 42)
+    assert lm(torch.randn(rows, 64).half().to(DEVICE), attend).shape == (rows, model.ids.speech_vocab)

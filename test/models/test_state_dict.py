@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.cosyvoice3_config import load_config3
 from light_tts.models.flow.flow import Flow, FlowShapes
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from light_tts.models.vocoder.hift import Hift
@@ -37,9 +39,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     return load_config(folder)
 
 
-def manifest(part: str) -> dict[str, tuple[int, ...]]:
+def manifest(part: str, release: str = "CosyVoice2-0.5B") -> dict[str, tuple[int, ...]]:
     """Tensor names and shapes of a released file."""
-    with open(GOLDEN / "state_dict" / f"CosyVoice2-0.5B.{part}.tsv", newline="") as file:
+    with open(GOLDEN / "state_dict" / f"{release}.{part}.tsv", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return {row["name"]: tuple(int(size) for size in row["shape"].split("x") if size) for row in rows}
 
@@ -66,6 +68,14 @@ def test_llm_has_the_tensors_of_the_release(config: Config) -> None:
     with torch.device("meta"):
         llm = SpeechLM(QWEN2_0_5B, config.llm)
     assert shapes(llm) == manifest("llm")
+
+
+def test_llm_of_cosyvoice3_has_the_tensors_of_the_release() -> None:
+    tiny = load_config3(GOLDEN / "cosyvoice3" / "checkpoint").llm
+    config = dataclasses.replace(tiny, input_size=896, output_size=896, speech_token_size=6561)
+    with torch.device("meta"):
+        llm = SpeechLM(QWEN2_0_5B, config)
+    assert shapes(llm) == manifest("llm", "Fun-CosyVoice3-0.5B")
 
 
 def test_loading_the_models_does_not_import_pytorchs_compiler():

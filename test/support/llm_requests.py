@@ -15,7 +15,9 @@ from light_tts.engine.llm.sequence import PartRequest, Sequence
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.llm import SLOTS, finish, golden_ids, load_engine, load_model, run
 
-GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
+GOLDEN, GOLDEN3 = (
+    Golden(Path(__file__).parents[1] / "golden" / name) for name in ("cosyvoice2", "cosyvoice3")
+)
 ARRAYS = GOLDEN.arrays("llm.npz")
 TEXT = golden_ids(ARRAYS, "bi_text_ids")
 PROMPT = golden_ids(ARRAYS, "prompt_speech_token")

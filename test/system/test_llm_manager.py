@@ -19,9 +19,11 @@ from light_tts.common import cuda_graphs, sampling
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm import engine, llm_yield
+from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.pace import RoundPace
 from light_tts.engine.llm.runner import TorchRunner
+from light_tts.engine.llm.sequence import PartRequest
 from light_tts.server.core import messages, settings
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.messages import Generate, PartProgress, Raw, SpeechOptions, StageInfo
@@ -320,6 +322,22 @@ def test_bistream_speaks_while_text_arrives():
         tokens = [token for m in sent for token in m.tokens]
         assert set(tokens) <= {*range(SIZE), load_model(GOLDEN).ids.fill}
         assert sum(token < SIZE for token in sent[0].tokens) == 30  # fill ids are no audio
+
+
+def test_leading_ids_of_a_message_are_not_mixed_with_speech():
+    text = golden_ids(ARRAYS, "bi_text_ids")
+    with World() as world:
+        options = SpeechOptions(seed=3, max_new_tokens=40)
+        prompt = {"prompt_text_ids": text[:9], "leading_ids": 4}
+        job = world.generate("a/0", bistream=True, text_ids=text[9:], options=options, **prompt)
+        world.send(job, messages.FinishIds(job="a/0"))
+        sent = speech(world.decoders[0].until(is_over("a/0")), "a/0")
+    ids, limit = load_model(GOLDEN).ids, world.settings.max_req_total_len
+    rule = {"max_outputs": 40, "sampling": RULE}
+    expected = Bistream(PartRequest("", 0, 3, ids, limit, text[:9], PROMPT, leading=4, **rule), mix=(5, 15))
+    expected.append_text(text[9:])
+    expected.finish_text()
+    assert [token for m in sent for token in m.tokens] == finish(load_engine(GOLDEN), expected)
 
 
 def test_bistream_without_text_fails_with_400():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from light_tts.common.row_state import BANNED
+from light_tts.common.row_state import ALLOWED, BANNED, HELD
 from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, PartRequest, Sequence, SequenceError
 
 
@@ -13,7 +13,8 @@ class Bistream(Sequence):
 
     A block ends with the fill id, and the next one starts once there is enough text. Text is consumed id by
     id, so the result does not depend on how it was split. When the text is complete, its remainder is
-    followed by the task id and the rest of the speech.
+    followed by the task id and the rest of the speech. The leading ids of the prompt's text are fed before
+    the first block.
     """
 
     def __init__(self, request: PartRequest, mix: tuple[int, int]) -> None:
@@ -26,7 +27,8 @@ class Bistream(Sequence):
         self._text_per_block, self._speech_per_block = mix
         self._forced = request.forced
         self._arrived: deque[int] = deque()  # text not processed yet
-        self._text = list(prompt_text)  # text waiting for a block
+        self._leading = request.leading
+        self._text = prompt_text[request.leading :]  # text waiting for a block
         self._text_ids = 0  # number of ids that have arrived
         self._prompt_ids = len(prompt_text)
         self._text_ended = False
@@ -36,7 +38,7 @@ class Bistream(Sequence):
         self._group: list[int] = []  # the latest ids fed together
         self._text_at: list[int] = []  # positions in `inputs` of all text ids, including the prompt's
         self.speech: list[int] = []  # positions in `inputs` of the outputs without fill ids
-        self._give([], then=[ids.sos])
+        self._give(prompt_text[: request.leading], before=[ids.sos])
         block = self._speech_per_block
         self._next_fill = block - len(prompt_speech) % block
 
@@ -52,9 +54,11 @@ class Bistream(Sequence):
     @property
     def bans(self) -> list[int]:
         special = self._ids.special
-        allowed = special.eos if self._last else special.fill
         bans = [BANNED] * special.count
-        bans[allowed] = self._unbanned[allowed]
+        if self._last:
+            bans[special.eos] = HELD
+        else:
+            bans[special.fill] = ALLOWED
         return bans
 
     @property
@@ -76,7 +80,8 @@ class Bistream(Sequence):
         self._text_ended = True
         if self.max_outputs is None:
             # The reference has no limit here: a model that never ends would speak for minutes.
-            self.max_outputs = MAX_TOKENS_PER_TEXT_ID * (self._prompt_ids + self._text_ids)
+            spoken = self._prompt_ids - self._leading + self._text_ids
+            self.max_outputs = MAX_TOKENS_PER_TEXT_ID * spoken
         self._advance()
 
     def accept(self, token: int) -> None:
@@ -107,7 +112,7 @@ class Bistream(Sequence):
             self._give(self._take_block(), then=speech, anew=False)
         if self._prompt_speech:
             return
-        if self.outputs or len(self.inputs) == 1:
+        if self.outputs or len(self.inputs) == 1 + self._leading:
             if len(self._text) < size:
                 return
             self._give(self._take_block(), anew=bool(self.outputs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from light_tts.common.row_state import ALLOWED, HELD
 from light_tts.engine.llm.sequence import MAX_TOKENS_PER_TEXT_ID, PartRequest, Sequence, SequenceError
 
 MIN_TOKENS_PER_TEXT_ID = 2
@@ -57,7 +58,8 @@ class OneShot(Sequence):
 
     @property
     def bans(self) -> list[int]:
-        return self._unbanned
+        special = self._ids.special
+        return [HELD if i in special.held else ALLOWED for i in range(special.count)]
 
     def accept(self, token: int) -> None:
         if token in self._ids.stop:

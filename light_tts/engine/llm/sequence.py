@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from light_tts.common.row_state import ALLOWED, HELD
 from light_tts.common.sampling_rule import GREEDY, SamplingRule
 from light_tts.models.llm.speech_lm import SpeechIds
 
@@ -28,8 +27,9 @@ class SequenceError(ValueError):
 @dataclass(frozen=True)
 class PartRequest:
     """Everything that a sequence is created from except its text. `limit`: maximum number of ids fed to the
-    model; `forced`: outputs of an earlier attempt; `min_outputs`, `max_outputs`: None: derived from the
-    length of the text."""
+    model; `leading`: number of ids at the beginning of `prompt_text` that are instructions: bistream does not
+    mix them with speech; `forced`: outputs of an earlier attempt; `min_outputs`, `max_outputs`: None: derived
+    from the length of the text."""
 
     job: str
     part: int
@@ -42,6 +42,7 @@ class PartRequest:
     min_outputs: int | None = None
     max_outputs: int | None = None
     sampling: SamplingRule = GREEDY
+    leading: int = 0
 
 
 class Sequence:
@@ -131,12 +132,6 @@ class Sequence:
         self.on_device = False
         self.ahead = 0
         self.epoch += 1
-
-    @property
-    def _unbanned(self) -> list[int]:
-        """ALLOWED or HELD for each special id of the model."""
-        special = self._ids.special
-        return [HELD if i in special.held else ALLOWED for i in range(special.count)]
 
     def _speak(self, token: int) -> None:
         """Append a speech token to the outputs and feed it back, unless it is the last."""

@@ -36,9 +36,10 @@ def sample(
     history. Each request uses its own `SamplingRule` from the state and excludes the special ids that the
     state bans.
 
-    logits: (batch, speech ids) of any float dtype; rows: (batch,) int32, all different; negative: write only
-    -1 to `out`; out: (any, batch) int32; lines: (batch,) int64, the line of `out` for each request,
-    incremented here; None: the first; text_vocab, speech_tokens: see `SpeechIds`; max_top_k: of any request
+    logits: (batch, speech ids) of any float dtype, contiguous within each row; rows: (batch,) int32, all
+    different; negative: write only -1 to `out`; out: (any, batch) int32; lines: (batch,) int64, the line of
+    `out` for each request, incremented here; None: the first; text_vocab, speech_tokens: see `SpeechIds`;
+    max_top_k: of any request
     """
     batch, vocabulary = logits.shape
     block = triton.next_power_of_2(vocabulary)
@@ -62,6 +63,7 @@ def sample(
         out,
         lines,
         logits.new_empty(batch, candidates, dtype=torch.int64),
+        logits.stride(0),
         vocabulary,
         text_vocab,
         speech_tokens,
@@ -125,6 +127,7 @@ def _sample_kernel(
     out_ptr,
     lines_ptr,
     scratch_ptr,
+    stride,
     vocabulary,
     text_vocab,
     speech_tokens,
@@ -139,8 +142,8 @@ def _sample_kernel(
     FALLBACK_STREAM: tl.constexpr,
     OVERLAP: tl.constexpr = False,
 ):
-    """One program per request. `BLOCK`: the vocabulary rounded up; COLUMNS and the following: see `_likely`;
-    `scratch_ptr`: (requests, CANDIDATES)."""
+    """One program per request. `scratch_ptr`: (requests, CANDIDATES); `stride`: from row to row of the
+    logits; `BLOCK`: the vocabulary rounded up; COLUMNS and the following: see `_likely`."""
     request = tl.program_id(0)
     # May be read before the wait: written by the host, `advance` or the previous step. .cg: see
     # decode_attention.
@@ -171,7 +174,7 @@ def _sample_kernel(
         out_ptr += line * tl.num_programs(0)
         tl.store(lines_ptr + request, line + 1)
     if row >= 0:
-        logits_ptr += request.to(tl.int64) * vocabulary
+        logits_ptr += request.to(tl.int64) * stride
         ids = tl.arange(0, BLOCK)
         scores = _scores(
             logits_ptr, ids, vocabulary, speech_tokens, bans_ptr, early, inverse_temperature, SPECIAL_IDS

@@ -14,7 +14,7 @@ from light_tts.kernels import configs
 from light_tts.kernels.llm.activation import silu_mul
 from light_tts.kernels.llm.norm import add_rms_norm_, rms_norm
 from light_tts.kernels.llm.small_linear import linear_add_, norm_gate_up_silu, rms_norm_linear
-from light_tts.models.llm.fused_layer import fuse, join_biases, join_weights
+from light_tts.models.llm.fused_layer import fuse, fuse_head
 from light_tts.models.llm.packed_layers import PackedLayers, packed_layers
 from light_tts.models.llm.speech_lm import SpeechLM, rotary_table
 
@@ -35,8 +35,8 @@ class FusedLM:
         self.embedding = model.embedding.weight
         device = self.embedding.device
         self._layers = [fuse(layer) for layer in model.llm.model.model.layers]
-        self._head = join_weights(model.llm.model.model.norm, model.llm_decoder)
-        self._head_bias = join_biases(model.llm_decoder)
+        self._head, self._head_bias = fuse_head(model.llm.model.model.norm, model.llm_decoder)
+        self._speech_vocab = model.ids.speech_vocab
         self._few = configs.load(device).get("fused_rows", _FEW) if few is None else few
         self._eps = backbone.rms_norm_eps
         self._packed = packed_layers(self._layers, self._head, self._head_bias, self._eps)
@@ -47,7 +47,11 @@ class FusedLM:
 
     def __call__(self, residual: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
         """residual: (tokens, hidden) embeddings, overwritten; last: (n,) indices of the tokens whose logits
-        are needed, None: all -> (n, speech ids) in the weights' dtype"""
+        are needed, None: all -> (n, speech ids) in the weights' dtype, not contiguous if the head's outputs
+        are padded"""
+        return self._head_outputs(residual, attend, last)[:, : self._speech_vocab]
+
+    def _head_outputs(self, residual: Tensor, attend: Attend, last: Tensor | None) -> Tensor:
         if self._packed is not None and len(residual) in self._packed.rows:
             return self._few_packed(self._packed, residual, attend, last)
         layers = zip(self._layers, self._pool, strict=True)

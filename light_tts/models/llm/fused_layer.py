@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.kernels.llm.small_linear import fold_rms_norm
@@ -34,6 +35,21 @@ def fuse(layer: Layer) -> FusedLayer:
         gate_up=join_weights(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj),
         down=mlp.down_proj.weight,
     )
+
+
+def fuse_head(norm: RMSNorm, head: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Return the weight of a linear, multiplied by that of the norm before it, and its bias or None. Zeros
+    are appended until the number of outputs is a multiple of 4, so that rows of outputs are aligned. As in
+    `join_weights`, the linear's parameters become views of them."""
+    outputs, missing = head.out_features, -head.out_features % 4
+    head.weight.data = F.pad(head.weight.data, (0, 0, 0, missing))
+    weight = join_weights(norm, head)
+    head.weight.data = weight[:outputs]
+    if head.bias is None:
+        return weight, None
+    bias = F.pad(head.bias.data, (0, missing))
+    head.bias.data = bias[:outputs]
+    return weight, bias
 
 
 def join_weights(norm: RMSNorm, *linears: nn.Linear) -> Tensor:

@@ -30,7 +30,7 @@ class PackedLayers:
 
 
 def packed_layers(
-    layers: Sequence[FusedLayer], head: Tensor, head_bias: Tensor, eps: float
+    layers: Sequence[FusedLayer], head: Tensor, head_bias: Tensor | None, eps: float
 ) -> PackedLayers | None:
     """Return packed copies of the weights; None: they are not to be used on this GPU."""
     rows = measured_rows(head.device, head.dtype)

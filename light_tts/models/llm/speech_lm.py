@@ -5,7 +5,7 @@ one list of unified ids:
 
     [0, text)              text ids of the tokenizer
     [text, text + speech)  speech ids, the special ones included
-    sos, task              the last two rows
+    sos, task              the last two rows, unless they are special speech ids
 
 Batches are flat: the tokens of all requests are concatenated without padding. Only the attention, which is
 passed in, knows where each request ends.
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import Config, LLMConfig, SpecialIds
+from light_tts.models.checkpoint.config import CommonConfig, LLMConfig, SpecialIds
 from light_tts.models.checkpoint.weights import CheckpointError, load_into, load_state_dict, on_meta
 
 BACKBONE_DIR = "CosyVoice-BlankEN"
@@ -92,14 +92,19 @@ class SpeechIds:
         return range(self.speech_tokens, self.speech_vocab)
 
     @property
+    def table_of_marks(self) -> bool:
+        """Whether sos and task have a table of their own, behind that of the speech ids."""
+        return self.special.sos is None
+
+    @property
     def sos(self) -> int:
         """Unified id."""
-        return self.text_vocab + self.speech_vocab
+        return self._mark(self.special.sos, 0)
 
     @property
     def task(self) -> int:
         """Unified id."""
-        return self.sos + 1
+        return self._mark(self.special.task, 1)
 
     def speech(self, token: int) -> int:
         """Return the unified id of a speech id."""
@@ -109,6 +114,11 @@ class SpeechIds:
         """Return the unified ids of speech ids."""
         first = self.text_vocab
         return [first + token for token in tokens]
+
+    def _mark(self, special: int | None, row: int) -> int:
+        """Return the unified id of a mark: that of its special id or, if it has none, of its row in the table
+        of marks."""
+        return self.speech(self.speech_vocab + row if special is None else self.speech_tokens + special)
 
 
 class AttentionContext(Protocol):
@@ -220,15 +230,19 @@ class CausalLM(nn.Module):
 
 class SpeechLM(nn.Module):
     """As constructed, parameters have the names and shapes of llm.pt; `merge_embeddings` (called by
-    `from_checkpoint`) then prepares the model for inference."""
+    `from_checkpoint`) then prepares the model for inference.
+
+    Without a table of marks (CosyVoice3), the decoder has no bias.
+    """
 
     def __init__(self, backbone: Qwen2Config, config: LLMConfig) -> None:
         super().__init__()
         self.backbone = backbone
         self.ids = SpeechIds(backbone.vocab_size, config.speech_token_size, config.special)
-        self.llm_embedding = nn.Embedding(2, config.input_size)  # start of sequence, task
+        if self.ids.table_of_marks:
+            self.llm_embedding = nn.Embedding(2, config.input_size)  # start of sequence, task
         self.llm: Any = nn.ModuleDict({"model": CausalLM(backbone)})
-        self.llm_decoder = nn.Linear(config.output_size, self.ids.speech_vocab)
+        self.llm_decoder = nn.Linear(config.output_size, self.ids.speech_vocab, bias=self.ids.table_of_marks)
         self.speech_embedding = nn.Embedding(self.ids.speech_vocab, config.input_size)
 
     @classmethod
@@ -236,7 +250,7 @@ class SpeechLM(nn.Module):
         cls,
         model_dir: Path,
         llm_path: Path,
-        config: Config,
+        config: CommonConfig,
         device: torch.device,
         dtype: torch.dtype = torch.float32,
     ) -> SpeechLM:
@@ -253,16 +267,19 @@ class SpeechLM(nn.Module):
         return model.merge_embeddings().to(device).eval().requires_grad_(False)
 
     @property
-    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+    def tables(self) -> list[Tensor]:
         """The embeddings in the order of the unified ids, before they are merged."""
-        text, speech, marks = self.llm.model.model.embed_tokens, self.speech_embedding, self.llm_embedding
-        return text.weight, speech.weight, marks.weight
+        tables = [self.llm.model.model.embed_tokens, self.speech_embedding]
+        if self.ids.table_of_marks:
+            tables.append(self.llm_embedding)
+        return [table.weight for table in tables]
 
     def merge_embeddings(self) -> SpeechLM:
-        """Merge the three embedding tables into one and delete them and the text head."""
+        """Merge the embedding tables into one and delete them and the text head."""
         self.embedding = nn.Embedding.from_pretrained(torch.cat(self.tables))
-        del self.llm.model.model.embed_tokens, self.llm.model.lm_head
-        del self.speech_embedding, self.llm_embedding
+        del self.llm.model.model.embed_tokens, self.llm.model.lm_head, self.speech_embedding
+        if self.ids.table_of_marks:
+            del self.llm_embedding
         return self
 
     def embed(self, input_ids: Tensor) -> Tensor:

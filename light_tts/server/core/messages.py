@@ -179,7 +179,8 @@ class Generate(Message, frozen=True):
     `prompt_speech_token`: int32 frame, the LLM's speech prompt (empty if the mode has none).
     `flow_prompt_tokens`: length of the flow's prompt, which determines where streaming chunks end. `stream`:
     send tokens chunk by chunk rather than at the end. `words`: the number of `text_ids` in each word, if word
-    times were requested or the part is checked for skipped and repeated words.
+    times were requested or the part is checked for skipped and repeated words. `leading_ids`: the number of
+    `prompt_text_ids` that are instructions, at their beginning; bistream does not mix these with speech.
     """
 
     job: str
@@ -198,6 +199,7 @@ class Generate(Message, frozen=True):
     progress: PartProgress
     alone_in: list[str] = []
     words: list[int] = []
+    leading_ids: int = 0
 
 
 class AppendIds(Message, frozen=True):

@@ -57,6 +57,7 @@ class PartFactory:
             min_outputs=request.options.min_new_tokens,
             max_outputs=request.options.max_new_tokens,
             sampling=sampling_rule(request.options, self._numbers.sampling),
+            leading=request.leading_ids,
         )
         if not request.bistream:
             return OneShot(part, request.text_ids, self._longest)

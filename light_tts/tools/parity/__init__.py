@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.any_config import load_any_config
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,9 @@ class Golden:
         self.arrays = cache(self._arrays)
 
     @cached_property
-    def config(self) -> Config:
-        return load_config(self.checkpoint)
+    def config(self) -> Any:
+        """The Config or Config3 of the checkpoint."""
+        return load_any_config(self.checkpoint)
 
     def path(self, name: str) -> Path:
         path = self.folder / name

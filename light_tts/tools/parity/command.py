@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from light_tts.models.checkpoint.any_config import YAML_NAMES
 from light_tts.tools.parity import Check, Comparison, Golden, MissingGolden, all_checks
 
 
@@ -52,11 +53,13 @@ def main() -> int:
 
 
 def golden_folders(path: Path) -> list[Path]:
-    """Return `path` itself, or the folders in it that contain a CosyVoice2 checkpoint."""
+    """Return `path` itself, or the folders in it that contain a checkpoint."""
     folders = [path, *sorted(path.iterdir())] if path.is_dir() else []
-    found = [folder for folder in folders if (folder / "checkpoint" / "cosyvoice2.yaml").is_file()]
+    found = [
+        folder for folder in folders if any((folder / "checkpoint" / name).is_file() for name in YAML_NAMES)
+    ]
     if not found:
-        raise SystemExit(f"{path}: no golden folder (one with checkpoint/cosyvoice2.yaml) here")
+        raise SystemExit(f"{path}: no golden folder (one with checkpoint/{' or '.join(YAML_NAMES)}) here")
     return found
 
 

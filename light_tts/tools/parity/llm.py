@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from light_tts.common.instructions import END_OF_PROMPT
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, greedy, nucleus, others, repeated
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.engine import LLMEngine
@@ -142,6 +143,8 @@ def greedy_sequence(golden: Golden, name: str, **options: Any) -> OneShot:
 def bistream_decoding(golden: Golden) -> Iterator[Comparison]:
     arrays = golden.arrays(FILE)
     for name in ("zs", "noprompt"):
+        if f"bi_{name}_tokens" not in arrays:
+            continue
         sequence, engine = (
             bistream_sequence(golden, name),
             load_engine(golden, bistream_sampler(golden, name)),
@@ -160,35 +163,46 @@ def bistream_decoding(golden: Golden) -> Iterator[Comparison]:
 
 def bistream_sequence(golden: Golden, name: str) -> Bistream:
     arrays, config = golden.arrays(FILE), golden.config.llm
+    prompt_text = golden_ids(arrays, f"bi_{name}_prompt_text_ids")
     part = PartRequest(
         job="j/0",
         part=0,
         seed=0,
         ids=load_model(golden).ids,
         limit=SLOTS,
-        prompt_text=golden_ids(arrays, f"bi_{name}_prompt_text_ids"),
+        prompt_text=prompt_text,
         prompt_speech=golden_ids(arrays, f"bi_{name}_prompt_speech_token"),
+        leading=leading_ids(golden, prompt_text),
     )
     return Bistream(part, config.mix_ratio)
+
+
+def leading_ids(golden: Golden, prompt_text: list[int]) -> int:
+    """Return the number of ids up to the end of the instruction in a prompt's text; 0 if it has none."""
+    arrays = golden.arrays("tokenizer.npz")
+    end = arrays["special_ids"][arrays["special_tokens"] == END_OF_PROMPT].item()
+    return prompt_text.index(end) + 1 if end in prompt_text else 0
 
 
 def bistream_sampler(golden: Golden, name: str) -> Draw:
     """Greedy over speech ids alone; ends once there are `limit` outputs and the text has ended."""
     limit = int(golden.arrays(FILE)[f"bi_{name}_limit"])
-    size = golden.config.llm.speech_token_size
+    size, eos = golden.config.llm.speech_token_size, load_model(golden).ids.eos
 
     def sample(
         scores: Tensor, rules: SamplingRules, history: Tensor, seeds: Tensor, parts: Tensor, steps: Tensor
     ) -> Tensor:
-        may_end = (scores[:, size] > -torch.inf) & (steps >= limit)
-        return torch.where(may_end, size, greedy(scores[:, :size]))
+        may_end = (scores[:, eos] > -torch.inf) & (steps >= limit)
+        return torch.where(may_end, eos, greedy(scores[:, :size]))
 
     return sample
 
 
 def special_ids(golden: Golden) -> Iterator[Comparison]:
     arrays, ids = golden.arrays(FILE), load_model(golden).ids
-    marks = [ids.sos - ids.sos, ids.eos, ids.task - ids.sos, ids.fill]  # sos and task: as rows of their table
+    # sos and task: as rows of the table they are in
+    table = ids.sos if ids.table_of_marks else ids.text_vocab
+    marks = [ids.sos - table, ids.eos, ids.task - table, ids.fill]
     yield Comparison("ids_sos_eos_task_fill", marks, arrays["ids_sos_eos_task_fill"])
     yield Comparison("stop_token_ids", list(ids.stop), arrays["stop_token_ids"])
 
