@@ -5,6 +5,10 @@ from __future__ import annotations
 END_OF_PROMPT = "<|endofprompt|>"
 
 
+class MisplacedMark(Exception):
+    """The end mark is where none is allowed; the message is for the client."""
+
+
 def as_prompt_text(instruction: str) -> str:
     """Return the prompt text for an instruction. Raises ValueError if it contains the end mark or is
     empty.

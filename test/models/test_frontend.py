@@ -7,6 +7,7 @@ import torch
 
 from light_tts.common.audio import read_audio
 from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice3_config import load_config3
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.frontend.frontend import Frontend
 from light_tts.models.frontend.text import (
@@ -19,6 +20,7 @@ from light_tts.models.frontend.text import (
 
 GOLDEN = Path("test/golden/cosyvoice2")
 CHECKPOINT = GOLDEN / "checkpoint"
+GOLDEN3 = Path("test/golden/cosyvoice3")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,17 @@ def test_shortest_and_longest_recordings_have_features(frontend, seconds, rate):
 def test_silence_has_finite_features(frontend):
     features = frontend.features(np.zeros(16_000, np.float32), 16_000)
     assert np.isfinite(features.mel).all() and np.isfinite(features.embedding).all()
+
+
+def test_frontend_of_cosyvoice3(tmp_path):
+    checkpoint = GOLDEN3 / "checkpoint"
+    frontend = Frontend(checkpoint, load_config3(checkpoint))
+    assert frontend.takes_instructions and list(frontend.speakers) == ["tiny_spk"]
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, copy, ignore=shutil.ignore_patterns("*.safetensors", "*.pt"))
+    (copy / "speech_tokenizer_v3.onnx").rename(copy / "speech_tokenizer_v2.onnx")
+    with pytest.raises(CheckpointError, match="speech_tokenizer_v3"):
+        Frontend(copy, load_config3(copy))
 
 
 def test_the_mode_follows_from_the_prompt_text(frontend):

@@ -12,15 +12,16 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.audio_utils import mel_filter_bank
 
+from light_tts.models.checkpoint.special_tokens import COSYVOICE2_TOKENS, COSYVOICE3_TOKENS
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.frontend.features import mel_filters
-from light_tts.models.frontend.tokenizer import FOLDER, SPECIAL_TOKENS, TextTokenizer
+from light_tts.models.frontend.tokenizer import FOLDER, TextTokenizer
 
 TINY = Path("test/golden/cosyvoice2/checkpoint")
+TINY3 = Path("test/golden/cosyvoice3/checkpoint")
 BUNDLED = Path("pretrained_models/light-tts-mini")
 END_OF_TEXT = "<|endoftext|>"
 PIECES = (
-    *SPECIAL_TOKENS,
     END_OF_TEXT,
     *(
         "the",
@@ -58,18 +59,19 @@ PIECES = (
 )
 
 
-def reference(checkpoint: Path) -> AutoTokenizer:
-    """Return transformers' tokenizer with the special tokens, as CosyVoice2 creates it."""
+def reference(checkpoint: Path, special_tokens: tuple[str, ...]) -> AutoTokenizer:
+    """Return transformers' tokenizer with the special tokens, as CosyVoice creates it."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint / FOLDER, local_files_only=True)
     special = {"eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT}
-    tokenizer.add_special_tokens({**special, "additional_special_tokens": list(SPECIAL_TOKENS)})
+    tokenizer.add_special_tokens({**special, "additional_special_tokens": list(special_tokens)})
     return tokenizer
 
 
-def texts() -> list[str]:
-    """Return texts of random pieces and of random characters."""
+def texts(special_tokens: tuple[str, ...]) -> list[str]:
+    """Return texts of random pieces, special tokens among them, and of random characters."""
     draw = random.Random(0)
-    mixed = ["".join(draw.choices(PIECES, k=draw.randrange(12))) for _ in range(1000)]
+    pieces = (*special_tokens, *PIECES)
+    mixed = ["".join(draw.choices(pieces, k=draw.randrange(12))) for _ in range(1000)]
     usable = [code for code in range(0x2FFFF) if not 0xD800 <= code < 0xE000]
     odd = ["".join(chr(draw.choice(usable)) for _ in range(10)) for _ in range(500)]
     ascii_only = ["".join(chr(draw.randrange(128)) for _ in range(40)) for _ in range(500)]
@@ -83,12 +85,12 @@ def changed(config: dict, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def assert_equal(checkpoint: Path) -> None:
-    ours, theirs = TextTokenizer(checkpoint), reference(checkpoint)
+def assert_equal(checkpoint: Path, special_tokens: tuple[str, ...] = COSYVOICE2_TOKENS) -> None:
+    ours, theirs = TextTokenizer(checkpoint, special_tokens), reference(checkpoint, special_tokens)
     assert len(ours) == len(theirs) and ours.eos_token_id == theirs.eos_token_id
-    assert [ours.token_id(token) for token in SPECIAL_TOKENS] == theirs.convert_tokens_to_ids(SPECIAL_TOKENS)
+    assert [ours.token_id(token) for token in special_tokens] == theirs.convert_tokens_to_ids(special_tokens)
     assert ours.special_tokens == [str(token) for token in theirs.added_tokens_decoder.values()]
-    for text in texts():
+    for text in texts(special_tokens):
         ids = ours.encode(text)
         assert ids == theirs.encode(text, add_special_tokens=False), text
         spelled = "".join(word for word, _ in ours.words_of(ids))
@@ -96,9 +98,13 @@ def assert_equal(checkpoint: Path) -> None:
         assert "".join(spelled.split()) == "".join(whole.split()), text
 
 
-@pytest.mark.parametrize("checkpoint", [TINY, BUNDLED], ids=["tiny", "bundled"])
-def test_ids_are_those_of_transformers(checkpoint: Path):
-    assert_equal(checkpoint)
+@pytest.mark.parametrize(
+    ("checkpoint", "special_tokens"),
+    [(TINY, COSYVOICE2_TOKENS), (BUNDLED, COSYVOICE2_TOKENS), (TINY3, COSYVOICE3_TOKENS)],
+    ids=["tiny", "bundled", "tiny CosyVoice3"],
+)
+def test_ids_are_those_of_transformers(checkpoint: Path, special_tokens: tuple[str, ...]):
+    assert_equal(checkpoint, special_tokens)
 
 
 @pytest.mark.parametrize("missing", ["added_tokens_decoder", "tokenizer_class", "additional_special_tokens"])

@@ -15,8 +15,10 @@ from support.processes import command_line
 
 from light_tts.common.audio import read_audio
 from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.inputs import COSYVOICE3_INPUTS
 from light_tts.models.frontend import spellers
 from light_tts.models.frontend.frontend import Frontend
+from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.server.core import messages as m
 from light_tts.server.core.channel import Inbox, Outbox, Peers
 from light_tts.server.core.prompt_cache import attach
@@ -27,6 +29,7 @@ from light_tts.server.tts_encode import manager
 
 GOLDEN = Path("test/golden/cosyvoice2")
 CHECKPOINT = GOLDEN / "checkpoint"
+CHECKPOINT3 = Path("test/golden/cosyvoice3/checkpoint")
 FEATURE_SECONDS = 10.0  # timeout for one message; usually milliseconds
 
 
@@ -112,10 +115,10 @@ class Stage:
 def make_stage(socket_path):
     with contextlib.ExitStack() as cleanup:
 
-        def make(**settings) -> Stage:
+        def make(model_dir: Path = CHECKPOINT, **settings) -> Stage:
             run_dir = RunDir.create(f"ipc://{socket_path}/", 1)
             cleanup.callback(run_dir.remove)
-            stage = Stage(run_dir, Settings(model_dir=str(CHECKPOINT), **settings))
+            stage = Stage(run_dir, Settings(model_dir=str(model_dir), **settings))
             cleanup.callback(stage.close)
             assert isinstance(stage.next(stage.supervisor, 60), m.StageReady)
             return stage
@@ -230,6 +233,48 @@ def test_the_llm_gets_what_the_mode_says_and_the_flow_always_the_prompt(make_sta
     assert bool(len(generate.prompt_speech_token.array(np.int32))) == llm_hears_prompt
     assert bool(generate.prompt_text_ids) == bool(text)
     assert generate.flow_prompt_tokens == len(attach(generate.prompt.segment).speech_token) == 25
+
+
+MARK = "<|endofprompt|>"
+SYSTEM = "You are a helpful assistant."
+
+
+@pytest.mark.parametrize(
+    ("prompt_text", "text", "leading", "llm_hears_prompt"),
+    [
+        ("", "Hello.", SYSTEM, False),
+        ("", f"{SYSTEM}{MARK}Hello.", SYSTEM, False),
+        ("", f"Speak softly.{MARK}Hello.", f"{SYSTEM} Speak softly.", False),
+        (f"Speak softly.{MARK}", "Hello.", f"{SYSTEM} Speak softly.", False),
+        ("Good morning.", "Hello.", SYSTEM, True),
+        (f"{SYSTEM}{MARK}Good morning.", "Hello.", SYSTEM, True),
+        ("Good morning.", f"{SYSTEM}{MARK}Hello.", SYSTEM, True),
+    ],
+)
+def test_every_prompt_of_cosyvoice3_has_leading_ids(make_stage, prompt_text, text, leading, llm_hears_prompt):
+    stage = make_stage(model_dir=CHECKPOINT3)
+    encode = TextTokenizer(CHECKPOINT3, COSYVOICE3_INPUTS.special_tokens).encode
+    stage.send(synthesize(stage, "a/1", prompt(noise(1), prompt_text), text, report=True))
+    generate = stage.next(stage.llm)
+    assert generate.prompt_text_ids[: generate.leading_ids] == encode(leading + MARK)
+    transcript = generate.prompt_text_ids[generate.leading_ids :]
+    assert transcript == (encode("Good morning.") if llm_hears_prompt else [])
+    assert bool(len(generate.prompt_speech_token.array(np.int32))) == llm_hears_prompt
+    assert generate.text_ids == encode("Hello.")
+    assert stage.next(stage.worker) == m.Encoded(job="a/1", text_tokens=len(generate.text_ids))
+
+
+def test_an_instruction_in_the_wrong_place_of_cosyvoice3_fails(make_stage):
+    stage = make_stage(model_dir=CHECKPOINT3)
+    stage.send(synthesize(stage, "a/1", prompt(noise(1), f"Softly.{MARK}"), f"{SYSTEM}{MARK}Hello."))
+    stage.send(synthesize(stage, "b/1", prompt(noise(1)), f"{SYSTEM}{MARK}..."))
+    stage.send(synthesize(stage, "c/1", prompt(noise(1)), "", bistream=True))
+    stage.send(m.AppendText(job="c/1", text=f"Speak softly.{MARK}Hello."), m.FinishText(job="c/1"))
+    failed = {message.job: message for message in (stage.failure() for _ in range(3))}
+    assert {message.code for message in failed.values()} == {400}
+    assert "both" in failed["a/1"].message
+    assert "nothing to speak" in failed["b/1"].message
+    assert "prompt text" in failed["c/1"].message
 
 
 def test_a_speaker_of_the_checkpoint_needs_no_recording(make_stage):

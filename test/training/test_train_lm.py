@@ -14,7 +14,8 @@ from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.sequence import PartRequest
 from light_tts.models.checkpoint.config import COSYVOICE2_IDS, load_config
-from light_tts.models.frontend.tokenizer import SPECIAL_TOKENS, TextTokenizer
+from light_tts.models.checkpoint.special_tokens import COSYVOICE2_TOKENS
+from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechIds, SpeechLM
 from training.checkpoint import (
     ALIGNMENT_HEADS,
@@ -440,7 +441,7 @@ def test_tokenizer_fits_the_model(tmp_path):
     tokenizer = TextTokenizer(folder)
     assert len(tokenizer) == Qwen2Config.load(folder).vocab_size == 1024
     assert tokenizer.eos_token_id == END_OF_TEXT
-    assert [tokenizer.token_id(token) for token in SPECIAL_TOKENS] == list(range(END_OF_TEXT + 1, 1024))
+    assert [tokenizer.token_id(token) for token in COSYVOICE2_TOKENS] == list(range(END_OF_TEXT + 1, 1024))
     backbone = json.loads((folder / "CosyVoice-BlankEN" / "config.json").read_text())
     assert backbone["eos_token_id"] == backbone["bos_token_id"] == END_OF_TEXT
     known = tokenizer.encode(words[0] + " " + words[1])

@@ -10,7 +10,7 @@ from light_tts.models.frontend.text import (
     end_chinese,
     tidy_chinese,
 )
-from light_tts.models.frontend.text_groups import Group, TextGroups
+from light_tts.models.frontend.text_groups import CONTROL, Group, TextGroups
 
 
 class NormalizedStream:
@@ -18,23 +18,29 @@ class NormalizedStream:
 
     def __init__(self, normalizer: TextNormalizer, language: str = "en") -> None:
         self._normalizer = normalizer
+        self._kept = normalizer.kept
+        self._begun = ""  # an incomplete special token
         self._groups = TextGroups(language)
         self._chinese = ChineseTidier()
 
     def append(self, text: str) -> list[Group]:
         """Return the normalised text that later text cannot change."""
-        return [self._normalized(group) for group in self._groups.append(text)]
+        text = self._begun + CONTROL.sub("", text)
+        end = self._kept.complete(text)
+        self._begun = text[end:]
+        return [self._normalized(group) for group in self._groups.append(self._kept.hide(text[:end]))]
 
     def finish(self) -> list[Group]:
         """Return the rest."""
-        rest = [self._normalized(group) for group in self._groups.finish()]
-        tidied = self._chinese.finish()
+        groups = self._groups.append(self._begun) + self._groups.finish()
+        rest = [self._normalized(group) for group in groups]
+        tidied = self._kept.show(self._chinese.finish())
         return [*rest, Group(tidied, "zh")] if tidied else rest
 
     def _normalized(self, group: Group) -> Group:
         text, chinese = self._normalizer.spell(group), self._chinese
         tidied = chinese.append(text) if group.language == "zh" else chinese.finish() + text
-        return group._replace(text=tidied)
+        return group._replace(text=self._kept.show(tidied))
 
 
 class ChineseTidier:

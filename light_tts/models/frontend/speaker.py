@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from light_tts.common.prompt_features import PromptFeatures
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.config import CommonConfig
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.frontend.features import kaldi_fbank
 from light_tts.models.frontend.onnx import OnnxModel
@@ -38,7 +38,7 @@ class StoredSpeaker:
     prompt_text_ids: list[int]
 
 
-def load_speakers(model_dir: Path, config: Config) -> dict[str, StoredSpeaker]:
+def load_speakers(model_dir: Path, config: CommonConfig) -> dict[str, StoredSpeaker]:
     """Return the voices in spk2info.pt by name; empty if the file is missing. Raises CheckpointError."""
     path = model_dir / SPEAKERS_FILE
     if not path.is_file():
@@ -51,7 +51,7 @@ def load_speakers(model_dir: Path, config: Config) -> dict[str, StoredSpeaker]:
     return {str(name): _speaker(path, str(name), entry, config) for name, entry in items}
 
 
-def _speaker(path: Path, name: str, entry: Any, config: Config) -> StoredSpeaker:
+def _speaker(path: Path, name: str, entry: Any, config: CommonConfig) -> StoredSpeaker:
     def values(key: str, dtype: torch.dtype, *tail: int) -> np.ndarray:
         """Return entry[key] as (..., *tail) without the batch dimension."""
         try:

@@ -1,4 +1,4 @@
-"""Speech tokens of a recording (speech_tokenizer_v2.onnx)."""
+"""Speech tokens of a recording."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from light_tts.models.checkpoint.inputs import COSYVOICE2_INPUTS
 from light_tts.models.frontend.features import whisper_log_mel
 from light_tts.models.frontend.onnx import OnnxModel
 
-FILE_NAME = "speech_tokenizer_v2.onnx"
+FILE_NAME = COSYVOICE2_INPUTS.speech_tokenizer
 
 
 class OnnxSpeechTokenizer:
-    def __init__(self, model_dir: Path) -> None:
-        self._model = OnnxModel(model_dir / FILE_NAME, inputs=2)
+    def __init__(self, model_dir: Path, file_name: str = FILE_NAME) -> None:
+        self._model = OnnxModel(model_dir / file_name, inputs=2)
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
         """samples: (n,) float32 at 16 kHz. Returns about n / 640 ids, (tokens,) int32, 25 per second."""

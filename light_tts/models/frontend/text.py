@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from light_tts.common.speakable import is_speakable
+from light_tts.models.frontend.kept_tokens import PRIVATE, KeptTokens, around_tokens, is_hidden
 from light_tts.models.frontend.long_sentences import shorten
 from light_tts.models.frontend.plain_english import PlainEnglish
 from light_tts.models.frontend.segments import segments
@@ -31,7 +32,7 @@ LONGEST_SENTENCE = 120
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _DIGITS = re.compile(r"\d+")
 _COMMAS = "，,、"
-_BLANK_NOT_IN_ASCII = re.compile(r"(?<![!-~]) | (?![!-~])")
+_BLANK_NOT_IN_ASCII = re.compile(f"(?<![!-~{PRIVATE}]) | (?![!-~{PRIVATE}])")  # hidden tokens count as ASCII
 _CHINESE_SYMBOLS = str.maketrans(
     {
         "\n": None,
@@ -63,15 +64,21 @@ def always() -> bool:
 
 class TextNormalizer:
     """Normalises and splits texts. `count_tokens` measures text that is not Chinese; `spellers` handle
-    `at_once` texts at a time (default: wetext in this process). Thread-safe if they are.
+    `at_once` texts at a time (default: wetext in this process); `kept` are tokens that remain as they are.
+    Thread-safe if the others are.
 
     Long texts are normalised in segments, so that other texts can run in between.
     """
 
     def __init__(
-        self, count_tokens: Callable[[str], int], spellers: dict[str, Spell] | None = None, at_once: int = 1
+        self,
+        count_tokens: Callable[[str], int],
+        spellers: dict[str, Spell] | None = None,
+        at_once: int = 1,
+        kept: Sequence[str] = (),
     ) -> None:
-        self._count_tokens = count_tokens
+        self.kept = KeptTokens(kept)
+        self._count_tokens = lambda hidden: count_tokens(self.kept.show(hidden))
         self._spellers = dict(wetext_spellers() if spellers is None else spellers)
         self._turns = Turns(at_once)
         self._plain = PlainEnglish(self._spellers.get("en", str))  # not called without English
@@ -79,7 +86,7 @@ class TextNormalizer:
     def normalize(self, text: str, wanted: Wanted = always) -> str:
         """Return the whole text as it will be spoken. Text with `<|` and `|>` is returned unchanged. Raises
         Abandoned when the result is no longer wanted."""
-        return self._normalize(text, wanted)[0]
+        return self.kept.show(self._normalize(text, wanted)[0])
 
     def split(self, text: str, wanted: Wanted = always) -> list[str]:
         """Return the same in pieces, without those that contain only symbols."""
@@ -91,19 +98,20 @@ class TextNormalizer:
         for sentence in split_sentences(text, language):
             too_long = length(sentence) > LONGEST_SENTENCE
             sentences += shorten(sentence, length, MAX_LENGTH) if too_long else [sentence]
-        pieces = pack_sentences(sentences, length)
+        pieces = map(self.kept.show, pack_sentences(sentences, length))
         return [piece for piece in pieces if is_speakable(piece)]
 
     def at_once(self, text: str) -> bool:
         """Whether `normalize` and `split` need no speller, so that they take well under a millisecond."""
-        text, language = _cleaned(text)
+        text, language = self._cleaned(text)
         if language is None or language not in self._spellers:
             return True
-        return language == "en" and self._plain.known(text)
+        return language == "en" and all(map(self._stays, around_tokens(text)))
 
     def _normalize(self, text: str, wanted: Wanted) -> tuple[str, str | None]:
-        """Return (normalised text, its language: zh, en, or None if it must not be changed)."""
-        text, language = _cleaned(text)
+        """Return (normalised text, with hidden tokens, its language: zh, en, or None if it must not be
+        changed)."""
+        text, language = self._cleaned(text)
         if language is None:
             return text, None
         spelled = self._spell(text, language, wanted)
@@ -112,8 +120,8 @@ class TextNormalizer:
         return _DIGITS.sub(_number_in_words, spelled), language
 
     def spell(self, group: Group) -> str:
-        """Expand numbers and the like in a group. Whitespace becomes one space between words in English, and
-        at most one at the end; in Chinese it is unchanged."""
+        """Expand numbers and the like in a group, whose tokens are hidden. Whitespace becomes one space
+        between words in English, and at most one at the end; in Chinese it is unchanged."""
         text = group.text
         if group.language == "zh":
             words = text.strip()
@@ -129,10 +137,10 @@ class TextNormalizer:
         if language not in self._spellers or not text:
             return text
         spelled = ""
-        parts = segments(text)
+        parts = [part for stretch in around_tokens(text) for part in segments(stretch)]
         for number, segment in enumerate(parts):
             inner = segment.strip()
-            if not inner or (language == "en" and self._plain.known(inner)):
+            if is_hidden(inner) or not inner or (language == "en" and self._plain.known(inner)):
                 spelled += segment
                 continue
             before, after = (" " * bool(blanks) for blanks in segment.split(inner, 1))  # as wetext does
@@ -155,13 +163,20 @@ class TextNormalizer:
                 return text
         return self._spellers[language](text)
 
+    def _stays(self, text: str) -> bool:
+        """Whether an English stretch or hidden tokens certainly remain as they are."""
+        inner = text.strip()
+        return is_hidden(inner) or not inner or self._plain.known(inner)
 
-def _cleaned(text: str) -> tuple[str, str | None]:
-    """Return (the text to normalise, its language: zh, en, or None if it must not be changed)."""
-    if not text or ("<|" in text and "|>" in text):
-        return text, None
-    text = CONTROL.sub("", text).strip()
-    return text, "zh" if _CHINESE.search(text) else "en"
+    def _cleaned(self, text: str) -> tuple[str, str | None]:
+        """Return (the text to normalise, with hidden tokens, its language: zh, en, or None if it must not be
+        changed)."""
+        if not text or ("<|" in text and "|>" in text):
+            return text, None
+        text = CONTROL.sub("", text).strip()
+        language = "zh" if _CHINESE.search(text) else "en"
+        hidden = self.kept.hide(text)
+        return hidden if hidden == text or language == "zh" else " ".join(hidden.split()), language
 
 
 _inflecting = threading.Lock()  # the engine is stateful

@@ -13,11 +13,12 @@ import re
 from typing import NamedTuple
 
 from light_tts.common.speakable import is_speakable
+from light_tts.models.frontend.kept_tokens import PRIVATE, is_hidden
 
 MAX_GROUP = 200  # characters; a text without a place to cut is cut at this length
 
 _HAN = re.compile(r"[\u4e00-\u9fff]")
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+CONTROL = re.compile(f"[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff{PRIVATE}]")  # never spoken
 
 _WORD = re.compile(r"\S+")
 _AROUND = "\"'“”‘’()[]{}*_.,;:!?…"
@@ -45,7 +46,8 @@ class Group(NamedTuple):
 
 
 class TextGroups:
-    """The groups of a text that arrives in pieces. At most MAX_GROUP characters and a few more are held back.
+    """The groups of a text that arrives in pieces, with hidden tokens. At most MAX_GROUP characters and a few
+    more are held back.
 
     The text is English until the first Chinese character and Chinese from then on, like a whole text that
     contains one. From `<|` and `|>` on it is not changed.
@@ -57,8 +59,8 @@ class TextGroups:
         self._begun = False
 
     def append(self, text: str) -> list[Group]:
-        """Return the groups that later text cannot change."""
-        text = self._waiting + CONTROL.sub("", text)
+        """Return the groups that later text cannot change. `text`: without control characters."""
+        text = self._waiting + text
         if not self._begun:
             text = text.lstrip()
         groups: list[Group] = []
@@ -111,6 +113,8 @@ def _english_cut(text: str, start: int) -> int | None:
         if match.end() >= min(len(text), start + MAX_GROUP):
             return None
         word = match[0]
+        if is_hidden(word[-1]):
+            return match.end() + 1
         core = word.strip(_AROUND)
         letters = _LETTERS.fullmatch(core)
         reach = max(0, reach - 1) if letters and core != "World" else _REACH

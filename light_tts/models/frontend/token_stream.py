@@ -22,16 +22,13 @@ class TokenStream:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = re.compile("|".join(map(re.escape, tokenizer.special_tokens)))
-        self._begun_special = {
-            token[:end] for token in tokenizer.special_tokens for end in range(1, len(token))
-        }
+        self._special = tokenizer.special_strings
         self._waiting = ""
 
     def append(self, text: str) -> list[int]:
         """Return the ids that are final now."""
         text = self._waiting + text
-        end = max((match.end() for match in self._special.finditer(text)), default=0)
+        end = max((match.end() for match in self._special.pattern.finditer(text)), default=0)
         ids = self._tokenizer.encode(text[:end]) if end else []
         text = unicodedata.normalize("NFC", text[end:])
         end = self._settled_words(text)
@@ -54,24 +51,18 @@ class TokenStream:
 
     def _settled_words(self, text: str) -> int:
         """Return the end of the final words in a text without special tokens."""
-        known = text[: self._begun(text)]
+        known = text[: self._special.complete(text)]
         solid = known.rstrip()
         borders = self._tokenizer.words(solid)
         if solid and len(known) > len(solid) and known[len(solid)] not in "\r\n":
             borders.append(len(solid))
         return max((border for border in borders if _divides(text, border)), default=0)
 
-    def _begun(self, text: str) -> int:
-        """Return the start of an incomplete special token, or the end if there is none."""
-        longest = max(map(len, self._begun_special))
-        begins = range(max(0, len(text) - longest), len(text))
-        return next((begin for begin in begins if text[begin:] in self._begun_special), len(text))
-
     def _settled_tokens(self, word: str) -> tuple[list[int], int]:
         """Return (final ids at the start of a word of letters, number of characters they cover); the
         remainder must form a word by itself."""
         letters = word.isalpha() or (word[1:].isalpha() and word[0] != "'")  # as in "it's"
-        if not letters or len(self._tokenizer.words(word)) > 1 or self._begun(word) < len(word):
+        if not letters or len(self._tokenizer.words(word)) > 1 or self._special.complete(word) < len(word):
             return [], 0
         if not unicodedata.is_normalized("NFC", word):
             return [], 0

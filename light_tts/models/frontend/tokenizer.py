@@ -1,43 +1,22 @@
-"""The text tokenizer: Qwen2's byte-level BPE with CosyVoice2's special tokens."""
+"""The text tokenizer: Qwen2's byte-level BPE with the special tokens of a family."""
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from light_tts.common.instructions import END_OF_PROMPT
+from light_tts.models.checkpoint.special_tokens import COSYVOICE2_TOKENS
 from light_tts.models.checkpoint.weights import CheckpointError
+from light_tts.models.frontend.token_strings import TokenStrings
 
 FOLDER = "CosyVoice-BlankEN"
 FILES = ("config.json", "tokenizer_config.json", "vocab.json", "merges.txt")
-
-# In this order, which assigns the ids that the model was trained with.
-SPECIAL_TOKENS = (
-    "<|im_start|>",
-    "<|im_end|>",
-    END_OF_PROMPT,
-    "[breath]",
-    "<strong>",
-    "</strong>",
-    "[noise]",
-    "[laughter]",
-    "[cough]",
-    "[clucking]",
-    "[accent]",
-    "[quick_breath]",
-    "<laughter>",
-    "</laughter>",
-    "[hissing]",
-    "[sigh]",
-    "[vocalized-noise]",
-    "[lipsmack]",
-    "[mn]",
-)
 FIRST_CJK = "\u2e80"
 _END_OF_TEXT = "<|endoftext|>"
 _KINDS = ("Qwen2Tokenizer", "Qwen2TokenizerFast", "qwen2")  # values of tokenizer_class, or of model_type
@@ -56,14 +35,15 @@ _WORD = (
 class TextTokenizer:
     """Text to ids. Thread-safe."""
 
-    def __init__(self, model_dir: Path) -> None:
-        """Raises CheckpointError for a missing or damaged file."""
+    def __init__(self, model_dir: Path, special_tokens: Sequence[str] = COSYVOICE2_TOKENS) -> None:
+        """`special_tokens`: those of the family, in the order of their ids. Raises CheckpointError for a
+        missing or damaged file."""
         folder = model_dir / FOLDER
         for name in FILES:
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder / name}: no such file")
         try:
-            self._encoding = load_qwen2(folder)
+            self._encoding = load_qwen2(folder, special_tokens)
         except Exception as error:  # any exception that a damaged file causes
             reason = str(error).strip().splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(f"{folder}: cannot load the tokenizer: {reason}") from error
@@ -77,6 +57,10 @@ class TextTokenizer:
     def special_tokens(self) -> list[str]:
         """Strings that are always single tokens."""
         return [token.content for token in self._encoding.get_added_tokens_decoder().values()]
+
+    @cached_property
+    def special_strings(self) -> TokenStrings:
+        return TokenStrings(self.special_tokens)
 
     def words(self, text: str) -> list[int]:
         """Return the start of each separately encoded word; `text` is composed (NFC) and contains no special
@@ -135,10 +119,10 @@ class TextTokenizer:
         return self._encoding.get_vocab_size(with_added_tokens=True)
 
 
-def load_qwen2(folder: Path) -> Tokenizer:
-    """Return Qwen2's tokenizer with CosyVoice2's special tokens from the FILES in a folder: what
-    transformers' AutoTokenizer makes of them, without its import, which takes seconds. Raises ValueError for
-    another kind of tokenizer, and other exceptions for a damaged file."""
+def load_qwen2(folder: Path, special_tokens: Sequence[str] = COSYVOICE2_TOKENS) -> Tokenizer:
+    """Return Qwen2's tokenizer with these special tokens from the FILES in a folder: what transformers'
+    AutoTokenizer makes of them, without its import, which takes seconds. Raises ValueError for another kind
+    of tokenizer, and other exceptions for a damaged file."""
     config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     model = json.loads((folder / "config.json").read_text("utf-8"))
     kind = config.get("tokenizer_class") or model.get("model_type")
@@ -162,5 +146,5 @@ def load_qwen2(folder: Path) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     added = sorted(config.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0]))
     tokenizer.add_tokens([AddedToken(**token) for _, token in added])
-    tokenizer.add_special_tokens([_END_OF_TEXT, *SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([_END_OF_TEXT, *special_tokens])
     return tokenizer

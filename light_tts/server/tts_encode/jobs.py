@@ -6,7 +6,7 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from light_tts.models.frontend.frontend import PromptText
+from light_tts.models.frontend.prompt_text import PromptText
 from light_tts.models.frontend.text_stream import TextStream
 from light_tts.server.core import messages
 from light_tts.server.core.prompt_cache import CachedPrompt

@@ -19,9 +19,11 @@ import msgspec
 import numpy as np
 
 from light_tts.common.audio import AudioError, check_length
+from light_tts.common.instructions import MisplacedMark
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.common.speakable import can_become_speakable
-from light_tts.models.frontend.frontend import Frontend, PromptText
+from light_tts.models.frontend.frontend import Frontend
+from light_tts.models.frontend.prompt_text import PromptText
 from light_tts.models.frontend.text_groups import MAX_GROUP
 from light_tts.models.frontend.text_stream import TextStream
 from light_tts.server.core import messages, metrics
@@ -140,6 +142,7 @@ class EncodeStage:
                 self._guarded(job, self._start)
 
     def _start(self, job: EncodeJob) -> None:
+        job.request = self._separated(job.request)
         job.prompt, known = self._features(job.request)
         (metrics.prompt_cache_hits_total if known else metrics.prompt_cache_misses_total).inc()
         job.texts = self._encoded_texts(job)
@@ -148,6 +151,15 @@ class EncodeStage:
             future.add_done_callback(lambda _: self._on_progress(job))
         if not pending:
             self._progressed.append(job)
+
+    def _separated(self, request: messages.Synthesize) -> messages.Synthesize:
+        """Return the request with the beginning of its text in the prompt text if it belongs there. Raises
+        MisplacedMark."""
+        text, prompt_text = self._frontend.separated(request.text, request.prompt.text)
+        if text == request.text:
+            return request
+        prompt = msgspec.structs.replace(request.prompt, text=prompt_text)
+        return msgspec.structs.replace(request, text=text, prompt=prompt)
 
     def _encoded_texts(self, job: EncodeJob) -> Future[tuple[list[list[int]], PromptText]]:
         """Encode the texts, in a thread unless that would take longer than the work itself."""
@@ -289,6 +301,7 @@ class EncodeStage:
                 part=index,
                 parts=len(parts),
                 prompt_text_ids=prompt_text.ids,
+                leading_ids=prompt_text.leading,
                 text_ids=text_ids,
                 prompt_speech_token=messages.Raw.of(
                     speech_token if prompt_text.with_speech else speech_token[:0]
@@ -326,7 +339,7 @@ class EncodeStage:
         """Run one step of a job; an exception fails only this job."""
         try:
             step(job)
-        except (TextError, AudioError) as error:
+        except (TextError, AudioError, MisplacedMark) as error:
             self._fail(job, 400, str(error))
         except PromptGone as error:
             self._fail(job, 503, str(error), retry=True)

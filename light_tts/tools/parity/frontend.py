@@ -10,6 +10,7 @@ from light_tts.common.audio import read_audio, resample
 from light_tts.models.frontend.features import SPEECH_RATE, flow_mel, kaldi_fbank, whisper_log_mel
 from light_tts.models.frontend.frontend import Frontend
 from light_tts.models.frontend.speech_tokenizer import OnnxSpeechTokenizer
+from light_tts.models.frontend.spellers import Spell
 from light_tts.models.frontend.text import TextNormalizer
 from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.tools.parity import Check, Comparison, Golden
@@ -29,13 +30,13 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
     yield Comparison("aligned_token", features.speech_token, expected["aligned_token"][0])
     yield Comparison("aligned_feat", features.mel, expected["aligned_feat"][0], 1e-4)
     yield Comparison("embedding", features.embedding, expected["embedding"][0], 1e-3)
+    speech = resample(samples, rate, SPEECH_RATE)
+    tokens = OnnxSpeechTokenizer(golden.checkpoint, golden.config.inputs.speech_tokenizer)(speech)
+    yield Comparison("speech_token", tokens, expected["speech_token_raw"][0])
     if "wav16" in expected:
-        speech = resample(samples, rate, SPEECH_RATE)
         yield Comparison("resample.16k", speech, expected["wav16"][0], 1e-6)
         yield Comparison("whisper_log_mel", whisper_log_mel(speech), expected["whisper_logmel"][0], 1e-4)
         yield Comparison("kaldi_fbank", kaldi_fbank(speech), expected["fbank_mean_norm"], 2e-3)
-        tokens = OnnxSpeechTokenizer(golden.checkpoint)(speech)
-        yield Comparison("speech_token", tokens, expected["speech_token_raw"][0])
     if "wav24_from16_first24000" in expected:
         again = resample(speech, SPEECH_RATE, golden.config.sample_rate)
         start = expected["wav24_from16_first24000"][0]
@@ -51,7 +52,8 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
 
 
 def tokenizer(golden: Golden) -> Iterator[Comparison]:
-    expected, tokens = golden.arrays("tokenizer.npz"), TextTokenizer(golden.checkpoint)
+    expected = golden.arrays("tokenizer.npz")
+    tokens = TextTokenizer(golden.checkpoint, golden.config.inputs.special_tokens)
     yield Comparison("vocab_len", len(tokens), int(expected["vocab_len"]))
     yield Comparison("eos_token_id", tokens.eos_token_id, int(expected["eos_token_id"]))
     special = [tokens.token_id(str(token)) for token in expected["special_tokens"]]
@@ -62,14 +64,19 @@ def tokenizer(golden: Golden) -> Iterator[Comparison]:
 
 def text(golden: Golden) -> Iterator[Comparison]:
     expected = json.loads(golden.path("text_normalize.json").read_text(encoding="utf-8"))
-    tokens = TextTokenizer(golden.checkpoint)
-    backends = {"cases_no_tn": TextNormalizer(lambda text: len(tokens.encode(text)), spellers={})}
+    inputs = golden.config.inputs
+    tokens = TextTokenizer(golden.checkpoint, inputs.special_tokens)
+
+    def normalizer(spellers: dict[str, Spell] | None) -> TextNormalizer:
+        return TextNormalizer(lambda text: len(tokens.encode(text)), spellers, kept=inputs.kept_tokens)
+
+    backends = {"cases_no_tn": normalizer({})}
     if _wetext_version() == WETEXT_VERSION:
-        backends["cases"] = TextNormalizer(lambda text: len(tokens.encode(text)))
-    for name, normalizer in backends.items():
+        backends["cases"] = normalizer(None)
+    for name, backend in backends.items():
         for i, case in enumerate(expected.get(name, [])):
-            yield Comparison(f"{name}_{i}.split", normalizer.split(case["text"]), case["split"])
-            yield Comparison(f"{name}_{i}.whole", normalizer.normalize(case["text"]), case["nosplit"])
+            yield Comparison(f"{name}_{i}.split", backend.split(case["text"]), case["split"])
+            yield Comparison(f"{name}_{i}.whole", backend.normalize(case["text"]), case["nosplit"])
 
 
 def _wetext_version() -> str:
