@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
 
+from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice3_config import load_config3
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.chunked import ChunkFlow, chunk_flow
+from light_tts.models.flow.dit.flow import DiTFlow
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.memos import MemoLimit
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.tools.parity import Golden
 
-GOLDEN = Golden(Path("test/golden/cosyvoice2"))
+GOLDEN = Path(__file__).parents[1] / "golden"
+CPU = torch.device("cpu")
 ROOMY = 1 << 28
 
 
-@pytest.fixture(scope="module")
-def flow() -> Flow:
-    return Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, torch.device("cpu"))
+@pytest.fixture(scope="module", params=["cosyvoice2", "cosyvoice3"])
+def flow(request: pytest.FixtureRequest) -> BaseFlow:
+    """The latter with few Euler steps, which takes less time."""
+    checkpoint = GOLDEN / request.param / "checkpoint"
+    if request.param == "cosyvoice2":
+        return Flow.from_checkpoint(checkpoint, load_config(checkpoint), CPU)
+    config = load_config3(checkpoint)
+    return DiTFlow.from_checkpoint(checkpoint, replace(config, flow=replace(config.flow, n_timesteps=2)), CPU)
 
 
-def new_stream(flow: Flow, seed: int, prompt: int, tokens: int) -> Stream:
+def new_stream(flow: BaseFlow, seed: int, prompt: int, tokens: int) -> Stream:
     """A stream with its own voice."""
     return Stream(flow, Voice(flow, seed, prompt), seed, tokens)
 
@@ -44,18 +54,20 @@ class CountingEstimator:
         return getattr(self._estimator, name)
 
 
-def counting(flow: Flow, limit: MemoLimit) -> tuple[ChunkFlow, CountingEstimator]:
+def counting(flow: BaseFlow, limit: MemoLimit) -> tuple[ChunkFlow, CountingEstimator]:
     model = chunk_flow(flow, limit)
     model._estimator = counter = CountingEstimator(model._estimator)
     return model, counter
 
 
-@pytest.mark.parametrize("growth", [1, 4])
+@pytest.mark.parametrize(("growth", "last_sees_all"), [(1, False), (4, False), (4, True)])
 @pytest.mark.parametrize(("prompt", "tokens"), [(0, 90), (2, 31), (25, 28), (40, 100), (87, 130), (53, 4)])
-def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt, tokens, growth):
+def test_each_chunk_is_what_a_computation_from_the_beginning_gives(
+    flow, prompt, tokens, growth, last_sees_all
+):
     stream = new_stream(flow, prompt, prompt, tokens)
     remembering, plain = chunk_flow(flow, MemoLimit(ROOMY)), PaddedFlow(flow)
-    for item in stream.chunks(growth):
+    for item in stream.chunks(growth, last_sees_all):
         (mel,), (expected,) = remembering([item]), plain([item])
         assert_close(mel, expected)
 

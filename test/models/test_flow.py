@@ -15,7 +15,7 @@ import torch
 from light_tts.models.checkpoint.config import Config, load_config
 from light_tts.models.flow.estimator_backend import choose_estimator
 from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.unet.estimator import EstimatorMasks
+from light_tts.models.flow.masks import EstimatorMasks
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "cosyvoice2" / "checkpoint"
 BATCH_TOLERANCE = 1e-5  # other shapes, other order of the sums; seen: 2e-6 of values up to 10

@@ -20,11 +20,12 @@ from support import fake_tensorrt
 from light_tts.models.checkpoint.config import load_config
 from light_tts.models.flow.estimator_backend import TorchEstimator, choose_estimator
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.masks import EstimatorMasks
 from light_tts.models.flow.trt import engine as estimator_trt
 from light_tts.models.flow.trt import onnx_graph as estimator_onnx
 from light_tts.models.flow.trt import plan as estimator_plan
 from light_tts.models.flow.trt.engine import TensorRtEstimator
-from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
+from light_tts.models.flow.unet.estimator import Estimator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cosyvoice2"
 CHECKPOINT = GOLDEN / "checkpoint"

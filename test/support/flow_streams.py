@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
 
@@ -15,7 +15,7 @@ ERROR = 2e-4  # of mel values up to about 10, in float32
 
 
 class Voice:
-    def __init__(self, flow: Flow, seed: int, tokens: int) -> None:
+    def __init__(self, flow: BaseFlow, seed: int, tokens: int) -> None:
         device = flow.input_embedding.weight.device
         random = np.random.default_rng(seed)
         self.prompt = random.integers(0, flow.input_embedding.num_embeddings, tokens).astype(np.int32)
@@ -28,7 +28,7 @@ class Voice:
 class Stream:
     """The same seed gives the same tokens."""
 
-    def __init__(self, flow: Flow, voice: Voice, seed: int, tokens: int) -> None:
+    def __init__(self, flow: BaseFlow, voice: Voice, seed: int, tokens: int) -> None:
         random = np.random.default_rng(seed)
         self.tokens = random.integers(0, flow.input_embedding.num_embeddings, tokens).tolist()
         self.voice, self.memo = voice, Memo()

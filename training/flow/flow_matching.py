@@ -26,8 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from light_tts.models.flow.encoder import RelativeAttention
 from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.masks import length_mask
-from light_tts.models.flow.unet.estimator import EstimatorMasks
+from light_tts.models.flow.masks import EstimatorMasks, length_mask
 from training.checkpoint import checkpoint_folder, training_file, write_config, write_weights
 from training.codec.speech_tokenizer import DIGITS, LEVELS
 from training.devices import mixed_precision, training_device

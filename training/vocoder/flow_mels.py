@@ -17,7 +17,7 @@ from torch import Tensor
 from light_tts.models.checkpoint.config import Config
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow, FlowShapes
-from light_tts.models.flow.unet.estimator import EstimatorMasks
+from light_tts.models.flow.masks import EstimatorMasks
 from training.checkpoint import training_file
 from training.corpus.corpus import Corpus
 from training.flow.items import Choice, Items, PairedSpeech

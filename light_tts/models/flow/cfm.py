@@ -6,13 +6,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from light_tts.models.checkpoint.config import MAX_FRAMES, FlowConfig
+from light_tts.models.checkpoint.cosyvoice3_config import DiTFlowConfig
 from light_tts.models.flow.estimator_backend import EstimatorBackend, TorchEstimator
-from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
+from light_tts.models.flow.masks import EstimatorMasks
+
+EstimatorT = TypeVar("EstimatorT", bound=nn.Module)
 
 
 @cache
@@ -28,13 +32,15 @@ def time_steps(count: int) -> Tensor:
     return 1 - torch.cos(torch.linspace(0, 1, count + 1) * 0.5 * math.pi)
 
 
-class ConditionalFlowMatching(nn.Module):
-    def __init__(self, config: FlowConfig, time_embed_dim: int) -> None:
+class ConditionalFlowMatching(nn.Module, Generic[EstimatorT]):
+    """`estimator`: the velocity field, see EstimatorBackend."""
+
+    def __init__(self, config: FlowConfig | DiTFlowConfig, estimator: EstimatorT) -> None:
         super().__init__()
         self.guidance = config.inference_cfg_rate
         self._timesteps = config.n_timesteps
         self.chunk_size = config.estimator.static_chunk_size
-        self.estimator = Estimator(config.estimator, time_embed_dim)
+        self.estimator = estimator
         self.backend: EstimatorBackend = TorchEstimator(self.estimator)
 
     @property

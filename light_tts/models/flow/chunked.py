@@ -16,13 +16,12 @@ from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.models.checkpoint.config import MAX_FRAMES
+from light_tts.models.flow.base import BaseFlow, TokenMemory
 from light_tts.models.flow.cfm import fixed_noise
-from light_tts.models.flow.encoder import EncoderMemory
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.chunk_estimator import ChunkEstimator, EstimatorMemory
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo, MemoLimit
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.unet.chunked import ChunkEstimator, EstimatorMemory
 
 SHORTEST_STREAM = 500  # frames: 10 s of prompt and speech
 
@@ -31,7 +30,7 @@ SHORTEST_STREAM = 500  # frames: 10 s of prompt and speech
 class ChunkMemory:
     """State after a number of full chunks. mel: their frames, (frames, mels)."""
 
-    encoder: EncoderMemory
+    encoder: TokenMemory
     estimator: EstimatorMemory
     mel: Tensor
 
@@ -52,7 +51,7 @@ class SpokenItem:
     """Prompt and speech of one item as one sequence: `ids`, of which `tokens` are spoken. Raises ValueError
     if there is nothing to speak or too much."""
 
-    def __init__(self, flow: Flow, item: FlowItem) -> None:
+    def __init__(self, flow: BaseFlow, item: FlowItem) -> None:
         self.ids = torch.cat([torch.from_numpy(item.prompt).long(), torch.tensor(item.tokens).long()])
         self.ids = self.ids.clamp(min=0)
         self.tokens = len(self.ids) - (0 if item.finalize else flow.lookahead)
@@ -64,14 +63,12 @@ class SpokenItem:
             )
         if self.frames > MAX_FRAMES:
             raise ValueError(f"{self.frames} mel frames of prompt and speech exceed {MAX_FRAMES}")
-        self._flow = flow
         self._speaker = flow.speaker(item.embedding[None])
         self._prompt_mel = item.prompt_mel[: self.prompt_frames]
 
-    def given(self, features: Tensor, start: int) -> Tensor:
-        """Return the estimator's input besides noise, (frames, 3 mels), for encoder features: (frames, width)
-        from frame `start` on."""
-        mu = self._flow.encoder_proj(features[0])
+    def given(self, mu: Tensor, start: int) -> Tensor:
+        """Return the estimator's input besides noise, (frames, 3 mels), for the encoder output of the frames
+        from `start` on, (frames, mels)."""
         known = torch.zeros_like(mu)
         prompt = self._prompt_mel[start : start + len(mu)]
         known[: len(prompt)] = prompt
@@ -86,12 +83,12 @@ class ChunkFlow:
     packed = False
     graphs: GraphCache | None = None
 
-    def __init__(self, flow: Flow, estimator: ChunkEstimator, limit: MemoLimit) -> None:
+    def __init__(self, flow: BaseFlow, estimator: ChunkEstimator, limit: MemoLimit) -> None:
         self._flow = flow
         self._estimator = estimator
         self._limit = limit
-        self._chunk = flow.encoder.chunk_size
-        mels = flow.encoder_proj.out_features
+        self._chunk = flow.chunk_size
+        mels = flow.spk_embed_affine_layer.out_features
         self._noise = fixed_noise(mels, torch.device("cpu"))[0].T.contiguous()  # (MAX_FRAMES, mels)
         chunks_agree = flow.decoder.chunk_size == flow.ratio * self._chunk
         remembers = chunks_agree and SHORTEST_STREAM * estimator.frame_bytes <= limit.limit
@@ -119,8 +116,8 @@ class ChunkFlow:
     def _whole(self, speech: SpokenItem, item: FlowItem) -> Tensor:
         """Return the mel frames with full attention."""
         length = torch.tensor([len(speech.ids)])
-        features, _ = self._flow.encode(speech.ids[None], length, streaming=False, finalize=item.finalize)
-        return self._estimator(self._noise[: speech.frames], speech.given(features, 0))
+        mu, _ = self._flow.condition(speech.ids[None], length, streaming=False, finalize=item.finalize)
+        return self._estimator(self._noise[: speech.frames], speech.given(mu[0], 0))
 
     def _stream(self, speech: SpokenItem, item: FlowItem) -> Tensor:
         memory = item.stream_memo.content or self._voice(speech, item)
@@ -136,7 +133,7 @@ class ChunkFlow:
         memory = item.voice_memo.content
         if memory is None:
             mel = self._noise[:0]
-            memory = ChunkMemory(self._flow.encoder.memory(), self._estimator.memory(), mel)
+            memory = ChunkMemory(self._flow.memory(), self._estimator.memory(), mel)
             self._go_on(speech, memory, len(item.prompt) - self._flow.lookahead)
         self._limit.put(item.voice_memo, memory)
         return memory.copy()
@@ -152,17 +149,16 @@ class ChunkFlow:
         memory.
         """
         start = memory.tokens
-        embedded = self._flow.input_embedding(speech.ids[None, start : end + self._flow.lookahead])
-        features, encoder = self._flow.encoder.extend(embedded, end - start, memory.encoder)
+        ids = speech.ids[start : end + self._flow.lookahead]
+        mu, encoder = self._flow.extend(ids, end - start, memory.encoder)
         first, last = self._flow.ratio * start, self._flow.ratio * end
-        given = speech.given(features, first)
+        given = speech.given(mu, first)
         mel = self._estimator(self._noise[first:last], given, memory.estimator, commit)
         if commit:
             memory.encoder = encoder
         return mel
 
 
-def chunk_flow(flow: Flow, limit: MemoLimit) -> ChunkFlow:
+def chunk_flow(flow: BaseFlow, limit: MemoLimit) -> ChunkFlow:
     """Return a ChunkFlow for a flow on the CPU in float32."""
-    estimator = ChunkEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance)
-    return ChunkFlow(flow, estimator, limit)
+    return ChunkFlow(flow, flow.chunk_estimator(), limit)

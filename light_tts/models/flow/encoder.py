@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.checkpoint.config import EncoderConfig
-from light_tts.models.flow.masks import AttentionMask, length_mask, query_pieces
+from light_tts.models.flow.lookahead import PreLookaheadLayer
+from light_tts.models.flow.masks import AttentionMask, query_pieces
 
 # Attention scores (batch * heads * queries * keys) computed at once, by device type: few, so that they stay
 # in a CPU's cache; more on a GPU.
@@ -71,11 +72,8 @@ class UpsampleConformerEncoder(nn.Module):
         chunks; finalize: bool or (B,) bool, False: the last `lookahead` tokens are only context; longest: T'
         or more, None: looked up, for which a GPU is waited for. Returns (B, ratio * T', width) and its
         lengths (B,)."""
-        x = self.embed(x) * length_mask(lengths, x.shape[1])[..., None]
-        x = self.pre_lookahead_layer(x)
-        finalize = torch.as_tensor(finalize, device=lengths.device)
-        lengths = torch.where(finalize, lengths, lengths - self.lookahead)
-        x = x[:, : int(lengths.max()) if longest is None else longest]
+        x = self.embed(x)
+        x, lengths = self.pre_lookahead_layer.of_batch(x, lengths, finalize, longest)
         x = _run_blocks(self.encoders, x, lengths, self._chunk(streaming, x.shape[1], self.chunk_size))
         x = self.up_embed(self.up_layer(x))
         lengths = lengths * self.ratio
@@ -148,31 +146,6 @@ class InputProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(x) * self.scale
-
-
-class PreLookaheadLayer(nn.Module):
-    """Position t depends on t-2 ... t+lookahead, zero-padded at both ends."""
-
-    def __init__(self, width: int, channels: int, lookahead: int) -> None:
-        super().__init__()
-        self.lookahead = lookahead
-        self.conv1 = nn.Conv1d(width, channels, kernel_size=lookahead + 1)
-        self.conv2 = nn.Conv1d(channels, width, kernel_size=3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (B, T, width)"""
-        return self.extend(x, x.shape[1], self.before(len(x)))[0]
-
-    def before(self, batch: int) -> Tensor:
-        """Return the padding before the first position: (batch, channels, 2)"""
-        return self.conv2.weight.new_zeros(batch, self.conv2.in_channels, 2)
-
-    def extend(self, x: Tensor, size: int, before: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (B, T, width), `size` positions and some look-ahead. Returns the result for `size` positions,
-        and the inputs to keep for the following ones."""
-        y = F.pad(x.transpose(1, 2), (0, size + self.lookahead - x.shape[1]))
-        y = torch.cat([before, F.leaky_relu(self.conv1(y))], dim=2)
-        return x[:, :size] + self.conv2(y).transpose(1, 2), y[:, :, -2:]
 
 
 class CausalUpsample(nn.Module):

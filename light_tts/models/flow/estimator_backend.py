@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
+from light_tts.models.flow.masks import EstimatorMasks
+from light_tts.models.flow.unet.estimator import Estimator
 
 log = logging.getLogger(__name__)
 
 
 class EstimatorBackend(Protocol):
-    """One evaluation of the velocity field; shapes as in `Estimator.forward`."""
+    """One evaluation of the velocity field; shapes as in `Estimator.forward`, which those of all families
+    share."""
 
     def __call__(
         self, x: Tensor, masks: EstimatorMasks, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor
@@ -26,7 +28,7 @@ class EstimatorBackend(Protocol):
 class TorchEstimator:
     """The PyTorch implementation."""
 
-    def __init__(self, module: Estimator) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self._module = module
 
     def __call__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -63,6 +64,24 @@ class AttentionMask:
         chunk = self._chunk[:, None, None] if isinstance(self._chunk, Tensor) else self._chunk
         chunk_end = (position[start:end] // chunk + 1) * chunk
         return mask & (position < chunk_end.unsqueeze(-1))
+
+
+@dataclass(frozen=True)
+class EstimatorMasks:
+    """frames: (B, 1, T), 1 where there is data; attention: None: every frame sees all others."""
+
+    frames: Tensor
+    attention: Mask | None
+
+    @classmethod
+    def build(
+        cls, lengths: Tensor, size: int, chunk: int | Tensor | None, dtype: torch.dtype, copies: int = 1
+    ) -> EstimatorMasks:
+        """`chunk`: attention chunk in frames, (B,): one value per item, None: full attention; `copies`: how
+        often the batch is repeated."""
+        frames = length_mask(lengths, size)[:, None].to(dtype).repeat(copies, 1, 1)
+        attention = AttentionMask.build(lengths, size, chunk)
+        return cls(frames, attention if attention is None else attention.repeat(copies))
 
 
 def query_pieces(q: Tensor, keys: int, scores: int) -> list[tuple[int, int]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from light_tts.common.cuda_graphs import GraphCache
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
 
@@ -23,7 +23,7 @@ class PaddedFlow:
     packed = False
     graphs: GraphCache | None = None
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: BaseFlow) -> None:
         self._flow = flow
         self._device = flow.spk_embed_affine_layer.weight.device
 

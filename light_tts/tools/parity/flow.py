@@ -7,17 +7,20 @@ from collections.abc import Iterator
 
 import torch
 
+from light_tts.models.family import load_family
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.cfm import fixed_noise, time_steps
+from light_tts.models.flow.dit.flow import DiTFlow
 from light_tts.models.flow.encoder import relative_positions
 from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.unet.estimator import EstimatorMasks
+from light_tts.models.flow.masks import EstimatorMasks
 from light_tts.tools.parity import Comparison, Golden
 
 FILE = "flow.npz"
 
 
-def _flow(golden: Golden) -> Flow:
-    return Flow.from_checkpoint(golden.checkpoint, golden.config, torch.device("cpu"))
+def _flow(golden: Golden) -> BaseFlow:
+    return load_family(golden.checkpoint).read_flow()
 
 
 def _length(tensor: torch.Tensor) -> torch.Tensor:
@@ -32,9 +35,25 @@ def speaker_and_embedding(golden: Golden) -> Iterator[Comparison]:
 
 
 def encoder(golden: Golden) -> Iterator[Comparison]:
-    flow, arrays = _flow(golden), golden.arrays(FILE)
-    token = golden.tensor(FILE, "token").long()
-    lengths = _length(token)
+    flow, token = _flow(golden), golden.tensor(FILE, "token").long()
+    if isinstance(flow, Flow):
+        yield from _conformer(flow, token, golden)
+    elif isinstance(flow, DiTFlow):
+        yield from _lookahead(flow, token, golden)
+
+
+def _lookahead(flow: DiTFlow, token: torch.Tensor, golden: Golden) -> Iterator[Comparison]:
+    arrays, lengths = golden.arrays(FILE), _length(token)
+    embedded = flow.input_embedding(token)
+    for name, finalize in (("prelook_out", True), ("prelook_out_ctx", False)):
+        out, _ = flow.pre_lookahead_layer.of_batch(embedded, lengths, finalize)
+        yield Comparison(name, out, arrays[name], 1e-4)
+    mu, _ = flow.condition(token, lengths, streaming=False, finalize=True)
+    yield Comparison("mu", mu.transpose(1, 2), arrays["mu"], 1e-4)
+
+
+def _conformer(flow: Flow, token: torch.Tensor, golden: Golden) -> Iterator[Comparison]:
+    arrays, lengths = golden.arrays(FILE), _length(token)
     embedded = flow.encoder.embed(flow.input_embedding(token))
     yield Comparison("enc_embed_out", embedded, arrays["enc_embed_out"], 1e-4)
     for name in (name for name in arrays if name.startswith("pos_emb_")):

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from light_tts.models.flow.masks import EstimatorMasks
 from light_tts.models.flow.trt.onnx_graph import OUTPUT, graph_inputs
 from light_tts.models.flow.trt.plan import EngineSizes, TensorRtError, make_logger, open_engine
-from light_tts.models.flow.unet.estimator import Estimator, EstimatorMasks
+from light_tts.models.flow.unet.estimator import Estimator
 
 TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 

@@ -1,4 +1,4 @@
-"""The estimator on a CPU: ten Euler steps over the next frames of one sequence, with cached state for the
+"""The estimator on a CPU: the Euler steps over the next frames of one sequence, with cached state for the
 earlier ones.
 
 The same arithmetic as estimator.py, in a layout without transposes: (COPIES, EDGE + frames, channels), where
@@ -8,139 +8,47 @@ on the time, which takes ten fixed values, are computed once, and values shared 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from light_tts.models.flow.chunk_estimator import ChunkEstimator, ChunkRun
+from light_tts.models.flow.estimator_parts import sinusoids
 from light_tts.models.flow.unet.estimator import (
     CausalBlock,
     CausalConv1d,
     Estimator,
     ResnetBlock,
     TransformerBlock,
-    sinusoids,
 )
 
-COPIES = 2  # with and without guidance
 EDGE = 2  # number of preceding frames that a convolution reads
-ROOM = 128  # extra frames allocated, so that keys and values are rarely moved
 
 
-class EstimatorMemory:
-    """State of the first `frames` frames for later ones: keys and values of each step and transformer, and
-    the preceding frames of each convolution's input (empty: zeros)."""
-
-    def __init__(self, layers: int, inner: int) -> None:
-        """layers: number of transformers in all steps together; inner: channels of a key."""
-        self.frames = 0
-        self.edges: list[Tensor] = []  # in the order in which a run uses them
-        self._keys_values = torch.empty(layers, 2, COPIES, 0, inner)
-
-    @property
-    def bytes(self) -> int:
-        return self._keys_values.nbytes
-
-    def copy(self) -> EstimatorMemory:
-        """Return an independent copy to continue from."""
-        other = copy.copy(self)
-        other._move(self.frames + ROOM)
-        return other
-
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys, values: (COPIES, new frames, inner) to those of earlier frames; return all of them.
-        They are overwritten by the next call unless `frames` has been advanced."""
-        end = self.frames + keys.shape[1]
-        if end > self._keys_values.shape[3]:
-            self._move(end + ROOM)
-        kept = self._keys_values[layer, :, :, :end]
-        kept[0, :, self.frames :], kept[1, :, self.frames :] = keys, values
-        return kept[0], kept[1]
-
-    def _move(self, room: int) -> None:
-        old = self._keys_values
-        self._keys_values = old.new_empty(*old.shape[:3], room, old.shape[4])
-        self._keys_values[:, :, :, : self.frames] = old[:, :, :, : self.frames]
-
-
-class _ChunkRun:
-    """One run's access to an `EstimatorMemory`: reads its state and writes the next one; None: no memory."""
-
-    def __init__(self, memory: EstimatorMemory | None) -> None:
-        self.edges: list[Tensor] = []
-        self._memory = memory
-        self._earlier = iter(memory.edges if memory else ())
-        self._layer = 0
-
-    def join(self, x: Tensor) -> Tensor:
-        """x: (copies, EDGE + frames, channels) -> the same with its EDGE filled."""
-        x[:, :EDGE] = next(self._earlier, 0)
-        if self._memory is not None:
-            self.edges.append(x[:, -EDGE:].clone())
-        return x
-
-    def all_keys(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(COPIES, frames, inner) -> including those of earlier frames."""
-        if self._memory is None:
-            return keys, values
-        self._layer += 1
-        return self._memory.append(self._layer - 1, keys, values)
-
-
-class ChunkEstimator:
-    """`steps`: t and dt of each Euler step; `guidance`: strength of classifier-free guidance."""
+class UnetChunkEstimator(ChunkEstimator):
+    """See `ChunkEstimator`."""
 
     def __init__(self, estimator: Estimator, steps: Sequence[tuple[float, float]], guidance: float) -> None:
         [(first, blocks, conv)] = estimator.down_blocks
         [(last, last_blocks, last_conv)] = estimator.up_blocks
         stages = [(first, blocks), *estimator.mid_blocks, (last, last_blocks)]
-        self._mels = estimator.final_proj.out_channels
-        self._entrance = _Entrance(first, self._mels)
+        self._entrance = _Entrance(first, estimator.final_proj.out_channels)
         self._resnets = [_Resnet(resnet) for resnet, _ in stages[1:]]
         self._transformers = [[_Transformer(block) for block in blocks] for _, blocks in stages]
         self._down, self._up = _Conv.of(conv), _Conv.of(last_conv)
         self._final = _Block(estimator.final_block)
         self._projection = estimator.final_proj.weight[:, :, 0].contiguous(), estimator.final_proj.bias
         self._shifts = _shifts(estimator, [resnet for resnet, _ in stages], [t for t, _ in steps])
-        self._lengths = [dt for _, dt in steps]
-        self._guidance = guidance
+        layers, inner = sum(map(len, self._transformers)), self._transformers[0][0].inner
+        super().__init__(steps, guidance, layers, inner, EDGE)
 
-    @property
-    def _layers(self) -> int:
-        return len(self._lengths) * sum(map(len, self._transformers))
-
-    @property
-    def _inner(self) -> int:
-        return self._transformers[0][0].inner
-
-    @property
-    def frame_bytes(self) -> int:
-        """Memory per frame in bytes."""
-        return self._layers * 2 * COPIES * self._inner * torch.float32.itemsize
-
-    def memory(self) -> EstimatorMemory:
-        """Return the memory at the start of a sequence."""
-        return EstimatorMemory(self._layers, self._inner)
-
-    def __call__(
-        self, noise: Tensor, given: Tensor, memory: EstimatorMemory | None = None, commit: bool = False
-    ) -> Tensor:
-        """noise: (frames, mels); given: (frames, 3 mels), encoder output, speaker and prompt mel; memory:
-        state of the earlier frames, None: there are none. Returns mel (frames, mels). Each frame attends to
-        everything up to the last of these. `commit`: add these frames to the memory."""
-        run = _ChunkRun(memory)
+    def _field(self, given: Tensor, run: ChunkRun) -> Callable[[int, Tensor], Tensor]:
         first, side = self._entrance.given(F.pad(given, (0, 0, EDGE, 0))[None], run)
-        x = noise
-        for dt, shifts in zip(self._lengths, self._shifts, strict=True):
-            conditioned, unconditioned = self._velocity(x, first, side, shifts, run)
-            x = x + dt * ((1 + self._guidance) * conditioned - self._guidance * unconditioned)
-        if commit and memory is not None:
-            memory.edges, memory.frames = run.edges, memory.frames + len(noise)
-        return x
+        return lambda step, x: self._velocity(x, first, side, self._shifts[step], run)
 
-    def _velocity(self, x: Tensor, first: Tensor, side: Tensor, shifts: Tensor, run: _ChunkRun) -> Tensor:
+    def _velocity(self, x: Tensor, first: Tensor, side: Tensor, shifts: Tensor, run: ChunkRun) -> Tensor:
         """x: (frames, mels) -> (COPIES, frames, mels)"""
         x = self._entrance(F.pad(x, (0, 0, EDGE, 0))[None], first, side, shifts[0], run)
         skip = x = self._attend(0, x, run)
@@ -151,7 +59,7 @@ class ChunkEstimator:
         x = self._final(self._up(self._attend(-1, x, run), run), run)
         return F.linear(x[:, EDGE:], *self._projection)
 
-    def _attend(self, stage: int, x: Tensor, run: _ChunkRun) -> Tensor:
+    def _attend(self, stage: int, x: Tensor, run: ChunkRun) -> Tensor:
         for block in self._transformers[stage]:
             x = block(x, run)
         return x
@@ -168,7 +76,7 @@ class _Conv:
     def of(cls, conv: CausalConv1d) -> _Conv:
         return cls(conv.weight, conv.bias)
 
-    def __call__(self, x: Tensor, run: _ChunkRun) -> Tensor:
+    def __call__(self, x: Tensor, run: ChunkRun) -> Tensor:
         """x: (copies, EDGE + frames, in) -> (copies, EDGE + frames, out), with undefined EDGE."""
         rows = run.join(x).flatten(0, 1)
         out = x.new_empty(len(rows), self._taps.shape[2])
@@ -194,7 +102,7 @@ class _Block:
         conv, _, norm, _ = block.block
         self._conv, self._norm = _Conv.of(conv), _Norm(norm)
 
-    def __call__(self, x: Tensor, run: _ChunkRun) -> Tensor:
+    def __call__(self, x: Tensor, run: ChunkRun) -> Tensor:
         return self._norm(self._conv(x, run))
 
 
@@ -213,14 +121,14 @@ class _Entrance:
         assert block.res_conv.bias is not None  # all convolutions of the estimator have one
         self._side_bias = block.res_conv.bias
 
-    def given(self, given: Tensor, run: _ChunkRun) -> tuple[Tensor, Tensor]:
+    def given(self, given: Tensor, run: ChunkRun) -> tuple[Tensor, Tensor]:
         """given: (1, EDGE + frames, channels) -> its contribution to the convolution and to the side path,
         biases included: both (COPIES, EDGE + frames, width)"""
         first, side = self._of_given(given, run), F.linear(given, self._side_of_given)
         first, side = (torch.cat([share, torch.zeros_like(share)]) for share in (first, side))
         return first + self._bias, side + self._side_bias
 
-    def __call__(self, x: Tensor, first: Tensor, side: Tensor, shift: Tensor, run: _ChunkRun) -> Tensor:
+    def __call__(self, x: Tensor, first: Tensor, side: Tensor, shift: Tensor, run: ChunkRun) -> Tensor:
         """x: (1, EDGE + frames, mels)"""
         h = self._norm(first + self._of_x(x, run))
         h = self._second(h.add_(shift), run)
@@ -232,7 +140,7 @@ class _Resnet:
         self._first, self._second = _Block(block.block1), _Block(block.block2)
         self._side = block.res_conv.weight[:, :, 0].contiguous(), block.res_conv.bias
 
-    def __call__(self, x: Tensor, shift: Tensor, run: _ChunkRun) -> Tensor:
+    def __call__(self, x: Tensor, shift: Tensor, run: ChunkRun) -> Tensor:
         h = self._first(x, run).add_(shift)
         return self._second(h, run).add_(F.linear(x, *self._side))
 
@@ -247,7 +155,7 @@ class _Transformer:
         self._enter, self._leave = feed[0].proj, feed[2]
         self.inner = len(self._qkv) // 3
 
-    def __call__(self, x: Tensor, run: _ChunkRun) -> Tensor:
+    def __call__(self, x: Tensor, run: ChunkRun) -> Tensor:
         """x: (COPIES, EDGE + frames, width), in place"""
         q, k, v = F.linear(self._norm1(x), self._qkv)[:, EDGE:].chunk(3, dim=2)
         q, k, v = (rows.unflatten(2, (self._heads, -1)).transpose(1, 2) for rows in (q, *run.all_keys(k, v)))

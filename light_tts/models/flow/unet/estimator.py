@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,29 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from light_tts.models.checkpoint.config import EstimatorConfig
-from light_tts.models.flow.masks import AttentionMask, Mask, length_mask, query_pieces
-
-# Maximum attention scores (batch * heads * queries * keys) per call by device type, if a mask is needed; the
-# mask is as large as the scores of one head.
-SCORES_AT_ONCE = {"cpu": 2**22, "cuda": 2**29}
-
-
-@dataclass(frozen=True)
-class EstimatorMasks:
-    """frames: (B, 1, T), 1 where there is data; attention: None: every frame sees all others."""
-
-    frames: Tensor
-    attention: Mask | None
-
-    @classmethod
-    def build(
-        cls, lengths: Tensor, size: int, chunk: int | Tensor | None, dtype: torch.dtype, copies: int = 1
-    ) -> EstimatorMasks:
-        """`chunk`: attention chunk in frames, (B,): one value per item, None: full attention; `copies`: how
-        often the batch is repeated."""
-        frames = length_mask(lengths, size)[:, None].to(dtype).repeat(copies, 1, 1)
-        attention = AttentionMask.build(lengths, size, chunk)
-        return cls(frames, attention if attention is None else attention.repeat(copies))
+from light_tts.models.flow.estimator_parts import masked_attention, sinusoids
+from light_tts.models.flow.masks import EstimatorMasks, Mask
 
 
 class Estimator(nn.Module):
@@ -82,14 +59,6 @@ class Estimator(nn.Module):
         x = conv(x * masks.frames)
         x = self.final_block(x, masks.frames)
         return self.final_proj(x * masks.frames) * masks.frames
-
-
-def sinusoids(t: Tensor, width: int) -> Tensor:
-    """(B,) -> (B, width) float32: sines, then cosines, of 1000 t times decreasing frequencies."""
-    half = width // 2
-    frequency = torch.exp(torch.arange(half, device=t.device) * -(math.log(10000.0) / (half - 1)))
-    angle = 1000.0 * t.float()[:, None] * frequency
-    return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 def _attend(blocks: nn.ModuleList, x: Tensor, masks: EstimatorMasks) -> Tensor:
@@ -164,7 +133,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width, eps=1e-5)
         self.ff = GeluFeedForward(width)
 
-    def forward(self, x: Tensor, mask: AttentionMask | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None) -> Tensor:
         """x: (B, T, width)"""
         x = x + self.attn1(self.norm1(x), mask)
         return x + self.ff(self.norm3(x))
@@ -180,19 +149,12 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(width, inner, bias=False)
         self.to_out: Any = nn.Sequential(nn.Linear(inner, width))
 
-    def forward(self, x: Tensor, mask: AttentionMask | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask | None) -> Tensor:
         q, k, v = (
             linear(x).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, T, head_dim)
             for linear in (self.to_q, self.to_k, self.to_v)
         )
-        if mask is None:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            pieces = [
-                F.scaled_dot_product_attention(q[:, :, start:end], k, v, attn_mask=mask.rows(start, end))
-                for start, end in query_pieces(q, k.shape[2], SCORES_AT_ONCE[q.device.type])
-            ]
-            y = torch.cat(pieces, dim=2)
+        y = masked_attention(q, k, v, mask)
         return self.to_out(y.transpose(1, 2).flatten(2))
 
 

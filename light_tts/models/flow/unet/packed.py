@@ -26,12 +26,12 @@ from light_tts.kernels.flow.packed_linear import packed_linear, packed_linear_ad
 from light_tts.kernels.flow.resnet_block import ResnetWeights, resnet_block
 from light_tts.kernels.flow.transformer_block import BlockWeights, transformer_block
 from light_tts.kernels.launch import rows_of_tile
+from light_tts.models.flow.estimator_parts import sinusoids
 from light_tts.models.flow.unet.estimator import (
     CausalBlock,
     Estimator,
     ResnetBlock,
     TransformerBlock,
-    sinusoids,
 )
 from light_tts.models.flow.unet.page_store import COPIES, PageLimits, PageStore
 from light_tts.models.flow.unet.rows import Buffers, PackedRun, Rows
