@@ -10,9 +10,9 @@ CUDA graph requires.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,11 @@ from light_tts.models.checkpoint.config import Config, HiftConfig
 from light_tts.models.checkpoint.weights import load_into, load_state_dict, on_meta
 from light_tts.models.vocoder.f0 import F0Predictor
 from light_tts.models.vocoder.source import SourceModule
+from light_tts.models.vocoder.spectrum import Transform
 
 FILE_NAME = "hift.pt"
-MAX_MAGNITUDE = 100.0
 
+Model = TypeVar("Model", bound=nn.Module)
 Lengths = Sequence[int] | Tensor  # (batch,)
 
 
@@ -47,27 +48,37 @@ class Snake(nn.Module):
         return snake(x, self.alpha[:, None])
 
 
-class ResBlock(nn.Module):
-    """Residual pairs of a dilated and a plain convolution, each preceded by a snake activation."""
+class ResidualPairs(nn.Module):
+    """Pairs of a dilated and a plain convolution, each preceded by a snake activation. padded: the
+    convolutions add zeros at both ends, so that the number of frames stays the same."""
 
-    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int], padded: bool) -> None:
         super().__init__()
         self.kernel_size = kernel
 
         def conv(dilation: int) -> nn.Module:
-            padding = dilation * (kernel - 1) // 2
+            padding = dilation * (kernel - 1) // 2 if padded else 0
             return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding))
 
-        self.convs1 = nn.ModuleList(conv(dilation) for dilation in dilations)
-        self.convs2 = nn.ModuleList(conv(1) for _ in dilations)
+        self.convs1: Any = nn.ModuleList(conv(dilation) for dilation in dilations)
+        self.convs2: Any = nn.ModuleList(conv(1) for _ in dilations)
         self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
         self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
 
+    def pairs(self) -> Iterator[tuple[Any, Any, Any, Any]]:
+        """Yield the modules of each pair in the order in which they are applied."""
+        return zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True)
+
+
+class ResBlock(ResidualPairs):
+    """Adds what each pair returns to what it was given."""
+
+    def __init__(self, channels: int, kernel: int, dilations: Sequence[int]) -> None:
+        super().__init__(channels, kernel, dilations, padded=True)
+
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """x: (batch, channels, frames), zero in the padding -> the same."""
-        for snake1, conv1, snake2, conv2 in zip(
-            self.activations1, self.convs1, self.activations2, self.convs2, strict=True
-        ):
+        for snake1, conv1, snake2, conv2 in self.pairs():
             x = x + _masked(conv2(snake2(_masked(conv1(snake1(x)), mask))), mask)
         return x
 
@@ -79,19 +90,13 @@ class Hift(nn.Module):
         super().__init__()
         self.config = config
         self.n_fft, self.hop = config.istft_n_fft, config.istft_hop_len
+        self.transform = Transform(self.n_fft, self.hop)
         self.spectrum_frames = math.prod(config.upsample_rates)  # frames of the small STFT per mel frame
         self.samples_per_frame = self.spectrum_frames * self.hop
-        bins = self.n_fft // 2 + 1
+        bins = self.transform.bins
         channels = [config.base_channels >> level for level in range(len(config.upsample_rates) + 1)]
 
-        self.m_source = SourceModule(
-            config.sampling_rate,
-            self.samples_per_frame,
-            config.nb_harmonics,
-            config.nsf_alpha,
-            config.nsf_sigma,
-            config.nsf_voiced_threshold,
-        )
+        self.m_source = SourceModule(config, self.samples_per_frame)
         self.conv_pre = weight_norm(nn.Conv1d(config.in_channels, channels[0], 7, padding=3))
         self.ups: Any = nn.ModuleList(
             weight_norm(nn.ConvTranspose1d(wide, narrow, kernel, rate, padding=(kernel - rate) // 2))
@@ -125,14 +130,9 @@ class Hift(nn.Module):
     @classmethod
     def from_checkpoint(cls, model_dir: Path, config: Config, device: torch.device | str) -> Hift:
         """Load `<model_dir>/hift.pt` in float32. Raises CheckpointError."""
-        path = Path(model_dir) / FILE_NAME
         with on_meta():
             hift = cls(config.hift)
-        load_into(hift, {_current_name(name): value for name, value in load_state_dict(path).items()}, path)
-        for module in list(hift.modules()):
-            if parametrize.is_parametrized(module, "weight"):
-                parametrize.remove_parametrizations(module, "weight")
-        return hift.float().to(device).eval().requires_grad_(False)
+        return load_hift(hift, model_dir, device)
 
     @torch.inference_mode()
     def inference(
@@ -179,7 +179,7 @@ class Hift(nn.Module):
             blocks = self.resblocks[level * branches : (level + 1) * branches]
             x = sum(block(x, mask) for block in blocks) / branches
         x = self.conv_post(F.leaky_relu(x))
-        bins = self.n_fft // 2 + 1
+        bins = self.transform.bins
         wave = self.istft(torch.exp(x[:, :bins]), torch.sin(x[:, bins:]), lengths * rate + 1)
         return wave.clamp(-self.config.audio_limit, self.config.audio_limit)
 
@@ -195,39 +195,27 @@ class Hift(nn.Module):
         half = self.n_fft // 2
         index = torch.arange(-half, source.shape[1] + half, device=source.device).abs()
         index = torch.where(index < samples, index, 2 * (samples - 1) - index).clamp(min=0)
-        window = torch.hann_window(self.n_fft, device=source.device)
-        spectrum = torch.stft(
-            source.gather(1, index.expand(len(source), -1)),
-            self.n_fft,
-            self.hop,
-            window=window,
-            center=False,
-            return_complex=True,
-        )
-        spectrum = torch.cat([spectrum.real, spectrum.imag], dim=1)
+        spectrum = self.transform.forward(source.gather(1, index.expand(len(source), -1)))
         return _masked(spectrum, _mask(lengths * self.spectrum_frames + 1, spectrum))
 
     def istft(self, magnitude: Tensor, phase: Tensor, frames: Lengths) -> Tensor:
         """magnitude, phase: (batch, bins, spectrum frames); frames: of each item -> waveform (batch,
-        samples), zero in the padding: the overlap-add of windowed frames divided by that of the squared
-        window."""
+        samples), zero in the padding."""
         frames = torch.as_tensor(frames)
-        window = torch.hann_window(self.n_fft, device=magnitude.device)[:, None]
-        spectrum = torch.polar(magnitude.clamp(max=MAX_MAGNITUDE), phase)
-        pieces = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * window
-        mask = _mask(frames, pieces)
-        weights = (window * window).expand_as(pieces if mask is not None else pieces[:1])
-        samples = (pieces.shape[2] - 1) * self.hop
-
-        def overlap_add(pieces: Tensor) -> Tensor:
-            total = F.fold(
-                _masked(pieces, mask), (1, samples + self.n_fft), (1, self.n_fft), stride=(1, self.hop)
-            )
-            return total.flatten(1)[:, self.n_fft // 2 : self.n_fft // 2 + samples]
-
-        wave = overlap_add(pieces) / overlap_add(weights).clamp(min=1e-11)
+        wave = self.transform.inverse(magnitude, phase, _mask(frames, magnitude))
         inside = _mask((frames - 1) * self.hop, wave)
         return wave if inside is None else wave * inside.squeeze(1)
+
+
+def load_hift(hift: Model, model_dir: Path, device: torch.device | str) -> Model:
+    """Load `<model_dir>/hift.pt` into a module on the meta device and fold the weight norm. Raises
+    CheckpointError."""
+    path = Path(model_dir) / FILE_NAME
+    load_into(hift, {_current_name(name): value for name, value in load_state_dict(path).items()}, path)
+    for module in list(hift.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+    return hift.to(device).eval().requires_grad_(False)
 
 
 def _mask(lengths: Lengths, x: Tensor) -> Tensor | None:

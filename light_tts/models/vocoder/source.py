@@ -12,29 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from light_tts.models.checkpoint.config import HiftConfig
+
 
 class SourceModule(nn.Module):
     """Parameter names are the checkpoint's: `l_linear` mixes the harmonics."""
 
-    def __init__(
-        self,
-        sample_rate: int,
-        samples_per_frame: int,
-        harmonics: int,
-        amplitude: float,
-        noise_level: float,
-        voiced_threshold: float,
-    ) -> None:
-        """harmonics: overtones besides the fundamental; amplitude: of each sine; noise_level: standard
-        deviation of the noise where the pitch is above voiced_threshold (Hz)."""
+    def __init__(self, config: HiftConfig, samples_per_frame: int) -> None:
         super().__init__()
-        self.sample_rate = sample_rate
+        self.sample_rate = config.sampling_rate
         self.samples_per_frame = samples_per_frame
-        self.waves = harmonics + 1
-        self.amplitude = amplitude
-        self.noise_level = noise_level
-        self.voiced_threshold = voiced_threshold
+        self.waves = config.nb_harmonics + 1  # the fundamental and its overtones
+        self.amplitude = config.nsf_alpha  # of each sine
+        self.noise_level = config.nsf_sigma  # where the pitch is above voiced_threshold (Hz)
+        self.voiced_threshold = config.nsf_voiced_threshold
         self.l_linear = nn.Linear(self.waves, 1)
+
+    def turns(self, f0: Tensor) -> Tensor:
+        """f0: (batch, frames) in Hz -> turns of each harmonic in one sample (batch, waves, frames)."""
+        multiples = torch.arange(1, self.waves + 1, device=f0.device)
+        return (f0.unsqueeze(1) * multiples[:, None]) / self.sample_rate % 1
+
+    def radians(self, total: Tensor) -> Tensor:
+        """total: (batch, waves, frames) sums of `turns` -> phase at each frame, of the same shape."""
+        return total * (2 * math.pi) * self.samples_per_frame
 
     def sines(self, f0: Tensor) -> Tensor:
         """f0: (batch, frames) in Hz -> harmonics (batch, samples, waves), voiced or not.
@@ -42,9 +43,7 @@ class SourceModule(nn.Module):
         The phase is summed per frame and interpolated linearly in between. float32 throughout: the rounding
         of large phases is part of what the reference computes.
         """
-        multiples = torch.arange(1, self.waves + 1, device=f0.device)
-        turns = (f0.unsqueeze(1) * multiples[:, None]) / self.sample_rate % 1  # (batch, waves, frames)
-        phase = torch.cumsum(turns, dim=2) * (2 * math.pi) * self.samples_per_frame
+        phase = self.radians(torch.cumsum(self.turns(f0), dim=2))
         phase = F.interpolate(phase, scale_factor=float(self.samples_per_frame), mode="linear")
         return self.amplitude * torch.sin(phase).transpose(1, 2)
 
@@ -54,10 +53,14 @@ class SourceModule(nn.Module):
         return voiced.repeat_interleave(self.samples_per_frame, dim=1).unsqueeze(2)
 
     def forward(self, f0: Tensor, noise: Tensor | None) -> Tensor:
-        """f0: (batch, frames) in Hz; noise: standard normal (batch, samples, waves), None: zero -> source
-        signal (batch, samples)."""
+        """f0: (batch, frames) in Hz; noise: (batch, samples, waves), None: zero -> source signal (batch,
+        samples)."""
+        return self.mix(self.sines(f0), f0, noise)
+
+    def mix(self, sines: Tensor, f0: Tensor, noise: Tensor | None) -> Tensor:
+        """sines: (batch, samples, waves), voiced or not; otherwise as in `forward`."""
         voiced = self.voiced(f0)
-        waves = self.sines(f0) * voiced
+        waves = sines * voiced
         if noise is not None:
             waves = waves + noise * (voiced * self.noise_level + (1 - voiced) * self.amplitude / 3)
         return torch.tanh(self.l_linear(waves)).squeeze(2)
