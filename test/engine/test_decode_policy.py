@@ -1,5 +1,7 @@
 """Which chunk is spoken next, as explicit tables; and which chunks of a part remain."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -206,9 +208,11 @@ def speak(speech: PartSpeech) -> list[tuple]:
 
 @pytest.mark.parametrize("schedule", ["fixed", "grow"])
 @pytest.mark.parametrize("prompt", [0, 98])
-def test_audio_and_tokens_follow_without_gap_wherever_the_client_had_got_to(schedule, prompt):
+@pytest.mark.parametrize("most_replayed", [2, None])
+def test_audio_and_tokens_follow_without_gap_wherever_the_client_had_got_to(schedule, prompt, most_replayed):
+    rules = dataclasses.replace(RULES[schedule], replayed=most_replayed)
     outputs = [FILL if index % 16 == 15 else index % FILL for index in range(300)]
-    whole = PartSpeech(RULES[schedule], prompt, stream=True)
+    whole = PartSpeech(rules, prompt, stream=True)
     whole.add(outputs, final=True)
     undisturbed = speak(whole)
     assert whole.done
@@ -218,10 +222,10 @@ def test_audio_and_tokens_follow_without_gap_wherever_the_client_had_got_to(sche
     for count, (_, end, tokens, start, _) in enumerate(undisturbed[:-1], start=1):
         assert start == samples
         heard, samples = heard + tokens, end * 960 - 3840
-        rest = PartSpeech(RULES[schedule], prompt, True, Delivered(tokens=heard, samples=samples))
+        rest = PartSpeech(rules, prompt, True, Delivered(tokens=heard, samples=samples))
         rest.add(heard, final=False)
         rest.add(outputs[len(heard) :], final=True)
-        replayed = min(2, count)
+        replayed = count if most_replayed is None else min(most_replayed, count)
         steps = speak(rest)
         assert [(tokens, skip) for _, _, tokens, _, skip in steps[:replayed]] == [([], None)] * replayed
         assert [step[:2] for step in steps[:replayed]] == [

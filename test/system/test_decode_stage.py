@@ -43,14 +43,14 @@ PATIENCE = 60.0
 class Stage:
     """A decode stage in a thread, and its peers: the LLM (`send`) and an HTTP worker (`receive`)."""
 
-    def __init__(self, folder: Path, **settings) -> None:
+    def __init__(self, folder: Path, golden: Golden = GOLDEN, **settings) -> None:
         self.run_dir = RunDir.create(f"ipc://{folder}/", 1)
         self.run_dir.register_process()  # or a server that starts meanwhile takes it for a dead one's
         self.outbox, self.worker = Outbox(), Inbox(self.run_dir.worker_address())
         self.supervisor = Inbox(self.run_dir.supervisor)
         outbox = Outbox()
         self.ctx = StageContext(
-            settings=Settings(model_dir=str(GOLDEN.checkpoint), device="cpu", load_trt=False, **settings),
+            settings=Settings(model_dir=str(golden.checkpoint), device="cpu", load_trt=False, **settings),
             run_dir=self.run_dir,
             stage="decode",
             index=0,
@@ -219,20 +219,33 @@ def test_interleaved_jobs_sound_as_alone(each_schedule):
         assert [chunk.tokens for chunk in together[job]] == [chunk.tokens for chunk in alone[job]]
 
 
-def test_resumed_at_any_chunk_not_a_sample_differs(each_schedule):
+def check_resumed_at_any_chunk(stage: Stage) -> None:
     tokens = [FILL if index % 16 == 10 else token for index, token in enumerate(TOKENS[:130])]
-    whole = each_schedule.speak("whole/0", tokens)
+    whole = stage.speak("whole/0", tokens)
     heard, samples = [], 0
     for count, chunk in enumerate(whole[:-1], start=1):
         heard, samples = heard + chunk.tokens, samples + len(chunk.pcm.array(np.int16))
         progress = PartProgress(tokens=heard, samples=samples)
-        each_schedule.open(f"whole/{count}", progress=progress)
-        each_schedule.tokens(f"whole/{count}", heard, final=False)
-        each_schedule.tokens(f"whole/{count}", tokens[len(heard) :])
-        rest = each_schedule.receive(f"whole/{count}")[f"whole/{count}"]
+        stage.open(f"whole/{count}", progress=progress)
+        stage.tokens(f"whole/{count}", heard, final=False)
+        stage.tokens(f"whole/{count}", tokens[len(heard) :])
+        rest = stage.receive(f"whole/{count}")[f"whole/{count}"]
         assert rest[0].start == samples
         assert np.array_equal(pcm(rest), pcm(whole[count:]))
         assert [chunk.tokens for chunk in rest] == [chunk.tokens for chunk in whole[count:]]
+
+
+def test_resumed_at_any_chunk_not_a_sample_differs(each_schedule):
+    check_resumed_at_any_chunk(each_schedule)
+
+
+def test_resumed_with_a_causal_vocoder_not_a_sample_differs(socket_path):
+    """Which needs all chunks of the part again."""
+    stage = Stage(socket_path, Golden(Path("test/golden/cosyvoice3")))
+    try:
+        check_resumed_at_any_chunk(stage)
+    finally:
+        stage.close()
 
 
 def test_parts_come_in_order_whatever_arrives_first(stage):

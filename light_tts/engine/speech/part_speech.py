@@ -1,7 +1,7 @@
 """Collects the tokens of one part and determines the chunks that can be spoken. Pure: no tensors or messages.
 
 Of a part that the client has partly received (`Delivered`), the chunks already received are skipped, except
-the last ones, which are spoken again without being sent because the next chunk needs their state.
+those that are spoken again without being sent because the next chunk needs their state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ChunkRules:
     """How parts are cut and measured. `hop`, `max_hop`, `lookahead`, `first_hop`: see ChunkPlanner;
     `vocabulary`: ids from here on are never spoken (bistream's fill id); `max_tokens`: of prompt and speech;
     `held_back`: samples at the end of a chunk that are sent with the next one; `replayed`: number of chunks
-    to speak again in order to continue after them."""
+    to speak again in order to continue after them, None: all chunks of the part."""
 
     hop: int
     max_hop: int
@@ -31,7 +31,7 @@ class ChunkRules:
     max_tokens: int
     samples_per_token: int
     held_back: int
-    replayed: int
+    replayed: int | None
     first_hop: int | None = None
 
 
@@ -76,6 +76,7 @@ class PartSpeech:
         self._sent_outputs = len(self._delivered.tokens)
         self._chunk_count = 0
         self._delivered_chunks = self._count_delivered() if stream else 0
+        self._first_spoken = 0 if rules.replayed is None else self._delivered_chunks - rules.replayed
         self._planner = self._new_planner()
 
     def add(self, tokens: Sequence[int], final: bool) -> None:
@@ -107,7 +108,7 @@ class PartSpeech:
             if chunk is None:
                 return
             number, self._chunk_count = self._chunk_count, self._chunk_count + 1
-            if number >= self._delivered_chunks - self._rules.replayed:
+            if number >= self._first_spoken:
                 self.step = self._step(chunk, replay=number < self._delivered_chunks)
 
     def _next_chunk(self) -> Chunk | None:

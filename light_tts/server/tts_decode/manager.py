@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from light_tts.common.device import choose_device
 from light_tts.engine.speech.chunk_planner import SHORTEST, largest_hop
+from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
 from light_tts.engine.speech.lanes import SpeechEngine
 from light_tts.engine.speech.part_speech import ChunkRules
-from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, REPLAYED_CHUNKS, Token2Wav
+from light_tts.engine.speech.token2wav import Token2Wav
 from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
 from light_tts.models.numbers import ModelNumbers
@@ -85,7 +86,7 @@ def chunk_rules(
         vocabulary=numbers.spoken_ids,
         max_tokens=numbers.max_speech_tokens,
         samples_per_token=numbers.samples_per_token,
-        held_back=model.overlap,
-        replayed=REPLAYED_CHUNKS,
+        held_back=model.held_back,
+        replayed=model.replayed,
         first_hop=first_hop,
     )

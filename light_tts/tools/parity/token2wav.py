@@ -11,11 +11,10 @@ import torch
 
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
+from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
-from light_tts.models.flow.backend import choose_flow
+from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
-from light_tts.models.vocoder.hift import Hift
-from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.parity import Check, Comparison, Golden
 
 FILE = "token2wav.npz"
@@ -25,10 +24,10 @@ GROWN = 4  # the official schedule grows its chunks to this multiple of the firs
 
 def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
     """Return the same configuration as a server on a CPU."""
-    device, config = torch.device("cpu"), golden.config
-    new_flow = choose_flow(golden.checkpoint, config, device, torch.float32, FlowOptions(memory=MEMORY))
-    hift = Hift.from_checkpoint(golden.checkpoint, config, device)
-    return Token2Wav(new_flow(), TorchVocoder(hift), config, full_last_chunk, device)
+    family, device = load_family(golden.checkpoint), torch.device("cpu")
+    flow = family.load_flow(device, torch.float32, FlowOptions(memory=MEMORY))()
+    vocoder = family.load_vocoder(device, OVERLAP_FRAMES)()
+    return Token2Wav(flow, vocoder, family.numbers, full_last_chunk, device)
 
 
 def golden_voice(golden: Golden, prompt: bool = True) -> Voice:
@@ -49,16 +48,17 @@ def stream(model: Token2Wav, voice: Voice, tokens: list[int], planner: ChunkPlan
 
 
 def _streamed(golden: Golden, schedule: str, growth: int, full_last_chunk: bool) -> Iterator[Comparison]:
-    arrays, config = golden.arrays(FILE), golden.config
+    arrays, numbers = golden.arrays(FILE), load_family(golden.checkpoint).numbers
     voice = golden_voice(golden)
-    hop, lookahead = config.chunk_size, config.flow.pre_lookahead_len
+    hop, lookahead = numbers.chunk_tokens, numbers.lookahead_tokens
     planner = ChunkPlanner(len(voice.speech_token), hop, lookahead, growth * hop)
     waves = stream(load(golden, full_last_chunk), voice, arrays["token"].tolist(), planner)
-    expected = arrays[f"{schedule}_wav"]
-    got = np.concatenate(waves)[None]
     yield Comparison(f"{schedule}.samples", [len(wave) for wave in waves], arrays[f"{schedule}_meta"][:, 3])
-    yield Comparison(schedule, got, expected, 1e-2)
-    yield Comparison(f"{schedule}.mean", np.abs(got - expected).mean(), 0.0, 1e-3)
+    expected = arrays.get(f"{schedule}_wav")
+    if expected is not None:
+        got = np.concatenate(waves)[None]
+        yield Comparison(schedule, got, expected, 1e-2)
+        yield Comparison(f"{schedule}.mean", np.abs(got - expected).mean(), 0.0, 1e-3)
 
 
 def fixed_hop(golden: Golden) -> Iterator[Comparison]:
@@ -71,7 +71,7 @@ def grow_hop(golden: Golden) -> Iterator[Comparison]:
 
 def one_chunk(golden: Golden) -> Iterator[Comparison]:
     arrays, model = golden.arrays(FILE), load(golden, full_last_chunk=False)
-    per_token = golden.config.token_mel_ratio * golden.config.mel.hop_size
+    per_token = load_family(golden.checkpoint).numbers.samples_per_token
     for name, speed, prompt in (
         ("nonstream", 1.0, True),
         ("speed1p25", 1.25, True),
@@ -79,7 +79,9 @@ def one_chunk(golden: Golden) -> Iterator[Comparison]:
         ("short9", 1.0, True),
         ("noprompt30", 1.0, False),
     ):
-        expected = arrays[f"{name}_wav"]
+        expected = arrays.get(f"{name}_wav")
+        if expected is None:  # the goldens of CosyVoice3 have fewer
+            continue
         # the number of frames was rounded down
         count = math.ceil(expected.shape[1] * speed / per_token - 1e-6)
         state = SpeechState(golden_voice(golden, prompt), seed=None, speed=speed)
