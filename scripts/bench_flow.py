@@ -37,7 +37,8 @@ from light_tts.models.flow.packed_encoder import PackedEncoder
 from light_tts.models.flow.packed_memory import remember
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.unet.packed import PackedEstimator
-from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, RandomWeights, flow_shapes, flow_state
+from light_tts.tools.random_weights import RandomWeights
+from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, flow_shapes, flow_state
 
 PROMPT = 87
 # of the estimator: 10 steps, guided, without the part of attention that grows with the length

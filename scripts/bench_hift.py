@@ -32,7 +32,8 @@ from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.interface import MelBatch, SourceNoise, Vocoder
 from light_tts.models.vocoder.plain import TorchVocoder
-from light_tts.tools.tiny_checkpoint import SIZES, RandomWeights, hift_state
+from light_tts.tools.random_weights import RandomWeights, hift_state
+from light_tts.tools.tiny_checkpoint import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "test" / "golden" / "cosyvoice2" / "checkpoint"

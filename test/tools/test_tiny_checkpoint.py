@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import load_config
-from light_tts.models.flow.flow import Flow
-from light_tts.models.frontend.frontend import Frontend
-from light_tts.models.llm.speech_lm import SpeechLM
-from light_tts.models.vocoder.hift import Hift
+from light_tts.models.family import load_family
 
 CPU = torch.device("cpu")
 
@@ -19,30 +15,33 @@ def make(out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.fixture(scope="module", params=["cosyvoice2", "cosyvoice3"])
+def family(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
+def checkpoint(family, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("made") / "tiny"
-    result = make(out, "--seed", "3")
+    result = make(out, "--family", family, "--seed", "3")
     assert result.returncode == 0, result.stderr
     return out
 
 
 def test_the_checkpoint_loads_through_the_real_loaders(checkpoint):
-    config = load_config(checkpoint)
-    frontend = Frontend(checkpoint, config)
+    family = load_family(checkpoint)
+    frontend = family.load_frontend({}, 1)
     assert sorted(frontend.speakers) == ["embedded_voice", "recorded_voice"]
-    Flow.from_checkpoint(checkpoint, config, CPU)
-    Hift.from_checkpoint(checkpoint, config, CPU)
-    lm = SpeechLM.from_checkpoint(checkpoint, checkpoint / "llm.pt", config, CPU)
+    lm = family.load_llm(checkpoint / "llm.pt", CPU, torch.float32)
     assert len(frontend.tokenizer) <= lm.backbone.vocab_size
 
 
 def test_it_makes_a_wave_with_a_human_pitch_that_is_neither_silent_nor_clipped(checkpoint):
-    config = load_config(checkpoint)
-    flow, hift = Flow.from_checkpoint(checkpoint, config, CPU), Hift.from_checkpoint(checkpoint, config, CPU)
-    voice = Frontend(checkpoint, config).speakers["recorded_voice"].features
+    family = load_family(checkpoint)
+    flow, hift = family.read_flow(), family.read_vocoder()
+    voice = family.load_frontend({}, 1).speakers["recorded_voice"].features
     prompt = torch.from_numpy(voice.speech_token).long()[None]
-    mel, frames = flow.inference(
+    mel, _ = flow.inference(
         torch.arange(50)[None],
         torch.tensor([50]),
         prompt,
@@ -52,16 +51,17 @@ def test_it_makes_a_wave_with_a_human_pitch_that_is_neither_silent_nor_clipped(c
         streaming=False,
         finalize=True,
     )
-    pitch = hift.f0(mel, frames.tolist())
+    sizes = [[mel.shape[2]]] if family.name == "CosyVoice2" else []
+    pitch = hift.f0(mel, *sizes)
     assert pitch.min() > 80 and pitch.max() < 300
-    wave, _ = hift.inference(mel, frames.tolist())
+    wave, _ = hift.inference(mel, *sizes)
     assert wave.isfinite().all() and 0.01 < wave.std() < 0.3
     assert (wave.abs() > 0.98).float().mean() < 0.01
 
 
-def test_the_same_seed_makes_the_same_weights(checkpoint, tmp_path):
-    assert make(tmp_path / "again", "--seed", "3").returncode == 0
-    assert make(tmp_path / "other", "--seed", "4").returncode == 0
+def test_the_same_seed_makes_the_same_weights(checkpoint, family, tmp_path):
+    assert make(tmp_path / "again", "--family", family, "--seed", "3").returncode == 0
+    assert make(tmp_path / "other", "--family", family, "--seed", "4").returncode == 0
     for name in ("llm.pt", "flow.pt", "hift.pt"):
         one, same, other = (
             torch.load(folder / name, weights_only=True)
