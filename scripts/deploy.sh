@@ -50,7 +50,9 @@ fi
 # -- the model
 [[ -n "$MODEL_DIR" ]] || MODEL_DIR=$("$PYTHON" -m light_tts.server.core.default_checkpoint) || exit 1
 [[ -d "$MODEL_DIR" ]] || fail "there is no model directory $MODEL_DIR"
-for file in cosyvoice2.yaml flow.pt hift.pt campplus.onnx speech_tokenizer_v2.onnx CosyVoice-BlankEN; do
+version=2
+[[ -e "$MODEL_DIR/cosyvoice3.yaml" ]] && version=3
+for file in cosyvoice$version.yaml flow.pt hift.pt campplus.onnx speech_tokenizer_v$version.onnx CosyVoice-BlankEN; do
     [[ -e "$MODEL_DIR/$file" ]] || fail "the model in $MODEL_DIR lacks $file"
 done
 [[ -e "$MODEL_DIR/llm.pt" || -e "$MODEL_DIR/style_config.json" ]] || fail "the model in $MODEL_DIR lacks llm.pt"

@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     left_out = missing(args.measures, {language_of(line.text) for line in lines})
     for measure, command in left_out.items():
         print(f"search_sampling: {measure} is left out; it needs: {command}", file=sys.stderr)
-    rules = list(dict.fromkeys(rule or speaker.config.llm.sampling for rule in args.rules))
+    rules = list(dict.fromkeys(rule or speaker.numbers.sampling for rule in args.rules))
     scorer = Scorer([measure for measure in args.measures if measure not in left_out])
     if args.save:
         args.save.mkdir(parents=True, exist_ok=True)

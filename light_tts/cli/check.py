@@ -15,19 +15,12 @@ from light_tts.cli import machine
 from light_tts.cli.client import Problem
 from light_tts.cli.findings import Findings
 from light_tts.cli.measures import measure
+from light_tts.models.family import family_type, load_family
 from light_tts.server.core.default_checkpoint import default_checkpoint
 from light_tts.server.core.settings import Settings, SettingsError
 from light_tts.server.core.styles import STYLE_FILE, StyleError, load_styles
 from light_tts.tools.arguments import parse_count
 
-FILES = (
-    "cosyvoice2.yaml",
-    "flow.pt",
-    "hift.pt",
-    "campplus.onnx",
-    "speech_tokenizer_v2.onnx",
-    "CosyVoice-BlankEN",
-)
 SPEAKERS = "spk2info.pt"
 SENTENCES = 10  # spoken by --measure
 
@@ -99,7 +92,7 @@ def _port(findings: Findings, host: str, port: int) -> None:
 
 def _files(findings: Findings, directory: Path) -> bool:
     """Return whether all files exist."""
-    missing = [name for name in FILES if not (directory / name).exists()]
+    missing = [name for name in family_type(directory).files if not (directory / name).exists()]
     try:
         styles = load_styles(directory)
         names = ", ".join(style.name for style in styles)
@@ -131,31 +124,25 @@ def _load(findings: Findings, directory: Path) -> None:
 def _parts(directory: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     import torch
 
-    from light_tts.models.checkpoint.config import load_config
-    from light_tts.models.flow.flow import Flow
-    from light_tts.models.frontend.frontend import Frontend
-    from light_tts.models.llm.speech_lm import SpeechLM
-    from light_tts.models.vocoder.hift import Hift
-
-    cpu = torch.device("cpu")
-
     def size(model: torch.nn.Module) -> str:
         return f"{sum(weights.numel() for weights in model.parameters()) / 1e6:.1f} million weights"
 
     def settings() -> str:
-        config = load_config(directory)
-        return f"{config.sample_rate} Hz, {config.token_frame_rate} speech tokens a second"
+        family = load_family(directory)
+        numbers = family.numbers
+        rate = numbers.sample_rate // numbers.samples_per_token
+        return f"{family.name}, {numbers.sample_rate} Hz, {rate} speech tokens a second"
 
     def frontend() -> str:
-        speakers = sorted(Frontend(directory, load_config(directory)).speakers)
+        speakers = sorted(load_family(directory).load_frontend({}, 1).speakers)
         return f"stored speakers: {', '.join(speakers)}" if speakers else f"no stored speakers ({SPEAKERS})"
 
     def language_model(path: Path) -> str:
-        return size(SpeechLM.from_checkpoint(directory, path, load_config(directory), cpu))
+        return size(load_family(directory).load_llm(path, torch.device("cpu"), torch.float32))
 
     yield "settings", settings
     yield "text, prompts", frontend
     for style in load_styles(directory):
         yield f"LLM {style.name}", partial(language_model, style.llm_path)
-    yield "flow", lambda: size(Flow.from_checkpoint(directory, load_config(directory), cpu))
-    yield "vocoder", lambda: size(Hift.from_checkpoint(directory, load_config(directory), cpu))
+    yield "flow", lambda: size(load_family(directory).read_flow())
+    yield "vocoder", lambda: size(load_family(directory).read_vocoder())

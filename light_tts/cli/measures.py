@@ -42,12 +42,11 @@ def estimator_difference(directory: Path) -> float:
     import onnxruntime
     import torch
 
-    from light_tts.models.checkpoint.config import load_config
-    from light_tts.models.flow.flow import Flow
-    from light_tts.models.flow.unet.estimator import EstimatorMasks
+    from light_tts.models.family import load_family
+    from light_tts.models.flow.masks import EstimatorMasks
 
-    config = load_config(directory)
-    flow, channels = Flow.from_checkpoint(directory, config, torch.device("cpu")), config.flow.output_size
+    flow = load_family(directory).read_flow()
+    channels = flow.spk_embed_affine_layer.out_features
     generator = torch.Generator().manual_seed(0)
     x, mu, cond = torch.randn(3, 2, channels, FRAMES, generator=generator)  # the graph's batch is fixed at 2
     spks, t = torch.randn(2, channels, generator=generator), torch.tensor([0.3, 0.3])
@@ -99,7 +98,7 @@ def _takes(directory: Path, sentences: int) -> Iterator[Take]:
         said = (folder / f"{name}.txt").read_text("utf-8").strip()
         lines.append(Line(text, name, folder / f"{name}.wav", said))
     speaker = LocalSpeaker(directory, torch.device("cpu"))
-    rule = speaker.config.llm.sampling
+    rule = speaker.numbers.sampling
     drawn = speaker.tokens([(line, rule, seed) for seed, line in enumerate(lines)])
     for seed, (line, parts) in enumerate(zip(lines, drawn, strict=True)):
         yield Take(line, speaker.sound(line, parts, seed))

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from light_tts.models.checkpoint.config import MAX_FRAMES, load_config
+from light_tts.models.checkpoint.config import YAML_NAME, load_config
 from light_tts.models.flow_options import FlowOptions
-from light_tts.models.numbers import ModelNumbers
+from light_tts.models.numbers import numbers_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
+    from light_tts.models.flow.base import BaseFlow
     from light_tts.models.flow.interface import FlowBackend
     from light_tts.models.frontend.frontend import Frontend
     from light_tts.models.frontend.spellers import Spell
@@ -25,22 +27,21 @@ class CosyVoice2:
     """Implements `Family`. Components are imported when they are loaded, so no stage needs the packages of
     another."""
 
+    name = "CosyVoice2"
+    files = (
+        YAML_NAME,
+        "flow.pt",
+        "hift.pt",
+        "campplus.onnx",
+        "speech_tokenizer_v2.onnx",
+        "CosyVoice-BlankEN",
+    )
+
     def __init__(self, model_dir: Path) -> None:
         """Raises ConfigError naming the file and the key."""
         self._model_dir = model_dir
         self._config = config = load_config(model_dir)
-        self.numbers = ModelNumbers(
-            sample_rate=config.sample_rate,
-            samples_per_token=config.samples_per_token,
-            frames_per_token=config.frames_per_token,
-            samples_per_frame=config.samples_per_frame,
-            chunk_tokens=config.chunk_size,
-            lookahead_tokens=config.flow.pre_lookahead_len,
-            spoken_ids=config.flow.vocab_size,
-            max_speech_tokens=MAX_FRAMES // config.token_mel_ratio,
-            sampling=config.llm.sampling,
-            mix_ratio=config.llm.mix_ratio,
-        )
+        self.numbers = numbers_of(config, config.flow.pre_lookahead_len, config.flow.vocab_size)
 
     def load_frontend(self, spellers: dict[str, Spell], at_once: int) -> Frontend:
         from light_tts.models.frontend.frontend import Frontend
@@ -76,3 +77,15 @@ class CosyVoice2:
 
         hift = Hift.from_checkpoint(self._model_dir, self._config, device)
         return choose_vocoder(hift, cached_frames * hift.samples_per_frame)
+
+    def read_flow(self) -> BaseFlow:
+        import torch
+
+        from light_tts.models.flow.flow import Flow
+
+        return Flow.from_checkpoint(self._model_dir, self._config, torch.device("cpu"))
+
+    def read_vocoder(self) -> nn.Module:
+        from light_tts.models.vocoder.hift import Hift
+
+        return Hift.from_checkpoint(self._model_dir, self._config, "cpu")

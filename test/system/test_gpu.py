@@ -15,11 +15,10 @@ import torch
 from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
-from light_tts.engine.speech.token2wav import OVERLAP_FRAMES, Token2Wav, Voice
-from light_tts.models.flow.backend import choose_flow
+from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
+from light_tts.engine.speech.token2wav import Token2Wav, Voice
+from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
-from light_tts.models.vocoder.backend import choose_vocoder
-from light_tts.models.vocoder.hift import Hift
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.token2wav import FILE, GROWN, golden_voice, stream
 
@@ -28,33 +27,35 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
     pytest.mark.timeout(600),  # kernels are compiled at their first use
 ]
-GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
+COSYVOICE2, COSYVOICE3 = (
+    Golden(Path(__file__).parents[1] / "golden" / family) for family in ("cosyvoice2", "cosyvoice3")
+)
 DEVICE = torch.device("cuda")
 VOICES = 16
 
 
-@pytest.mark.parametrize("memory", [0, 1 << 28])
-@pytest.mark.parametrize(("name", "grow"), [("fixed_hop", False), ("grow_hop", True)])
-def test_streams_are_the_golden_ones(name, grow, memory):
+@pytest.mark.parametrize(
+    ("golden", "name", "grow", "memory"),
+    [
+        *((COSYVOICE2, "fixed_hop", False, memory) for memory in (0, 1 << 28)),
+        *((COSYVOICE2, "grow_hop", True, memory) for memory in (0, 1 << 28)),
+        (COSYVOICE3, "fixed_hop", False, 0),
+    ],
+)
+def test_streams_are_the_golden_ones(golden, name, grow, memory):
     """Flow in float32; the vocoder multiplies in float16 in places. The goldens' own limit is 1e-2."""
-    config, checkpoint = GOLDEN.config, GOLDEN.checkpoint
-    new_flow = choose_flow(
-        checkpoint,
-        config,
-        DEVICE,
-        torch.float32,
-        FlowOptions(max_batch_size=2, gpu_memory=memory),
-    )
-    hift = Hift.from_checkpoint(checkpoint, config, DEVICE)
-    vocoder = choose_vocoder(hift, OVERLAP_FRAMES * hift.samples_per_frame)()
-    arrays = GOLDEN.arrays(FILE)
+    family = load_family(golden.checkpoint)
+    options = FlowOptions(max_batch_size=2, gpu_memory=memory)
+    new_flow = family.load_flow(DEVICE, torch.float32, options)
+    vocoder = family.load_vocoder(DEVICE, OVERLAP_FRAMES)()
+    arrays, numbers = golden.arrays(FILE), family.numbers
     with torch.cuda.stream(torch.cuda.Stream()):
-        model = Token2Wav(new_flow(), vocoder, config, full_last_chunk=grow, device=DEVICE)
-        voice = golden_voice(GOLDEN)
+        model = Token2Wav(new_flow(), vocoder, numbers, full_last_chunk=grow, device=DEVICE)
+        voice = golden_voice(golden)
         voice = Voice(voice.speech_token, voice.mel.cuda(), voice.embedding.cuda())
-        hop = config.chunk_size
+        hop = numbers.chunk_tokens
         planner = ChunkPlanner(
-            len(voice.speech_token), hop, config.flow.pre_lookahead_len, GROWN * hop if grow else hop
+            len(voice.speech_token), hop, numbers.lookahead_tokens, GROWN * hop if grow else hop
         )
         wave = np.concatenate(stream(model, voice, arrays["token"].tolist(), planner))
     error = np.abs(wave - arrays[f"{name}_wav"].ravel())
@@ -86,8 +87,8 @@ async def speak(http: httpx.AsyncClient, number: int) -> np.ndarray:
     return np.frombuffer(response.content, np.int16)
 
 
-@pytest.mark.parametrize("memory", [0, "auto"])
-def test_sixteen_voices_at_once_sound_as_each_does_alone(memory):
+@pytest.mark.parametrize(("golden", "memory"), [(COSYVOICE2, 0), (COSYVOICE2, "auto"), (COSYVOICE3, "auto")])
+def test_sixteen_voices_at_once_sound_as_each_does_alone(golden, memory):
     """Whole and streamed answers mixed, float32: the same tokens, so the same length, and the same samples
     within 400 of 32768, the goldens' limit (the phase of the vocoder sums up what rounding does to pitch)."""
 
@@ -100,7 +101,7 @@ def test_sixteen_voices_at_once_sound_as_each_does_alone(memory):
     flags = {"device": "cuda", "data_type": "float32", "decode_max_batch_size": 4, "decode_paral_num": 2}
     flags["flow_memory_gpu_mb"] = memory
     flags["mps"] = "off"  # a daemon of its own would make others on this GPU take turns
-    with start_server(timeout=500, **flags) as server:
+    with start_server(timeout=500, model_dir=golden.checkpoint, **flags) as server:
         for number, (alone, together) in enumerate(asyncio.run(run(server))):
             assert len(alone) == len(together) > 0, f"voice {number}"
             error = np.abs(alone.astype(int) - together).max()

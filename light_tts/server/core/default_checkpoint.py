@@ -25,7 +25,7 @@ def default_checkpoint() -> Path:
     raise SettingsError(
         "--model_dir is missing, and the voice that comes with Light-TTS is in neither of "
         f"{' and '.join(map(str, PLACES))}: get it from pretrained_models/{NAME} of the repository or from a "
-        "wheel that was built there, or give the directory of a CosyVoice2 checkpoint"
+        "wheel that was built there, or give the directory of a checkpoint"
     )
 
 

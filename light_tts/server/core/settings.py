@@ -142,8 +142,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     model_dir: Annotated[
         str,
         Meta(
-            description="checkpoint directory (CosyVoice2 format; default: the small voice that comes with "
-            "Light-TTS)"
+            description="checkpoint directory (CosyVoice2 or CosyVoice3; default: the small voice that comes "
+            "with Light-TTS)"
         ),
     ] = ""
     device: Annotated[Literal["auto", "cuda", "cpu"], Meta(description="auto: CUDA if there is a GPU")] = (

@@ -17,16 +17,12 @@ from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.speech.chunk_planner import Chunk
+from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
 from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
-from light_tts.models.checkpoint.config import load_config
-from light_tts.models.flow.flow import Flow
+from light_tts.models.family import load_family
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.frontend.frontend import Frontend
-from light_tts.models.llm.alignment import AttentionAligner
+from light_tts.models.frontend.spellers import wetext_spellers
 from light_tts.models.llm.misreading import misreading
-from light_tts.models.llm.speech_lm import SpeechLM
-from light_tts.models.vocoder.hift import Hift
-from light_tts.models.vocoder.plain import TorchVocoder
 from light_tts.tools.evaluation.client import LONGEST, SHORTEST_LIMIT, TOKENS_PER_SECOND
 from light_tts.tools.evaluation.endings import expected_seconds
 from light_tts.tools.evaluation.lines import Line
@@ -52,19 +48,18 @@ class LocalSpeaker:
     ConfigError naming the file."""
 
     def __init__(self, model_dir: Path, device: torch.device, redraw: bool = True) -> None:
-        self.config = load_config(model_dir)
-        self._model_dir, self._device = model_dir, device
-        self._frontend = Frontend(model_dir, self.config)
-        self._lm = SpeechLM.from_checkpoint(model_dir, model_dir / "llm.pt", self.config, device)
+        self._family, self._device = load_family(model_dir), device
+        self.numbers = self._family.numbers
+        self._frontend = self._family.load_frontend(wetext_spellers(), 1)
+        self._lm = self._family.load_llm(model_dir / "llm.pt", device, torch.float32)
         self._prompts: dict[Path, PromptFeatures] = {}
-        heads = self.config.llm.alignment_heads
-        self._aligner = AttentionAligner(self._lm, heads) if heads and redraw else None
+        self._aligner = self._family.load_aligner(self._lm) if redraw else None
 
     @cached_property
     def _token2wav(self) -> Token2Wav:
-        flow = PaddedFlow(Flow.from_checkpoint(self._model_dir, self.config, self._device))
-        vocoder = TorchVocoder(Hift.from_checkpoint(self._model_dir, self.config, self._device))
-        return Token2Wav(flow, vocoder, self.config, full_last_chunk=False, device=self._device)
+        flow = PaddedFlow(self._family.read_flow().to(self._device))
+        vocoder = self._family.load_vocoder(self._device, OVERLAP_FRAMES)()
+        return Token2Wav(flow, vocoder, self.numbers, full_last_chunk=False, device=self._device)
 
     def tokens(self, wanted: Sequence[tuple[Line, SamplingRule, int]]) -> list[list[list[int]]]:
         """Return, for each (line, rule, seed), the speech tokens of its parts. Raises RequestError if a text
@@ -108,7 +103,7 @@ class LocalSpeaker:
             chunk = Chunk(0, len(tokens), len(tokens), final=True)
             item = WorkItem(SpeechState(voice, seed, part), tokens, chunk, stream=False)
             waves += self._token2wav.speak([item])
-        return Sound(torch.cat([torch.from_numpy(wave) for wave in waves]).numpy(), self.config.sample_rate)
+        return Sound(torch.cat([torch.from_numpy(wave) for wave in waves]).numpy(), self.numbers.sample_rate)
 
     def _sequences(self, line: Line, rule: SamplingRule, seed: int) -> list[OneShot]:
         prompt_wav, said = line.prompt
