@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from light_tts.models.checkpoint.cosyvoice3_config import YAML_NAME, load_config3
+from light_tts.models.cosyvoice import CosyVoice
 from light_tts.models.flow_options import FlowOptions
-from light_tts.models.numbers import numbers_of
 
 if TYPE_CHECKING:
     import torch
@@ -16,16 +16,11 @@ if TYPE_CHECKING:
 
     from light_tts.models.flow.base import BaseFlow
     from light_tts.models.flow.interface import FlowBackend
-    from light_tts.models.frontend.frontend import Frontend
-    from light_tts.models.frontend.spellers import Spell
-    from light_tts.models.llm.interface import Aligner
-    from light_tts.models.llm.speech_lm import SpeechLM
     from light_tts.models.vocoder.interface import CausalVocoder
 
 
-class CosyVoice3:
-    """Implements `Family`. Components are imported when they are loaded, so no stage needs the packages of
-    another."""
+class CosyVoice3(CosyVoice):
+    """Implements `Family`."""
 
     name = "CosyVoice3"
     files = (
@@ -39,25 +34,8 @@ class CosyVoice3:
 
     def __init__(self, model_dir: Path) -> None:
         """Raises ConfigError naming the file and the key."""
-        self._model_dir = model_dir
         self._config = config = load_config3(model_dir)
-        self.numbers = numbers_of(config, config.flow.pre_lookahead_len, config.flow.vocab_size)
-
-    def load_frontend(self, spellers: dict[str, Spell], at_once: int) -> Frontend:
-        from light_tts.models.frontend.frontend import Frontend
-
-        return Frontend(self._model_dir, self._config, spellers, at_once)
-
-    def load_llm(self, weights: Path, device: torch.device, dtype: torch.dtype) -> SpeechLM:
-        from light_tts.models.llm.speech_lm import SpeechLM
-
-        return SpeechLM.from_checkpoint(self._model_dir, weights, self._config, device, dtype)
-
-    def load_aligner(self, model: SpeechLM) -> Aligner | None:
-        from light_tts.models.llm.alignment import AttentionAligner
-
-        heads = self._config.llm.alignment_heads
-        return AttentionAligner(model, heads) if heads else None
+        super().__init__(model_dir, config, config.flow.pre_lookahead_len, config.flow.vocab_size)
 
     def load_flow(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.models.checkpoint.config import MAX_FRAMES, CommonConfig
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,3 @@ class ModelNumbers:
     max_speech_tokens: int
     sampling: SamplingRule
     mix_ratio: tuple[int, int]
-
-
-def numbers_of(config: CommonConfig, lookahead_tokens: int, spoken_ids: int) -> ModelNumbers:
-    """Return the numbers of a checkpoint, of which the last two are its flow's."""
-    return ModelNumbers(
-        sample_rate=config.sample_rate,
-        samples_per_token=config.samples_per_token,
-        frames_per_token=config.frames_per_token,
-        samples_per_frame=config.samples_per_frame,
-        chunk_tokens=config.chunk_size,
-        lookahead_tokens=lookahead_tokens,
-        spoken_ids=spoken_ids,
-        max_speech_tokens=MAX_FRAMES // config.token_mel_ratio,
-        sampling=config.llm.sampling,
-        mix_ratio=config.llm.mix_ratio,
-    )
