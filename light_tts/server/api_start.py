@@ -26,6 +26,7 @@ from gunicorn.errors import HaltServer
 
 from light_tts.common import log as logs
 from light_tts.common import process
+from light_tts.common.garbage import spare_present_objects
 from light_tts.server.api_cli import Parsed
 from light_tts.server.core import open_files
 from light_tts.server.core import settings as settings_file
@@ -205,6 +206,7 @@ class Front:
         log.info("serving on %s:%d", self.config.host, self.config.port)
         if self.config.ssl_certfile:
             log.info("connections are encrypted (TLS)")
+        spare_present_objects()  # also those of the workers, which are forked next
 
     def post_fork(self, _arbiter: Arbiter, worker: Any) -> None:
         """Runs first in a new HTTP worker."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ class StageContext:
     and announce before each step how long it may take; otherwise the supervisor treats it as hung. `run`
     calls `ready` once its models are loaded, then handles messages until `Shutdown` arrives. An exception
     raised before `ready` becomes the reason why the server did not start; after it, the reason for a
-    restart. `startup`: `run` ends its phases, and `ready` logs them.
+    restart. `startup`: `run` ends its phases, and `ready` logs them. `loaded`: called when all is loaded.
     """
 
     settings: Settings
@@ -49,6 +50,7 @@ class StageContext:
     log: logging.Logger
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     startup: StartupTimes = field(default_factory=StartupTimes)
+    loaded: Callable[[], None] = lambda: None
     is_ready: bool = field(default=False, init=False)
 
     @property
@@ -58,6 +60,7 @@ class StageContext:
     def ready(self, info: dict[str, Any]) -> None:
         """Tell the supervisor that this stage accepts messages. `info` is passed on to the HTTP workers; its
         `device` entry says where the stage computes."""
+        self.loaded()
         self.heartbeat.tick()
         self.is_ready = True
         self.log.info("%s is ready: %s", self.name, self.startup)

@@ -18,6 +18,7 @@ from pathlib import Path
 import zmq
 
 from light_tts.common import log, process
+from light_tts.common.garbage import spare_present_objects
 from light_tts.common.imports import importing
 from light_tts.kernels import compilers
 from light_tts.server.core import gpu_memory, messages, settings
@@ -60,6 +61,7 @@ def main() -> None:
         peers=Peers(outbox),
         log=logging.getLogger(f"light_tts.{args.stage}"),
         heartbeat=Heartbeat(run_dir.heartbeat(args.stage, args.index, args.incarnation)),
+        loaded=spare_present_objects,
     )
     code = _run(ctx)
     inbox.close()
