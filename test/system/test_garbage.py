@@ -55,6 +55,6 @@ def test_stages_and_http_workers_spare_what_they_have_loaded(tmp_path, monkeypat
         serving: list[psutil.Process] = [*find_below(server.pid, "--stage"), *server.workers]
         assert len(serving) == 3 + 2
         (tmp_path / "go").touch()
-        assert eventually(lambda: all((tmp_path / str(process.pid)).exists() for process in serving))
+        assert eventually(lambda: all((tmp_path / str(process.pid)).exists() for process in serving), 30)
     spared = [int((tmp_path / str(process.pid)).read_text()) for process in serving]
     assert min(spared) > 20_000, spared
