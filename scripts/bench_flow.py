@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from light_tts.kernels import overlap
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo

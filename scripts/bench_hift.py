@@ -27,7 +27,7 @@ from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.interface import MelBatch, SourceNoise, Vocoder

@@ -36,6 +36,7 @@ from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import PartRequest
 from light_tts.models.checkpoint.config import LLMConfig
+from light_tts.models.checkpoint.cosyvoice2_config import COSYVOICE2_IDS
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from light_tts.tools.tiny_checkpoint import SIZES
 
@@ -161,7 +162,9 @@ def random_model(size: str, device: torch.device) -> SpeechLM:
         rms_norm_eps=1e-6,
         rope_theta=1e6,
     )
-    config = LLMConfig(sizes.hidden_size, sizes.hidden_size, sizes.speech_token_size, (5, 15), SAMPLING)
+    config = LLMConfig(
+        sizes.hidden_size, sizes.hidden_size, sizes.speech_token_size, (5, 15), SAMPLING, COSYVOICE2_IDS
+    )
     with torch.device("meta"):
         model = SpeechLM(backbone, config).to(torch.float16 if device.type == "cuda" else torch.float32)
     model = model.to_empty(device=device).requires_grad_(False)

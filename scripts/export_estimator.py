@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.trt import onnx_graph as estimator_onnx
 

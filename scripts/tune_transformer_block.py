@@ -41,7 +41,7 @@ from light_tts.kernels.flow import (
     transformer_block,
 )
 from light_tts.kernels.flow.packed_attention import Prefix
-from light_tts.models.checkpoint.config import EstimatorConfig
+from light_tts.models.checkpoint.cosyvoice2_config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
 from light_tts.models.flow.packed import FEW_ROWS, _bucket, attention_rows
 from light_tts.models.flow.unet import packed as unet

@@ -6,7 +6,7 @@ import sys
 import torch
 from support.server_process import CHECKPOINT
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.flow.flow import Flow
 
 PROMPT = 50

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.flow.flow import FlowShapes
 from light_tts.models.llm.speech_lm import BACKBONE_DIR, Qwen2Config
 from light_tts.tools.tiny_checkpoint import SMALL_PARTS, TEMPLATE, CheckpointSizes, flow_shapes

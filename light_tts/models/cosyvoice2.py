@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from light_tts.models.checkpoint.config import YAML_NAME, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import YAML_NAME, load_config
 from light_tts.models.cosyvoice import CosyVoice
 from light_tts.models.flow_options import FlowOptions
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.flow.flow import Flow, FlowShapes
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from light_tts.models.vocoder.hift import Hift

@@ -8,7 +8,7 @@ import torch
 from light_tts.common.random import Purpose, gumbel, stream_of
 from light_tts.common.sampling import NO_TOKEN, SamplingRules, ban, draw, greedy
 from light_tts.common.sampling_rule import MAX_WIN_SIZE, SamplingRule
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.server.core.messages import SpeechOptions
 from light_tts.server.tts_llm.parts import sampling_rule
 from light_tts.tools.parity import Golden

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from light_tts.models.checkpoint.any_config import load_any_config
-from light_tts.models.checkpoint.config import Config, ConfigError, load_config
+from light_tts.models.checkpoint.config import ConfigError
+from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.checkpoint.cosyvoice3_config import Config3
 from light_tts.models.checkpoint.weights import CheckpointError, load_state_dict
 from light_tts.models.flow.flow import Flow

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.checkpoint.cosyvoice3_config import load_config3
 from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.chunked import ChunkFlow, chunk_flow

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.flow.estimator_backend import choose_estimator
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.masks import EstimatorMasks

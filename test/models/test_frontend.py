@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from light_tts.common.audio import read_audio
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.checkpoint.cosyvoice3_config import load_config3
 from light_tts.models.checkpoint.weights import CheckpointError
 from light_tts.models.frontend.frontend import Frontend

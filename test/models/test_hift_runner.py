@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder.layout import Convolutions, Sums
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.vocoder import runner as hift_runner
 from light_tts.models.vocoder.backend import choose_vocoder
 from light_tts.models.vocoder.hift import Hift

@@ -17,7 +17,7 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels import overlap
 from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.flow.resnet_block import lines_of
-from light_tts.models.checkpoint.config import EstimatorConfig
+from light_tts.models.checkpoint.cosyvoice2_config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem

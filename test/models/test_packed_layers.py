@@ -15,7 +15,8 @@ from light_tts.common.sampling_rule import GREEDY
 from light_tts.kernels import configs
 from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.llm import tensor_linear
-from light_tts.models.checkpoint.config import COSYVOICE2_IDS, LLMConfig
+from light_tts.models.checkpoint.config import LLMConfig
+from light_tts.models.checkpoint.cosyvoice2_config import COSYVOICE2_IDS
 from light_tts.models.checkpoint.cosyvoice3_config import COSYVOICE3_IDS
 from light_tts.models.llm.fused import FusedLM
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM

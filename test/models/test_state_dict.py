@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.checkpoint.cosyvoice3_config import load_config3
 from light_tts.models.flow.flow import Flow, FlowShapes
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM

@@ -17,7 +17,7 @@ import pytest
 import torch
 from support import fake_tensorrt
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.flow.estimator_backend import TorchEstimator, choose_estimator
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.masks import EstimatorMasks

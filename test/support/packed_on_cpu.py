@@ -23,7 +23,7 @@ from light_tts.kernels.flow import (
     shifted_linear,
     transformer_block,
 )
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.flow import backend, packed_encoder
 from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.flow import Flow

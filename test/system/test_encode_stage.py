@@ -14,7 +14,7 @@ import pytest
 from support.processes import command_line
 
 from light_tts.common.audio import read_audio
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.checkpoint.inputs import COSYVOICE3_INPUTS
 from light_tts.models.frontend import spellers
 from light_tts.models.frontend.frontend import Frontend

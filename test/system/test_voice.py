@@ -14,7 +14,7 @@ import soundfile
 from support.server_process import VOICE, Server
 from support.streams import stage_pid
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.frontend.frontend import Frontend
 
 TEXT = "The boat was on its way to the sea."

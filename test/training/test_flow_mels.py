@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.flow.flow import Flow
 from training.codec.codes import Code, write_codes
 from training.corpus.corpus import Corpus

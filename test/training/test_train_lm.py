@@ -13,7 +13,7 @@ from light_tts.common.sampling_rule import SamplingRule
 from light_tts.engine.llm.bistream import Bistream
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.sequence import PartRequest
-from light_tts.models.checkpoint.config import COSYVOICE2_IDS, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import COSYVOICE2_IDS, load_config
 from light_tts.models.checkpoint.special_tokens import COSYVOICE2_TOKENS
 from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechIds, SpeechLM

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.frontend.features import flow_mels
 from light_tts.models.vocoder.hift import Hift
 from training.checkpoint import checkpoint_folder, training_file

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from light_tts.common.audio import resample as served_resample
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.frontend.features import whisper_log_mels
 from light_tts.models.frontend.speaker import OnnxSpeakerEncoder
 from light_tts.models.frontend.speech_tokenizer import OnnxSpeechTokenizer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.frontend.features import flow_mels
 from training.corpus.corpus import Corpus
 

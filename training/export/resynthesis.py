@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config, load_config
+from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.frontend.features import flow_mels
 from light_tts.models.vocoder.hift import Hift

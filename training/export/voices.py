@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 import torch
 
-from light_tts.models.checkpoint.config import load_config
+from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.frontend.frontend import Frontend
 from light_tts.models.frontend.speaker import SPEAKERS_FILE
 from training.checkpoint import checkpoint_folder

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.flow.masks import length_mask
 from training.codec.codes import Code, Room, read_codes, read_rooms
 from training.codec.mels import token_mels

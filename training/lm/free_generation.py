@@ -31,7 +31,7 @@ from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.row_states import latest_outputs
 from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.llm.sequence import Sequence as Part
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
 from training.checkpoint import write_config
 from training.corpus.packages import phoneme_ids

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.flow.cfm import fixed_noise
 from light_tts.models.flow.flow import Flow, FlowShapes
 from light_tts.models.flow.masks import EstimatorMasks

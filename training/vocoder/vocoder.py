@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from light_tts.models.checkpoint.config import Config, MelConfig
+from light_tts.models.checkpoint.config import MelConfig
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.frontend.features import flow_mels
 from light_tts.models.vocoder import hift
 from light_tts.models.vocoder.hift import FILE_NAME, Hift

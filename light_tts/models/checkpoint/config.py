@@ -1,5 +1,4 @@
-"""The parameters in a checkpoint's YAML file, as frozen dataclasses: those that all families have, and
-those of `cosyvoice2.yaml`.
+"""The parameters in a checkpoint's YAML file that all families have, as frozen dataclasses.
 
 Unknown keys (training settings, keys of later releases) are ignored. A value that these modules do not
 implement is an error that names the file and the key.
@@ -12,13 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from light_tts.common.sampling_rule import SamplingRule
-from light_tts.models.checkpoint import hyperyaml
 from light_tts.models.checkpoint.hyperyaml import ConfigError, Node
-from light_tts.models.checkpoint.inputs import COSYVOICE2_INPUTS, InputFormat
+from light_tts.models.checkpoint.inputs import InputFormat
 
-__all__ = ["Config", "ConfigError", "load_config"]
+__all__ = ["CommonConfig", "ConfigError"]
 
-YAML_NAME = "cosyvoice2.yaml"
 DEFAULT_TIMESTEPS = 10
 MAX_FRAMES = 15000  # mel frames of prompt and speech covered by the flow's fixed noise: 300 s
 DEFAULT_CHUNK_SIZE = 25  # early releases do not specify a chunk size; their models were trained with this one
@@ -40,9 +37,6 @@ class SpecialIds:
     task: int | None = None
 
 
-COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=range(1))  # the second one is unused
-
-
 @dataclass(frozen=True)
 class LLMConfig:
     input_size: int
@@ -50,35 +44,15 @@ class LLMConfig:
     speech_token_size: int
     mix_ratio: tuple[int, int]  # text tokens : speech tokens of the bistream mode
     sampling: SamplingRule
-    special: SpecialIds = COSYVOICE2_IDS
+    special: SpecialIds
     # (layer, head) pairs that attend to the words being spoken
     alignment_heads: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
-    input_size: int
-    output_size: int
-    attention_heads: int
-    linear_units: int
-    num_blocks: int
-    static_chunk_size: int  # attention chunk in streaming mode, in tokens
+class CommonFlowConfig:
+    """The parameters that the flows of all families have."""
 
-
-@dataclass(frozen=True)
-class EstimatorConfig:
-    in_channels: int
-    out_channels: int
-    channels: int
-    attention_head_dim: int
-    n_blocks: int
-    num_mid_blocks: int
-    num_heads: int
-    static_chunk_size: int  # attention chunk in streaming mode, in mel frames
-
-
-@dataclass(frozen=True)
-class FlowConfig:
     input_size: int
     output_size: int
     spk_embed_dim: int
@@ -87,8 +61,6 @@ class FlowConfig:
     pre_lookahead_len: int
     inference_cfg_rate: float
     n_timesteps: int  # Euler steps
-    encoder: EncoderConfig
-    estimator: EstimatorConfig
 
 
 @dataclass(frozen=True)
@@ -130,7 +102,7 @@ class MelConfig:
 
 @dataclass(frozen=True)
 class CommonConfig:
-    """What the models of all families have."""
+    """The parameters that checkpoints of all families have. inputs: what the models take as input."""
 
     inputs: ClassVar[InputFormat]
     path: Path
@@ -156,34 +128,8 @@ class CommonConfig:
         return self.mel.hop_size
 
 
-@dataclass(frozen=True)
-class Config(CommonConfig):
-    """That of a CosyVoice2 checkpoint."""
-
-    inputs = COSYVOICE2_INPUTS
-    flow: FlowConfig
-    hift: HiftConfig
-
-
-def load_config(model_dir: Path) -> Config:
-    """Read `<model_dir>/cosyvoice2.yaml`. Raises ConfigError naming the file and the key."""
-    root = hyperyaml.load(Path(model_dir) / YAML_NAME)
-    chunk_size = root.int("chunk_size", _encoder_chunk_size(root))
-    flow = _flow(root.node("flow"), chunk_size)
-    config = Config(
-        **common(root, COSYVOICE2_IDS),
-        token_mel_ratio=flow.token_mel_ratio,
-        chunk_size=chunk_size,
-        spk_embed_dim=flow.spk_embed_dim,
-        flow=flow,
-        hift=HiftConfig(**hift(root.node("hift"))),
-    )
-    check_rates(config, root, config.flow.output_size, config.hift)
-    return config
-
-
-def common(root: Node, special: SpecialIds) -> dict[str, Any]:
-    """Return the fields of CommonConfig that all families have in the same places."""
+def common(root: Node, special: SpecialIds, flow: CommonFlowConfig, chunk_size: int) -> dict[str, Any]:
+    """Return the fields of CommonConfig."""
     return {
         "path": root.file,
         "sample_rate": root.int("sample_rate"),
@@ -191,11 +137,10 @@ def common(root: Node, special: SpecialIds) -> dict[str, Any]:
         "instructions": root.bool("instructions", True),
         "llm": _llm(root.node("llm"), root, special),
         "mel": _mel(root.node("feat_extractor")),
+        "token_mel_ratio": flow.token_mel_ratio,
+        "chunk_size": chunk_size,
+        "spk_embed_dim": flow.spk_embed_dim,
     }
-
-
-def _encoder_chunk_size(root: Node) -> int:
-    return root.node("flow").node("encoder").int("static_chunk_size", DEFAULT_CHUNK_SIZE)
 
 
 def _llm(llm: Node, root: Node, special: SpecialIds) -> LLMConfig:
@@ -234,31 +179,29 @@ def _sampling(sampling: Node) -> SamplingRule:
     return rule
 
 
-def _flow(flow: Node, chunk_size: int) -> FlowConfig:
-    token_mel_ratio = flow.int("token_mel_ratio", 2)
+def common_flow(flow: Node) -> dict[str, Any]:
+    """Return the fields of CommonFlowConfig."""
     decoder = flow.node("decoder")
-    return FlowConfig(
-        input_size=flow.int("input_size"),
-        output_size=flow.int("output_size"),
-        spk_embed_dim=flow.int("spk_embed_dim"),
-        vocab_size=flow.int("vocab_size"),
-        token_mel_ratio=token_mel_ratio,
-        pre_lookahead_len=flow.int("pre_lookahead_len"),
-        **matching(decoder),
-        encoder=_encoder(flow.node("encoder"), chunk_size),
-        estimator=_estimator(decoder.node("estimator"), chunk_size * token_mel_ratio),
-    )
-
-
-def matching(decoder: Node) -> dict[str, Any]:
-    """Return the parameters of conditional flow matching: inference_cfg_rate and n_timesteps."""
     cfm = decoder.node("cfm_params")
     if "content" in cfm:
         cfm = cfm.node("content")
     cfm.require("solver", "euler")
     cfm.require("t_scheduler", "cosine")
     decoder.require("n_spks", 1)
-    return {"inference_cfg_rate": cfm.float("inference_cfg_rate"), "n_timesteps": _timesteps(cfm)}
+    return {
+        "input_size": flow.int("input_size"),
+        "output_size": flow.int("output_size"),
+        "spk_embed_dim": flow.int("spk_embed_dim"),
+        "vocab_size": flow.int("vocab_size"),
+        "token_mel_ratio": token_mel_ratio(flow),
+        "pre_lookahead_len": flow.int("pre_lookahead_len"),
+        "inference_cfg_rate": cfm.float("inference_cfg_rate"),
+        "n_timesteps": _timesteps(cfm),
+    }
+
+
+def token_mel_ratio(flow: Node) -> int:
+    return flow.int("token_mel_ratio", 2)
 
 
 def _timesteps(cfm: Node) -> int:
@@ -267,44 +210,6 @@ def _timesteps(cfm: Node) -> int:
     if steps < 1:
         raise cfm.error("n_timesteps", f"expected a positive number, found {steps}")
     return steps
-
-
-def _encoder(encoder: Node, chunk_size: int) -> EncoderConfig:
-    encoder.require("normalize_before", True)
-    encoder.require("input_layer", "linear")
-    encoder.require("pos_enc_layer_type", "rel_pos_espnet")
-    encoder.require("selfattention_layer_type", "rel_selfattn")
-    encoder.require("use_cnn_module", False)
-    encoder.require("macaron_style", False)
-    config = EncoderConfig(
-        input_size=encoder.int("input_size"),
-        output_size=encoder.int("output_size"),
-        attention_heads=encoder.int("attention_heads"),
-        linear_units=encoder.int("linear_units"),
-        num_blocks=encoder.int("num_blocks"),
-        static_chunk_size=encoder.int("static_chunk_size", chunk_size),
-    )
-    if config.output_size % config.attention_heads:
-        raise encoder.error("attention_heads", f"does not divide output_size {config.output_size}")
-    return config
-
-
-def _estimator(estimator: Node, chunk_size: int) -> EstimatorConfig:
-    estimator.require("act_fn", "gelu")
-    estimator.require("num_decoding_left_chunks", -1)
-    channels = estimator.ints("channels")
-    if len(channels) != 1:
-        raise estimator.error("channels", f"only one level is supported, found {list(channels)}")
-    return EstimatorConfig(
-        in_channels=estimator.int("in_channels"),
-        out_channels=estimator.int("out_channels"),
-        channels=channels[0],
-        attention_head_dim=estimator.int("attention_head_dim"),
-        n_blocks=estimator.int("n_blocks"),
-        num_mid_blocks=estimator.int("num_mid_blocks"),
-        num_heads=estimator.int("num_heads"),
-        static_chunk_size=estimator.int("static_chunk_size", chunk_size),
-    )
 
 
 def hift(node: Node) -> dict[str, Any]:
@@ -347,14 +252,14 @@ def _mel(mel: Node) -> MelConfig:
     )
 
 
-def check_rates(config: CommonConfig, root: Node, mels: int, hift: HiftConfig) -> None:
+def check_rates(config: CommonConfig, root: Node, flow: CommonFlowConfig, hift: HiftConfig) -> None:
     """Raise ConfigError if the components do not match; a mismatch would only become apparent by
-    listening. mels: channels of the mel spectrogram that the flow produces.
+    listening.
     """
     mel = config.mel
     if mel.sampling_rate != config.sample_rate or hift.sampling_rate != config.sample_rate:
         raise root.error("sample_rate", "differs from feat_extractor.sampling_rate or hift.sampling_rate")
-    if not mel.num_mels == mels == hift.in_channels:
+    if not mel.num_mels == flow.output_size == hift.in_channels:
         raise root.error("flow.output_size", "differs from feat_extractor.num_mels or hift.in_channels")
     if config.sample_rate != config.token_frame_rate * config.token_mel_ratio * mel.hop_size:
         raise root.error(

@@ -9,12 +9,14 @@ from light_tts.models.checkpoint import hyperyaml
 from light_tts.models.checkpoint.config import (
     DEFAULT_CHUNK_SIZE,
     CommonConfig,
+    CommonFlowConfig,
     HiftConfig,
     SpecialIds,
     check_rates,
     common,
+    common_flow,
     hift,
-    matching,
+    token_mel_ratio,
 )
 from light_tts.models.checkpoint.hyperyaml import Node
 from light_tts.models.checkpoint.inputs import COSYVOICE3_INPUTS
@@ -36,18 +38,10 @@ class DiTConfig:
 
 
 @dataclass(frozen=True)
-class DiTFlowConfig:
+class DiTFlowConfig(CommonFlowConfig):
     """`lookahead_channels`: hidden channels of the look-ahead layer."""
 
-    input_size: int
-    output_size: int
-    spk_embed_dim: int
-    vocab_size: int
-    token_mel_ratio: int
-    pre_lookahead_len: int
     lookahead_channels: int
-    inference_cfg_rate: float
-    n_timesteps: int  # Euler steps
     estimator: DiTConfig
 
 
@@ -79,30 +73,20 @@ def load_config3(model_dir: Path) -> Config3:
     flow = _flow(root.node("flow"), chunk_size)
     vocoder = root.node("hift")
     config = Config3(
-        **common(root, COSYVOICE3_IDS),
-        token_mel_ratio=flow.token_mel_ratio,
-        chunk_size=chunk_size,
-        spk_embed_dim=flow.spk_embed_dim,
+        **common(root, COSYVOICE3_IDS, flow, chunk_size),
         flow=flow,
         hift=CausalHiftConfig(**hift(vocoder), conv_pre_look_right=vocoder.int("conv_pre_look_right")),
     )
-    check_rates(config, root, flow.output_size, config.hift)
+    check_rates(config, root, config.flow, config.hift)
     return config
 
 
 def _flow(flow: Node, chunk_size: int) -> DiTFlowConfig:
-    ratio = flow.int("token_mel_ratio", 2)
-    decoder, lookahead = flow.node("decoder"), flow.node("pre_lookahead_layer")
+    estimator = flow.node("decoder").node("estimator")
     return DiTFlowConfig(
-        input_size=flow.int("input_size"),
-        output_size=flow.int("output_size"),
-        spk_embed_dim=flow.int("spk_embed_dim"),
-        vocab_size=flow.int("vocab_size"),
-        token_mel_ratio=ratio,
-        pre_lookahead_len=flow.int("pre_lookahead_len"),
-        lookahead_channels=lookahead.int("channels"),
-        **matching(decoder),
-        estimator=_estimator(decoder.node("estimator"), chunk_size * ratio),
+        **common_flow(flow),
+        lookahead_channels=flow.node("pre_lookahead_layer").int("channels"),
+        estimator=_estimator(estimator, chunk_size * token_mel_ratio(flow)),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from light_tts.models.checkpoint.config import Config
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.flow.chunked import chunk_flow
 from light_tts.models.flow.estimator_backend import TorchEstimator, choose_estimator
 from light_tts.models.flow.flow import Flow

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import FlowConfig
-from light_tts.models.checkpoint.cosyvoice3_config import DiTFlowConfig
+from light_tts.models.checkpoint.config import CommonFlowConfig
 from light_tts.models.flow.cfm import ConditionalFlowMatching
 from light_tts.models.flow.chunk_estimator import ChunkEstimator
 
@@ -36,7 +35,7 @@ class BaseFlow(nn.Module, ABC):
 
     decoder: ConditionalFlowMatching[Any]
 
-    def __init__(self, config: FlowConfig | DiTFlowConfig) -> None:
+    def __init__(self, config: CommonFlowConfig) -> None:
         super().__init__()
         self.ratio = config.token_mel_ratio
         self.lookahead = config.pre_lookahead_len

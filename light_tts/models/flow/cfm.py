@@ -11,8 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import MAX_FRAMES, FlowConfig
-from light_tts.models.checkpoint.cosyvoice3_config import DiTFlowConfig
+from light_tts.models.checkpoint.config import MAX_FRAMES, CommonFlowConfig
 from light_tts.models.flow.estimator_backend import EstimatorBackend, TorchEstimator
 from light_tts.models.flow.masks import EstimatorMasks
 
@@ -33,13 +32,14 @@ def time_steps(count: int) -> Tensor:
 
 
 class ConditionalFlowMatching(nn.Module, Generic[EstimatorT]):
-    """`estimator`: the velocity field, see EstimatorBackend."""
+    """`estimator`: the velocity field, see EstimatorBackend; `chunk_size`: attention chunk in streaming mode,
+    in mel frames."""
 
-    def __init__(self, config: FlowConfig | DiTFlowConfig, estimator: EstimatorT) -> None:
+    def __init__(self, config: CommonFlowConfig, estimator: EstimatorT, chunk_size: int) -> None:
         super().__init__()
         self.guidance = config.inference_cfg_rate
         self._timesteps = config.n_timesteps
-        self.chunk_size = config.estimator.static_chunk_size
+        self.chunk_size = chunk_size
         self.estimator = estimator
         self.backend: EstimatorBackend = TorchEstimator(self.estimator)
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import EncoderConfig
+from light_tts.models.checkpoint.cosyvoice2_config import EncoderConfig
 from light_tts.models.flow.lookahead import PreLookaheadLayer
 from light_tts.models.flow.masks import AttentionMask, query_pieces
 

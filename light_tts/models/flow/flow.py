@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import Config, FlowConfig
+from light_tts.models.checkpoint.cosyvoice2_config import Config, FlowConfig
 from light_tts.models.checkpoint.weights import load_into, load_state_dict, on_meta, shape_of
 from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.cfm import ConditionalFlowMatching
@@ -51,7 +51,8 @@ class Flow(BaseFlow):
             num_up_blocks=shapes.num_up_blocks,
         )
         self.encoder_proj = nn.Linear(config.encoder.output_size, config.output_size)
-        self.decoder = ConditionalFlowMatching(config, Estimator(config.estimator, shapes.time_embed_dim))
+        estimator = Estimator(config.estimator, shapes.time_embed_dim)
+        self.decoder = ConditionalFlowMatching(config, estimator, config.estimator.static_chunk_size)
 
     @classmethod
     def from_checkpoint(

@@ -20,7 +20,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
-from light_tts.models.checkpoint.config import Config, HiftConfig
+from light_tts.models.checkpoint.config import HiftConfig
+from light_tts.models.checkpoint.cosyvoice2_config import Config
 from light_tts.models.checkpoint.weights import load_into, load_state_dict, on_meta
 from light_tts.models.vocoder.f0 import F0Predictor
 from light_tts.models.vocoder.source import SourceModule

@@ -33,7 +33,8 @@ class DiTFlow(BaseFlow):
         self.pre_lookahead_layer = PreLookaheadLayer(
             config.input_size, config.lookahead_channels, config.pre_lookahead_len
         )
-        self.decoder = ConditionalFlowMatching(config, DiT(config.estimator, config.output_size))
+        estimator = DiT(config.estimator, config.output_size)
+        self.decoder = ConditionalFlowMatching(config, estimator, config.estimator.static_chunk_size)
 
     @classmethod
     def from_checkpoint(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from light_tts.models.checkpoint.config import EstimatorConfig
+from light_tts.models.checkpoint.cosyvoice2_config import EstimatorConfig
 from light_tts.models.flow.estimator_parts import masked_attention, sinusoids
 from light_tts.models.flow.masks import EstimatorMasks, Mask
 
