@@ -19,7 +19,7 @@ from light_tts.models.flow.dit import graphed
 from light_tts.models.flow.dit.backend import choose_dit_flow
 from light_tts.models.flow.dit.estimator import RotaryEmbedding
 from light_tts.models.flow.dit.flow import DiTFlow
-from light_tts.models.flow.dit.graphed import GraphedFlow, TimedDiT
+from light_tts.models.flow.dit.graphed import EulerStep, GraphedFlow
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow_options import FlowOptions
 from light_tts.tools.parity import Golden
@@ -82,7 +82,7 @@ def test_batches_for_graphs_give_what_the_plain_path_gives(
     """All in one padded batch, in parts, and with items that are too long for a graph."""
     monkeypatch.setattr(graphed, "AREA", area)
     monkeypatch.setattr(graphed, "LONGEST", longest)
-    backend = GraphedFlow(flow, TimedDiT.of(flow.decoder))
+    backend = GraphedFlow(flow, EulerStep(flow.decoder))
     backend.warm_up(16)
     items = []
     for seed in range(7):

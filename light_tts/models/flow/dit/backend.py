@@ -13,7 +13,7 @@ import torch
 from light_tts.models.checkpoint.cosyvoice3_config import Config3
 from light_tts.models.flow.chunked import chunk_flow
 from light_tts.models.flow.dit.flow import DiTFlow
-from light_tts.models.flow.dit.graphed import GraphedFlow, TimedDiT
+from light_tts.models.flow.dit.graphed import EulerStep, GraphedFlow
 from light_tts.models.flow.interface import FlowBackend
 from light_tts.models.flow.memos import MemoLimit
 from light_tts.models.flow_options import FlowOptions
@@ -44,5 +44,5 @@ def choose_dit_flow(
         return lambda: chunk_flow(flow, limit)
     if dtype != torch.float32:
         torch.set_float32_matmul_precision("high")
-    timed = TimedDiT.of(flow.decoder)
-    return lambda: GraphedFlow(flow, timed)
+    step = EulerStep(flow.decoder)
+    return lambda: GraphedFlow(flow, step)

@@ -1,10 +1,9 @@
 """The flow with a diffusion transformer on a GPU: padded batches, with one CUDA graph of an Euler step for
-each size. What depends only on the time is computed once, and what all steps share once per batch."""
+each size. What all steps share is computed once per batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.models.flow.cfm import ConditionalFlowMatching, fixed_noise
-from light_tts.models.flow.dit.estimator import DiT, Modulation, Rotation, modulated
+from light_tts.models.flow.chunk_estimator import COPIES
+from light_tts.models.flow.dit.estimator import DiT, Rotation
 from light_tts.models.flow.dit.flow import DiTFlow
+from light_tts.models.flow.dit.timed import TimedDiT
 from light_tts.models.flow.masks import AttentionMask
 from light_tts.models.flow.padded import PaddedFlow
 
-COPIES = 2  # with and without guidance
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16)  # items
 STEP = 64  # frames; granularity of the sizes
 LONGEST = 1024  # frames of an item; a longer one is computed without a graph
@@ -29,68 +29,26 @@ FIRST_FRAMES = 320  # sizes recorded before the first request
 Size = tuple[int, int]  # items, frames
 
 
-@dataclass(frozen=True)
-class TimedDiT:
-    """A diffusion transformer at the fixed times of the Euler steps. of_x, of_given: weights of the input
-    layer for the state, and for encoder output, speaker and prompt mel side by side; blocks: (steps, blocks,
-    6, width), see Modulation; final: (steps, 2, width), scale and shift; lengths: (steps,), dt; rotation: at
-    the first LONGEST positions."""
+class EulerStep:
+    """One step of the integration at a fixed address. Shared by all instances of a flow."""
 
-    estimator: DiT
-    guidance: float
-    of_x: Tensor
-    of_given: Tensor
-    blocks: Tensor
-    final: Tensor
-    lengths: Tensor
-    rotation: Rotation
+    def __init__(self, matching: ConditionalFlowMatching[DiT]) -> None:
+        times, lengths = zip(*matching.steps, strict=True)
+        self.timed = TimedDiT.of(matching.estimator, times)
+        self.count = len(times)
+        self._lengths = torch.tensor(lengths, device=self.timed.of_x.device)
+        self._guidance = matching.guidance
+        self._rotation = matching.estimator.rotary_embed(0, LONGEST)
 
-    @classmethod
-    @torch.inference_mode()
-    def of(cls, matching: ConditionalFlowMatching[DiT]) -> TimedDiT:
-        estimator = matching.estimator
-        weight = estimator.input_embed.proj.weight
-        x, cond, mu, speaker = weight.chunk(4, dim=1)
-        times, lengths = torch.tensor(matching.steps, device=weight.device).T
-        embedded = estimator.time_embed(times)
-        blocks = [torch.stack(block.attn_norm(embedded), dim=2) for block in estimator.transformer_blocks]
-        return cls(
-            estimator,
-            matching.guidance,
-            x.contiguous(),
-            torch.cat([mu, speaker, cond], dim=1),
-            torch.cat(blocks, dim=1),
-            torch.cat(estimator.norm_out(embedded), dim=1),
-            lengths.contiguous(),
-            estimator.rotary_embed(0, LONGEST),
-        )
-
-    @property
-    def width(self) -> int:
-        return self.of_x.shape[0]
-
-    def entered(self, given: Tensor) -> Tensor:
-        """given: (items, frames, 3 mels) -> its part of the transformer's input, (COPIES, items, frames,
-        width); the second copy is not conditioned."""
-        conditioned = F.linear(given, self.of_given)
-        both = torch.stack([conditioned, torch.zeros_like(conditioned)])
-        return both + self.estimator.input_embed.proj.bias
-
-    def advance(self, x: Tensor, entered: Tensor, mask: Tensor, step: Tensor) -> None:
-        """Run the Euler step with the index `step`, (1,) int64, and add 1 to it. x: (items, frames, mels), in
-        place; entered: (COPIES * items, frames, width); mask: (COPIES * items, 1, frames, frames) bool."""
-        items, frames, _ = x.shape
-        seen, rotation = FixedMask(mask), Rotation(*(angles[:frames] for angles in self.rotation))
-        h = (entered.unflatten(0, (COPIES, items)) + F.linear(x, self.of_x)).flatten(0, 1)
-        h = h + self.estimator.input_embed.conv_pos_embed(h)
-        modulations = self.blocks.index_select(0, step)[0]
-        for block, modulation in zip(self.estimator.transformer_blocks, modulations, strict=True):
-            h = block(h, Modulation(*modulation), rotation, seen)
-        scale, shift = self.final.index_select(0, step)[0]
-        velocity = self.estimator.proj_out(modulated(h, scale, shift))
+    def __call__(self, x: Tensor, entered: Tensor, mask: Tensor, step: Tensor) -> None:
+        """Run the step with the index `step`, (1,) int64, and add 1 to it. x: (items, frames, mels), in
+        place; entered: (COPIES, items, frames, width); mask: (COPIES * items, 1, frames, frames) bool."""
+        timed, rotation = self.timed, Rotation(*(angles[: x.shape[1]] for angles in self._rotation))
+        blocks, final = (table.index_select(0, step)[0] for table in (timed.blocks, timed.final))
+        velocity = timed.velocity(x, entered, blocks, final, rotation, FixedMask(mask))
         conditioned, unconditioned = velocity.chunk(COPIES)
-        guided = (1 + self.guidance) * conditioned - self.guidance * unconditioned
-        x.add_(self.lengths.index_select(0, step) * guided)
+        guided = (1 + self._guidance) * conditioned - self._guidance * unconditioned
+        x.add_(self._lengths.index_select(0, step) * guided)
         step.add_(1)
 
 
@@ -105,11 +63,11 @@ class FixedMask:
 
 
 class GraphedFlow(PaddedFlow):
-    """`timed`: of the flow's decoder, shared by all instances. Not thread-safe; all work uses the current
+    """`step`: of the flow's decoder, shared by all instances. Not thread-safe; all work uses the current
     CUDA stream, which must not change."""
 
-    def __init__(self, flow: DiTFlow, timed: TimedDiT, cuda_graphs: bool = True) -> None:
-        matching = GraphedMatching(flow.decoder, timed, cuda_graphs)
+    def __init__(self, flow: DiTFlow, step: EulerStep, cuda_graphs: bool = True) -> None:
+        matching = GraphedMatching(flow.decoder, step, cuda_graphs)
         super().__init__(flow, decoder=matching)
         self.graphs = matching.graphs
         self._matching = matching
@@ -128,13 +86,14 @@ class GraphedMatching:
     """Does the same as `ConditionalFlowMatching.forward`, with a graph for each size."""
 
     def __init__(
-        self, matching: ConditionalFlowMatching[DiT], timed: TimedDiT, cuda_graphs: bool = True
+        self, matching: ConditionalFlowMatching[DiT], step: EulerStep, cuda_graphs: bool = True
     ) -> None:
-        device = timed.of_x.device
+        width, mels = step.timed.of_x.shape
+        device = step.timed.of_x.device
         self._matching = matching
-        self._timed = timed
-        self._noise = fixed_noise(timed.of_x.shape[1], device)[0].T.contiguous()  # (frames, mels)
-        self._room = _Room(timed)
+        self._step = step
+        self._noise = fixed_noise(mels, device)[0].T.contiguous()  # (frames, mels)
+        self._room = _Room(width, mels, device)
         self.graphs = GraphCache(device, cuda_graphs)
 
     def __call__(self, mu: Tensor, lengths: Tensor, spks: Tensor, cond: Tensor, streaming: bool) -> Tensor:
@@ -161,23 +120,21 @@ class GraphedMatching:
         chunk = self._matching.chunk_size if streaming else None
         speaker = spks[:, :, None].expand(-1, -1, frames)
         given = torch.cat([mu, speaker, cond], dim=1).transpose(1, 2)
-        self._room.fill(size, self._noise[:frames], self._timed.entered(given), lengths, chunk)
-        for _ in range(len(self._timed.lengths)):
+        self._room.fill(size, self._noise[:frames], self._step.timed.entered(given), lengths, chunk)
+        for _ in range(self._step.count):
             work.run()
         return self._room.x(size)[:items, :frames].transpose(1, 2).clone()
 
     def _work(self, size: Size) -> SizedWork:
         room = self._room
-        advance = partial(self._timed.advance, room.x(size), room.entered(size), room.mask(size), room.step)
+        advance = partial(self._step, room.x(size), room.entered(size), room.mask(size), room.step)
         return SizedWork(advance, reset=room.step.zero_)
 
 
 class _Room:
     """Tensors at fixed addresses, whose memory all sizes share."""
 
-    def __init__(self, timed: TimedDiT) -> None:
-        width, mels = timed.of_x.shape
-        device = timed.of_x.device
+    def __init__(self, width: int, mels: int, device: torch.device) -> None:
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
         self._x = torch.zeros(AREA * mels, device=device)
         self._entered = torch.zeros(COPIES * AREA * width, device=device)
@@ -189,8 +146,8 @@ class _Room:
         return _first(self._x, (*size, self._mels))
 
     def entered(self, size: Size) -> Tensor:
-        """(COPIES * items, frames, width)"""
-        return _first(self._entered, (COPIES * size[0], size[1], self._width))
+        """(COPIES, items, frames, width)"""
+        return _first(self._entered, (COPIES, *size, self._width))
 
     def mask(self, size: Size) -> Tensor:
         """(COPIES * items, 1, frames, frames) bool"""
@@ -202,7 +159,7 @@ class _Room:
         finite, as a weight of 0 times NaN is NaN."""
         items, frames = entered.shape[1:3]
         self.x(size).zero_()[:items, :frames] = noise
-        self.entered(size).zero_().unflatten(0, (COPIES, size[0]))[:, :items, :frames] = entered
+        self.entered(size).zero_()[:, :items, :frames] = entered
         padded = F.pad(lengths, (0, size[0] - items), value=1)
         seen = AttentionMask(padded, size[1], chunk).rows(0, size[1])
         self.mask(size).unflatten(0, (COPIES, size[0])).copy_(seen)
