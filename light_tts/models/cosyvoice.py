@@ -1,4 +1,4 @@
-"""What the CosyVoice families share: text, recordings and the language model."""
+"""Loads the components that are of the same kind in both CosyVoice families: front end and language model."""
 
 from __future__ import annotations
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
-from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem, to_pcm16
+from light_tts.engine.speech.token2wav import Token2Wav, to_pcm16
+from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.token2wav import golden_voice, load
 

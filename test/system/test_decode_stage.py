@@ -17,7 +17,7 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.lanes import SpeechEngine, Task
 from light_tts.engine.speech.policy import DeadlinePolicy
-from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem
+from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
 from light_tts.models.family import load_family
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.padded import PaddedFlow

@@ -16,7 +16,8 @@ from support.server_process import PROMPT_TEXT, PROMPT_WAV, start_server
 
 from light_tts.engine.speech.chunk_planner import ChunkPlanner
 from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
-from light_tts.engine.speech.token2wav import Token2Wav, Voice
+from light_tts.engine.speech.token2wav import Token2Wav
+from light_tts.engine.speech.work_item import Voice
 from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
 from light_tts.tools.parity import Golden

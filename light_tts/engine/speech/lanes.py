@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from light_tts.common import gpu
-from light_tts.engine.speech.token2wav import Token2Wav, WorkItem, to_pcm16
+from light_tts.engine.speech.token2wav import Token2Wav, to_pcm16
+from light_tts.engine.speech.work_item import WorkItem
 
 
 class DeviceLost(Exception):

@@ -18,11 +18,9 @@ from light_tts.common.cuda_graphs import GraphCache
 from light_tts.engine.speech.causal_vocoding import CausalVocoding
 from light_tts.engine.speech.faded_vocoding import FadedVocoding
 from light_tts.engine.speech.vocoding import Vocoding
-from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
+from light_tts.engine.speech.work_item import WorkItem
 from light_tts.models.flow.interface import FlowBackend, FlowItem
 from light_tts.models.vocoder.interface import CausalVocoder, Vocoder
-
-__all__ = ["Rates", "SpeechState", "Token2Wav", "Voice", "WorkItem", "to_pcm16"]
 
 
 class Rates(Protocol):
@@ -108,14 +106,19 @@ class Token2Wav:
 
     def _mels(self, items: Sequence[WorkItem]) -> list[Tensor]:
         """Return the new mel frames of each item: (mel channels, frames), empty without new tokens."""
-        filled = [row for row, item in enumerate(items) if item.chunk.end > item.chunk.start]
-        mels = [item.state.voice.mel[:0].T for item in items]
-        spoken = self.flow([self._flow_item(items[row]) for row in filled]) if filled else []
-        for row, mel in zip(filled, spoken, strict=True):
-            chunk = items[row].chunk
-            start, end = (edge * self.frames_per_token for edge in (chunk.start, chunk.end))
-            mels[row] = self._at_speed(mel[start:end].T, items[row].state.speed)
-        return mels
+        filled = [item for item in items if item.chunk.end > item.chunk.start]
+        mels = iter(self.flow([self._flow_item(item) for item in filled]) if filled else ())
+        return [
+            self._new_frames(item, next(mels))
+            if item.chunk.end > item.chunk.start
+            else item.state.voice.mel[:0].T
+            for item in items
+        ]
+
+    def _new_frames(self, item: WorkItem, mel: Tensor) -> Tensor:
+        """mel: (frames, mel channels) of the whole part -> those of the chunk, (mel channels, frames)."""
+        start, end = (edge * self.frames_per_token for edge in (item.chunk.start, item.chunk.end))
+        return self._at_speed(mel[start:end].T, item.state.speed)
 
     def _flow_item(self, item: WorkItem) -> FlowItem:
         voice = item.state.voice

@@ -1,4 +1,4 @@
-"""What the models of each family take as input."""
+"""The input format of each family: its speech tokenizer, special tokens and prompt texts."""
 
 from __future__ import annotations
 

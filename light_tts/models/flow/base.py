@@ -1,4 +1,4 @@
-"""What the flows of all families share: speech tokens and a prompt in, mel spectrogram out."""
+"""BaseFlow, the base class of the flows: converts speech tokens and a prompt to a mel spectrogram."""
 
 from __future__ import annotations
 

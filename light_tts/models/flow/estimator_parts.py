@@ -1,4 +1,4 @@
-"""What the estimators of all families share: the embedding of the time, and attention with a mask."""
+"""Functions that all estimators use: the embedding of the time, and attention with a mask."""
 
 from __future__ import annotations
 

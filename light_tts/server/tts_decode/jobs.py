@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from light_tts.engine.speech.part_speech import PartSpeech
-from light_tts.engine.speech.token2wav import SpeechState, WorkItem
+from light_tts.engine.speech.work_item import SpeechState, WorkItem
 
 
 @dataclass

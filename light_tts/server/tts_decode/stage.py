@@ -10,7 +10,7 @@ import torch
 from light_tts.engine.speech.lanes import Lane, SpeechEngine, Task
 from light_tts.engine.speech.part_speech import ChunkRules, Delivered, PartSpeech, PartTooLong
 from light_tts.engine.speech.policy import DeadlinePolicy, Waiting
-from light_tts.engine.speech.token2wav import SpeechState
+from light_tts.engine.speech.work_item import SpeechState
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.first_chunk_lock import FirstChunkLock

@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import torch
 
-from light_tts.engine.speech.token2wav import Voice
+from light_tts.engine.speech.work_item import Voice
 from light_tts.server.core.messages import PromptRef
 from light_tts.server.core.prompt_cache import attach
 

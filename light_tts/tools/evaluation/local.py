@@ -18,7 +18,8 @@ from light_tts.engine.llm.options import EngineOptions
 from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.speech.chunk_planner import Chunk
 from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
-from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
+from light_tts.engine.speech.token2wav import Token2Wav
+from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
 from light_tts.models.family import load_family
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.frontend.spellers import wetext_spellers

@@ -12,7 +12,8 @@ from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.sequence import PartRequest
 from light_tts.engine.speech.chunk_planner import Chunk
-from light_tts.engine.speech.token2wav import SpeechState, Voice, WorkItem, to_pcm16
+from light_tts.engine.speech.token2wav import to_pcm16
+from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
 from light_tts.models.frontend.frontend import Frontend
 from light_tts.tools.parity import Check, Comparison, Golden
 from light_tts.tools.parity.llm import finish, load_engine, load_model

@@ -12,7 +12,8 @@ import torch
 from light_tts.common.prompt_features import PromptFeatures
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
 from light_tts.engine.speech.faded_vocoding import OVERLAP_FRAMES
-from light_tts.engine.speech.token2wav import SpeechState, Token2Wav, Voice, WorkItem
+from light_tts.engine.speech.token2wav import Token2Wav
+from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
 from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
 from light_tts.tools.parity import Check, Comparison, Golden

@@ -116,7 +116,8 @@ class RotaryEmbedding(nn.Module):
 
 
 class Modulation(NamedTuple):
-    """What a block's attention (the first three) and feed-forward get from the time: (B, 1, width) each."""
+    """Shift, scale and gate of a block's attention and of its feed-forward layer, which depend on the time:
+    each (B, 1, width), or (width,) for all items."""
 
     shift: Tensor
     scale: Tensor
