@@ -12,12 +12,15 @@ import pytest
 import torch
 
 from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
-from light_tts.models.checkpoint.cosyvoice3_config import load_config3
+from light_tts.models.checkpoint.cosyvoice3_config import Config3, DiTConfig, load_config3
+from light_tts.models.flow.dit.flow import DiTFlow
 from light_tts.models.flow.flow import Flow, FlowShapes
 from light_tts.models.llm.speech_lm import Qwen2Config, SpeechLM
+from light_tts.models.vocoder.causal_hift import CausalHift
 from light_tts.models.vocoder.hift import Hift
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+COSYVOICE3 = "Fun-CosyVoice3-0.5B"
 QWEN2_0_5B = Qwen2Config(
     hidden_size=896,
     intermediate_size=4864,
@@ -37,6 +40,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     folder = tmp_path_factory.mktemp("full_size")
     (folder / "cosyvoice2.yaml").symlink_to(GOLDEN / "full_size.yaml")
     return load_config(folder)
+
+
+@pytest.fixture(scope="module")
+def config3() -> Config3:
+    """Of the small checkpoint."""
+    return load_config3(GOLDEN / "cosyvoice3" / "checkpoint")
 
 
 def manifest(part: str, release: str = "CosyVoice2-0.5B") -> dict[str, tuple[int, ...]]:
@@ -70,12 +79,26 @@ def test_llm_has_the_tensors_of_the_release(config: Config) -> None:
     assert shapes(llm) == manifest("llm")
 
 
-def test_llm_of_cosyvoice3_has_the_tensors_of_the_release() -> None:
-    tiny = load_config3(GOLDEN / "cosyvoice3" / "checkpoint").llm
-    config = dataclasses.replace(tiny, input_size=896, output_size=896, speech_token_size=6561)
+def test_flow_of_cosyvoice3_has_the_tensors_of_the_release(config3: Config3) -> None:
+    dit = DiTConfig(dim=1024, depth=22, heads=16, dim_head=64, ff_mult=2, static_chunk_size=50)
+    config = dataclasses.replace(config3.flow, vocab_size=6561, lookahead_channels=1024, estimator=dit)
+    with torch.device("meta"):
+        flow = DiTFlow(config)
+    assert shapes(flow) == manifest("flow", COSYVOICE3)
+
+
+def test_hift_of_cosyvoice3_has_the_tensors_of_the_release(config3: Config3) -> None:
+    config = dataclasses.replace(config3.hift, base_channels=512, f0_cond_channels=512)
+    with torch.device("meta"):
+        hift = CausalHift(config)
+    assert list(shapes(hift).items()) == list(manifest("hift", COSYVOICE3).items())  # in this order
+
+
+def test_llm_of_cosyvoice3_has_the_tensors_of_the_release(config3: Config3) -> None:
+    config = dataclasses.replace(config3.llm, input_size=896, output_size=896, speech_token_size=6561)
     with torch.device("meta"):
         llm = SpeechLM(QWEN2_0_5B, config)
-    assert shapes(llm) == manifest("llm", "Fun-CosyVoice3-0.5B")
+    assert shapes(llm) == manifest("llm", COSYVOICE3)
 
 
 def test_loading_the_models_does_not_import_pytorchs_compiler():
