@@ -6,6 +6,7 @@ implement is an error that names the file and the key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,7 +33,7 @@ class SpecialIds:
     count: int
     eos: int
     fill: int
-    held: range
+    held: Sequence[int]
     sos: int | None = None
     task: int | None = None
 

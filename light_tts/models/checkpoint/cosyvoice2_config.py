@@ -22,7 +22,7 @@ from light_tts.models.checkpoint.hyperyaml import Node
 from light_tts.models.checkpoint.inputs import COSYVOICE2_INPUTS
 
 YAML_NAME = "cosyvoice2.yaml"
-COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=range(1))  # the second one is unused
+COSYVOICE2_IDS = SpecialIds(count=3, eos=0, fill=2, held=(0,))  # the second one is unused
 
 
 @dataclass(frozen=True)
