@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import stand_in_graph
 from support.interpreter import GPU as CUDA
 
 pytest.importorskip("triton")
 
+from light_tts.common import cuda_graphs
+from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder.layout import Convolutions, Sums
@@ -131,6 +134,24 @@ def test_a_batch_too_large_for_one_graph_is_computed_in_parts(hift, together):
     two = batch(LENGTHS).rows(slice(2))
     parts, _ = HiftRunner(HiftNetwork(hift), CACHED, max_frames=1).speak(two)
     assert torch.equal(parts, together[0][:2])
+
+
+@pytest.mark.skipif(CUDA, reason="graphs are real on a GPU, see below")
+def test_a_size_is_recorded_without_the_rows_of_a_longer_batch(hift, monkeypatch):
+    lengths = []
+
+    class Watched(HiftNetwork):
+        def __call__(self, mel, found, *rest):
+            lengths.append(found.tolist())
+            super().__call__(mel, found, *rest)
+
+    monkeypatch.setattr(cuda_graphs, "capture", stand_in_graph.capture)
+    runner = HiftRunner(Watched(hift), CACHED)
+    runner.speak(batch([3]))
+    runner.graphs = GraphCache(torch.device("cuda"))
+    runner.graphs.at_first_use = True
+    runner.speak(batch([1]))
+    assert lengths == [[3], [0], [0], [1]]  # spoken; run once, recorded, replayed
 
 
 def test_sizes_of_graphs():

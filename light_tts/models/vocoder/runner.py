@@ -106,7 +106,8 @@ class HiftRunner:
             own.copy_(padded[: len(own), : own.shape[1]])
 
     def _work(self, rows: int, capacity: int) -> SizedWork:
-        return SizedWork(partial(self._room.compute, self._network, rows, capacity))
+        # recorded with empty rows: those of an earlier batch may be longer than this size
+        return SizedWork(partial(self._room.compute, self._network, rows, capacity), self._room.numbers.zero_)
 
     @contextlib.contextmanager
     def _recordable_stream(self) -> Iterator[None]:
