@@ -98,8 +98,9 @@ def test_filled_rows(dtype, known):
     noise, speakers = draw(50, mels), draw(3, mels, dtype=dtype)
     mel = draw(9, mels) if known else None
     place = [3, -1, 8, 0] if known else [-1] * 4
-    table = torch.stack([torch.randint(n, (count,)) for n in (50, 3, 1)]).to(DEVICE, torch.int32)
-    table[2], table[2, :4] = -1, torch.tensor(place, device=DEVICE)
+    table = torch.full((3, rows), -1, dtype=torch.int32, device=DEVICE)
+    table[:2, :count] = torch.stack([torch.randint(n, (count,)) for n in (50, 3)])
+    table[2, :4] = torch.tensor(place, device=DEVICE)
     results = []
     for fill in (fill_rows, fill_rows_reference):
         x, inputs = poisoned(rows, mels, dtype=torch.float32), poisoned(2, rows, 4 * mels, dtype=dtype)
@@ -108,5 +109,5 @@ def test_filled_rows(dtype, known):
     for found, expected in zip(*results, strict=True):
         assert torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
     x, inputs = results[0]
-    assert torch.equal(x[:count], noise[table[0].long()]) and x[count:].isnan().all()
+    assert torch.equal(x[:count], noise[table[0, :count].long()]) and x[count:].isnan().all()
     assert inputs[0, :count, mels : 2 * mels].isnan().all() and inputs[:, count:].isnan().all()

@@ -15,9 +15,9 @@ def fill_rows(
 ) -> None:
     """Write x, (rows, mels) float32, and inputs, (2, rows, 4 * mels): a conditioned copy with noise,
     features, speaker and known mel side by side, and an unconditioned one with noise and zeros. The features
-    are not written. table: (FILL_ENTRIES, n) int32, of the first n rows: the row of `noise`, of `speakers`
-    and of `known`, -1: zeros instead. noise: (frames, mels) float32; speakers: (items, mels); known: (m,
-    mels) float32; None: nothing is known."""
+    are not written. table: (FILL_ENTRIES, rows) int32: the row of `noise`, -1: nothing is written; of
+    `speakers`; and of `known`, -1: zeros instead. noise: (frames, mels) float32; speakers: (items, mels);
+    known: (m, mels) float32; None: nothing is known."""
     count, mels = table.shape[1], x.shape[1]
     block_rows = 4
     _fill_rows_kernel[(triton.cdiv(count, block_rows),)](
@@ -39,15 +39,17 @@ def fill_rows(
 def fill_rows_reference(
     noise: Tensor, speakers: Tensor, known: Tensor | None, table: Tensor, x: Tensor, inputs: Tensor
 ) -> None:
-    frame, speaker, place = table.long()
-    mels, count = x.shape[1], len(frame)
-    x[:count] = noise[frame]
-    inputs[:, :count, :mels] = x[:count].to(inputs.dtype)
-    inputs[0, :count, 2 * mels : 3 * mels] = speakers[speaker]
-    inputs[0, :count, 3 * mels :] = 0
+    row = (table[0] >= 0).nonzero()[:, 0]
+    frame, speaker, place = table[:, row].long()
+    mels = x.shape[1]
+    x[row] = noise[frame]
+    inputs[:, row, :mels] = x[row].to(inputs.dtype)
+    inputs[0, row, 2 * mels : 3 * mels] = speakers[speaker]
+    inputs[0, row, 3 * mels :] = 0
     if known is not None:
-        inputs[0, :count, 3 * mels :][place >= 0] = known[place[place >= 0]].to(inputs.dtype)
-    inputs[1, :count, mels:] = 0
+        has_mel = place >= 0
+        inputs[0, row[has_mel], 3 * mels :] = known[place[has_mel]].to(inputs.dtype)
+    inputs[1, row, mels:] = 0
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -66,11 +68,11 @@ def _fill_rows_kernel(
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     inside = row < count
-    frame = tl.load(table_ptr + row, mask=inside, other=0)
+    frame = tl.load(table_ptr + row, mask=inside, other=-1)
     speaker = tl.load(table_ptr + count + row, mask=inside, other=0)
     place = tl.load(table_ptr + 2 * count + row, mask=inside, other=-1)
     column = tl.arange(0, BLOCK)
-    mask = inside[:, None] & (column < MELS)[None, :]
+    mask = (frame >= 0)[:, None] & (column < MELS)[None, :]
     dtype: tl.constexpr = inputs_ptr.dtype.element_ty
     noise = tl.load(noise_ptr + frame[:, None] * MELS + column[None, :], mask=mask, other=0.0)
     tl.store(x_ptr + row[:, None] * MELS + column[None, :], noise, mask=mask)

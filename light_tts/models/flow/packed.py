@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from light_tts.common.cuda_graphs import GraphCache, SizedWork
-from light_tts.common.transfer import pinned, upload
+from light_tts.common.transfer import pinned
 from light_tts.kernels.compile_ahead import compile_ahead
-from light_tts.kernels.flow.fill_rows import FILL_ENTRIES, fill_rows
+from light_tts.kernels.flow.fill_rows import fill_rows
 from light_tts.kernels.flow.resnet_block import has_room, lines_of
 from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.cfm import fixed_noise
@@ -98,11 +98,12 @@ class PackedFlow:
         self._chunk = flow.decoder.chunk_size
         self._estimator = estimator
         self._mels = estimator.mels
+        self._places = np.arange(MAX_FRAMES, dtype=np.int32)
         self._noise = fixed_noise(self._mels, self._device)[0].T.contiguous()  # (MAX_FRAMES, mels)
         self.graphs = GraphCache(self._device, graphs)
         self._largest = self._estimator.allocate(0)
         self._sizes: dict[int, Rows] = {}
-        self._speakers: WeakKeyDictionary[Memo, Tensor] = WeakKeyDictionary()  # by voice: (mels,)
+        self._speakers: WeakKeyDictionary[Memo, Tensor] = WeakKeyDictionary()  # by voice: (1, mels)
 
     def frames(self, item: FlowItem) -> int:
         """Return the number of mel frames of prompt and speech. Raises ValueError if there is nothing to
@@ -150,9 +151,8 @@ class PackedFlow:
                 self._encoder_work(height, width, encoder).run()
             rows = self._rows(sizes[0])
             speakers = torch.zeros(1, self._mels, dtype=self._estimator.dtype, device=self._device)
-            table = torch.zeros(FILL_ENTRIES, 1, dtype=torch.int32, device=self._device)
             inputs = rows.buffers.inputs.view(COPIES, rows.size, -1)
-            fill_rows(self._noise, speakers, None, table, rows.buffers.x, inputs)
+            fill_rows(self._noise, speakers, None, rows.fill, rows.buffers.x, inputs)
 
         if first:
             compile_ahead(self._device, rehearse)
@@ -200,8 +200,8 @@ class PackedFlow:
         for batch in _split(spans, _encoder_has_room):
             self._encode(batch, first)
             first += sum(span.frames for span in batch)
-        self._place(rows, spans)
-        self._fill(rows, spans)
+        known = self._place(rows, spans)
+        self._fill(rows, spans, known)
         for _ in range(self._estimator.steps):
             step.run()
         return rows.buffers.x[:total].clone()
@@ -238,13 +238,26 @@ class PackedFlow:
         """Return an Euler step. It changes x and the step counter, so it is recorded with empty rows."""
         return SizedWork(partial(self._estimator.step, rows), rows.clear)
 
-    def _place(self, rows: Rows, spans: list[PackedSpan]) -> None:
-        """Write the position of each item's rows to the device and reset to step 0."""
+    def _place(self, rows: Rows, spans: list[PackedSpan]) -> list[Tensor]:
+        """Write the position of each item's rows to the device and reset to step 0. Returns the prompts' mel
+        frames among the rows."""
         table = rows.empty()
         parts = rows.parts(table)
         lengths = [span.frames for span in spans]
-        position = np.concatenate([np.arange(length) for length in lengths])
-        parts.position.reshape(COPIES, -1)[:, : len(position)] = position
+        start, known_rows = 0, 0
+        known: list[Tensor] = []
+        for index, span in enumerate(spans):
+            own = slice(start, start + span.frames)
+            parts.position.reshape(COPIES, -1)[:, own] = self._places[: span.frames]
+            frame, speaker, place = parts.fill[:, own]
+            frame[:] = self._places[span.start : span.end]
+            speaker[:] = index
+            if span.start < span.prompt:
+                mel = span.item.prompt_mel[span.start : min(span.prompt, span.end)]
+                place[: len(mel)] = self._places[known_rows : known_rows + len(mel)]
+                known_rows += len(mel)
+                known.append(mel.contiguous())
+            start += span.frames
         chunks = [self._chunk if span.item.streaming else 0 for span in spans]
         prefixes = None if self._memory is None else self._memory.place(parts, spans)
         rows.place_attention(parts, lengths, chunks, prefixes)
@@ -252,36 +265,24 @@ class PackedFlow:
             before = None if self._memory is None else parts.before
             parts.lines[:] = lines_of(lengths, len(parts.lines), before)
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
+        return known
 
-    def _fill(self, rows: Rows, spans: list[PackedSpan]) -> None:
+    def _fill(self, rows: Rows, spans: list[PackedSpan], known: list[Tensor]) -> None:
         """Write the other inputs of the estimator: noise, speaker and the prompt's mel, beside the encoded
-        tokens; the unconditioned copy has only the noise."""
-        table = np.full((FILL_ENTRIES, sum(span.frames for span in spans)), -1, np.int32)
-        start, known_rows = 0, 0
-        known: list[Tensor] = []  # mel frames
-        for index, span in enumerate(spans):
-            frame, speaker, place = table[:, start : start + span.frames]
-            frame[:] = np.arange(span.start, span.end)
-            speaker[:] = index
-            if span.start < span.prompt:
-                mel = span.item.prompt_mel[span.start : min(span.prompt, span.end)]
-                place[: len(mel)] = np.arange(known_rows, known_rows + len(mel))
-                known_rows += len(mel)
-                known.append(mel)
-            start += span.frames
+        tokens; the unconditioned copy has only the noise. known: see `_place`."""
         fill_rows(
             self._noise,
-            torch.stack([self._speaker(span.item) for span in spans]),
-            torch.cat(known) if known else None,
-            upload(table, self._device),
+            _joined([self._speaker(span.item) for span in spans]),
+            _joined(known) if known else None,
+            rows.fill,
             rows.buffers.x,
             rows.buffers.inputs.view(COPIES, rows.size, -1),
         )
 
     def _speaker(self, item: FlowItem) -> Tensor:
-        """Return the projected embedding of the item's voice: (mels,)"""
+        """Return the projected embedding of the item's voice: (1, mels)"""
         if item.voice_memo not in self._speakers:
-            self._speakers[item.voice_memo] = self._flow.speaker(item.embedding[None])[0]
+            self._speakers[item.voice_memo] = self._flow.speaker(item.embedding[None])
         return self._speakers[item.voice_memo]
 
     # ---- encoder
@@ -320,6 +321,11 @@ def _split(items: list, fits: Callable[[list], bool]) -> list[list]:
         else:
             batches.append([item])
     return batches
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return the rows of all parts, of a single one without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _encoder_has_room(spans: list[PackedSpan]) -> bool:

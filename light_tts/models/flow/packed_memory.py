@@ -81,8 +81,9 @@ class PackedMemory:
     def wait(self, spans: Sequence[PackedSpan]) -> None:
         """Make the current stream wait until others have written the state that these spans continue."""
         for span in spans:
-            if span.past is not None and span.past.ready is not None:
-                torch.cuda.current_stream().wait_event(span.past.ready)
+            ready = None if span.past is None else span.past.ready
+            if ready is not None and not ready.query():
+                torch.cuda.current_stream().wait_event(ready)
 
     def hold(self, spans: Sequence[PackedSpan]) -> torch.cuda.Event | None:
         """Keep the pages of `spans` from being reused until the device has finished the work queued so far.

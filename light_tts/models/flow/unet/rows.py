@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from light_tts.kernels.flow.fill_rows import FILL_ENTRIES
 from light_tts.kernels.flow.packed_attention import (
     BLOCK_ENTRIES,
     ROW_ENTRIES,
@@ -28,7 +30,8 @@ Table = Tensor | np.ndarray
 
 
 class Parts(NamedTuple):
-    """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; blocks: see
+    """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; fill: see
+    `fill_rows`; blocks: see
     `attention_blocks`, empty if transformer blocks are computed in one kernel; queries: see
     `attention_of_rows`, empty if they are not; lines: see `resnet_block`, empty if residual blocks are not
     computed in one kernel; before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three
@@ -36,6 +39,7 @@ class Parts(NamedTuple):
 
     step: Any
     position: Any
+    fill: Any
     blocks: Any
     queries: Any
     lines: Any
@@ -104,12 +108,12 @@ class Rows:
         queries = -(-self.size // block_rows) * block_rows if buffers.next_qkv is not None else 0
         attention = [BLOCK_ENTRIES * blocks, ROW_ENTRIES * queries]
         lines = 0 if tile_rows is None else line_count(self.size, tile_rows)
-        self._sizes = [1, both, *attention, lines, per_row, per_row, pages]
+        self._sizes = [1, both, FILL_ENTRIES * self.size, *attention, lines, per_row, per_row, pages]
         aligned = [-(-size // ALIGNMENT) * ALIGNMENT for size in self._sizes]
         self._starts = np.cumsum([0, *aligned]).tolist()
         self.table = torch.zeros(self._starts.pop(), dtype=torch.int32, device=buffers.x.device)
         parts = self.parts(self.table)
-        self.step, self.position, self.blocks, self.queries, self.lines, *cached = parts
+        self.step, self.position, self.fill, self.blocks, self.queries, self.lines, *cached = parts
         self.before, self.keep, self.pages = cached
         self.clear()
 
@@ -120,15 +124,15 @@ class Rows:
     def parts(self, table: Table) -> Parts:
         """Return views of a table with this layout."""
         found = [table[start : start + size] for start, size in zip(self._starts, self._sizes, strict=True)]
-        for index, entries in ((2, BLOCK_ENTRIES), (3, ROW_ENTRIES)):
-            found[index] = found[index].reshape(-1, entries)
+        for index, shape in ((2, (FILL_ENTRIES, -1)), (3, (-1, BLOCK_ENTRIES)), (4, (-1, ROW_ENTRIES))):
+            found[index] = found[index].reshape(*shape)
         return Parts(*found)
 
     def empty(self) -> np.ndarray:
         """Return a table on the host in which all rows are unused."""
         table = np.zeros(len(self.table), np.int32)
         parts = self.parts(table)
-        for part in (parts.position, parts.lines, parts.before, parts.keep):
+        for part in (parts.position, parts.fill, parts.lines, parts.before, parts.keep):
             part.fill(-1)
         return table
 
@@ -142,7 +146,8 @@ class Rows:
         """Write into `parts` of a table on the host what the rows of these sequences see (see
         `attention_blocks`)."""
         if len(parts.queries):
-            parts.queries[:] = attention_of_rows(lengths, chunks, len(parts.queries), prefixes)
+            known = None if prefixes is None else tuple(prefixes)
+            parts.queries[:] = _seen(tuple(lengths), tuple(chunks), len(parts.queries), known)
         else:
             count = len(parts.blocks)
             parts.blocks[:] = attention_blocks(lengths, chunks, self.block_rows, count, prefixes)
@@ -150,8 +155,16 @@ class Rows:
     def clear(self) -> None:
         """Mark all rows unused; reset to step 0."""
         self.table.zero_()
-        for part in (self.position, self.lines, self.before, self.keep):
+        for part in (self.position, self.fill, self.lines, self.before, self.keep):
             part.fill_(-1)
+
+
+@lru_cache(maxsize=256)
+def _seen(
+    lengths: tuple[int, ...], chunks: tuple[int, ...], count: int, prefixes: tuple[Prefix, ...] | None
+) -> np.ndarray:
+    """Return the result of `attention_of_rows`, which must not be changed; many batches have the same."""
+    return attention_of_rows(lengths, chunks, count, prefixes)
 
 
 class PackedRun:
