@@ -21,16 +21,17 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
 
 
 class Download:
-    """Asynchronous copy of a tensor to the host, as of the work queued on the current stream so far."""
+    """Asynchronous copy of a tensor to the host, as of the work queued on the current stream so far. urgent:
+    a thread that waits for it keeps a core busy, and goes on about 0.1 ms sooner than if it had slept."""
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, urgent: bool = False) -> None:
         self._done: torch.cuda.Event | None = None
         if tensor.device.type == "cpu":
             self._host = tensor.clone()
         else:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor.contiguous(), non_blocking=True)
-            self._done = torch.cuda.Event(blocking=True)  # a waiting thread sleeps instead of spinning
+            self._done = torch.cuda.Event(blocking=not urgent)
             self._done.record()
 
     def wait(self) -> Tensor:

@@ -439,13 +439,14 @@ def test_a_round_ends_with_a_first_chunks_last_token_and_none_is_begun_before_it
     first_chunk, monkeypatch, device, rounds
 ):
     """But where another GPU computes it: then the next round is under way as always."""
-    steps, begun_before = [], []
+    steps, awaited, begun_before = [], [], []
     launch, send = LLMEngine.launch, Peers.send
 
-    def launches(engine, work):
+    def launches(engine, work, urgent):
         if work[0][0].on_device:
             steps.append(work[0][1])
-        launch(engine, work)
+            awaited.append(urgent)
+        launch(engine, work, urgent)
 
     def sends(peers, stage, index, message):
         if isinstance(message, messages.SpeechTokens):
@@ -461,6 +462,7 @@ def test_a_round_ends_with_a_first_chunks_last_token_and_none_is_begun_before_it
         world.decoders[0].until(is_over("a/0"))
         assert begun_before[0] == rounds
         assert steps[:4] == [8, 8, 8, 5]  # with the one that the prefill draws, the 30 tokens needed
+        assert awaited == [True] * 4 + [False] * (len(steps) - 4)
 
 
 def test_an_aborted_job_is_dropped_while_its_steps_are_held_back(first_chunk):

@@ -85,12 +85,13 @@ class LLMEngine:
         with self._on_stream():
             self._runner.graphs.record_next()
 
-    def launch(self, work: Work) -> None:
+    def launch(self, work: Work, urgent: bool = False) -> None:
         """Launch one of the scheduler's plans. After an exception nothing has been launched, but the device's
-        state of the sequences is invalid: once all earlier launches have been collected, `restart` them."""
+        state of the sequences is invalid: once all earlier launches have been collected, `restart` them.
+        urgent: see `Download`."""
         try:
             with self._on_stream(), torch.inference_mode():
-                self._launches.append(self._launch(work))
+                self._launches.append(self._launch(work, urgent))
         except BaseException:
             for sequence, _ in work:
                 self._truncate(sequence)
@@ -147,7 +148,7 @@ class LLMEngine:
     def _on_stream(self) -> AbstractContextManager:
         return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
-    def _launch(self, work: Work) -> Launch:
+    def _launch(self, work: Work, urgent: bool) -> Launch:
         spans = [self._extend(sequence, tokens) for sequence, tokens in work]
         if work[0][0].on_device:
             drawing = work
@@ -161,7 +162,7 @@ class LLMEngine:
             for sequence, count in work:
                 ids += sequence.inputs[sequence.cached : sequence.cached + count]
             tokens = self._runner.prefill(ids, spans, complete, records)
-        download = Download(tokens)
+        download = Download(tokens, urgent)
         for sequence, count in work:
             sequence.cached += count
         for sequence, draws in drawing:

@@ -38,7 +38,8 @@ class CausalVocoding:
             ]
         )
         waves = [wave for wave, _ in spoken]
-        on_host = Download(torch.cat(waves)).wait().numpy()
+        urgent = any(item.is_first for item in items)
+        on_host = Download(torch.cat(waves), urgent).wait().numpy()
         for item, (_, state) in zip(items, spoken, strict=True):
             item.state.causal = state
         return np.split(on_host, np.cumsum([len(wave) for wave in waves[:-1]]))

@@ -62,7 +62,7 @@ class FadedVocoding:
         wave, source = self._vocoder.speak(MelBatch(batch, lengths, sources, noises))
         self._cross_fade(wave, tails)
         samples = [length * self._samples_per_frame for length in lengths]
-        download = Download(wave)
+        download = Download(wave, urgent=any(item.is_first for item in items))
         following = self._tails(mels, wave, source, samples)  # computed while the samples are copied
         on_host = download.wait().numpy()
         for item, tail in zip(items, following, strict=True):

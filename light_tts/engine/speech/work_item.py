@@ -70,3 +70,8 @@ class WorkItem:
     tokens: Sequence[int]
     chunk: Chunk
     stream: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether a client has heard nothing before it."""
+        return self.stream and self.state.part == 0 and self.chunk.start == 0

@@ -269,7 +269,8 @@ class LLMStage:
         self._ctx.heartbeat.tick(allowance)
         begun = time.monotonic()
         try:
-            self._engine.launch(work)
+            urgent = any(self._speaking(sequence).unsampled > 0 for sequence, _ in work)
+            self._engine.launch(work, urgent)
             self._launches.append((step, tokens, begun))
         except Exception:
             self._engine.check_device()
