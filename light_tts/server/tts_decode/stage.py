@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +28,17 @@ SLOW_CPU = 0.2  # seconds per token, assumed before it has been measured
 # complete, so the language model is not at work on it.
 FIRST_TOKENS = 0.2
 POLL_SECONDS = 0.005  # seconds between checks while chunks wait for others
+
+
+@dataclass(frozen=True)
+class Started:
+    """A batch in progress. step: its number in the heartbeat; bound: on its duration, for work counted in
+    `tokens`; waited: seconds that each of its chunks did."""
+
+    step: int
+    bound: DurationBound
+    tokens: int
+    waited: list[float]
 
 
 class DecodeStage:
@@ -57,7 +69,7 @@ class DecodeStage:
         self._gone = GoneWorkers()
         # Chunks of a stream cost less than their length suggests, so they have a bound of their own.
         self._bounds = {masked: DurationBound(0.0 if engine.on_gpu else SLOW_CPU) for masked in (False, True)}
-        self._steps: dict[int, tuple[int, DurationBound, int]] = {}  # id of the batch -> step, bound, tokens
+        self._started: dict[int, Started] = {}  # by id of the batch
         self._gathers = False
         self._recorder = IdleRecorder(engine, ctx.run_dir.recording_lock, ctx.heartbeat, ctx.log)
         self._metrics = metrics.StageMetrics(STAGE)
@@ -149,6 +161,8 @@ class DecodeStage:
             self._start(lane, batch)
             waiting = [chunk for chunk in waiting if chunk not in batch]
             in_work += batch
+            if not waiting:
+                break
         self._metrics.queue_depth.set(len(waiting))
 
     def _first_tokens_are_coming(self) -> bool:
@@ -188,24 +202,24 @@ class DecodeStage:
         bound, tokens = self._bounds[batch[0].masked], sum(chunk.tokens for chunk in batch)
         step = self._ctx.heartbeat.begin([chunk.job for chunk in batch], bound.allowance(tokens))
         tasks = [self._begin(self._jobs[chunk.job]) for chunk in batch]
-        self._steps[id(tasks)] = step, bound, tokens
-        self._engine.start(lane, tasks)
-        # the rest while the lane's thread wakes up
-        metrics.decode_batch_size.observe(len(batch))
-        begun = time.monotonic()
         for chunk in batch:
-            self._metrics.queue_seconds.observe(begun - chunk.since)
             self._ctx.log.debug("%s part %d: chunk started", chunk.job, chunk.part)
+        now = time.monotonic()
+        self._started[id(tasks)] = Started(step, bound, tokens, [now - chunk.since for chunk in batch])
+        self._engine.start(lane, tasks)
 
     def _end_work(self) -> None:
         for batch in self._engine.ended():
             for task, outcome in zip(batch.tasks, batch.outcomes, strict=True):
                 self._hand_out(task.owner, outcome)
-            self._metrics.work_seconds.observe(batch.seconds)
             self._policy.took(batch.seconds, len(batch.tasks))
-            step, bound, tokens = self._steps.pop(id(batch.tasks))
-            self._ctx.heartbeat.end(step)
-            bound.observe(tokens, batch.seconds)
+            started = self._started.pop(id(batch.tasks))
+            self._ctx.heartbeat.end(started.step)
+            started.bound.observe(started.tokens, batch.seconds)
+            self._metrics.work_seconds.observe(batch.seconds)
+            metrics.decode_batch_size.observe(len(batch.tasks))
+            for seconds in started.waited:
+                self._metrics.queue_seconds.observe(seconds)
 
     def _describe(self, job: DecodeJob) -> Waiting:
         part = job.parts[0]
