@@ -228,7 +228,7 @@ extern "C" __global__ void __cluster_dims__(BLOCKS, 1, 1) __launch_bounds__(THRE
   const int rank = cluster_rank(), copy = blockIdx.y;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const u32* tile_lines = (const u32*)p.lines + blockIdx.x / BLOCKS * NEW;
-  const int own_line = threadIdx.x < ROWS + HALO ? load_early(tile_lines + threadIdx.x) : UNUSED;
+  const int own_line = threadIdx.x < ROWS + HALO ? (int)load_early(tile_lines + threadIdx.x) : UNUSED;
   if ((int)load_early(tile_lines + 2 * HALO) == UNUSED) return;
   launch_next_kernel();
 
