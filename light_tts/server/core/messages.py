@@ -111,6 +111,13 @@ class PartProgress(MessagePart, frozen=True):
     finished: bool = False
 
 
+# ---------------------------------------------------------------- HTTP worker -> encode, LLM
+
+
+class Expect(Message, frozen=True):
+    """A request is being read, so messages about it will arrive within milliseconds."""
+
+
 # ---------------------------------------------------------------- HTTP worker -> encode
 
 

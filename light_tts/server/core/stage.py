@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,6 +14,8 @@ from light_tts.server.core.heartbeat import Heartbeat
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.startup_times import StartupTimes
+
+AWAKE_SECONDS = 0.005  # without sleep after `Expect`
 
 
 class Stage(Protocol):
@@ -71,12 +74,17 @@ class StageContext:
 
     def serve(self, stage: Stage) -> None:
         """Receive and process messages until `Shutdown` arrives."""
+        awake_until = 0.0
         while True:
             self.heartbeat.tick()
-            for message in self.inbox.wait(stage.patience()):
+            patience = stage.patience()
+            for message in self.inbox.wait(patience, awake_until - time.monotonic()):
                 if isinstance(message, messages.Shutdown):
                     return
-                stage.receive(message)
+                if isinstance(message, messages.Expect):
+                    awake_until = time.monotonic() + AWAKE_SECONDS
+                else:
+                    stage.receive(message)
             stage.step()
 
     def fail(self, job: str, reply_to: str, code: int, reason: str, retry: bool = False) -> None:

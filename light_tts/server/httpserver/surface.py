@@ -24,10 +24,11 @@ from light_tts.server.httpserver.request import WantedSpeech
 
 
 class HttpArrival(Arrival):
-    """Arrival of an HTTP request."""
+    """Arrival of an HTTP request, whose body has not been read."""
 
     def __init__(self, request: Request, route: str) -> None:
         super().__init__(request.app.state.manager, route)
+        self.manager.expect_request()
         self._request = request
         request.state.request_id = self.id
 
