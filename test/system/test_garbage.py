@@ -52,6 +52,7 @@ def test_stages_and_http_workers_spare_what_they_have_loaded(tmp_path, monkeypat
     (tmp_path / "sitecustomize.py").write_text(REPORT.format(folder=str(tmp_path)))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with start_server(httpserver_workers=2) as server:
+        assert eventually(lambda: len(server.workers) == 2, 30)  # the server is ready with the first
         serving: list[psutil.Process] = [*find_below(server.pid, "--stage"), *server.workers]
         assert len(serving) == 3 + 2
         (tmp_path / "go").touch()
