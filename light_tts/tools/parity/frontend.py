@@ -6,6 +6,8 @@ import importlib.metadata
 import json
 from collections.abc import Iterator
 
+import numpy as np
+
 from light_tts.common.audio import read_audio, resample
 from light_tts.models.frontend.features import SPEECH_RATE, flow_mel, kaldi_fbank, whisper_log_mel
 from light_tts.models.frontend.frontend import Frontend
@@ -16,6 +18,7 @@ from light_tts.models.frontend.tokenizer import TextTokenizer
 from light_tts.tools.parity import Check, Comparison, Golden
 
 FILE = "frontend.npz"
+FAINT = -10.0  # logarithm of a magnitude
 BORDER_FRAMES = 2  # mel frames whose windows extend beyond the end of a signal
 WETEXT_VERSION = "0.1.8"  # the version that produced the normalised texts in the goldens
 
@@ -26,9 +29,9 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
     frontend = Frontend(golden.checkpoint, golden.config)
     features = frontend.features(samples, rate)
     mel = flow_mel(resample(samples, rate, golden.config.sample_rate), golden.config.mel)
-    yield Comparison("mel", mel, expected["mel24"][0], 1e-4)
+    yield from mels_agree("mel", mel, expected["mel24"][0])
     yield Comparison("aligned_token", features.speech_token, expected["aligned_token"][0])
-    yield Comparison("aligned_feat", features.mel, expected["aligned_feat"][0], 1e-4)
+    yield from mels_agree("aligned_feat", features.mel, expected["aligned_feat"][0])
     yield Comparison("embedding", features.embedding, expected["embedding"][0], 1e-3)
     speech = resample(samples, rate, SPEECH_RATE)
     tokens = OnnxSpeechTokenizer(golden.checkpoint, golden.config.inputs.speech_tokenizer)(speech)
@@ -49,6 +52,17 @@ def prompt(golden: Golden) -> Iterator[Comparison]:
         # where the magnitude is near the floor of 3e-5, one unit in the last place of the samples (6e-8)
         # changes its logarithm by up to 5e-3.
         yield Comparison("mel.16k_to_24k", flow_mel(again, mels), mel, 5e-3)
+
+
+def mels_agree(stage: str, got: np.ndarray, expected: np.ndarray) -> Iterator[Comparison]:
+    """Compare logarithms of magnitudes. The golden ones were computed in float32: by float64, their rounding
+    changes those that are faint, just above the floor of 3e-5, by up to 8e-4, and all others by up to 6e-5.
+    """
+    faint = expected < FAINT
+    if got.shape == expected.shape:
+        yield Comparison(f"{stage}.faint", got[faint], expected[faint], 1e-3)
+        got, expected = got[~faint], expected[~faint]
+    yield Comparison(stage, got, expected, 1e-4)
 
 
 def tokenizer(golden: Golden) -> Iterator[Comparison]:
