@@ -108,12 +108,13 @@ def test_flags_that_contradict_each_other_are_refused_naming_both():
 @pytest.mark.parametrize(
     ("text", "value"), [("auto", "auto"), ("0", 0), ("40000", 40_000)], ids=["auto", "none", "a size"]
 )
-def test_a_size_may_be_automatic(tmp_path, text, value):
-    assert parse("--flow_memory_gpu_mb", text).flow_memory_gpu_mb == value
+@pytest.mark.parametrize("flag", ["flow_memory_mb", "flow_memory_gpu_mb"])
+def test_a_size_may_be_automatic(tmp_path, flag, text, value):
+    assert getattr(parse(f"--{flag}", text), flag) == value
     file = tmp_path / "settings.yaml"
-    file.write_text(f"flow_memory_gpu_mb: {text}\n")
+    file.write_text(f"{flag}: {text}\n")
     settings = parse("--config", str(file))
-    assert settings.flow_memory_gpu_mb == value
+    assert getattr(settings, flag) == value
     save(settings, str(tmp_path / "settings.json"))
     assert load(str(tmp_path / "settings.json")) == settings
     assert "auto|N" in api_cli._parser().format_help()

@@ -272,13 +272,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = None
     flow_memory_mb: Annotated[
-        Annotated[int, Meta(ge=0)],
+        Annotated[int, Meta(ge=0)] | Literal["auto"],
         Meta(
-            description="on a CPU: MiB per decode process for the flow's cached state of streams and voices"
-            " (8 MiB per second of speech with the voice that comes with Light-TTS), so that a "
-            "chunk computes only its own frames"
+            description="on a CPU: at most so many MiB per decode process for the flow's cached state of "
+            "streams and voices, so that a chunk computes only its own frames (per second of speech and "
+            "prompt: 8 MiB with the voice that comes with Light-TTS, 230 with CosyVoice2-0.5B); auto: all "
+            "decode processes together a quarter of the memory, but at least 1024 MiB each"
         ),
-    ] = 1024
+    ] = "auto"
     flow_memory_gpu_mb: Annotated[
         Annotated[int, Meta(ge=0)] | Literal["auto"],
         Meta(

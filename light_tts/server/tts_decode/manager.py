@@ -11,7 +11,7 @@ from light_tts.engine.speech.token2wav import Token2Wav
 from light_tts.models.family import load_family
 from light_tts.models.flow_options import FlowOptions
 from light_tts.models.numbers import ModelNumbers
-from light_tts.server.core import gpu_memory
+from light_tts.server.core import gpu_memory, host_memory
 from light_tts.server.core.first_chunk_lock import choose_first_chunk_lock
 from light_tts.server.core.settings import SettingsError
 from light_tts.server.core.stage import StageContext
@@ -32,7 +32,7 @@ def run(ctx: StageContext) -> None:
         FlowOptions(
             load_trt=settings.load_trt,
             max_batch_size=settings.decode_max_batch_size,
-            memory=settings.flow_memory_mb << 20,
+            memory=host_memory.flow_memory(settings),
             gpu_memory=gpu_memory.flow_memory(settings, device),
             gpu_memory_is_automatic=settings.flow_memory_gpu_mb == "auto",
             n_timesteps=settings.n_timesteps,
