@@ -143,7 +143,6 @@ def test_a_size_is_recorded_without_the_rows_of_a_longer_batch(hift, monkeypatch
     class Watched(HiftNetwork):
         def __call__(self, mel, found, *rest):
             lengths.append(found.tolist())
-            super().__call__(mel, found, *rest)
 
     monkeypatch.setattr(cuda_graphs, "capture", stand_in_graph.capture)
     runner = HiftRunner(Watched(hift), CACHED)
