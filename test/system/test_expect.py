@@ -43,14 +43,13 @@ def inboxes(run_dir: RunDir) -> Iterator[dict[str, Inbox]]:
 def test_an_inbox_does_not_sleep_while_it_is_to_be_awake(inboxes):
     inbox = inboxes["llm"]
 
-    def share_of_time(awake: float) -> float:
+    def work(awake: float) -> float:
         begun, worked = time.monotonic(), time.thread_time()
-        assert inbox.wait(0.2, awake) == []
-        assert time.monotonic() - begun > 0.19
-        return (time.thread_time() - worked) / 0.2
+        assert inbox.wait(0.3, awake) == []
+        assert time.monotonic() - begun > 0.29
+        return time.thread_time() - worked
 
-    assert share_of_time(0.0) < 0.1
-    assert share_of_time(10.0) > 0.3  # what other processes leave it
+    assert work(0.0) < 0.02 < work(10.0)  # seconds; the latter is what other processes leave it
 
 
 def test_messages_and_wakes_end_the_wait_of_an_inbox_that_is_awake(inboxes):
