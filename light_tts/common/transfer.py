@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from light_tts.common.cores import can_wait_awake
+
 
 def pinned(values: np.ndarray, device: torch.device) -> Tensor:
     """Return `values` in pinned host memory, for an asynchronous copy to `device`. The allocator does not
@@ -22,7 +24,7 @@ def upload(values: np.ndarray, device: torch.device) -> Tensor:
 
 class Download:
     """Asynchronous copy of a tensor to the host, as of the work queued on the current stream so far. urgent:
-    a thread that waits for it keeps a core busy, and goes on about 0.1 ms sooner than if it had slept."""
+    a thread that waits for it does not sleep, if there are enough cores."""
 
     def __init__(self, tensor: Tensor, urgent: bool = False) -> None:
         self._done: torch.cuda.Event | None = None
@@ -31,7 +33,7 @@ class Download:
         else:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor.contiguous(), non_blocking=True)
-            self._done = torch.cuda.Event(blocking=not urgent)
+            self._done = torch.cuda.Event(blocking=not (urgent and can_wait_awake()))
             self._done.record()
 
     def wait(self) -> Tensor:

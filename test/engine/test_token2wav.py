@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from light_tts.common.transfer import Download
+from light_tts.engine.speech import causal_vocoding, faded_vocoding
 from light_tts.engine.speech.chunk_planner import Chunk, ChunkPlanner
 from light_tts.engine.speech.token2wav import Token2Wav, to_pcm16
 from light_tts.engine.speech.work_item import SpeechState, Voice, WorkItem
@@ -74,6 +76,23 @@ def test_stream_is_the_golden_one(model, voice, golden, schedule):
     np.testing.assert_allclose(wave, expected[0], atol=1e-2)
     assert np.abs(wave - expected[0]).mean() < 1e-3
     assert state.tail is None and state.causal is None
+
+
+def test_only_the_samples_that_a_client_hears_first_are_urgent(model, voice, schedule, monkeypatch):
+    noted: list[bool] = []
+
+    class Noted(Download):
+        def __init__(self, tensor: torch.Tensor, urgent: bool) -> None:
+            noted.append(urgent)
+            super().__init__(tensor, urgent)
+
+    for module in (causal_vocoding, faded_vocoding):
+        monkeypatch.setattr(module, "Download", Noted)
+    first, second, *_ = cut(schedule, 120)
+    for part in (0, 1):
+        speak(model, SpeechState(voice, seed=1, part=part), [first, second])
+    model.speak([WorkItem(SpeechState(voice, seed=1), TOKENS, Chunk(0, 20, 20, True), stream=False)])
+    assert noted == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -51,8 +51,8 @@ class Inbox:
 
     def wait(self, timeout: float | None = None, awake: float = 0.0) -> list[messages.Message]:
         """Return all messages that have arrived. Blocks until there is one, `wake` is called, or `timeout`
-        seconds have passed (0: do not block). awake: of these, do not sleep in the first so many seconds: to
-        wake up takes about 0.1 ms, and a thread runs several times slower at first."""
+        seconds have passed (0: do not block). awake: of these, do not sleep in the first so many seconds, see
+        `can_wait_awake`."""
         arrived = self._take_all()
         if arrived or timeout == 0:
             return arrived
