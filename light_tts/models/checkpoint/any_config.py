@@ -8,10 +8,8 @@ from light_tts.models.checkpoint import cosyvoice2_config, cosyvoice3_config
 from light_tts.models.checkpoint.cosyvoice2_config import Config, load_config
 from light_tts.models.checkpoint.cosyvoice3_config import Config3, is_cosyvoice3, load_config3
 
-YAML_NAMES = (
-    cosyvoice3_config.YAML_NAME,
-    cosyvoice2_config.YAML_NAME,
-)  # of a folder with both, the first counts
+# of a folder with both, the first counts
+YAML_NAMES = (cosyvoice3_config.YAML_NAME, cosyvoice2_config.YAML_NAME)
 
 
 def load_any_config(model_dir: Path) -> Config | Config3:

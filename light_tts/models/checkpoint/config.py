@@ -194,15 +194,11 @@ def common_flow(flow: Node) -> dict[str, Any]:
         "output_size": flow.int("output_size"),
         "spk_embed_dim": flow.int("spk_embed_dim"),
         "vocab_size": flow.int("vocab_size"),
-        "token_mel_ratio": token_mel_ratio(flow),
+        "token_mel_ratio": flow.int("token_mel_ratio", 2),
         "pre_lookahead_len": flow.int("pre_lookahead_len"),
         "inference_cfg_rate": cfm.float("inference_cfg_rate"),
         "n_timesteps": _timesteps(cfm),
     }
-
-
-def token_mel_ratio(flow: Node) -> int:
-    return flow.int("token_mel_ratio", 2)
 
 
 def _timesteps(cfm: Node) -> int:
@@ -254,9 +250,8 @@ def _mel(mel: Node) -> MelConfig:
 
 
 def check_rates(config: CommonConfig, root: Node, flow: CommonFlowConfig, hift: HiftConfig) -> None:
-    """Raise ConfigError if the components do not match; a mismatch would only become apparent by
-    listening.
-    """
+    """Raise ConfigError if the components do not match; otherwise this would become apparent only by
+    listening."""
     mel = config.mel
     if mel.sampling_rate != config.sample_rate or hift.sampling_rate != config.sample_rate:
         raise root.error("sample_rate", "differs from feat_extractor.sampling_rate or hift.sampling_rate")

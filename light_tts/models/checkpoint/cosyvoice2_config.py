@@ -16,7 +16,6 @@ from light_tts.models.checkpoint.config import (
     common,
     common_flow,
     hift,
-    token_mel_ratio,
 )
 from light_tts.models.checkpoint.hyperyaml import Node
 from light_tts.models.checkpoint.inputs import COSYVOICE2_INPUTS
@@ -81,10 +80,11 @@ def _encoder_chunk_size(root: Node) -> int:
 
 
 def _flow(flow: Node, chunk_size: int) -> FlowConfig:
+    shared = common_flow(flow)
     return FlowConfig(
-        **common_flow(flow),
+        **shared,
         encoder=_encoder(flow.node("encoder"), chunk_size),
-        estimator=_estimator(flow.node("decoder").node("estimator"), chunk_size * token_mel_ratio(flow)),
+        estimator=_estimator(flow.node("decoder").node("estimator"), chunk_size * shared["token_mel_ratio"]),
     )
 
 

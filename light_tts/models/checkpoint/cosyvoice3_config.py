@@ -16,7 +16,6 @@ from light_tts.models.checkpoint.config import (
     common,
     common_flow,
     hift,
-    token_mel_ratio,
 )
 from light_tts.models.checkpoint.hyperyaml import Node
 from light_tts.models.checkpoint.inputs import COSYVOICE3_INPUTS
@@ -82,11 +81,11 @@ def load_config3(model_dir: Path) -> Config3:
 
 
 def _flow(flow: Node, chunk_size: int) -> DiTFlowConfig:
-    estimator = flow.node("decoder").node("estimator")
+    shared = common_flow(flow)
     return DiTFlowConfig(
-        **common_flow(flow),
+        **shared,
         lookahead_channels=flow.node("pre_lookahead_layer").int("channels"),
-        estimator=_estimator(estimator, chunk_size * token_mel_ratio(flow)),
+        estimator=_estimator(flow.node("decoder").node("estimator"), chunk_size * shared["token_mel_ratio"]),
     )
 
 
