@@ -98,7 +98,6 @@ class PackedFlow:
         self._chunk = flow.decoder.chunk_size
         self._estimator = estimator
         self._mels = estimator.mels
-        self._places = np.arange(MAX_FRAMES, dtype=np.int32)
         self._noise = fixed_noise(self._mels, self._device)[0].T.contiguous()  # (MAX_FRAMES, mels)
         self.graphs = GraphCache(self._device, graphs)
         self._largest = self._estimator.allocate(0)
@@ -248,13 +247,13 @@ class PackedFlow:
         known: list[Tensor] = []
         for index, span in enumerate(spans):
             own = slice(start, start + span.frames)
-            parts.position.reshape(COPIES, -1)[:, own] = self._places[: span.frames]
+            parts.position.reshape(COPIES, -1)[:, own] = np.arange(span.frames)
             frame, speaker, place = parts.fill[:, own]
-            frame[:] = self._places[span.start : span.end]
+            frame[:] = np.arange(span.start, span.end)
             speaker[:] = index
             if span.start < span.prompt:
                 mel = span.item.prompt_mel[span.start : min(span.prompt, span.end)]
-                place[: len(mel)] = self._places[known_rows : known_rows + len(mel)]
+                place[: len(mel)] = np.arange(known_rows, known_rows + len(mel))
                 known_rows += len(mel)
                 known.append(mel.contiguous())
             start += span.frames

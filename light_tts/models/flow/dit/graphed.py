@@ -30,7 +30,8 @@ Size = tuple[int, int]  # items, frames
 
 
 class EulerStep:
-    """One step of the integration at a fixed address. Shared by all instances of a flow."""
+    """Runs one Euler step, whose index is on the device, so that a recording of it serves for all of them.
+    Shared by all instances of a flow."""
 
     def __init__(self, matching: ConditionalFlowMatching[DiT]) -> None:
         times, lengths = zip(*matching.steps, strict=True)

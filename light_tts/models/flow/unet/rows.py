@@ -31,11 +31,10 @@ Table = Tensor | np.ndarray
 
 class Parts(NamedTuple):
     """The tables of a batch, all int32. step: (1,); position: (2 rows,), -1 for unused rows; fill: see
-    `fill_rows`; blocks: see
-    `attention_blocks`, empty if transformer blocks are computed in one kernel; queries: see
-    `attention_of_rows`, empty if they are not; lines: see `resnet_block`, empty if residual blocks are not
-    computed in one kernel; before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys. The last three
-    are empty if nothing is cached."""
+    `fill_rows`; blocks: see `attention_blocks`, empty if transformer blocks are computed in one kernel;
+    queries: see `attention_of_rows`, empty if they are not; lines: see `resnet_block`, empty if residual
+    blocks are not computed in one kernel; before, keep: (2 rows,), see CachedEdges; pages: see CachedKeys.
+    The last three are empty if nothing is cached."""
 
     step: Any
     position: Any
