@@ -44,7 +44,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 
 @pytest.fixture(scope="module")
 def config3() -> Config3:
-    """Of the small checkpoint."""
+    """Return the parameters of the small checkpoint: there is no full-size file of this family."""
     return load_config3(GOLDEN / "cosyvoice3" / "checkpoint")
 
 

@@ -77,8 +77,7 @@ class StageContext:
         awake_until = 0.0
         while True:
             self.heartbeat.tick()
-            patience = stage.patience()
-            for message in self.inbox.wait(patience, awake_until - time.monotonic()):
+            for message in self.inbox.wait(stage.patience(), awake_until - time.monotonic()):
                 if isinstance(message, messages.Shutdown):
                     return
                 if isinstance(message, messages.Expect):

@@ -161,8 +161,6 @@ class DecodeStage:
             self._start(lane, batch)
             waiting = [chunk for chunk in waiting if chunk not in batch]
             in_work += batch
-            if not waiting:
-                break
         self._metrics.queue_depth.set(len(waiting))
 
     def _first_tokens_are_coming(self) -> bool:

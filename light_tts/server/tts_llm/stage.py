@@ -267,9 +267,9 @@ class LLMStage:
         allowance = self._step_bound.allowance(tokens)
         step = self._ctx.heartbeat.begin([sequence.job for sequence, _ in work], allowance)
         self._ctx.heartbeat.tick(allowance)
+        urgent = any(self._speaking(sequence).unsampled > 0 for sequence, _ in work)
         begun = time.monotonic()
         try:
-            urgent = any(self._speaking(sequence).unsampled > 0 for sequence, _ in work)
             self._engine.launch(work, urgent)
             self._launches.append((step, tokens, begun))
         except Exception:
