@@ -230,6 +230,7 @@ class Loop:
             Limits(
                 slots=batch * (prompt + output),
                 prefill_tokens=batch * prompt,
+                prefill_requests=batch,
                 running=batch,
                 alive=batch,
                 steps_between_admissions=steps,

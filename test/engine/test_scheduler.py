@@ -59,6 +59,7 @@ def scheduler(**changes) -> Scheduler:
     limits = {
         "slots": 100,
         "prefill_tokens": 50,
+        "prefill_requests": 8,
         "running": 8,
         "alive": 8,
         "steps_between_admissions": 4,
@@ -156,6 +157,19 @@ def test_prefills_share_a_batch_up_to_its_tokens():
         s.submit(Request(name, 10, 5))
     assert [(r.job, n) for r, n in step(s).work] == [("a", 10), ("b", 10)]
     assert names(s.waiting) == "c"
+
+
+def test_prefills_share_a_batch_up_to_its_requests():
+    s = scheduler(prefill_requests=2, slots=200)
+    for name in "abc":
+        s.submit(Request(name, 10, 5))
+    assert [(r.job, n) for r, n in step(s).work] == [("a", 10), ("b", 10)]
+    assert names(s.waiting) == "c"
+    s.abort("b")
+    s.running[0].inputs += [0] * 3  # it needs a prefill, as after a pause
+    s.submit(Request("d", 10, 5))
+    s.running += [s.waiting.pop(0) for _ in "cd"]
+    assert [(r.job, n) for r, n in s.plan().work] == [("a", 4), ("c", 10)]
 
 
 @pytest.mark.parametrize(("limit", "value"), [("running", 2), ("alive", 2)])

@@ -81,8 +81,16 @@ class Loop:
     def __init__(
         self, ahead: int = 0, round_steps: int = 1, slots: int = SLOTS, engine: dict | None = None, **limits
     ) -> None:
-        limits = {"prefill_tokens": 512, "running": 8, "alive": 8, "steps_between_admissions": 4, **limits}
-        limits = {"busy_ratio": 0.0, "assumed_output": 10, **limits}
+        limits = {
+            "prefill_tokens": 512,
+            "prefill_requests": 8,
+            "running": 8,
+            "alive": 8,
+            "steps_between_admissions": 4,
+            "busy_ratio": 0.0,
+            "assumed_output": 10,
+            **limits,
+        }
         self.scheduler = Scheduler(Limits(slots=slots, round_steps=round_steps, **limits))
         options = {"slots": slots, "round_steps": round_steps, **(engine or {})}
         self.engine: LLMEngine = load_engine(GOLDEN, **options)

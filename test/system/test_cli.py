@@ -122,7 +122,7 @@ def test_a_size_may_be_automatic(tmp_path, flag, text, value):
 
 def test_a_prefill_batch_may_be_smaller_than_the_longest_request():
     settings = parse("--batch_max_tokens", "8192", "--max_req_total_len", "32768")
-    assert settings.prefill_tokens == 8192
+    assert settings.batch_max_tokens == 8192
 
 
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):

@@ -16,13 +16,14 @@ from light_tts.engine.llm.sequence import Sequence
 
 @dataclass(frozen=True)
 class Limits:
-    """`slots`: size of the KV pool; `prefill_tokens`: tokens of one prefill step; `running`: requests with KV
-    slots; `alive`: running and paused requests; `steps_between_admissions`: decode steps; `busy_ratio`: pool
-    utilization above which each request counts with its maximum output length, below it with
-    `assumed_output`; `round_steps`: maximum number of decode steps per launch."""
+    """`slots`: size of the KV pool; `prefill_tokens`, `prefill_requests`: of one prefill step; `running`:
+    requests with KV slots; `alive`: running and paused requests; `steps_between_admissions`: decode steps;
+    `busy_ratio`: pool utilization above which each request counts with its maximum output length, below it
+    with `assumed_output`; `round_steps`: maximum number of decode steps per launch."""
 
     slots: int
     prefill_tokens: int
+    prefill_requests: int
     running: int
     alive: int
     steps_between_admissions: int
@@ -99,7 +100,8 @@ class Scheduler:
             if not _wants_in(candidate) or (new and self._alive() >= self._limits.alive):
                 continue
             tokens += candidate.pending
-            if (admitted and tokens > self._limits.prefill_tokens) or not self._make_room_for(candidate):
+            full = tokens > self._limits.prefill_tokens or len(admitted) == self._limits.prefill_requests
+            if (admitted and full) or not self._make_room_for(candidate):
                 break
             (self.waiting if new else self.paused).remove(candidate)
             self.running.append(candidate)
@@ -160,7 +162,7 @@ class Scheduler:
 
     def _prefill(self, sequences: list[Sequence]) -> list[tuple[Sequence, int]]:
         work, room = [], self._limits.prefill_tokens
-        for sequence in sequences:
+        for sequence in sequences[: self._limits.prefill_requests]:
             if room == 0:
                 break
             tokens = min(sequence.pending, room)

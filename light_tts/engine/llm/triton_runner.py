@@ -14,7 +14,7 @@ from light_tts.common.transfer import pinned, upload
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
 from light_tts.engine.llm.options import EngineOptions
-from light_tts.engine.llm.prefill_batch import PrefillShape
+from light_tts.engine.llm.prefill_batch import PREFILL_REQUESTS, PREFILL_TOKENS, PrefillShape
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.llm.decode_attention import decode_attention
 from light_tts.kernels.llm.prefill_attention import prefill_attention
@@ -43,9 +43,9 @@ _PREFILL_TOKENS = (
     1024,
     1280,
     1536,
-    2048,
-)  # beyond this size launch overhead is negligible
-_PREFILL_SPANS = (1, 4, 16)
+    PREFILL_TOKENS,
+)
+_PREFILL_SPANS = (1, 4, PREFILL_REQUESTS)
 _FIRST_PREFILL = 512  # tokens; single prefills up to this size are recorded before the first request
 
 

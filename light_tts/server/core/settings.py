@@ -214,12 +214,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Count, Meta(description="maximum number of prompt and output tokens per request")
     ] = 8192
     batch_max_tokens: Annotated[
-        Count | None,
-        Meta(
-            description="maximum number of tokens in a prefill batch; longer prefills are split (default: a"
-            " sixth of max_total_token_num, at least max_req_total_len)"
-        ),
-    ] = None
+        Count, Meta(description="maximum number of tokens in a prefill batch; longer prefills are split")
+    ] = 2048
     router_max_wait_tokens: Annotated[Count, Meta(description="decode steps between admissions")] = 8
     router_token_ratio: Annotated[
         Annotated[float, Meta(ge=0, le=1)],
@@ -336,11 +332,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     health_check_interval: Annotated[
         Seconds, Meta(description="seconds between the health monitor's checks")
     ] = 88.0
-
-    @property
-    def prefill_tokens(self) -> int:
-        """Maximum number of tokens in one prefill batch."""
-        return self.batch_max_tokens or max(self.max_total_token_num // 6, self.max_req_total_len)
 
     @property
     def alive_requests(self) -> int:

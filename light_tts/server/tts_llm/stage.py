@@ -11,6 +11,7 @@ from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.llm_yield import LLMYield
 from light_tts.engine.llm.one_shot import OneShot
 from light_tts.engine.llm.pace import RoundPace
+from light_tts.engine.llm.prefill_batch import PREFILL_REQUESTS
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import Sequence, SequenceError
 from light_tts.server.core import messages, metrics
@@ -66,7 +67,8 @@ class LLMStage:
         self._scheduler = Scheduler(
             Limits(
                 slots=settings.max_total_token_num,
-                prefill_tokens=settings.prefill_tokens,
+                prefill_tokens=settings.batch_max_tokens,
+                prefill_requests=PREFILL_REQUESTS,
                 running=settings.gpt_paral_num,
                 alive=settings.alive_requests,
                 steps_between_admissions=settings.router_max_wait_tokens,
