@@ -30,7 +30,7 @@ from light_tts.server.core.messages import Generate, PartProgress, Raw, SpeechOp
 from light_tts.server.core.rundir import RunDir
 from light_tts.server.core.settings import Settings
 from light_tts.server.core.stage import StageContext
-from light_tts.server.tts_llm import manager
+from light_tts.server.tts_llm import manager, stage
 from light_tts.tools.parity import Golden
 from light_tts.tools.parity.llm import finish, golden_ids, load_engine, load_model, one_shot
 
@@ -463,6 +463,42 @@ def test_a_round_ends_with_a_first_chunks_last_token_and_none_is_begun_before_it
         assert begun_before[0] == rounds
         assert steps[:4] == [8, 8, 8, 5]  # with the one that the prefill draws, the 30 tokens needed
         assert awaited == [True] * 4 + [False] * (len(steps) - 4)
+
+
+@pytest.mark.parametrize(("least", "left_out"), [(-3.0, True), (1000.0, False)])
+def test_steps_for_first_chunks_leave_out_streams_that_have_enough_audio(
+    first_chunk, monkeypatch, least, left_out
+):
+    monkeypatch.setattr(stage, "ENOUGH_AUDIO", least)
+    beside: list[set[str]] = []
+    launch = LLMEngine.launch
+
+    def launches(engine, work, urgent=False):
+        if work[0][0].on_device and urgent:
+            beside.append({sequence.job for sequence, _ in work})
+        launch(engine, work, urgent)
+
+    long = {"min_new_tokens": 150, "max_new_tokens": 180}
+    with World() as world:
+        world.send(world.generate("a/0", options=SpeechOptions(seed=42, **long)))
+        world.decoders[0].until(lambda seen: speech(seen, "a/0"))
+        first_chunk.there = True  # so that nobody else goes on until the next request is there
+        while not world.decoders[0].nothing_for(0.3):
+            pass
+        assert not is_over("a/0")(world.decoders[0].seen)
+        monkeypatch.setattr(LLMEngine, "launch", launches)
+        world.send(world.generate("whole/0", stream=False, options=SpeechOptions(seed=7, **long)))
+        world.send(world.generate("b/0", options=SpeechOptions(seed=3, **long)))
+        world.decoders[0].until(lambda seen: speech(seen, "b/0"))
+        first_chunk.there = False
+        others = {"whole/0"} if left_out else {"a/0", "whole/0"}
+        assert {"b/0"} | others in beside
+        assert all("b/0" in jobs and jobs <= {"b/0"} | others for jobs in beside)
+        for job, seed in (("a/0", 42), ("b/0", 3), ("whole/0", 7)):
+            sent = speech(world.decoders[0].until(is_over(job)), job)
+            assert [token for m in sent for token in m.tokens] == expected(
+                seed, min_outputs=150, max_outputs=180
+            )
 
 
 def test_an_aborted_job_is_dropped_while_its_steps_are_held_back(first_chunk):

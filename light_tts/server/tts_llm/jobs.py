@@ -66,4 +66,10 @@ class LLMJob:
     reply_to: str
     alone: bool = False  # its steps run without other jobs
     decode: int | None = None  # its decode process, once assigned
+    dry_at: float = 0.0  # when its client runs out of audio if all tokens sent are spoken at once
     parts: dict[int, Speaking] = field(default_factory=dict)
+
+    def sent(self, seconds: float) -> None:
+        """Record that tokens for this much audio were sent."""
+        now = time.monotonic()
+        self.dry_at = max(self.dry_at, now) + seconds

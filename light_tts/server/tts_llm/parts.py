@@ -39,6 +39,7 @@ class PartFactory:
         self._longest = settings.max_part_tokens
         self._max_hop = largest_hop(numbers.chunk_tokens, settings.chunks_grow)
         self._first_hop = settings.first_hop
+        self.token_seconds = numbers.samples_per_token / numbers.sample_rate  # audio of a speech token
 
     def make(self, request: Generate) -> Speaking:
         """Create a part. Raises SequenceError if the request cannot fit."""

@@ -32,6 +32,9 @@ OPENING = (
 )  # fmt: skip
 STAGE = "llm"
 SLOW_CPU = 0.1  # seconds per token, assumed before it has been measured
+# While tokens of first chunks are sampled on a GPU, steps leave out streams whose clients have more audio
+# than this (seconds).
+ENOUGH_AUDIO = 0.5
 POLL_SECONDS = 0.001  # seconds between checks while steps are held back; the shortest sleep of an inbox
 
 
@@ -141,7 +144,8 @@ class LLMStage:
         suspects = any(job.alone for job in self._jobs.values())
         while suspects and self._engine.in_flight:
             self._collect()
-        plan = self._scheduler.plan(self._steps_to_first_chunk(), self._next_jobs() if suspects else None)
+        chosen = self._jobs_in_turn() if suspects else self._jobs_in_need()
+        plan = self._scheduler.plan(self._steps_to_first_chunk(), chosen)
         for sequence in plan.evicted:
             self._engine.release(sequence)
         if plan.work:
@@ -152,7 +156,19 @@ class LLMStage:
         while self._engine.in_flight > (0 if suspects else self._ahead):
             self._collect()
 
-    def _next_jobs(self) -> set[str]:
+    def _jobs_in_need(self) -> set[str] | None:
+        """Return the jobs of the next step, None: all. A step with fewer rows is faster, and those left out
+        later share steps with the others."""
+        if self._llm_yield is None:
+            return None
+        enough = time.monotonic() + ENOUGH_AUDIO
+        parts = [self._speaking(sequence) for sequence in self._scheduler.running]
+        needy = [
+            part for part in parts if not part.request.stream or self._jobs[part.request.job].dry_at < enough
+        ]
+        return {part.request.job for part in needy} if any(part.urgent for part in needy) else None
+
+    def _jobs_in_turn(self) -> set[str]:
         """Return the jobs of the next step if some must run alone: one of those, or all the others."""
         jobs = dict.fromkeys(s.job for s in self._scheduler.running if s.runnable)
         alone = [{name} for name in jobs if self._jobs[name].alone]
@@ -326,6 +342,7 @@ class LLMStage:
             )
             self._ctx.peers.send("decode", self._decode_process(speaking), due)
             self._ctx.log.debug("%s part %d: %d tokens to decode", request.job, request.part, len(tokens))
+            job.sent(len(tokens) * self._parts.token_seconds)
             if self._llm_yield is not None and is_first_audio and self._shares_gpu(speaking):
                 self._llm_yield.expect()
         if sequence.finished:
