@@ -370,17 +370,27 @@ def test_beside_later_chunks_and_whole_answers_nothing_waits(gpu):
 def test_few_chunks_wait_a_moment_while_first_tokens_are_generated(gpu, clock, now, frames, gathers):
     clock.now = now
     chunks = [waiting("playing", frames=frames[0]), waiting("whole", stream=False, frames=frames[1])]
-    assert gpu.gathers(chunks) is gathers
+    assert gpu.gathers(chunks, 1) is gathers
+    assert not gpu.gathers(chunks, 0)
 
 
-def test_but_no_first_chunk_and_nobody_who_is_soon_dry(gpu):
-    assert gpu.gathers([waiting("playing")])
-    assert not gpu.gathers([waiting("playing"), waiting("first")])
+def test_nobody_waits_beside_one_who_is_soon_dry(gpu):
+    assert gpu.gathers([waiting("playing")], 1)
     gpu.resumed("dry")
-    assert not gpu.gathers([waiting("playing"), waiting("dry")])
+    assert not gpu.gathers([waiting("playing"), waiting("dry")], 1)
+    assert not gpu.gathers([waiting("first"), waiting("dry")], 2)
+
+
+@pytest.mark.parametrize(
+    ("now", "coming", "gathers"), [(0.015, 3, True), (0.015, 2, False), (0.021, 3, False)]
+)
+def test_first_chunks_wait_a_moment_for_those_of_more_clients(gpu, clock, now, coming, gathers):
+    clock.now = now
+    chunks = [waiting("playing", frames=5000), waiting("first"), waiting("second", 0.01)]
+    assert gpu.gathers(chunks, coming) is gathers
 
 
 def test_on_a_cpu_nothing_waits_for_first_chunks(policy):
     policy.delivered("playing", 2 * RATE)
-    assert not policy.gathers([waiting("playing")])
+    assert not policy.gathers([waiting("playing")], 1)
     assert names(policy.next_batch([waiting("playing")], 1, in_work=[waiting("first")])) == ["playing"]

@@ -424,23 +424,23 @@ def test_what_waits_for_first_chunks_is_spoken_after_them(yielding):
 
 
 @pytest.mark.parametrize(
-    ("device", "stream", "asked"), [("cpu", True, 4), ("cuda:1", True, 0), ("cpu", False, 0)]
+    ("device", "stream", "coming"), [("cpu", True, 1), ("cuda:1", True, 0), ("cpu", False, 0)]
 )
 def test_others_gather_while_the_tokens_of_a_first_chunk_are_generated_on_this_gpu(
-    yielding, monkeypatch, device, stream, asked
+    yielding, monkeypatch, device, stream, coming
 ):
-    answers: list[bool] = []
+    asked: list[int] = []
 
-    def gathers(policy, waiting) -> bool:
-        answers.append(len(answers) < 3)
-        return answers[-1]
+    def gathers(policy, waiting, coming) -> bool:
+        asked.append(coming)
+        return coming > 0 and len(asked) < 4
 
     monkeypatch.setattr(DeadlinePolicy, "gathers", gathers)
     llm = messages.StageInfo("llm", 0, 0, "ipc://nobody", "up", info={"device": device})
     yielding.send(messages.Topology(stages=[llm]))
     yielding.open("new/0", stream=stream)
     assert len(pcm(yielding.speak("whole/0", TOKENS[:9], stream=False))) == 9 * 960
-    assert len(answers) == asked
+    assert asked == [coming] * (4 if coming else 1)
     yielding.tokens("new/0", TOKENS[:40])
     assert len(pcm(yielding.receive("new/0")["new/0"])) == 40 * 960
 

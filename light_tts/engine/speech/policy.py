@@ -28,6 +28,9 @@ LONGEST_WAIT = 0.25
 # the GPU well and start at once.
 GATHERING = 0.1
 GATHERED_FRAMES = 1024
+# First chunks wait this long at most (seconds) while the tokens of more first chunks than are waiting are
+# being generated: together they take much less time than one after the other.
+FIRSTS_GATHERING = 0.02
 # A complete response that has waited this long (seconds) becomes as urgent as a stream that has run out.
 PATIENCE = 5.0
 # A complete response is spoken part by part. Each part may wait this much longer (seconds) than the one
@@ -113,13 +116,19 @@ class DeadlinePolicy:
         """Return whether a first chunk is in progress or is the most urgent waiting one."""
         return any(map(self.is_first, [*in_work, *self.order(waiting)[:1]]))
 
-    def gathers(self, waiting: Sequence[Waiting]) -> bool:
-        """Return whether all of `waiting` should wait while the tokens of a first chunk are generated."""
+    def gathers(self, waiting: Sequence[Waiting], coming: int) -> bool:
+        """Return whether all of `waiting` should wait while the tokens of `coming` first chunks are
+        generated."""
         now = self._clock()
+        firsts = [chunk for chunk in waiting if self.is_first(chunk)]
+        others = [chunk for chunk in waiting if not self.is_first(chunk)]
+        if not (self._firsts_alone and coming > len(firsts) and all(map(self._can_wait, others))):
+            return False
+        if firsts:
+            return now < min(chunk.since for chunk in firsts) + FIRSTS_GATHERING
         return (
-            self._firsts_alone
-            and sum(chunk.frames for chunk in waiting) < GATHERED_FRAMES
-            and all(now < chunk.since + GATHERING and self._can_wait(chunk) for chunk in waiting)
+            sum(chunk.frames for chunk in others) < GATHERED_FRAMES
+            and now < min(chunk.since for chunk in others) + GATHERING
         )
 
     def next_batch(

@@ -152,8 +152,7 @@ class DecodeStage:
         in_work = [chunk for busy, chunk in chunks if busy]
         if self._first_chunk_lock is not None:
             self._first_chunk_lock.keep(self._policy.first_is_next(waiting, in_work))
-        coming = bool(waiting) and self._first_tokens_are_coming()
-        self._gathers = coming and self._policy.gathers(waiting)
+        self._gathers = bool(waiting) and self._policy.gathers(waiting, self._first_chunks_coming())
         for lane in [] if self._gathers else list(self._engine.free_lanes):
             batch = self._next_batch(lane, waiting, in_work)
             if not batch:
@@ -163,14 +162,15 @@ class DecodeStage:
             in_work += batch
         self._metrics.queue_depth.set(len(waiting))
 
-    def _first_tokens_are_coming(self) -> bool:
-        """Return whether the language model is generating the tokens of a first chunk on this GPU."""
-        if self._first_chunk_lock is None:
-            return False
+    def _first_chunks_coming(self) -> int:
+        """Return the number of first chunks whose tokens the language model is generating on this GPU."""
+        device = str(self._engine.device)
+        if self._first_chunk_lock is None or not any(
+            llm.info.get("device") == device for llm in self._ctx.peers.of("llm")
+        ):
+            return 0
         since = time.monotonic() - FIRST_TOKENS
-        return any(self._is_coming(job, since) for job in self._jobs.values()) and any(
-            llm.info.get("device") == str(self._engine.device) for llm in self._ctx.peers.of("llm")
-        )
+        return sum(self._is_coming(job, since) for job in self._jobs.values())
 
     def _is_coming(self, job: DecodeJob, since: float) -> bool:
         part = next(iter(job.parts), None)
