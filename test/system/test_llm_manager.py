@@ -470,6 +470,7 @@ def test_steps_for_first_chunks_leave_out_streams_that_have_enough_audio(
     first_chunk, monkeypatch, least, left_out
 ):
     monkeypatch.setattr(stage, "ENOUGH_AUDIO", least)
+    monkeypatch.setattr(stage, "LONGEST_LEFT_OUT", 1000.0)
     beside: list[set[str]] = []
     launch = LLMEngine.launch
 

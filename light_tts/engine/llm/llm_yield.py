@@ -7,6 +7,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from light_tts.engine.llm.credit import Credit
+
 LONGEST = 0.15  # maximum seconds without a step
 # seconds after which a decode process has certainly received the tokens and started on them
 HANDOVER_SECONDS = 0.005
@@ -25,9 +27,7 @@ class LLMYield:
         self._taken = taken
         self._clock = clock
         self._expected_until = 0.0
-        self._holding = False
-        self._credit = LONGEST
-        self._asked = clock()
+        self._credit = Credit(LONGEST, 1.0, clock)
 
     def expect(self) -> None:
         """Record that the tokens of a first chunk have been sent to a decode process."""
@@ -37,9 +37,5 @@ class LLMYield:
         """Return whether to hold back steps now; call before each step and each sleep. `urgent`: a step is
         needed at once, or there is none to hold back; `coming`: the last tokens of a first chunk are being
         sampled."""
-        now = self._clock()
-        passed, self._asked = now - self._asked, now
-        self._credit = min(LONGEST, self._credit + (-passed if self._holding else passed))
-        wanted = not urgent and (coming or now < self._expected_until or self._taken())
-        self._holding = wanted and self._credit > 0
-        return self._holding
+        expected = self._clock() < self._expected_until
+        return self._credit.holds(not urgent and (coming or expected or self._taken()))

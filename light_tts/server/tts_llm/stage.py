@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from light_tts.engine.llm.bistream import Bistream
+from light_tts.engine.llm.credit import Credit
 from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.llm_yield import LLMYield
 from light_tts.engine.llm.one_shot import OneShot
@@ -33,8 +34,10 @@ OPENING = (
 STAGE = "llm"
 SLOW_CPU = 0.1  # seconds per token, assumed before it has been measured
 # While tokens of first chunks are sampled on a GPU, steps leave out streams whose clients have more audio
-# than this (seconds).
+# than this (seconds), but not for longer at a time, and at most a fifth of the time: later their chunks would
+# come before first ones.
 ENOUGH_AUDIO = 0.5
+LONGEST_LEFT_OUT, REGAINED = 0.1, 0.25
 POLL_SECONDS = 0.001  # seconds between checks while steps are held back; the shortest sleep of an inbox
 
 
@@ -60,6 +63,7 @@ class LLMStage:
         self._gpu_turn = gpu_turn
         self._ahead = pace.ahead
         self._llm_yield = llm_yield
+        self._left_out = Credit(LONGEST_LEFT_OUT, REGAINED)
         self._reading = reading
         self.device = str(engine.device)
         self._busy_since = 0.0  # time of the last count while launches are in progress
@@ -166,7 +170,8 @@ class LLMStage:
         needy = [
             part for part in parts if not part.request.stream or self._jobs[part.request.job].dry_at < enough
         ]
-        return {part.request.job for part in needy} if any(part.urgent for part in needy) else None
+        wanted = len(needy) < len(parts) and any(part.urgent for part in needy)
+        return {part.request.job for part in needy} if self._left_out.holds(wanted) else None
 
     def _jobs_in_turn(self) -> set[str]:
         """Return the jobs of the next step if some must run alone: one of those, or all the others."""
