@@ -24,7 +24,9 @@ from light_tts.kernels import configs, overlap
 from light_tts.models.flow.packed import PackedFlow, pack
 
 KERNELS = {
+    "grouped_conv",
     "layer_norm_linear",
+    "modulated_norm",
     "packed_linear",
     "packed_linear_add",
     "packed_attention",
