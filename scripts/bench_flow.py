@@ -32,11 +32,10 @@ from light_tts.models.checkpoint.cosyvoice2_config import load_config
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import PackedFlow, pack
-from light_tts.models.flow.packed_encoder import PackedEncoder
+from light_tts.models.flow.pack import pack
+from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.packed_memory import remember
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.unet.packed import PackedEstimator
 from light_tts.tools.random_weights import RandomWeights
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, flow_shapes, flow_state
 
@@ -97,9 +96,8 @@ def main() -> None:
     torch.cuda.set_stream(torch.cuda.Stream())
     torch.set_grad_enabled(False)
     flow32 = full_size("cuda")
-    estimator = pack(flow32, dtype)
-    encoder = PackedEncoder(flow32, dtype)
-    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), estimator, items=32, encoder=encoder)
+    parts = pack(flow32, dtype)
+    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), *parts, items=32)
     packed.graphs.at_first_use = True
     plain = PaddedFlow(flow32)
 
@@ -140,8 +138,8 @@ def main() -> None:
             print(f"{name}  {count:8}  {frames:6}  {times}  {gflop / ms:7.1f}  {shown}", flush=True)
     if args.memory:
         half_flow = copy.deepcopy(flow32).to(dtype)
-        memory = remember(half_flow, estimator, args.memory << 20)
-        remembering = PackedFlow(half_flow, estimator, 32, memory)
+        memory = remember(half_flow, parts[0], args.memory << 20)
+        remembering = PackedFlow(half_flow, *parts, 32, memory)
         remembering.graphs.at_first_use = True
         for count in map(int, args.batches.split(",")):
             compare(packed, remembering, count)
@@ -153,7 +151,7 @@ def main() -> None:
         print(f"plain PyTorch, {args.dtype}, {name}, 1 request: {ms:.1f} ms")
     if args.profile:
         for tokens, streaming, finalize, count in ((41, True, False, 1), (125, False, True, 16)):
-            profile(flow32, estimator, [item(seed, tokens, streaming, finalize) for seed in range(count)])
+            profile(flow32, dtype, [item(seed, tokens, streaming, finalize) for seed in range(count)])
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 
@@ -182,11 +180,12 @@ def compare(plain: PackedFlow, remembering: PackedFlow, count: int, rounds: int 
     print(f"largest relative difference: {difference:.1e}", flush=True)
 
 
-def profile(flow: Flow, estimator: PackedEstimator, items: list[FlowItem]) -> None:
+def profile(flow: Flow, dtype: torch.dtype, items: list[FlowItem]) -> None:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    packed = PackedFlow(flow.to(estimator.dtype), estimator, items=32, graphs=False)
+    parts = pack(flow, dtype)
+    packed = PackedFlow(flow.to(dtype), *parts, items=32, graphs=False)
     packed(items)
     with record(activities=[ProfilerActivity.CUDA]) as recorded:
         packed(items)

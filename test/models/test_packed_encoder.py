@@ -9,8 +9,9 @@ import torch
 from support.packed_on_cpu import kernels_or_references
 
 from light_tts.models.flow import packed_encoder
+from light_tts.models.flow.encoder_table import EncoderItem
 from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.packed_encoder import EncoderItem, PackedEncoder
+from light_tts.models.flow.packed_encoder import PackedEncoder
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")

@@ -21,12 +21,13 @@ from light_tts.models.checkpoint.cosyvoice2_config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.packed import PackedFlow, _bucket, _buckets, pack
+from light_tts.models.flow.pack import pack
+from light_tts.models.flow.packed import PackedFlow, _bucket, _buckets
+from light_tts.models.flow.packed_rows import Rows
 from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow.page_store import COPIES
 from light_tts.models.flow.unet.estimator import Estimator
 from light_tts.models.flow.unet.packed import PackedEstimator
-from light_tts.models.flow.unet.page_store import COPIES
-from light_tts.models.flow.unet.rows import Rows
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
@@ -54,7 +55,7 @@ def packed(flow) -> PackedFlow:
 def new_packed(flow: Flow, **options) -> PackedFlow:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
-    return PackedFlow(flow, pack(flow, torch.float32), items=8, **options)
+    return PackedFlow(flow, *pack(flow, torch.float32), items=8, **options)
 
 
 def item(tokens: int = 57, prompt: int = 33, streaming: bool = False, finalize: bool = True) -> FlowItem:
@@ -106,7 +107,7 @@ def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed):
 
 
 def test_many_rows_take_the_other_way_through_the_norms(flow, monkeypatch):
-    monkeypatch.setattr("light_tts.models.flow.packed.FEW_ROWS", 0)
+    monkeypatch.setattr("light_tts.models.flow.unet.packed.FEW_ROWS", 0)
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
     for one, mel in zip(items, new_packed(flow)(items), strict=True):
         assert (mel - plain(flow, one)).abs().max() < TOLERANCE
@@ -183,7 +184,7 @@ def test_half_precision_on_a_gpu(flow, dtype, tolerance):
     """Relative error (norm) of the mel spectrogram against float32."""
     torch.cuda.set_stream(torch.cuda.Stream())
     half = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE, dtype)
-    packed = PackedFlow(half, pack(flow, dtype), items=8)
+    packed = PackedFlow(half, *pack(flow, dtype), items=8)
     for one, mel in zip([item(), item(streaming=True)], packed([item(), item(streaming=True)]), strict=True):
         expected = plain(flow, one)
         error = ((mel - expected).norm() / expected.norm()).item()

@@ -15,11 +15,12 @@ from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.pack import pack
+from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.packed_memory import PackedMemory, remember, reserve
 from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow.page_store import TooLittleMemory
 from light_tts.models.flow.pages import CachedPast, PagePool
-from light_tts.models.flow.unet.page_store import TooLittleMemory
 from light_tts.tools.parity import Golden
 
 GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
@@ -52,11 +53,11 @@ class Counting(PackedFlow):
 def model(flow: Flow, pages: int) -> tuple[Counting, PackedMemory]:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
-    estimator = pack(flow, torch.float32)
-    page_bytes = remember(flow, estimator, 1 << 28).store.page_bytes
-    memory = remember(flow, estimator, pages * page_bytes)
+    parts = pack(flow, torch.float32)
+    page_bytes = remember(flow, parts[0], 1 << 28).store.page_bytes
+    memory = remember(flow, parts[0], pages * page_bytes)
     assert memory.store.pages == pages
-    return Counting(flow, estimator, 16, memory), memory
+    return Counting(flow, *parts, 16, memory), memory
 
 
 def free_pages(memory: PackedMemory) -> int:
@@ -163,12 +164,12 @@ def test_a_failed_batch_keeps_nothing(flow, monkeypatch):
 
 def test_too_little_room_is_refused(flow):
     with pytest.raises(TooLittleMemory, match=r"a page of 50 frames needs [\d.]+ MiB"):
-        remember(flow, pack(flow, torch.float32), 1000)
+        remember(flow, pack(flow, torch.float32)[0], 1000)
 
 
 @pytest.mark.parametrize("automatic", [False, True])
 def test_memory_that_nobody_asked_for_has_a_useful_number_of_pages(flow, automatic):
-    estimator = pack(flow, torch.float32)
+    estimator, _ = pack(flow, torch.float32)
     page = remember(flow, estimator, 1 << 28).store.page_bytes
     memory = {pages: reserve(flow, estimator, pages * page, automatic) for pages in (15, 16, 1001)}
     found = {asked: kept.store.pages for asked, kept in memory.items() if kept is not None}
@@ -192,7 +193,7 @@ def test_memory_that_nobody_asked_for_has_a_useful_number_of_pages(flow, automat
     ],
 )
 def test_a_device_without_enough_memory_is_no_error(flow, monkeypatch, caplog, automatic, asked, free, got):
-    estimator = pack(flow, torch.float32)
+    estimator, _ = pack(flow, torch.float32)
     page, zeros = remember(flow, estimator, 1 << 28).store.page_bytes, torch.zeros
 
     def limited(pages: int, *shape: int, **options):
@@ -213,7 +214,7 @@ def test_a_device_without_enough_memory_is_no_error(flow, monkeypatch, caplog, a
 def test_more_pages_than_the_gpu_has_memory_for(flow):
     """Two times its memory, all of it, a half, ..."""
     total = torch.cuda.get_device_properties(DEVICE).total_memory
-    memory = reserve(flow, pack(flow, torch.float32), 2 * total, automatic=False)
+    memory = reserve(flow, pack(flow, torch.float32)[0], 2 * total, automatic=False)
     assert memory is not None and 0 < memory.store.pages * memory.store.page_bytes < total
     del memory
     torch.cuda.empty_cache()

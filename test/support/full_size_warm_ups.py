@@ -25,7 +25,7 @@ from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.kernels import configs
 from light_tts.models.flow import packed as packed_flow
-from light_tts.models.flow.packed_encoder import PackedEncoder
+from light_tts.models.flow.pack import pack
 from light_tts.models.vocoder import runner as hift_runner
 from light_tts.models.vocoder.network import HiftNetwork
 from support.fake_gpu import FakeGpu
@@ -48,9 +48,8 @@ def main() -> None:
     F.linear = empty_linear
     rehearse_for_gpu(ended=lambda: None)
     flow = bench_flow.full_size("cpu")
-    estimator = packed_flow.pack(flow, torch.float16)
-    encoder = PackedEncoder(flow, torch.float16)
-    packed_flow.PackedFlow(flow.half(), estimator, ITEMS, encoder=encoder).warm_up(ITEMS)
+    parts = pack(flow, torch.float16)
+    packed_flow.PackedFlow(flow.half(), *parts, ITEMS).warm_up(ITEMS)
     hift = HiftNetwork(bench_hift.full_size(CPU))
     hift_runner.HiftRunner(hift, bench_hift.CACHED).warm_up(ITEMS)
     bench_llm.SIZES = {"full": dataclasses.replace(bench_llm.SIZES["full"], num_hidden_layers=1)}

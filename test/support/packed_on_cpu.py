@@ -24,9 +24,10 @@ from light_tts.kernels.flow import (
     transformer_block,
 )
 from light_tts.models.checkpoint.cosyvoice2_config import Config
-from light_tts.models.flow import backend, packed_encoder
+from light_tts.models.flow import backend, packed_encoder, packed_lookahead
 from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.pack import pack
 from light_tts.models.flow.packed import share
 from light_tts.models.flow.unet import packed
 from light_tts.models.flow_options import FlowOptions
@@ -40,7 +41,8 @@ def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "layer_norm_linear", layer_norm_linear.layer_norm_linear_reference)
     patch.setattr(packed_encoder, "relative_attention", relative_attention.relative_attention_reference)
     patch.setattr(packed_encoder, "row_norm", row_norm.row_norm_reference)
-    patch.setattr(packed_encoder, "shifted_linear", shifted_linear.shifted_linear_reference)
+    for module in (packed_encoder, packed_lookahead):
+        patch.setattr(module, "shifted_linear", shifted_linear.shifted_linear_reference)
     patch.setattr(packed_flow, "fill_rows", fill_rows.fill_rows_reference)
     patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
@@ -84,7 +86,7 @@ def packed_stage(patch: pytest.MonkeyPatch) -> None:
     ) -> object:
         flow = Flow.from_checkpoint(model_dir, config, device)
         items, room, automatic = options.max_batch_size, options.gpu_memory, options.gpu_memory_is_automatic
-        return share(flow, dtype, items, room, automatic, ended)
+        return share(flow, *pack(flow, dtype), items, room, automatic, ended)
 
     references_for_kernels(patch)
     patch.setattr(backend, "choose_flow", choose)

@@ -15,6 +15,7 @@ from light_tts.engine.llm import triton_runner
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.pack import pack
 from light_tts.models.vocoder import runner as hift_runner
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.network import HiftNetwork
@@ -58,7 +59,7 @@ def main() -> None:
     cuda_graphs.capture = lambda function, pool: (Graph(), function())
 
     flow = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
-    packed = packed_flow.PackedFlow(flow, packed_flow.pack(flow, torch.float16), ITEMS)
+    packed = packed_flow.PackedFlow(flow, *pack(flow, torch.float16), ITEMS)
     packed.graphs = GraphCache(torch.device("cuda", 0))
     hift = Hift.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
     vocoder = hift_runner.HiftRunner(HiftNetwork(hift), cached_samples=480)
