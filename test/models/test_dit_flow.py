@@ -13,11 +13,9 @@ from support.flow_streams import Stream, Voice
 from light_tts.models.checkpoint.cosyvoice3_config import Config3, load_config3
 from light_tts.models.flow import estimator_parts
 from light_tts.models.flow.chunked import ChunkFlow
-from light_tts.models.flow.dit import graphed
 from light_tts.models.flow.dit.backend import choose_dit_flow
 from light_tts.models.flow.dit.estimator import RotaryEmbedding
 from light_tts.models.flow.dit.flow import DiTFlow
-from light_tts.models.flow.dit.graphed import EulerStep, GraphedFlow
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow_options import FlowOptions
 from light_tts.tools.parity import Golden
@@ -50,25 +48,6 @@ def test_sixteen_mixed_items_in_a_batch_equal_single_runs(flow: DiTFlow) -> None
         assert mel.shape == alone.shape
         assert mel.shape[0] == flow.ratio * (len(item.tokens) - (0 if item.finalize else flow.lookahead))
         torch.testing.assert_close(mel, alone, rtol=0, atol=BATCH_TOLERANCE)
-
-
-@pytest.mark.parametrize(("area", "longest"), [(8192, 1024), (1024, 1024), (8192, 200)])
-def test_batches_for_graphs_give_what_the_plain_path_gives(
-    flow: DiTFlow, area: int, longest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All in one padded batch, in parts, and with items that are too long for a graph."""
-    monkeypatch.setattr(graphed, "AREA", area)
-    monkeypatch.setattr(graphed, "LONGEST", longest)
-    backend = GraphedFlow(flow, EulerStep(flow.decoder))
-    backend.warm_up(16)
-    items = []
-    for seed in range(7):
-        stream = Stream(flow, Voice(flow, seed, 9 * seed), seed, 5 + 9 * seed)
-        items.append(stream.item(5 + 9 * seed, streaming=seed % 3 > 0, finalize=seed % 2 > 0))
-    for _ in range(2):  # nothing is left of an earlier batch
-        for mel, expected in zip(backend(items), PaddedFlow(flow)(items), strict=True):
-            torch.testing.assert_close(mel, expected, rtol=0, atol=BATCH_TOLERANCE)
-        items = items[::-1][:3]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -5,25 +5,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from support.flow_families import FAMILIES, ONLY_UNET, load_flow, pack
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
 from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.pack import pack
 from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.packed_memory import PackedMemory, remember, reserve
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow.page_store import TooLittleMemory
 from light_tts.models.flow.pages import CachedPast, PagePool
-from light_tts.tools.parity import Golden
 
-GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -33,11 +29,15 @@ def kernels() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def flow() -> Flow:
+def flow(family: str) -> BaseFlow:
     """With few Euler steps, which takes less time."""
-    config = replace(GOLDEN.config, flow=replace(GOLDEN.config.flow, n_timesteps=2))
-    return Flow.from_checkpoint(GOLDEN.checkpoint, config, DEVICE)
+    return load_flow(family, DEVICE, steps=2)
 
 
 class Counting(PackedFlow):
@@ -50,7 +50,7 @@ class Counting(PackedFlow):
         return super()._integrate(spans)
 
 
-def model(flow: Flow, pages: int) -> tuple[Counting, PackedMemory]:
+def model(flow: BaseFlow, pages: int) -> tuple[Counting, PackedMemory]:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
     parts = pack(flow, torch.float32)
@@ -79,6 +79,7 @@ def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt,
     assert free_pages(memory) == 16
 
 
+@ONLY_UNET
 @pytest.mark.parametrize("resnets", [False, True])
 def test_so_do_blocks_in_one_kernel(flow, resnets, monkeypatch):
     blocks_in_one_kernel(monkeypatch, resnets=resnets)
