@@ -104,6 +104,7 @@ def test_all_kernels_of_the_full_size_can_be_compiled_and_fit_on_the_gpu(measure
     assert sum(compiled.values()) > 150
     needed = {
         "_packed_conv_kernel",
+        "_grouped_conv_kernel",
         "_convolve_kernel",
         "_row_linear_kernel",
         "_prefill_kernel",
