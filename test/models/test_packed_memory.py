@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from support.flow_families import FAMILIES, ONLY_UNET, load_flow, pack
+from support.flow_families import FAMILIES, ONLY_DIT, ONLY_UNET, load_flow, pack
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
 from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
@@ -17,7 +17,7 @@ from light_tts.models.flow.memos import Memo
 from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.packed_memory import PackedMemory, remember, reserve
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.page_store import TooLittleMemory
+from light_tts.models.flow.page_store import ANY_PAGES, TooLittleMemory
 from light_tts.models.flow.pages import CachedPast, PagePool
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,6 +166,14 @@ def test_a_failed_batch_keeps_nothing(flow, monkeypatch):
 def test_too_little_room_is_refused(flow):
     with pytest.raises(TooLittleMemory, match=r"a page of 50 frames needs [\d.]+ MiB"):
         remember(flow, pack(flow, torch.float32)[0], 1000)
+
+
+@ONLY_DIT
+def test_a_page_holds_all_frames_that_a_convolution_needs_after_it(flow):
+    estimator, _ = pack(flow, torch.float32)
+    assert estimator.keep(1 << 28, 30, ANY_PAGES).edges[0].shape[3] == 30
+    with pytest.raises(ValueError, match=r"29 frames is shorter than a convolution's 30"):
+        estimator.keep(1 << 28, 29, ANY_PAGES)
 
 
 @pytest.mark.parametrize("automatic", [False, True])

@@ -1,5 +1,5 @@
-"""The diffusion transformer on a GPU: one Euler step of a packed batch in 160 kernels (with 22 blocks), suitable
-for a CUDA graph.
+"""The diffusion transformer on a GPU: one Euler step of a packed batch, with 22 blocks in 160 kernels,
+suitable for a CUDA graph.
 
 The same arithmetic as estimator.py, over the rows of all sequences without padding (see
 kernels/flow/packed_conv.py). The batch appears in the rows twice, conditioned and unconditioned. What depends
