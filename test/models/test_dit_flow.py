@@ -16,6 +16,7 @@ from light_tts.models.flow.chunked import ChunkFlow
 from light_tts.models.flow.dit.backend import choose_dit_flow
 from light_tts.models.flow.dit.estimator import RotaryEmbedding
 from light_tts.models.flow.dit.flow import DiTFlow
+from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow_options import FlowOptions
 from light_tts.tools.parity import Golden
@@ -89,6 +90,41 @@ def test_on_a_cpu_streams_are_cached(config: Config3) -> None:
     (mel,), (plain,) = backend([first]), PaddedFlow(expected)([first])
     assert mel.dtype == torch.float32 and stream.memo.content is not None
     torch.testing.assert_close(mel, plain, rtol=0, atol=BATCH_TOLERANCE)
+
+
+@pytest.fixture
+def loaded_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device."""
+    load = DiTFlow.from_checkpoint
+    monkeypatch.setattr(DiTFlow, "from_checkpoint", lambda folder, config, device: load(folder, config, CPU))
+
+
+@pytest.mark.usefixtures("loaded_on_cpu")
+def test_on_a_gpu_batches_are_packed_with_cached_state(config: Config3) -> None:
+    phases: list[str] = []
+    options = FlowOptions(gpu_memory=1 << 26)
+    new = choose_dit_flow(
+        GOLDEN.checkpoint, config, torch.device("cuda"), torch.float16, options, phases.append
+    )
+    assert isinstance(new(), PackedFlow)
+    assert phases == ["flow weights", "imports", "packed weights", "flow memory"]
+
+
+@pytest.mark.usefixtures("loaded_on_cpu")
+@pytest.mark.parametrize(
+    ("dtype", "precisions"), [(torch.float32, []), (torch.float16, ["high"]), (torch.bfloat16, ["high"])]
+)
+def test_without_triton_a_gpu_computes_in_float32_or_tf32(
+    config: Config3, dtype: torch.dtype, precisions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    new = choose_dit_flow(GOLDEN.checkpoint, config, torch.device("cuda"), dtype, FlowOptions())
+    backend = new()
+    assert isinstance(backend, PaddedFlow) and chosen == precisions
+    stream = Stream(backend._flow, Voice(backend._flow, 1, 10), 1, 5)
+    assert backend([stream.item(5, streaming=False, finalize=True)])[0].dtype == torch.float32
 
 
 def test_load_trt_says_once_that_it_is_not_supported(
