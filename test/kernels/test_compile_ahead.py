@@ -87,8 +87,9 @@ def test_rehearsals_of_the_models_leave_nothing_to_be_compiled(tmp_path):
     for rehearsal, afterwards in zip(found["rehearsals"], found["afterwards"], strict=True):
         assert rehearsal["compiled"] and not rehearsal["launched"]
         assert afterwards["launched"] and not afterwards["compiled"]
-    flow, vocoder, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
-    assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= flow
+    unet, dit, vocoder, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
+    assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= unet
+    assert {"_packed_attention_kernel", "_grouped_conv_kernel", "_repeat_rows_kernel"} <= dit
     assert "_convolve_kernel" in vocoder
     assert {"_prefill_kernel", "_decode_kernel", "_sample_kernel"} <= llm
 
@@ -103,6 +104,7 @@ def test_all_kernels_of_the_full_size_can_be_compiled_and_fit_on_the_gpu(measure
     assert sum(compiled.values()) > 150
     needed = {
         "_packed_conv_kernel",
+        "_grouped_conv_kernel",
         "_convolve_kernel",
         "_row_linear_kernel",
         "_prefill_kernel",
