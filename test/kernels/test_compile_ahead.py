@@ -87,9 +87,10 @@ def test_rehearsals_of_the_models_leave_nothing_to_be_compiled(tmp_path):
     for rehearsal, afterwards in zip(found["rehearsals"], found["afterwards"], strict=True):
         assert rehearsal["compiled"] and not rehearsal["launched"]
         assert afterwards["launched"] and not afterwards["compiled"]
-    flow, vocoder, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
+    flow, vocoder, causal, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
     assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= flow
     assert "_convolve_kernel" in vocoder
+    assert {"_causal_phase_kernel", "_causal_samples_kernel"} <= causal
     assert {"_prefill_kernel", "_decode_kernel", "_sample_kernel"} <= llm
 
 
@@ -104,6 +105,8 @@ def test_all_kernels_of_the_full_size_can_be_compiled_and_fit_on_the_gpu(measure
     needed = {
         "_packed_conv_kernel",
         "_convolve_kernel",
+        "_causal_phase_kernel",
+        "_causal_samples_kernel",
         "_row_linear_kernel",
         "_prefill_kernel",
         "_decode_kernel",

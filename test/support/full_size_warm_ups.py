@@ -1,7 +1,7 @@
 """Compiles for an H100 all Triton kernels that the models rehearse at the start, in the sizes of
-CosyVoice2-0.5B and with the configurations measured on one GPU, given by the path of their file; prints as
-JSON how often each kernel was compiled. As rehearsals.py, a part of test_compile_ahead.py. Takes
-minutes."""
+CosyVoice2-0.5B and of CosyVoice3's vocoder, with the configurations measured on one GPU, given by the path of
+their file; prints as JSON how often each kernel was compiled. As rehearsals.py, a part of
+test_compile_ahead.py. Takes minutes."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from light_tts.engine.llm.options import EngineOptions
 from light_tts.kernels import configs
 from light_tts.models.flow import packed as packed_flow
 from light_tts.models.flow.packed_encoder import PackedEncoder
-from light_tts.models.vocoder import runner as hift_runner
+from light_tts.models.vocoder.causal_network import CausalNetwork
+from light_tts.models.vocoder.causal_runner import CausalRunner
 from light_tts.models.vocoder.network import HiftNetwork
+from light_tts.models.vocoder.runner import HiftRunner
 from support.fake_gpu import FakeGpu
 from support.warm_ups import CPU, Graph, rehearse_for_gpu
 
@@ -52,7 +54,8 @@ def main() -> None:
     encoder = PackedEncoder(flow, torch.float16)
     packed_flow.PackedFlow(flow.half(), estimator, ITEMS, encoder=encoder).warm_up(ITEMS)
     hift = HiftNetwork(bench_hift.full_size(CPU))
-    hift_runner.HiftRunner(hift, bench_hift.CACHED).warm_up(ITEMS)
+    HiftRunner(hift, bench_hift.CACHED).warm_up(ITEMS)
+    CausalRunner(CausalNetwork(bench_hift.full_size_causal(CPU))).warm_up(ITEMS)
     bench_llm.SIZES = {"full": dataclasses.replace(bench_llm.SIZES["full"], num_hidden_layers=1)}
     model = bench_llm.random_model("full", CPU).half()
     for int8 in (False, True):

@@ -81,8 +81,8 @@ class CausalNetwork:
 
     def pitch(self, mel: Tensor, known: Tensor) -> Tensor:
         """mel: (batch, frames, mel channels), of which `known` ones count -> (batch, frames) in Hz."""
-        inside = torch.arange(mel.shape[1], device=mel.device) < known[:, None]
-        x = torch.where(inside.unsqueeze(2), mel, 0.0).double()
+        outside = torch.arange(mel.shape[1], device=mel.device) >= known[:, None]
+        x = mel.double().masked_fill(outside.unsqueeze(2), 0.0)
         for index, layer in enumerate(self._pitch):
             x = F.elu(layer(x, ahead=index == 0))
         return self._pitch_head(x).squeeze(2).abs().to(mel.dtype)

@@ -126,7 +126,7 @@ class _Room:
 
     def compute(self, rows: int, capacity: int) -> None:
         """Implements `Room.compute`."""
-        known, begin, end, decoded = self.numbers[:4, :rows].int()
+        known, begin, end, decoded = self.numbers[:4].int()[:, :rows]
         mel, source, wave = self.views(rows, capacity)
         self._network(
             mel,
