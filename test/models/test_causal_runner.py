@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 from light_tts.common import cuda_graphs
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.kernels.launch import Config
-from light_tts.kernels.vocoder import causal_source, mean
+from light_tts.kernels.vocoder import causal_source, mean, spectrum
 from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder.layout import Convolutions, Sums
 from light_tts.models.checkpoint.cosyvoice3_config import load_config3
@@ -54,8 +54,13 @@ def few_programs() -> Iterator[None]:
         if not CUDA:
             patch.setattr(causal_runner, "frames_of_graph", lambda frames: frames + 1)
             patch.setattr(hift_conv, "convolve_config", wide_tiles)
-            for module in (causal_source, mean):
-                patch.setattr(module, "BLOCK", 1 << 14)
+            for module, size in (
+                (causal_source, "BLOCK"),
+                (mean, "BLOCK"),
+                (spectrum, "FRAMES"),
+                (spectrum, "HOPS"),
+            ):
+                patch.setattr(module, size, 1 << 13)
         yield
 
 
@@ -75,8 +80,8 @@ def small() -> CausalHift:
     config = dataclasses.replace(
         CONFIG.hift,
         base_channels=16,
-        upsample_rates=(30, 4),
-        upsample_kernel_sizes=(40, 3),
+        upsample_rates=(12, 10),
+        upsample_kernel_sizes=(16, 7),
         resblock_kernel_sizes=(3, 2),
         resblock_dilation_sizes=((2,), (1,)),
         source_resblock_kernel_sizes=(2, 3),
