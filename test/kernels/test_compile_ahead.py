@@ -87,10 +87,11 @@ def test_rehearsals_of_the_models_leave_nothing_to_be_compiled(tmp_path):
     for rehearsal, afterwards in zip(found["rehearsals"], found["afterwards"], strict=True):
         assert rehearsal["compiled"] and not rehearsal["launched"]
         assert afterwards["launched"] and not afterwards["compiled"]
-    unet, dit, vocoder, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
+    unet, dit, vocoder, causal, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
     assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= unet
     assert {"_packed_attention_kernel", "_grouped_conv_kernel", "_repeat_rows_kernel"} <= dit
     assert "_convolve_kernel" in vocoder
+    assert {"_causal_phase_kernel", "_causal_samples_kernel"} <= causal
     assert {"_prefill_kernel", "_decode_kernel", "_sample_kernel"} <= llm
 
 
@@ -106,6 +107,8 @@ def test_all_kernels_of_the_full_size_can_be_compiled_and_fit_on_the_gpu(measure
         "_packed_conv_kernel",
         "_grouped_conv_kernel",
         "_convolve_kernel",
+        "_causal_phase_kernel",
+        "_causal_samples_kernel",
         "_row_linear_kernel",
         "_prefill_kernel",
         "_decode_kernel",
