@@ -1,6 +1,8 @@
-"""Speed of the flow alone on a GPU, with random weights of the sizes of CosyVoice2-0.5B.
+"""Speed of the flow alone on a GPU, with random weights of the sizes of CosyVoice2-0.5B or
+Fun-CosyVoice3-0.5B.
 
-    python scripts/bench_flow.py [--json FILE] [--profile] [--overlap on|off] [--memory MIB]
+    python scripts/bench_flow.py [--family cosyvoice3] [--json FILE] [--profile] [--overlap on|off]
+        [--memory MIB]
 
 Each line: a number of concurrent requests, each with a prompt of 87 tokens (3.5 s): either a first streamed
 chunk (38 new tokens and 3 of look-ahead, chunk mask) or a whole part of 125 tokens (5 s). Milliseconds are
@@ -23,31 +25,54 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from light_tts.kernels import overlap
 from light_tts.models.checkpoint.cosyvoice2_config import load_config
+from light_tts.models.checkpoint.cosyvoice3_config import load_config3
+from light_tts.models.flow.base import BaseFlow
+from light_tts.models.flow.dit.flow import DiTFlow
+from light_tts.models.flow.dit.pack import pack as dit_pack
+from light_tts.models.flow.encoder_table import TableEncoder
 from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import PackedFlow, pack
-from light_tts.models.flow.packed_encoder import PackedEncoder
+from light_tts.models.flow.pack import pack
+from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.packed_memory import remember
 from light_tts.models.flow.padded import PaddedFlow
-from light_tts.models.flow.unet.packed import PackedEstimator
+from light_tts.models.flow.step_estimator import StepEstimator
+from light_tts.tools import tiny_cosyvoice3
 from light_tts.tools.random_weights import RandomWeights
 from light_tts.tools.tiny_checkpoint import SIZES, TEMPLATE, flow_shapes, flow_state
 
 PROMPT = 87
-# of the estimator: 10 steps, guided, without the part of attention that grows with the length
-GFLOP_PER_FRAME = 2.84
-ATTENTION_LAYERS, INNER = 56, 512
+
+
+class Work(NamedTuple):
+    """Of an estimator: 10 steps, guided; gflop: for a frame, without the part of attention that grows with
+    the length; layers: of attention; inner: channels of a key."""
+
+    gflop: float
+    layers: int
+    inner: int
+
+    def of(self, frames: int, length: int) -> float:
+        """Return GFLOP for frames of items of this length."""
+        return frames * (self.gflop + 20 * self.layers * 4 * length * self.inner / 1e9)
+
+
+class Family(NamedTuple):
+    full_size: Callable[[str], BaseFlow]
+    pack: Callable[[Any, torch.dtype], tuple[StepEstimator[Any], TableEncoder]]
+    work: Work
 
 
 def full_size(device: str) -> Flow:
-    """Return a float32 flow with random weights."""
+    """Return CosyVoice2's flow in float32 with random weights."""
     sizes = SIZES["full"]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "cosyvoice2.yaml").write_text(TEMPLATE.read_text().format(**asdict(sizes)))
@@ -56,6 +81,25 @@ def full_size(device: str) -> Flow:
         flow = Flow(config.flow, flow_shapes(sizes))
     flow.load_state_dict(flow_state(RandomWeights(0).like(flow)), assign=True)
     return flow.to(device).eval().requires_grad_(False)
+
+
+def full_size_dit(device: str) -> DiTFlow:
+    """Return CosyVoice3's flow in float32 with random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = asdict(tiny_cosyvoice3.SIZES["full"])
+        text = tiny_cosyvoice3.TEMPLATE.read_text().format(**sizes)
+        (Path(folder) / "cosyvoice3.yaml").write_text(text)
+        config = load_config3(Path(folder))
+    with torch.device("meta"):
+        flow = DiTFlow(config.flow)
+    flow.load_state_dict(tiny_cosyvoice3.flow_state(RandomWeights(0).like(flow)), assign=True)
+    return flow.to(device).eval().requires_grad_(False)
+
+
+FAMILIES = {
+    "cosyvoice2": Family(full_size, pack, Work(2.84, 56, 512)),
+    "cosyvoice3": Family(full_size_dit, dit_pack, Work(7.57, 22, 1024)),
+}
 
 
 def item(seed: int, tokens: int, streaming: bool, finalize: bool) -> FlowItem:
@@ -84,6 +128,7 @@ def milliseconds(call: Callable[[], object], seconds: float = 0.6) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--family", choices=FAMILIES, default="cosyvoice2")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--dtype", default="float16")
     parser.add_argument("--batches", default="1,4,8,16,32")
@@ -96,10 +141,10 @@ def main() -> None:
     dtype = getattr(torch, args.dtype)
     torch.cuda.set_stream(torch.cuda.Stream())
     torch.set_grad_enabled(False)
-    flow32 = full_size("cuda")
-    estimator = pack(flow32, dtype)
-    encoder = PackedEncoder(flow32, dtype)
-    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), estimator, items=32, encoder=encoder)
+    family = FAMILIES[args.family]
+    flow32 = family.full_size("cuda")
+    parts = family.pack(flow32, dtype)
+    packed = PackedFlow(copy.deepcopy(flow32).to(dtype), *parts, items=32)
     packed.graphs.at_first_use = True
     plain = PaddedFlow(flow32)
 
@@ -117,8 +162,7 @@ def main() -> None:
             ms = milliseconds(partial(packed, items))
             spans = [packed._span(one) for one in items]
             encoder_ms = milliseconds(partial(packed._encode, spans, 0))
-            length = frames // count
-            gflop = frames * (GFLOP_PER_FRAME + 20 * ATTENTION_LAYERS * 4 * length * INNER / 1e9)
+            gflop = family.work.of(frames, frames // count)
             error = None
             if count <= 4:
                 expected = torch.cat(plain(items))
@@ -140,8 +184,8 @@ def main() -> None:
             print(f"{name}  {count:8}  {frames:6}  {times}  {gflop / ms:7.1f}  {shown}", flush=True)
     if args.memory:
         half_flow = copy.deepcopy(flow32).to(dtype)
-        memory = remember(half_flow, estimator, args.memory << 20)
-        remembering = PackedFlow(half_flow, estimator, 32, memory)
+        memory = remember(half_flow, parts[0], args.memory << 20)
+        remembering = PackedFlow(half_flow, *parts, 32, memory)
         remembering.graphs.at_first_use = True
         for count in map(int, args.batches.split(",")):
             compare(packed, remembering, count)
@@ -153,7 +197,8 @@ def main() -> None:
         print(f"plain PyTorch, {args.dtype}, {name}, 1 request: {ms:.1f} ms")
     if args.profile:
         for tokens, streaming, finalize, count in ((41, True, False, 1), (125, False, True, 16)):
-            profile(flow32, estimator, [item(seed, tokens, streaming, finalize) for seed in range(count)])
+            items = [item(seed, tokens, streaming, finalize) for seed in range(count)]
+            profile(flow32.to(dtype), parts, items)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2))
 
@@ -182,11 +227,12 @@ def compare(plain: PackedFlow, remembering: PackedFlow, count: int, rounds: int 
     print(f"largest relative difference: {difference:.1e}", flush=True)
 
 
-def profile(flow: Flow, estimator: PackedEstimator, items: list[FlowItem]) -> None:
+def profile(flow: BaseFlow, parts: tuple[StepEstimator[Any], TableEncoder], items: list[FlowItem]) -> None:
+    """flow: in the type of its parts"""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    packed = PackedFlow(flow.to(estimator.dtype), estimator, items=32, graphs=False)
+    packed = PackedFlow(flow, *parts, items=32, graphs=False)
     packed(items)
     with record(activities=[ProfilerActivity.CUDA]) as recorded:
         packed(items)

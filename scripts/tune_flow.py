@@ -2,7 +2,7 @@
 """Measures launch configurations of the flow's kernels on this machine's GPU, by number of rows, and writes
 the fastest to light_tts/kernels/configs/, where the kernels find them. Takes about two minutes:
 
-    python scripts/tune_flow.py [--part estimator|encoder]
+    python scripts/tune_flow.py [--part estimator|encoder|transformer]
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 
 from light_tts.kernels import configs, overlap
 from light_tts.kernels.flow import (
+    grouped_conv,
     layer_norm_linear,
+    modulated_norm,
     packed_attention,
     packed_conv,
     packed_linear,
@@ -32,11 +34,18 @@ from light_tts.kernels.launch import Config
 ROWS = (512, 1024, 2048, 4096, 8192, 16384)
 WIDTH, HEADS, INNER, FEED = 256, 8, 512, 1024  # CosyVoice2-0.5B
 MODULES: tuple[Any, ...] = (
-    layer_norm_linear, packed_attention, packed_conv, packed_linear, relative_attention, shifted_linear
+    grouped_conv, layer_norm_linear, modulated_norm, packed_attention, packed_conv, packed_linear,
+    relative_attention, shifted_linear,
 )  # fmt: skip
 LENGTH = 420  # frames per sequence, for attention
 ENCODER_ROWS = (128, 256, 512, 1024, 2048, 4096, 8192)
 ENCODER_WIDTH, ENCODER_FEED, ENCODER_LENGTH, MELS = 512, 2048, 256, 80
+TRANSFORMER_ROWS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+DIT_WIDTH, DIT_FEED, DIT_HEAD = 1024, 2048, 64  # Fun-CosyVoice3-0.5B
+DIT_STEPS, TAPS, GROUPS = 10, 31, 16
+COLD = (
+    60  # calls with different weights, together more than the L2 cache holds, as in a step of the transformer
+)
 Product = tuple[str, int, int]  # kernel, in, out
 ESTIMATOR: list[Product] = [
     ("layer_norm_linear", WIDTH, 3 * INNER),
@@ -67,6 +76,15 @@ ENCODER: list[Product] = [
     ("shifted_linear_3", ENCODER_WIDTH, 2 * ENCODER_WIDTH),
     ("relative_attention", ENCODER_WIDTH, ENCODER_WIDTH),
 ]
+TRANSFORMER: list[Product] = [
+    ("packed_linear", 4 * MELS, DIT_WIDTH),
+    ("grouped_conv", DIT_WIDTH, DIT_WIDTH),
+    ("modulated_norm", DIT_WIDTH, DIT_WIDTH),
+    ("packed_linear", DIT_WIDTH, 3 * DIT_WIDTH),
+    ("packed_linear_add", DIT_WIDTH, DIT_WIDTH),
+    ("packed_linear", DIT_WIDTH, DIT_FEED),
+    ("packed_linear_add", DIT_FEED, DIT_WIDTH),
+]
 
 
 def candidates(kernel: str) -> Iterator[Config]:
@@ -88,6 +106,7 @@ def candidates(kernel: str) -> Iterator[Config]:
             *itertools.product((64, 128), (256,), (64,), (8,), (3, 4)),
             (128, 128, 128, 8, 2),
             (64, 64, 64, 4, 4),
+            *itertools.product((32, 64), (32, 64), (128,), (4,), (3, 4)),  # for few, wide rows
         )
     elif kernel == "packed_linear_add" or kernel.startswith("shifted_linear"):
         yield from shapes(
@@ -110,6 +129,14 @@ def candidates(kernel: str) -> Iterator[Config]:
             *itertools.product((64,), (32, 64), (8,), (3, 4)),
             (128, 64, 8, 3),
         )
+    elif kernel == "grouped_conv":
+        yield from shapes(
+            "BLOCK_ROWS num_warps num_stages",
+            *itertools.product((16, 32, 64), (4,), (3, 4, 6)),
+            *itertools.product((128,), (4, 8), (3, 4)),
+        )
+    elif kernel == "modulated_norm":
+        yield from shapes("BLOCK_ROWS num_warps", *itertools.product((1, 2, 4), (1, 2, 4, 8)))
     elif kernel == "relative_attention":
         yield from shapes(
             "BLOCK_ROWS BLOCK_KEYS num_warps num_stages",
@@ -129,12 +156,34 @@ def call_of(kernel: str, width: int, out_width: int, rows: int) -> Callable[[], 
     position = (torch.arange(rows, device="cuda") % LENGTH).int()
     x = torch.randn(rows, width, device="cuda").half()
     out, weight, bias = draw(rows, out_width), draw(width, out_width), draw(out_width, dtype=torch.float32)
-    activations: dict[int, row_tiles.Activation] = {FEED: "gelu", ENCODER_FEED: "silu"}
-    activation = activations.get(out_width)
+    activations: dict[tuple[int, int], row_tiles.Activation] = {
+        (WIDTH, FEED): "gelu",
+        (ENCODER_WIDTH, ENCODER_FEED): "silu",
+        (DIT_WIDTH, DIT_FEED): "gelu_tanh",
+    }
+    activation = activations.get((width, out_width))
+    wide = width >= DIT_WIDTH and out_width >= DIT_WIDTH  # of the transformer
+    weights = itertools.cycle([weight.clone() for _ in range(COLD)] if wide else [weight])
+    stream, step = out.float(), position[:1]  # position is 0 there
+    modulation = draw(DIT_STEPS, 6, out_width, dtype=torch.float32)
     if kernel == "layer_norm_linear":
         return lambda: layer_norm_linear.layer_norm_linear(x, weight, bias, position, out, 1e-5, activation)
+    if kernel == "modulated_norm":
+        part = modulation[:, :2]
+        return lambda: modulated_norm.modulated_norm(stream, part, step, position, out, 1e-6)
+    if kernel == "grouped_conv":
+        shape = TAPS, GROUPS, width // GROUPS, out_width // GROUPS
+        groups = itertools.cycle([draw(*shape) for _ in range(COLD)])
+        return lambda: grouped_conv.grouped_conv(x, next(groups), bias, position, stream, stream)
+    if kernel == "packed_linear" and out_width == 3 * DIT_WIDTH:
+        table = packed_linear.rotary_table(torch.ones(DIT_HEAD // 2, device="cuda"), LENGTH)
+        rotation = packed_linear.Rotary(position, table, (0, DIT_WIDTH), DIT_HEAD)
+        return lambda: packed_linear.packed_linear(x, next(weights), bias, position, out, rotation=rotation)
+    if kernel == "packed_linear_add" and wide:
+        gate = packed_linear.Gate(modulation[:, 2], step)
+        return lambda: packed_linear.packed_linear_add_(stream, x, next(weights), bias, position, gate=gate)
     if kernel == "packed_linear":
-        return lambda: packed_linear.packed_linear(x, weight, bias, position, out, activation)
+        return lambda: packed_linear.packed_linear(x, next(weights), bias, position, out, activation)
     if kernel.startswith("packed_linear_add"):
         normal = torch.empty_like(out) if kernel.endswith("norm") else None
         return lambda: packed_linear.packed_linear_add_(out, x, weight, bias, position, normal, 1e-5)
@@ -196,13 +245,21 @@ def compile_some(share: list[tuple[Product, Config]]) -> None:
 
 
 def main() -> None:
+    parts = {
+        "estimator": (ESTIMATOR, ROWS),
+        "encoder": (ENCODER, ENCODER_ROWS),
+        "transformer": (TRANSFORMER, TRANSFORMER_ROWS),
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--output", type=Path, help="instead of the file of this GPU")
-    parser.add_argument("--part", choices=("estimator", "encoder"), help="of the flow; default: both")
+    parser.add_argument("--part", choices=tuple(parts), help="of the flow; default: all")
     args = parser.parse_args()
-    products: list[tuple[Product, tuple[int, ...]]]
-    products = [(product, ROWS) for product in ESTIMATOR if args.part != "encoder"]
-    products += [(product, ENCODER_ROWS) for product in ENCODER if args.part != "estimator"]
+    products = [
+        (product, rows)
+        for part, (members, rows) in parts.items()
+        if args.part in (None, part)
+        for product in members
+    ]
     jobs = [(product, shape) for product, _ in products for shape in candidates(product[0])]
     workers = min(12, os.cpu_count() or 1)
     print(f"compiling {len(jobs)} variants in {workers} processes", flush=True)
@@ -213,12 +270,17 @@ def main() -> None:
         kernel, width, out_width = product
         separator = "x" if kernel.startswith("shifted_linear") else "_"
         name = kernel if "attention" in kernel else f"{kernel}{separator}{width}x{out_width}"
+        if kernel == "modulated_norm":
+            name = f"{kernel}_{width}"
+        elif kernel == "grouped_conv":
+            name = f"{kernel}_{GROUPS}x{width // GROUPS}x{out_width // GROUPS}"
+        repeat = COLD if product in TRANSFORMER else 20
         for rows in sizes:
             measured = []
             for shape in candidates(kernel):
                 use(shape)
                 try:
-                    measured.append((microseconds(call_of(*product, rows)), shape))
+                    measured.append((microseconds(call_of(*product, rows), repeat), shape))
                 except Exception:
                     continue
             time, best = min(measured, key=lambda pair: pair[0])

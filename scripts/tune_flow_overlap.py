@@ -21,10 +21,13 @@ import torch
 from bench_flow import full_size, item, milliseconds
 
 from light_tts.kernels import configs, overlap
-from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.pack import pack
+from light_tts.models.flow.packed import PackedFlow
 
 KERNELS = {
+    "grouped_conv",
     "layer_norm_linear",
+    "modulated_norm",
     "packed_linear",
     "packed_linear_add",
     "packed_attention",
@@ -87,7 +90,7 @@ def main() -> None:
     torch.cuda.set_stream(torch.cuda.Stream())
     torch.set_grad_enabled(False)
     flow = full_size("cuda")
-    estimator, half = pack(flow, torch.float16), copy.deepcopy(flow).half()
+    parts, half = pack(flow, torch.float16), copy.deepcopy(flow).half()
     best: dict[int, set[str]] = {}
     for case in CASES:
         if case.rows > args.most_rows:
@@ -96,7 +99,7 @@ def main() -> None:
         times = {}
         for left_out in CHOICES:
             overlap.enabled = partial(_overlaps, left_out)
-            packed = PackedFlow(half, estimator, items=len(items))  # with its own graphs
+            packed = PackedFlow(half, *parts, items=len(items))  # with its own graphs
             packed.graphs.at_first_use = True
             packed(items)
             times[frozenset(KERNELS - left_out)] = milliseconds(partial(packed, items))

@@ -29,7 +29,7 @@ from light_tts.kernels.launch import Config
 from light_tts.kernels.vocoder import conv as kernel
 from light_tts.kernels.vocoder.conv_tiles import convolve_config, tile, tile_in_parts, usual_config
 from light_tts.kernels.vocoder.layout import NO_SUMS, Convolutions, Sums
-from light_tts.models.vocoder import network, parts
+from light_tts.models.vocoder import decoder, network, parts
 from light_tts.models.vocoder.network import HiftNetwork
 from light_tts.models.vocoder.runner import HiftRunner
 
@@ -109,6 +109,7 @@ def shapes_of(model: HiftNetwork, frames: int) -> list[Shape]:
     with (
         mock.patch.object(kernel, "convolve_config", choosing),
         mock.patch.object(network, "convolve", recording),
+        mock.patch.object(decoder, "convolve", recording),
         mock.patch.object(parts, "convolve", recording),
     ):
         HiftRunner(model, CACHED, cuda_graphs=False).speak(batch_of(model.mels, 1, frames, model.device))

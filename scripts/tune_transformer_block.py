@@ -43,12 +43,12 @@ from light_tts.kernels.flow import (
 from light_tts.kernels.flow.packed_attention import Prefix
 from light_tts.models.checkpoint.cosyvoice2_config import EstimatorConfig
 from light_tts.models.flow.cfm import euler_steps
-from light_tts.models.flow.packed import FEW_ROWS, _bucket, attention_rows
+from light_tts.models.flow.packed import _bucket, attention_rows
+from light_tts.models.flow.packed_rows import Rows
+from light_tts.models.flow.page_store import ANY_PAGES, COPIES, PageStore
 from light_tts.models.flow.unet import packed as unet
 from light_tts.models.flow.unet.estimator import Estimator
 from light_tts.models.flow.unet.packed import PackedEstimator
-from light_tts.models.flow.unet.page_store import ANY_PAGES, COPIES, PageStore
-from light_tts.models.flow.unet.rows import Rows
 
 ROWS = (100, 200, 500, 1000, 2000, 4000, 8000)
 CHUNK_ROWS = (200, 400, 800)
@@ -129,7 +129,7 @@ class Case:
         """Return rows for the settings in use, and what fills them."""
         tile = estimator.rows_of_tile(COPIES * self.size)
         queries = tile or attention_rows(self.size)
-        buffers = estimator.allocate(self.size).first(self.size, self.size <= FEW_ROWS, tile is not None)
+        buffers = estimator.part(estimator.allocate(self.size), self.size)
         count, pages = len(self._lengths), PAST // CHUNK
         tile_rows = estimator.rows_of_resnet_tile(COPIES * self.size)
         blocks = 0 if tile else self.size // queries + count

@@ -36,6 +36,7 @@ LONGEST = (
     "test_takeover",
     "test_mps",
     "test_hift_runner",
+    "test_causal_runner",
 )
 
 # Files that share one of the servers below. With several workers, those of a group run on the same one.

@@ -87,9 +87,11 @@ def test_rehearsals_of_the_models_leave_nothing_to_be_compiled(tmp_path):
     for rehearsal, afterwards in zip(found["rehearsals"], found["afterwards"], strict=True):
         assert rehearsal["compiled"] and not rehearsal["launched"]
         assert afterwards["launched"] and not afterwards["compiled"]
-    flow, vocoder, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
-    assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= flow
+    unet, dit, vocoder, causal, llm = (set(rehearsal["compiled"]) for rehearsal in found["rehearsals"])
+    assert {"_packed_attention_kernel", "_layer_norm_linear_kernel"} <= unet
+    assert {"_packed_attention_kernel", "_grouped_conv_kernel", "_repeat_rows_kernel"} <= dit
     assert "_convolve_kernel" in vocoder
+    assert {"_causal_phase_kernel", "_causal_samples_kernel"} <= causal
     assert {"_prefill_kernel", "_decode_kernel", "_sample_kernel"} <= llm
 
 
@@ -103,9 +105,30 @@ def test_all_kernels_of_the_full_size_can_be_compiled_and_fit_on_the_gpu(measure
     assert sum(compiled.values()) > 150
     needed = {
         "_packed_conv_kernel",
+        "_grouped_conv_kernel",
         "_convolve_kernel",
+        "_causal_phase_kernel",
+        "_causal_samples_kernel",
         "_row_linear_kernel",
         "_prefill_kernel",
         "_decode_kernel",
     }
     assert needed <= set(compiled)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("measured", CONFIGS, ids=[path.stem for path in CONFIGS])
+def test_all_kernels_of_a_diffusion_transformer_can_be_compiled_and_fit_on_the_gpu(
+    measured, tmp_path_factory
+):
+    cache = tmp_path_factory.getbasetemp() / "full size"
+    compiled = run("transformer_kernels.py", cache, measured, timeout=1100).found
+    assert set(compiled) == {
+        "_packed_linear_kernel",
+        "_packed_linear_add_kernel",
+        "_packed_attention_kernel",
+        "_modulated_norm_kernel",
+        "_grouped_conv_kernel",
+        "_flow_step_kernel",
+    }

@@ -9,6 +9,7 @@ from support.interpreter import grid
 from light_tts.kernels.flow.fill_rows import fill_rows, fill_rows_reference
 from light_tts.kernels.flow.layer_norm_linear import layer_norm_linear, layer_norm_linear_reference
 from light_tts.kernels.flow.relative_attention import relative_attention, relative_attention_reference
+from light_tts.kernels.flow.repeat_rows import repeat_rows, repeat_rows_reference
 from light_tts.kernels.flow.row_norm import row_norm, row_norm_reference
 from light_tts.kernels.flow.shifted_linear import shifted_linear, shifted_linear_reference
 
@@ -88,6 +89,20 @@ def test_norm_linear_into_other_rows(dtype):
         linear(x, weight, bias, where, out[:, 40:80], 1e-5, target=target)
     assert found[:, 40:80].isfinite().all(1).sum() == 80
     assert_close(found, expected, dtype)
+
+
+@pytest.mark.parametrize(("dtype", "ratio"), grid(DTYPES, [1, 2, 3]))
+def test_repeated_rows_go_to_their_places(dtype, ratio):
+    torch.manual_seed(5)
+    rows, width = 21, 20
+    x = draw(rows, width, dtype=dtype)
+    target = torch.randperm(ratio * rows).to(DEVICE, torch.int32)
+    target[::4] = -1
+    found, expected = (poisoned(ratio * rows + 3, 3 * width, dtype=dtype) for _ in range(2))
+    repeat_rows(x, target, found[:, width : 2 * width])
+    repeat_rows_reference(x, target, expected[:, width : 2 * width])
+    assert torch.equal(found.nan_to_num(9), expected.nan_to_num(9))
+    assert torch.equal(found[target[1].item(), width : 2 * width], x[1 // ratio])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,13 +11,23 @@ import torch
 pytest.importorskip("triton")
 
 from light_tts.kernels import configs
+from light_tts.kernels.vocoder import causal_source
 from light_tts.kernels.vocoder import conv as hift_conv
 from light_tts.kernels.vocoder import mean as hift_mean
 from light_tts.kernels.vocoder import source as hift_source
 from light_tts.kernels.vocoder import spectrum as hift_spectrum
 from light_tts.kernels.vocoder.conv import convolve
 from light_tts.kernels.vocoder.conv_tiles import convolve_config, tile, tile_in_parts
-from light_tts.kernels.vocoder.layout import NO_SUMS, Active, Convolutions, Frames, Sums, Taps, transposed
+from light_tts.kernels.vocoder.layout import (
+    NO_SUMS,
+    Active,
+    Convolutions,
+    Frames,
+    Sums,
+    Taps,
+    repeated,
+    transposed,
+)
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 VOICING = hift_source.Voicing(24000, 480, 0.1, 0.003, 10.0)
@@ -114,6 +124,34 @@ def test_transposed_convolution(kernel, stride, mirror):
             torch.testing.assert_close(out[0, row, : len(expected)], expected, atol=2e-5, rtol=1e-5)
         assert (out[0, row, length * stride + extra * bool(length) :] == -7.0).all()
     compare(conv, x, Frames(lengths_there), Frames(lengths_there, stride, extra), out, None, mirror=mirror)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize(("kernel", "rate"), [(16, 8), (7, 3), (3, 4), (1, 2)])
+def test_causal_convolution_of_repeated_frames(kernel, rate, mirror):
+    wide, narrow, lengths, extra = 12, 8, [7, 3, 0], int(mirror)
+    weight, bias = numbers(narrow, wide, kernel, seed=1, scale=0.2), numbers(narrow, seed=2)
+    conv = repeated(weight, bias, rate, shift=extra, exact=True)
+    x = numbers(1, 3, 10, wide, seed=3)
+    out = torch.full((1, 3, 10 * rate + extra, narrow), -7.0, device=DEVICE)
+    levels = Frames(integers(*lengths)), Frames(integers(*lengths), rate, extra)
+    convolve(conv, x, *levels, out, mirror=mirror)
+    for row, length in enumerate(lengths):
+        if length:
+            frames = x[0, row, :length].T[None].repeat_interleave(rate, dim=2)
+            padded = torch.nn.functional.pad(frames, (kernel - 1, 0))
+            expected = torch.nn.functional.conv1d(padded, weight, bias)
+            expected = torch.nn.functional.pad(expected, (extra, 0), mode="reflect")[0].T
+            torch.testing.assert_close(out[0, row, : len(expected)], expected, atol=2e-5, rtol=1e-5)
+        assert (out[0, row, length * rate + extra * bool(length) :] == -7.0).all()
+    compare(conv, x, *levels, out, None, mirror=mirror)
+
+
+def test_more_frames_are_read_than_written():
+    conv = make_conv([Taps(5)], 20, 18, exact=True)
+    x = numbers(1, 4, 12, 20)
+    x[0, :, 9:] = float("nan")
+    compare(conv, x, Frames(integers(9, 7, 4, 3)), Frames(integers(5, 7, 0, 3)), numbers(1, 4, 12, 18), None)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(30, 15, 7), (6, 3, 1), (1, 1, 0)])
@@ -242,6 +280,38 @@ def test_samples():
     # interpolated phases of some thousands may differ in the last bit (5e-4); what is not a sine does not
     assert error(f0) < 1e-4
     assert error(torch.zeros_like(f0)) < 5e-7
+
+
+def test_continued_source():
+    f0 = (numbers(5, 70).abs() * 300).round(decimals=1) * (numbers(5, 70, seed=1) > -0.5)
+    span = causal_source.Span(integers(0, 33, 0, 5, 40), integers(3, 70, 0, 5, 44))
+    before = numbers(5, 9, seed=2).abs().double() * 40
+    before[0] = 0.0
+    big = {"dtype": torch.int64}
+    draws = hift_source.Draws(
+        integers(-1, 2**63 - 1, 5, 6, 12345678901, **big),
+        integers(3 << 32, (3 << 32) + 7, 1, 2, 3 << 32, **big),
+        integers(0, 2**33 + 5, 0, 0, 99 * 480, **big),
+        integers(1, 1, 1, 1, 0, **big),
+    )
+    mix = numbers(9, seed=4), numbers(1, seed=5)
+
+    def results(on: str | torch.device, phases: object, samples: object) -> list[torch.Tensor]:
+        own_span = causal_source.Span(span.begin.to(on), span.end.to(on))
+        phase, after = torch.full((5, 70, 9), -7.0, device=on), torch.full((5, 9), -7.0, device=on).double()
+        phases(f0.to(on), own_span, before.to(on), VOICING, phase, after)
+        own_draws = hift_source.Draws(*(tensor.to(on) for tensor in dataclasses.astuple(draws)))
+        out = torch.full((5, 70 * 480), -7.0, device=on)
+        samples(f0.to(on), phase, own_span, *(part.to(on) for part in mix), VOICING, own_draws, out)
+        return [tensor.cpu() for tensor in (phase, after, out)]
+
+    phase, after, out = results(DEVICE, causal_source.causal_phase, causal_source.causal_samples)
+    # on the CPU: there PyTorch rounds divisions as the kernel does
+    expected = results("cpu", causal_source.causal_phase_reference, causal_source.causal_samples_reference)
+    torch.testing.assert_close(phase, expected[0], atol=0, rtol=2e-7)
+    torch.testing.assert_close(after, expected[1], atol=0, rtol=1e-12)
+    torch.testing.assert_close(out, expected[2], atol=2e-6, rtol=0)
+    assert torch.equal(out == -7.0, expected[2] == -7.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -13,11 +13,10 @@ from support.flow_streams import Stream, Voice
 from light_tts.models.checkpoint.cosyvoice3_config import Config3, load_config3
 from light_tts.models.flow import estimator_parts
 from light_tts.models.flow.chunked import ChunkFlow
-from light_tts.models.flow.dit import graphed
 from light_tts.models.flow.dit.backend import choose_dit_flow
 from light_tts.models.flow.dit.estimator import RotaryEmbedding
 from light_tts.models.flow.dit.flow import DiTFlow
-from light_tts.models.flow.dit.graphed import EulerStep, GraphedFlow
+from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.padded import PaddedFlow
 from light_tts.models.flow_options import FlowOptions
 from light_tts.tools.parity import Golden
@@ -50,25 +49,6 @@ def test_sixteen_mixed_items_in_a_batch_equal_single_runs(flow: DiTFlow) -> None
         assert mel.shape == alone.shape
         assert mel.shape[0] == flow.ratio * (len(item.tokens) - (0 if item.finalize else flow.lookahead))
         torch.testing.assert_close(mel, alone, rtol=0, atol=BATCH_TOLERANCE)
-
-
-@pytest.mark.parametrize(("area", "longest"), [(8192, 1024), (1024, 1024), (8192, 200)])
-def test_batches_for_graphs_give_what_the_plain_path_gives(
-    flow: DiTFlow, area: int, longest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All in one padded batch, in parts, and with items that are too long for a graph."""
-    monkeypatch.setattr(graphed, "AREA", area)
-    monkeypatch.setattr(graphed, "LONGEST", longest)
-    backend = GraphedFlow(flow, EulerStep(flow.decoder))
-    backend.warm_up(16)
-    items = []
-    for seed in range(7):
-        stream = Stream(flow, Voice(flow, seed, 9 * seed), seed, 5 + 9 * seed)
-        items.append(stream.item(5 + 9 * seed, streaming=seed % 3 > 0, finalize=seed % 2 > 0))
-    for _ in range(2):  # nothing is left of an earlier batch
-        for mel, expected in zip(backend(items), PaddedFlow(flow)(items), strict=True):
-            torch.testing.assert_close(mel, expected, rtol=0, atol=BATCH_TOLERANCE)
-        items = items[::-1][:3]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -110,6 +90,41 @@ def test_on_a_cpu_streams_are_cached(config: Config3) -> None:
     (mel,), (plain,) = backend([first]), PaddedFlow(expected)([first])
     assert mel.dtype == torch.float32 and stream.memo.content is not None
     torch.testing.assert_close(mel, plain, rtol=0, atol=BATCH_TOLERANCE)
+
+
+@pytest.fixture
+def loaded_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the device."""
+    load = DiTFlow.from_checkpoint
+    monkeypatch.setattr(DiTFlow, "from_checkpoint", lambda folder, config, device: load(folder, config, CPU))
+
+
+@pytest.mark.usefixtures("loaded_on_cpu")
+def test_on_a_gpu_batches_are_packed_with_cached_state(config: Config3) -> None:
+    phases: list[str] = []
+    options = FlowOptions(gpu_memory=1 << 26)
+    new = choose_dit_flow(
+        GOLDEN.checkpoint, config, torch.device("cuda"), torch.float16, options, phases.append
+    )
+    assert isinstance(new(), PackedFlow)
+    assert phases == ["flow weights", "imports", "packed weights", "flow memory"]
+
+
+@pytest.mark.usefixtures("loaded_on_cpu")
+@pytest.mark.parametrize(
+    ("dtype", "precisions"), [(torch.float32, []), (torch.float16, ["high"]), (torch.bfloat16, ["high"])]
+)
+def test_without_triton_a_gpu_computes_in_float32_or_tf32(
+    config: Config3, dtype: torch.dtype, precisions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    new = choose_dit_flow(GOLDEN.checkpoint, config, torch.device("cuda"), dtype, FlowOptions())
+    backend = new()
+    assert isinstance(backend, PaddedFlow) and chosen == precisions
+    stream = Stream(backend._flow, Voice(backend._flow, 1, 10), 1, 5)
+    assert backend([stream.item(5, streaming=False, finalize=True)])[0].dtype == torch.float32
 
 
 def test_load_trt_says_once_that_it_is_not_supported(

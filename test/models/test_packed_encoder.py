@@ -1,28 +1,30 @@
 """The encoder of the packed flow against the plain one. On a machine without a GPU the references stand in
 for the kernels (test_encoder_kernels.py compares them), except in one small batch."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from support.flow_families import FAMILIES, ONLY_UNET, load_flow, pack
 from support.packed_on_cpu import kernels_or_references
 
 from light_tts.models.flow import packed_encoder
-from light_tts.models.flow.flow import Flow
-from light_tts.models.flow.packed_encoder import EncoderItem, PackedEncoder
-from light_tts.tools.parity import Golden
+from light_tts.models.flow.base import BaseFlow
+from light_tts.models.flow.encoder_table import EncoderItem
 
-GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = 5e-6  # relative error (norm) in float32
 CHUNK, LOOKAHEAD, RATIO, VOCABULARY, MELS = 25, 3, 2, 729, 80
 ENDS = (CHUNK, CHUNK + 1, CHUNK + LOOKAHEAD, 2 * CHUNK - 1, 2 * CHUNK, 2 * CHUNK + LOOKAHEAD, 1, 64)
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def flow() -> Flow:
-    return Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE)
+def flow(family: str) -> BaseFlow:
+    return load_flow(family, DEVICE)
 
 
 def batch(count: int, seed: int = 0) -> list[tuple[EncoderItem, bool]]:
@@ -39,16 +41,16 @@ def batch(count: int, seed: int = 0) -> list[tuple[EncoderItem, bool]]:
 
 
 def error_of(
-    flow: Flow, items: list[tuple[EncoderItem, bool]], dtype: torch.dtype = torch.float32, width: int = 64
+    flow: BaseFlow, items: list[tuple[EncoderItem, bool]], dtype: torch.dtype = torch.float32, width: int = 64
 ) -> float:
     """Return the relative error of the features of all items in one batch, each against the plain encoder
     alone in float32. Rows that belong to none must stay as they are."""
-    encoder, first = PackedEncoder(flow, dtype), 5
+    (_, encoder), first = pack(flow, dtype), 5
     expected = []
     for item, finalize in items:
         ids, length = torch.from_numpy(item.ids)[None].to(DEVICE), torch.tensor([len(item.ids)]).to(DEVICE)
-        features, _ = flow.encode(ids, length, item.streaming, finalize)
-        expected.append(flow.encoder_proj(features)[0, item.start :])
+        features, _ = flow.condition(ids, length, item.streaming, finalize)
+        expected.append(features[0, item.start :])
     wanted = torch.cat(expected)
     height = len(items) + len(items) // 8  # some are not used
     table = encoder.table([item for item, _ in items], first, height, width)
@@ -70,6 +72,7 @@ def test_features_are_those_of_the_plain_encoder(flow, count, seed, few, monkeyp
         assert error_of(flow, batch(count, seed)) < TOLERANCE
 
 
+@ONLY_UNET
 def test_positions_of_long_items_are_computed_each_time(flow, monkeypatch):
     monkeypatch.setattr(packed_encoder, "KEPT_TOKENS", 32)
     with kernels_or_references(DEVICE), torch.inference_mode():

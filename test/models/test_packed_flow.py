@@ -2,14 +2,14 @@
 a GPU the references stand in for the kernels, which the interpreter runs too slowly for a whole flow
 (test_flow_kernels.py compares them)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import stand_in_graph
+from support.flow_families import FAMILIES, GOLDENS, ONLY_UNET, load_flow, pack
 from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
 from light_tts.common import cuda_graphs
@@ -18,19 +18,16 @@ from light_tts.kernels import overlap
 from light_tts.kernels.cuda.kernel import available
 from light_tts.kernels.flow.resnet_block import lines_of
 from light_tts.models.checkpoint.cosyvoice2_config import EstimatorConfig
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.cfm import euler_steps
-from light_tts.models.flow.flow import Flow
 from light_tts.models.flow.interface import FlowItem
-from light_tts.models.flow.packed import PackedFlow, _bucket, _buckets, pack
+from light_tts.models.flow.packed import PackedFlow, _bucket, _buckets
+from light_tts.models.flow.packed_rows import Rows
 from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow.page_store import COPIES
 from light_tts.models.flow.unet.estimator import Estimator
 from light_tts.models.flow.unet.packed import PackedEstimator
-from light_tts.models.flow.unet.page_store import COPIES
-from light_tts.models.flow.unet.rows import Rows
-from light_tts.tools.parity import Golden
 
-GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
-ARRAYS = GOLDEN.arrays("flow.npz")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = 1e-3  # of the goldens, for a whole flow in float32
 
@@ -41,9 +38,19 @@ def kernels() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def flow() -> Flow:
-    return Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE)
+def arrays(family: str) -> dict[str, np.ndarray]:
+    return GOLDENS[family].arrays("flow.npz")
+
+
+@pytest.fixture(scope="module")
+def flow(family: str) -> BaseFlow:
+    return load_flow(family, DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +58,32 @@ def packed(flow) -> PackedFlow:
     return new_packed(flow)
 
 
-def new_packed(flow: Flow, **options) -> PackedFlow:
+def new_packed(flow: BaseFlow, **options) -> PackedFlow:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
-    return PackedFlow(flow, pack(flow, torch.float32), items=8, **options)
+    return PackedFlow(flow, *pack(flow, torch.float32), items=8, **options)
 
 
-def item(tokens: int = 57, prompt: int = 33, streaming: bool = False, finalize: bool = True) -> FlowItem:
-    return FlowItem(
-        prompt=ARRAYS["prompt_token"][0, :prompt].astype(np.int32),
-        prompt_mel=torch.from_numpy(ARRAYS["prompt_feat"][0]).to(DEVICE),
-        embedding=torch.from_numpy(ARRAYS["embedding"][0]).to(DEVICE),
-        tokens=ARRAYS["token"][0, :tokens].tolist(),
-        streaming=streaming,
-        finalize=finalize,
-    )
+@pytest.fixture(scope="module")
+def item(arrays: dict[str, np.ndarray]) -> Callable[..., FlowItem]:
+    """Return a function that returns an item with the golden tokens and prompt, or parts of them."""
+
+    def new_item(
+        tokens: int = 57, prompt: int = 33, streaming: bool = False, finalize: bool = True
+    ) -> FlowItem:
+        return FlowItem(
+            prompt=arrays["prompt_token"][0, :prompt].astype(np.int32),
+            prompt_mel=torch.from_numpy(arrays["prompt_feat"][0]).to(DEVICE),
+            embedding=torch.from_numpy(arrays["embedding"][0]).to(DEVICE),
+            tokens=arrays["token"][0, :tokens].tolist(),
+            streaming=streaming,
+            finalize=finalize,
+        )
+
+    return new_item
 
 
-def plain(flow: Flow, one: FlowItem) -> torch.Tensor:
+def plain(flow: BaseFlow, one: FlowItem) -> torch.Tensor:
     """(frames, mels)"""
     (mel,) = PaddedFlow(flow)([one])
     return mel
@@ -84,14 +99,14 @@ def plain(flow: Flow, one: FlowItem) -> torch.Tensor:
         ("mel_stream_prefix45", {"tokens": 45, "streaming": True, "finalize": False}),
     ],
 )
-def test_mel_is_the_golden_one(packed, name, options):
+def test_mel_is_the_golden_one(packed, item, arrays, name, options):
     (mel,) = packed([item(**options)])
-    error = (mel.cpu() - torch.from_numpy(ARRAYS[name][0].T)).abs().max().item()
+    error = (mel.cpu() - torch.from_numpy(arrays[name][0].T)).abs().max().item()
     print(f"{name}: {error:.2e}")
     assert error < TOLERANCE
 
 
-def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed):
+def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed, item):
     items = [
         item(),
         item(tokens=5, prompt=0),
@@ -105,15 +120,17 @@ def test_items_of_a_mixed_batch_are_those_of_single_runs(flow, packed):
         assert (mel - expected).abs().max() < TOLERANCE
 
 
-def test_many_rows_take_the_other_way_through_the_norms(flow, monkeypatch):
-    monkeypatch.setattr("light_tts.models.flow.packed.FEW_ROWS", 0)
+@ONLY_UNET
+def test_many_rows_take_the_other_way_through_the_norms(flow, item, monkeypatch):
+    monkeypatch.setattr("light_tts.models.flow.unet.packed.FEW_ROWS", 0)
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
     for one, mel in zip(items, new_packed(flow)(items), strict=True):
         assert (mel - plain(flow, one)).abs().max() < TOLERANCE
 
 
+@ONLY_UNET
 @pytest.mark.parametrize("resnets", [False, True])
-def test_blocks_in_one_kernel_compute_the_same(flow, resnets, monkeypatch):
+def test_blocks_in_one_kernel_compute_the_same(flow, item, resnets, monkeypatch):
     blocks_in_one_kernel(monkeypatch, rows=400, resnets=resnets)  # the second batch has more
     packed = new_packed(flow)
     items = [item(), item(tokens=5, prompt=0), item(tokens=41, streaming=True, finalize=False)]
@@ -122,7 +139,8 @@ def test_blocks_in_one_kernel_compute_the_same(flow, resnets, monkeypatch):
             assert (mel - plain(flow, one)).abs().max() < TOLERANCE
 
 
-def test_many_short_items_have_room_in_residual_blocks_in_one_kernel(flow, monkeypatch):
+@ONLY_UNET
+def test_many_short_items_have_room_in_residual_blocks_in_one_kernel(flow, item, monkeypatch):
     blocks_in_one_kernel(monkeypatch)
     items = [item(tokens=4, prompt=0) for _ in range(8)]  # 64 frames; the tiles for them lack room for edges
     packed = new_packed(flow)
@@ -131,7 +149,7 @@ def test_many_short_items_have_room_in_residual_blocks_in_one_kernel(flow, monke
         assert (mel - expected).abs().max() < TOLERANCE
 
 
-def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, monkeypatch):
+def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, item, monkeypatch):
     monkeypatch.setattr("light_tts.models.flow.packed.ROW_LIMIT", 100)
     monkeypatch.setattr("light_tts.models.flow.packed.ENCODER_LIMIT", 40)
     items = [item(tokens=9), item(tokens=57), item(tokens=3), item(tokens=20, prompt=0)]
@@ -139,7 +157,7 @@ def test_a_batch_that_is_too_large_is_solved_in_pieces(flow, monkeypatch):
         assert (mel - plain(flow, one)).abs().max() < TOLERANCE
 
 
-def test_items_that_cannot_be_spoken_are_refused(packed):
+def test_items_that_cannot_be_spoken_are_refused(packed, item):
     with pytest.raises(ValueError, match="nothing to speak"):
         packed([item(tokens=3, finalize=False)])
     with pytest.raises(ValueError, match="15000"):
@@ -152,7 +170,7 @@ def test_buckets_waste_little(frames):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="graphs are real on a GPU, see below")
-def test_sizes_are_recorded_from_a_single_first_chunk_on_and_change_nothing(flow, monkeypatch):
+def test_sizes_are_recorded_from_a_single_first_chunk_on_and_change_nothing(flow, item, monkeypatch):
     monkeypatch.setattr(cuda_graphs, "capture", stand_in_graph.capture)
     recorded, record = [], GraphCache.record
     monkeypatch.setattr(GraphCache, "record", lambda self, key: (recorded.append(key), record(self, key))[0])
@@ -179,11 +197,11 @@ def test_sizes_are_recorded_from_a_single_first_chunk_on_and_change_nothing(flow
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.02), (torch.bfloat16, 0.15)])
-def test_half_precision_on_a_gpu(flow, dtype, tolerance):
+def test_half_precision_on_a_gpu(flow, family, item, dtype, tolerance):
     """Relative error (norm) of the mel spectrogram against float32."""
     torch.cuda.set_stream(torch.cuda.Stream())
-    half = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, DEVICE, dtype)
-    packed = PackedFlow(half, pack(flow, dtype), items=8)
+    half = load_flow(family, DEVICE, dtype)
+    packed = PackedFlow(half, *pack(flow, dtype), items=8)
     for one, mel in zip([item(), item(streaming=True)], packed([item(), item(streaming=True)]), strict=True):
         expected = plain(flow, one)
         error = ((mel - expected).norm() / expected.norm()).item()
@@ -193,7 +211,7 @@ def test_half_precision_on_a_gpu(flow, dtype, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_graphs_and_overlapping_kernels_change_nothing(flow, monkeypatch):
+def test_graphs_and_overlapping_kernels_change_nothing(flow, item, monkeypatch):
     items = [item(), item(tokens=41, streaming=True, finalize=False)]
     expected = new_packed(flow, graphs=False)(items)
     for value in (False, True):

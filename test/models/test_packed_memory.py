@@ -5,24 +5,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from support.flow_families import FAMILIES, ONLY_DIT, ONLY_UNET, load_flow, pack
 from support.flow_streams import HOP, RATIO, Stream, Voice, assert_close
 from support.packed_on_cpu import blocks_in_one_kernel, kernels_or_references
 
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed import PackedFlow, pack
+from light_tts.models.flow.packed import PackedFlow
 from light_tts.models.flow.packed_memory import PackedMemory, remember, reserve
 from light_tts.models.flow.padded import PaddedFlow
+from light_tts.models.flow.page_store import ANY_PAGES, TooLittleMemory
 from light_tts.models.flow.pages import CachedPast, PagePool
-from light_tts.models.flow.unet.page_store import TooLittleMemory
-from light_tts.tools.parity import Golden
 
-GOLDEN = Golden(Path(__file__).parents[1] / "golden" / "cosyvoice2")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -32,11 +29,15 @@ def kernels() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def flow() -> Flow:
+def flow(family: str) -> BaseFlow:
     """With few Euler steps, which takes less time."""
-    config = replace(GOLDEN.config, flow=replace(GOLDEN.config.flow, n_timesteps=2))
-    return Flow.from_checkpoint(GOLDEN.checkpoint, config, DEVICE)
+    return load_flow(family, DEVICE, steps=2)
 
 
 class Counting(PackedFlow):
@@ -49,14 +50,14 @@ class Counting(PackedFlow):
         return super()._integrate(spans)
 
 
-def model(flow: Flow, pages: int) -> tuple[Counting, PackedMemory]:
+def model(flow: BaseFlow, pages: int) -> tuple[Counting, PackedMemory]:
     if DEVICE.type == "cuda":
         torch.cuda.set_stream(torch.cuda.Stream())
-    estimator = pack(flow, torch.float32)
-    page_bytes = remember(flow, estimator, 1 << 28).store.page_bytes
-    memory = remember(flow, estimator, pages * page_bytes)
+    parts = pack(flow, torch.float32)
+    page_bytes = remember(flow, parts[0], 1 << 28).store.page_bytes
+    memory = remember(flow, parts[0], pages * page_bytes)
     assert memory.store.pages == pages
-    return Counting(flow, estimator, 16, memory), memory
+    return Counting(flow, *parts, 16, memory), memory
 
 
 def free_pages(memory: PackedMemory) -> int:
@@ -78,6 +79,7 @@ def test_each_chunk_is_what_a_computation_from_the_beginning_gives(flow, prompt,
     assert free_pages(memory) == 16
 
 
+@ONLY_UNET
 @pytest.mark.parametrize("resnets", [False, True])
 def test_so_do_blocks_in_one_kernel(flow, resnets, monkeypatch):
     blocks_in_one_kernel(monkeypatch, resnets=resnets)
@@ -163,12 +165,20 @@ def test_a_failed_batch_keeps_nothing(flow, monkeypatch):
 
 def test_too_little_room_is_refused(flow):
     with pytest.raises(TooLittleMemory, match=r"a page of 50 frames needs [\d.]+ MiB"):
-        remember(flow, pack(flow, torch.float32), 1000)
+        remember(flow, pack(flow, torch.float32)[0], 1000)
+
+
+@ONLY_DIT
+def test_a_page_holds_all_frames_that_a_convolution_needs_after_it(flow):
+    estimator, _ = pack(flow, torch.float32)
+    assert estimator.keep(1 << 28, 30, ANY_PAGES).edges[0].shape[3] == 30
+    with pytest.raises(ValueError, match=r"29 frames is shorter than a convolution's 30"):
+        estimator.keep(1 << 28, 29, ANY_PAGES)
 
 
 @pytest.mark.parametrize("automatic", [False, True])
 def test_memory_that_nobody_asked_for_has_a_useful_number_of_pages(flow, automatic):
-    estimator = pack(flow, torch.float32)
+    estimator, _ = pack(flow, torch.float32)
     page = remember(flow, estimator, 1 << 28).store.page_bytes
     memory = {pages: reserve(flow, estimator, pages * page, automatic) for pages in (15, 16, 1001)}
     found = {asked: kept.store.pages for asked, kept in memory.items() if kept is not None}
@@ -192,7 +202,7 @@ def test_memory_that_nobody_asked_for_has_a_useful_number_of_pages(flow, automat
     ],
 )
 def test_a_device_without_enough_memory_is_no_error(flow, monkeypatch, caplog, automatic, asked, free, got):
-    estimator = pack(flow, torch.float32)
+    estimator, _ = pack(flow, torch.float32)
     page, zeros = remember(flow, estimator, 1 << 28).store.page_bytes, torch.zeros
 
     def limited(pages: int, *shape: int, **options):
@@ -213,7 +223,7 @@ def test_a_device_without_enough_memory_is_no_error(flow, monkeypatch, caplog, a
 def test_more_pages_than_the_gpu_has_memory_for(flow):
     """Two times its memory, all of it, a half, ..."""
     total = torch.cuda.get_device_properties(DEVICE).total_memory
-    memory = reserve(flow, pack(flow, torch.float32), 2 * total, automatic=False)
+    memory = reserve(flow, pack(flow, torch.float32)[0], 2 * total, automatic=False)
     assert memory is not None and 0 < memory.store.pages * memory.store.page_bytes < total
     del memory
     torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
 """Compiles for an H100 all Triton kernels that the models rehearse at the start, in the sizes of
-CosyVoice2-0.5B and with the configurations measured on one GPU, given by the path of their file; prints as
-JSON how often each kernel was compiled. As rehearsals.py, a part of test_compile_ahead.py. Takes
-minutes."""
+CosyVoice2-0.5B (flow and vocoder also in those of Fun-CosyVoice3-0.5B) and with the configurations measured
+on one GPU, given by the path of their file; prints as JSON how often each kernel was compiled. As
+rehearsals.py, a part of test_compile_ahead.py. Takes minutes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ from light_tts.engine.llm.engine import LLMEngine
 from light_tts.engine.llm.options import EngineOptions
 from light_tts.kernels import configs
 from light_tts.models.flow import packed as packed_flow
-from light_tts.models.flow.packed_encoder import PackedEncoder
-from light_tts.models.vocoder import runner as hift_runner
+from light_tts.models.vocoder.causal_network import CausalNetwork
+from light_tts.models.vocoder.causal_runner import CausalRunner
 from light_tts.models.vocoder.network import HiftNetwork
+from light_tts.models.vocoder.runner import HiftRunner
 from support.fake_gpu import FakeGpu
 from support.warm_ups import CPU, Graph, rehearse_for_gpu
 
@@ -47,12 +48,13 @@ def main() -> None:
     cuda_graphs.capture = lambda function, pool: (Graph(), None)
     F.linear = empty_linear
     rehearse_for_gpu(ended=lambda: None)
-    flow = bench_flow.full_size("cpu")
-    estimator = packed_flow.pack(flow, torch.float16)
-    encoder = PackedEncoder(flow, torch.float16)
-    packed_flow.PackedFlow(flow.half(), estimator, ITEMS, encoder=encoder).warm_up(ITEMS)
+    for family in bench_flow.FAMILIES.values():
+        flow = family.full_size("cpu")
+        parts = family.pack(flow, torch.float16)
+        packed_flow.PackedFlow(flow.half(), *parts, ITEMS).warm_up(ITEMS)
     hift = HiftNetwork(bench_hift.full_size(CPU))
-    hift_runner.HiftRunner(hift, bench_hift.CACHED).warm_up(ITEMS)
+    HiftRunner(hift, bench_hift.CACHED).warm_up(ITEMS)
+    CausalRunner(CausalNetwork(bench_hift.full_size_causal(CPU))).warm_up(ITEMS)
     bench_llm.SIZES = {"full": dataclasses.replace(bench_llm.SIZES["full"], num_hidden_layers=1)}
     model = bench_llm.random_model("full", CPU).half()
     for int8 in (False, True):

@@ -13,36 +13,48 @@ import torch
 from light_tts.kernels.flow import (
     euler_step,
     fill_rows,
+    grouped_conv,
     layer_norm_linear,
+    modulated_norm,
     packed_attention,
     packed_conv,
     packed_linear,
     relative_attention,
+    repeat_rows,
     resnet_block,
     row_norm,
     shifted_linear,
     transformer_block,
 )
 from light_tts.models.checkpoint.cosyvoice2_config import Config
-from light_tts.models.flow import backend, packed_encoder
+from light_tts.models.flow import backend, packed_encoder, packed_lookahead
 from light_tts.models.flow import packed as packed_flow
+from light_tts.models.flow.dit import packed as packed_dit
+from light_tts.models.flow.dit import packed_encoder as packed_dit_encoder
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.pack import pack
 from light_tts.models.flow.packed import share
 from light_tts.models.flow.unet import packed
 from light_tts.models.flow_options import FlowOptions
 
 
 def references_for_kernels(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(packed, "flow_step", euler_step.flow_step_reference)
-    for module in (packed, packed_encoder):
+    for module in (packed, packed_dit):
+        patch.setattr(module, "flow_step", euler_step.flow_step_reference)
+        patch.setattr(module, "packed_attention", packed_attention.packed_attention_reference)
+    for module in (packed, packed_encoder, packed_dit):
         patch.setattr(module, "packed_linear", packed_linear.packed_linear_reference)
         patch.setattr(module, "packed_linear_add_", packed_linear.packed_linear_add_reference_)
+    for module in (packed, packed_encoder):
         patch.setattr(module, "layer_norm_linear", layer_norm_linear.layer_norm_linear_reference)
     patch.setattr(packed_encoder, "relative_attention", relative_attention.relative_attention_reference)
     patch.setattr(packed_encoder, "row_norm", row_norm.row_norm_reference)
-    patch.setattr(packed_encoder, "shifted_linear", shifted_linear.shifted_linear_reference)
+    for module in (packed_encoder, packed_lookahead):
+        patch.setattr(module, "shifted_linear", shifted_linear.shifted_linear_reference)
     patch.setattr(packed_flow, "fill_rows", fill_rows.fill_rows_reference)
-    patch.setattr(packed, "packed_attention", packed_attention.packed_attention_reference)
+    patch.setattr(packed_dit, "grouped_conv", grouped_conv.grouped_conv_reference)
+    patch.setattr(packed_dit, "modulated_norm", modulated_norm.modulated_norm_reference)
+    patch.setattr(packed_dit_encoder, "repeat_rows", repeat_rows.repeat_rows_reference)
     patch.setattr(packed, "packed_conv", packed_conv.packed_conv_reference)
     patch.setattr(packed, "transformer_block", transformer_block.transformer_block_reference)
     patch.setattr(packed, "resnet_block", resnet_block.resnet_block_reference)
@@ -84,7 +96,7 @@ def packed_stage(patch: pytest.MonkeyPatch) -> None:
     ) -> object:
         flow = Flow.from_checkpoint(model_dir, config, device)
         items, room, automatic = options.max_batch_size, options.gpu_memory, options.gpu_memory_is_automatic
-        return share(flow, dtype, items, room, automatic, ended)
+        return share(flow, *pack(flow, dtype), items, room, automatic, ended)
 
     references_for_kernels(patch)
     patch.setattr(backend, "choose_flow", choose)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -13,13 +14,18 @@ from light_tts.common import cuda_graphs
 from light_tts.common.cuda_graphs import GraphCache
 from light_tts.engine.llm import triton_runner
 from light_tts.kernels.compile_ahead import compile_ahead
+from light_tts.models.checkpoint.cosyvoice3_config import load_config3
 from light_tts.models.flow import packed as packed_flow
-from light_tts.models.flow.flow import Flow
-from light_tts.models.vocoder import runner as hift_runner
+from light_tts.models.vocoder import padded
+from light_tts.models.vocoder.causal_hift import CausalHift
+from light_tts.models.vocoder.causal_network import CausalNetwork
+from light_tts.models.vocoder.causal_runner import CausalRunner
 from light_tts.models.vocoder.hift import Hift
 from light_tts.models.vocoder.network import HiftNetwork
+from light_tts.models.vocoder.runner import HiftRunner
 from light_tts.tools.parity.llm import load_engine
 from support.fake_gpu import FakeGpu
+from support.flow_families import FAMILIES, load_flow, pack
 from support.llm_requests import GOLDEN
 
 CPU = torch.device("cpu")
@@ -48,7 +54,7 @@ def rehearse_for_gpu(ended: Callable[[], None]) -> None:
         compile_ahead(torch.device("cuda", 0), rehearse)
         ended()
 
-    for module in (packed_flow, hift_runner, triton_runner):
+    for module in (packed_flow, padded, triton_runner):
         module.compile_ahead = rehearsed
 
 
@@ -57,17 +63,24 @@ def main() -> None:
     rehearse_for_gpu(lambda: found.setdefault("rehearsals", []).append(gpu.counted()))
     cuda_graphs.capture = lambda function, pool: (Graph(), function())
 
-    flow = Flow.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
-    packed = packed_flow.PackedFlow(flow, packed_flow.pack(flow, torch.float16), ITEMS)
-    packed.graphs = GraphCache(torch.device("cuda", 0))
+    flows = []
+    for family in FAMILIES:
+        flow = load_flow(family, CPU)
+        flows.append(packed_flow.PackedFlow(flow, *pack(flow, torch.float16), ITEMS))
+        flows[-1].graphs = GraphCache(torch.device("cuda", 0))
     hift = Hift.from_checkpoint(GOLDEN.checkpoint, GOLDEN.config, CPU)
-    vocoder = hift_runner.HiftRunner(HiftNetwork(hift), cached_samples=480)
+    vocoder = HiftRunner(HiftNetwork(hift), cached_samples=480)
     vocoder.graphs = GraphCache(torch.device("cuda", 0))
+    checkpoint = GOLDEN.checkpoint.parents[1] / "cosyvoice3" / "checkpoint"
+    causal_hift = CausalHift.from_checkpoint(checkpoint, load_config3(checkpoint), CPU)
+    causal = CausalRunner(CausalNetwork(causal_hift))
+    causal.graphs = GraphCache(torch.device("cuda", 0))
     llm = load_engine(GOLDEN, runner=triton_runner.TritonRunner, slots=1024, **BATCHES)
     llm._runner.graphs = GraphCache(torch.device("cuda", 0))
     for warm_up, model in (
-        (lambda: packed.warm_up(ITEMS), packed),
+        *((partial(flow.warm_up, ITEMS), flow) for flow in flows),
         (lambda: vocoder.warm_up(ITEMS), vocoder),
+        (lambda: causal.warm_up(ITEMS), causal),
         (llm.warm_up, llm._runner),
     ):
         warm_up()

@@ -48,7 +48,7 @@ def flow_step(
         BLOCK_WIDTH=min(64, max(16, triton.next_power_of_2(h.shape[1]))),
         BLOCK_MELS=max(16, triton.next_power_of_2(mels)),
         num_warps=4,
-        num_stages=2,
+        num_stages=2 if h.shape[1] <= 256 else 4,  # wide rows: more tiles in flight
         **overlap.options(h.device, "flow_step", len(h)),
     )
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from light_tts.kernels import overlap
-from light_tts.kernels.flow.row_tiles import layer_norm, multiply_add, vector
+from light_tts.kernels.flow.row_tiles import layer_norm, mish, multiply_add, vector
 from light_tts.kernels.launch import measured_for_rows
 
 
@@ -153,19 +153,10 @@ def packed_conv_reference(
     taps = weight.shape[0]
     total = bias.float().expand(x.shape[0], -1)
     for tap in range(taps):
-        back = taps - 1 - tap
-        earlier = torch.roll(x.float(), back, dims=0) * (position >= back)[:, None]
-        if cached is not None:
-            row = ((position >= 0) & (position < back) & (cached.before >= 0)).nonzero()[:, 0]
-            place = taps - 1 + position[row] - back
-            earlier[row] = cached.store[
-                cached.before[row].long(), int(cached.step), _copy(row, x, cached), place.long()
-            ].float()
+        earlier = earlier_reference(x, position, taps - 1 - tap, cached)
         total = total + earlier @ weight[tap].float()
     if cached is not None:
-        row = (cached.keep >= 0).nonzero()[:, 0]
-        page, place = cached.keep[row].long() // (taps - 1), cached.keep[row].long() % (taps - 1)
-        cached.store[page, int(cached.step), _copy(row, x, cached), place] = x[row].to(cached.store.dtype)
+        keep_edges_reference(x, cached)
     if norm is not None:
         total = F.layer_norm(total, total.shape[1:], norm.weight.float(), norm.bias.float(), norm.eps)
         total = F.mish(total)
@@ -178,6 +169,27 @@ def packed_conv_reference(
     if normal is not None:
         normal[inside] = F.layer_norm(total, total.shape[1:], eps=eps)[inside].to(normal.dtype)
     return out
+
+
+def earlier_reference(x: Tensor, position: Tensor, back: int, cached: CachedEdges | None) -> Tensor:
+    """Return for each row the one `back` frames before it in its sequence, zeros if there is none: (rows, in)
+    float32"""
+    earlier = torch.roll(x.float(), back, dims=0) * (position >= back)[:, None]
+    if cached is not None:
+        row = ((position >= 0) & (position < back) & (cached.before >= 0)).nonzero()[:, 0]
+        place = cached.store.shape[3] + position[row] - back
+        earlier[row] = cached.store[
+            cached.before[row].long(), int(cached.step), _copy(row, x, cached), place.long()
+        ].float()
+    return earlier
+
+
+def keep_edges_reference(x: Tensor, cached: CachedEdges) -> None:
+    """Store the rows of x that are to be kept."""
+    edge = cached.store.shape[3]
+    row = (cached.keep >= 0).nonzero()[:, 0]
+    page, place = cached.keep[row].long() // edge, cached.keep[row].long() % edge
+    cached.store[page, int(cached.step), _copy(row, x, cached), place] = x[row].to(cached.store.dtype)
 
 
 def _copy(row: Tensor, x: Tensor, cached: CachedEdges) -> Tensor:
@@ -286,10 +298,7 @@ def _packed_conv_kernel(
             offset = vector(norm_bias_ptr, column, OUT)
         total = layer_norm(total, column, OUT, norm_eps) * gain.to(tl.float32)[None, :]
         total += offset.to(tl.float32)[None, :]
-        # mish(y) = y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y
-        e = tl.exp(tl.minimum(total, 20.0))
-        n = e * (e + 2.0)
-        total = total * n / (n + 2.0)
+        total = mish(total)
     if SHIFT:
         if not OVERLAP:
             now = tl.load(step_ptr)

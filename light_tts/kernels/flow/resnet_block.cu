@@ -197,7 +197,7 @@ DEVICE void normalize(float (&rows)[GROUP][8], float eps) {
   }
 }
 
-// As in packed_conv.py: mish(y) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y.
+// As in row_tiles.py: mish(y) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y.
 DEVICE void mish(float& first, float& second) {
   constexpr float LOG2_E = 1.4426950408889634f;
   const float e = power_of_two(fminf(first, 20.0f) * LOG2_E), f = power_of_two(fminf(second, 20.0f) * LOG2_E);

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-# None: none; "gelu": the exact one; "silu": y * sigmoid(y)
-Activation = Literal["gelu", "silu"] | None
+# None: none; "gelu": the exact one; "gelu_tanh": with tanh in place of erf; "silu": y * sigmoid(y)
+Activation = Literal["gelu", "gelu_tanh", "silu"] | None
 
 
 @triton.jit
@@ -35,9 +37,28 @@ def activated(y, ACTIVATION: tl.constexpr, EXACT: tl.constexpr):
     """See `Activation`; EXACT: of `gelu`."""
     if ACTIVATION == "gelu":
         y = gelu(y, EXACT)
+    elif ACTIVATION == "gelu_tanh":  # (1 + tanh(z)) / 2 = sigmoid(2 z)
+        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
     elif ACTIVATION == "silu":
         y = y * tl.sigmoid(y)
     return y
+
+
+@triton.jit
+def mish(y):
+    """y tanh(log(1 + e^y)) = y n / (n + 2) with n = e^y (e^y + 2); above 20 it is y"""
+    e = tl.exp(tl.minimum(y, 20.0))
+    n = e * (e + 2.0)
+    return y * n / (n + 2.0)
+
+
+@triton.jit
+def saturated(y, DTYPE: tl.constexpr):
+    """Convert y to DTYPE. What is beyond the finite numbers of float16 becomes the last of them; NaN stays
+    NaN."""
+    if y.dtype != DTYPE and tl.float16 == DTYPE:
+        y = tl.clamp(y.to(tl.float32), -65504.0, 65504.0, propagate_nan=tl.PropagateNan.ALL)
+    return y.to(DTYPE)
 
 
 @triton.jit
@@ -85,3 +106,9 @@ def multiply_add(
 def vector(values_ptr, column, OUT: tl.constexpr):
     """Load columns of `values_ptr`, (OUT,)."""
     return tl.load(values_ptr + column, mask=column < OUT, other=0.0)
+
+
+def saturated_reference(y: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype == torch.float16:
+        y = y.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max)
+    return y.to(dtype)

@@ -72,6 +72,7 @@ def convolve(
         level_in.lengths,
         level_in.rate,
         level_in.extra,
+        level_out.lengths,
         level_out.rate,
         level_out.extra,
         batch,
@@ -272,9 +273,10 @@ def _convolve_kernel(
     active_ptr,
     alpha_ptr,
     slope,
-    lengths_ptr,
+    in_lengths_ptr,
     in_rate,
     in_extra,
+    out_lengths_ptr,
     out_rate,
     out_extra,
     batch,
@@ -297,13 +299,13 @@ def _convolve_kernel(
 ):
     branch = tl.program_id(2) // batch
     item = tl.program_id(2) % batch
-    length = tl.load(lengths_ptr + item)
+    length = tl.load(out_lengths_ptr + item)
     first_row = tl.load(table_ptr + branch * 5)
     taps = tl.load(table_ptr + branch * 5 + 1)
     dilation = tl.load(table_ptr + branch * 5 + 2)
     padding = tl.load(table_ptr + branch * 5 + 3)
     shift = tl.load(table_ptr + branch * 5 + 4)
-    known = length * in_rate + in_extra
+    known = tl.load(in_lengths_ptr + item) * in_rate + in_extra
     wanted = tl.where(length > 0, length * out_rate + out_extra, 0)
     if tl.program_id(1) * BLOCK_FRAMES * OUT_STRIDE + shift >= wanted:
         return

@@ -110,6 +110,25 @@ def transposed(
     )
 
 
+def repeated(weight: Tensor, bias: Tensor, rate: int, shift: int = 0, exact: bool = False) -> Convolutions:
+    """Return a causal convolution of frames of which each is repeated `rate` times, as the phases of its
+    output: the taps that see the same input frame are added.
+
+    weight: (out, in, taps), the last tap sees the output's own frame; bias: (out,). Output frames are moved
+    by `shift`.
+    """
+    last = weight.shape[2] - 1
+    weights, taps = [], []
+    for phase in range(rate):
+        seen = [(phase + tap - last) // rate for tap in range(last + 1)]  # input frames, 0: the last one
+        before = -seen[0]
+        own = torch.zeros(before + 1, *weight.shape[1::-1], dtype=torch.float64, device=weight.device)
+        index = torch.tensor(seen, device=weight.device) + before
+        weights.append(own.index_add(0, index, weight.permute(2, 1, 0).double()).to(weight.dtype))
+        taps.append(Taps(before + 1, padding=before, shift=phase + shift))
+    return Convolutions(weights, bias.expand(rate, -1), taps, out_stride=rate, exact=exact)
+
+
 @dataclass(frozen=True)
 class Frames:
     """A level of the vocoder. lengths: (batch,) int32, the items' lengths in mel frames; a level has `rate`

@@ -153,6 +153,21 @@ def source_samples_reference(
 
 
 @triton.jit
+def turns_of(pitch, multiple, rate):
+    """Return the turns of each harmonic in one sample (len(pitch), len(multiple)), float64 but rounded to
+    float32. rate: the sample rate, float32 of that shape."""
+    turns = tl.div_rn(pitch[:, None] * multiple[None, :], rate)
+    return (turns - tl.floor(turns)).to(tl.float64)
+
+
+@triton.jit
+def tanh(x):
+    e = tl.exp(-2.0 * tl.abs(x))
+    size = (1.0 - e) / (1.0 + e)
+    return tl.where(x < 0.0, -size, size)
+
+
+@triton.jit
 def _source_phase_kernel(
     f0_ptr,
     lengths_ptr,
@@ -173,8 +188,7 @@ def _source_phase_kernel(
         frame = start + tl.arange(0, BLOCK)
         pitch = tl.load(f0_ptr + item * frames + frame, mask=frame < length, other=0.0)
         rate = tl.zeros((BLOCK, BLOCK_WAVES), dtype=tl.float32) + sample_rate
-        turns = tl.div_rn(pitch[:, None] * multiple[None, :], rate)
-        turns = (turns - tl.floor(turns)).to(tl.float64)
+        turns = turns_of(pitch, multiple, rate)
         total = base[None, :] + tl.cumsum(turns, axis=0)
         tl.store(
             out_ptr + (item * frames + frame).to(tl.int64)[:, None] * WAVES + wave[None, :],
@@ -249,9 +263,7 @@ def _source_samples_kernel(
             turn = 6.283185307179586 * _uniform(key0, key1, first + (2 * wave + 1))
             value += (radius * tl.cos(turn)).to(tl.float32) * noise_level
         total += value * tl.load(weight_ptr + wave)
-    e = tl.exp(-2.0 * tl.abs(total))
-    size = (1.0 - e) / (1.0 + e)  # of the hyperbolic tangent
-    result = tl.where(total < 0.0, -size, size)
+    result = tanh(total)
     old = sample < tl.load(cached_counts_ptr + item)
     result = tl.where(
         old, tl.load(cached_ptr + item.to(tl.int64) * cached_capacity + sample, mask=old, other=0.0), result

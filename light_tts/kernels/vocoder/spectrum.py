@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 MAX_MAGNITUDE = 100.0
+FRAMES, HOPS = 64, 128  # of a program of the transform and of its inverse
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def stft(signal: Tensor, lengths: Tensor, transform: Transform, out: Tensor) -> 
     """signal: (batch, samples) float32; lengths: (batch,) int32, mel frames; out: (batch, spectrum frames, 2
     * bins), written up to an item's end. Each item is reflected at both ends."""
     batch, capacity, width = out.shape
-    block = 64
-    _stft_kernel[(triton.cdiv(capacity, block), batch)](
+    _stft_kernel[(triton.cdiv(capacity, FRAMES), batch)](
         signal,
         signal.shape[1],
         lengths,
@@ -60,7 +60,7 @@ def stft(signal: Tensor, lengths: Tensor, transform: Transform, out: Tensor) -> 
         SIZE=transform.size,
         HOP=transform.hop,
         WIDTH=width,
-        BLOCK=block,
+        BLOCK=FRAMES,
         BLOCK_WIDTH=triton.next_power_of_2(width),
         num_warps=4,
     )
@@ -81,9 +81,8 @@ def istft(x: Tensor, lengths: Tensor, transform: Transform, limit: float, out: T
     phases; lengths: (batch,) int32, mel frames; out: (batch, samples) float32, clipped to +-limit, zero
     beyond an item's end."""
     batch, capacity, width = x.shape
-    block = 128
     samples = out.shape[1]
-    _istft_kernel[(triton.cdiv(samples // transform.hop, block), batch)](
+    _istft_kernel[(triton.cdiv(samples // transform.hop, HOPS), batch)](
         x,
         capacity,
         lengths,
@@ -96,7 +95,7 @@ def istft(x: Tensor, lengths: Tensor, transform: Transform, limit: float, out: T
         BINS=width // 2,
         HOP=transform.hop,
         MAX_MAGNITUDE=MAX_MAGNITUDE,
-        BLOCK=block,
+        BLOCK=HOPS,
         num_warps=4,
     )
 

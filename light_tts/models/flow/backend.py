@@ -42,10 +42,13 @@ def choose_flow(
     estimator = choose_estimator(flow.decoder.estimator, options.load_trt, device, model_dir, batch)
     if device.type == "cuda" and isinstance(estimator, TorchEstimator):
         if importlib.util.find_spec("triton") is not None:
+            from light_tts.models.flow.pack import pack
             from light_tts.models.flow.packed import share
 
             ended("imports")
-            return share(flow, dtype, batch, options.gpu_memory, options.gpu_memory_is_automatic, ended)
+            parts = pack(flow, dtype)
+            ended("packed weights")
+            return share(flow, *parts, batch, options.gpu_memory, options.gpu_memory_is_automatic, ended)
         log.warning("the package triton is not installed: running the flow in plain PyTorch, which is slow")
     if device.type == "cpu":
         limit = MemoLimit(options.memory)

@@ -21,14 +21,6 @@ class TokenMemory(Protocol):
     def tokens(self) -> int: ...
 
 
-class Decoder(Protocol):
-    """See `ConditionalFlowMatching.forward`."""
-
-    def __call__(
-        self, mu: Tensor, lengths: Tensor, spks: Tensor, cond: Tensor, streaming: bool
-    ) -> Tensor: ...
-
-
 class BaseFlow(nn.Module, ABC):
     """`ratio`: mel frames per token; `lookahead`: number of following tokens that a token's frames depend on.
     Subclasses set `decoder`, and encode tokens."""
@@ -79,15 +71,14 @@ class BaseFlow(nn.Module, ABC):
         embedding: Tensor,
         streaming: bool,
         finalize: bool | Tensor,
-        decoder: Decoder | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the mel spectrogram of `token`, spoken in the voice of the prompt.
 
         token: (B, N) int64 padded, token_len: (B,); prompt_token: (B, P) int64 padded, prompt_len: (B,) may
         be zero; prompt_feat: (B, ratio * P, 80) its mel; embedding: (B, spk_embed_dim). streaming: attention
-        in chunks. finalize: bool or (B,) bool, False: the last `lookahead` tokens are only context. decoder:
-        instead of the flow's own. Returns mel (B, 80, frames) float32, zero after the end, and its lengths
-        (B,), `ratio` per spoken token. Raises ValueError if an item has nothing to speak or is too long.
+        in chunks. finalize: bool or (B,) bool, False: the last `lookahead` tokens are only context. Returns
+        mel (B, 80, frames) float32, zero after the end, and its lengths (B,), `ratio` per spoken token.
+        Raises ValueError if an item has nothing to speak or is too long.
         """
         if int((token_len - self.lookahead * ~torch.as_tensor(finalize)).min()) <= 0:
             raise ValueError(
@@ -101,8 +92,7 @@ class BaseFlow(nn.Module, ABC):
         cond[:, :, :known] = prompt_feat[:, :known].transpose(1, 2)
         prompt_frames = self.ratio * prompt_len
         cond *= (torch.arange(mu.shape[2], device=mu.device) < prompt_frames[:, None])[:, None]
-        decoder = decoder or self.decoder
-        mel = decoder(mu, lengths, self.speaker(embedding), cond, streaming).float()
+        mel = self.decoder(mu, lengths, self.speaker(embedding), cond, streaming).float()
         return _cut(mel, prompt_frames, lengths)
 
     def speaker(self, embedding: Tensor) -> Tensor:

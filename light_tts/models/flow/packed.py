@@ -1,7 +1,7 @@
 """The flow on a GPU: speech tokens of any mix of requests to mel frames, in one packed batch.
 
 Long and short items, first and later chunks, with and without the chunk mask, all share the rows of one batch
-(see unet/packed.py). Only the encoder, two percent of the work, uses padding (see packed_encoder.py). Encoder
+(see packed_rows.py). Only the encoder, two percent of the work, uses padding (see encoder_table.py). Encoder
 and Euler step are CUDA graphs by size.
 
 With a memory, each chunk of a stream continues the previous one, and requests with the same voice share the
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Generic
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,47 +26,43 @@ from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.flow.fill_rows import fill_rows
 from light_tts.kernels.flow.resnet_block import has_room, lines_of
 from light_tts.models.checkpoint.config import MAX_FRAMES
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.cfm import fixed_noise
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.encoder_table import EncoderItem, TableEncoder
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.packed_encoder import EncoderItem, PackedEncoder
 from light_tts.models.flow.packed_memory import PackedMemory, PackedSpan, reserve
-from light_tts.models.flow.unet.packed import PackedEstimator
-from light_tts.models.flow.unet.page_store import COPIES
-from light_tts.models.flow.unet.rows import Rows
+from light_tts.models.flow.packed_rows import BuffersT, Rows
+from light_tts.models.flow.page_store import COPIES
+from light_tts.models.flow.step_estimator import StepEstimator
 
 ROW_LIMIT = 8192  # frames per solve; more would not be faster. A single longer item is solved alone.
 WIDTH_STEP = 32  # tokens; granularity of the encoder's sizes
 WARM_TOKENS = 256  # 10 s of prompt and speech
 FIRST_ROWS = 640  # frames; sizes recorded before the first request: a prompt of 10 s and a first chunk
-FEW_ROWS = 1024  # up to this many frames, fewer and smaller kernels are faster (see packed_linear)
 ENCODER_LIMIT = 32 * 256  # items x tokens per encoder run; bounds its memory
 
 
-def pack(flow: Flow, dtype: torch.dtype) -> PackedEstimator:
-    """Return the estimator of a flow in float32, with weights in `dtype`."""
-    return PackedEstimator(flow.decoder.estimator, flow.decoder.steps, flow.decoder.guidance, dtype)
-
-
 def share(
-    flow: Flow,
-    dtype: torch.dtype,
+    flow: BaseFlow,
+    estimator: StepEstimator[BuffersT],
+    encoder: TableEncoder,
     items: int,
     room: int,
     automatic: bool = False,
     ended: Callable[[str], None] = lambda phase: None,
-) -> Callable[[], PackedFlow]:
-    """Return a factory of instances that share weights in `dtype` and a memory of `room` bytes (0: none); for
-    `automatic` see `reserve`, for `ended` `choose_flow`. Takes over the weights of `flow`, which is in
-    float32. Raises TooLittleMemory."""
-    estimator, encoder = pack(flow, dtype), PackedEncoder(flow, dtype)
-    ended("packed weights")
+) -> Callable[[], PackedFlow[BuffersT]]:
+    """Return a factory of instances that share the weights of estimator and encoder, made from `flow`, and a
+    memory of `room` bytes (0: none); for `automatic` see `reserve`, for `ended` `choose_flow`. Deletes the
+    weights of `flow` that are no longer used. Raises TooLittleMemory."""
     memory = reserve(flow, estimator, room, automatic) if room or automatic else None
     ended("flow memory")
-    del flow.decoder.estimator, flow.encoder, flow.encoder_proj, flow.input_embedding
-    flow.to(dtype)
-    return lambda: PackedFlow(flow, estimator, items, memory, encoder=encoder)
+    for name, _ in list(flow.named_children()):
+        if name not in ("decoder", "spk_embed_affine_layer"):
+            delattr(flow, name)
+    del flow.decoder.estimator, flow.decoder.backend
+    flow.to(estimator.dtype)
+    return lambda: PackedFlow(flow, estimator, encoder, items, memory)
 
 
 def attention_rows(frames: int) -> int:
@@ -73,25 +70,25 @@ def attention_rows(frames: int) -> int:
     return 32 if frames <= 512 else 64
 
 
-class PackedFlow:
-    """`estimator`: `pack(flow)`, shared by all instances; `items`: maximum batch size; `memory`: None: every
-    chunk is computed from the beginning; `encoder`: shared like the estimator, None: made from `flow`. The
-    results of a call do not depend on the other items in it, except for rounding. Not thread-safe; all work
-    uses the current CUDA stream, which must not change."""
+class PackedFlow(Generic[BuffersT]):
+    """`estimator`, `encoder`: made from `flow`, shared by all instances; `items`: maximum batch size;
+    `memory`: None: every chunk is computed from the beginning. The results of a call do not depend on the
+    other items in it, except for rounding. Not thread-safe; all work uses the current CUDA stream, which must
+    not change."""
 
     packed = True
 
     def __init__(
         self,
-        flow: Flow,
-        estimator: PackedEstimator,
+        flow: BaseFlow,
+        estimator: StepEstimator[BuffersT],
+        encoder: TableEncoder,
         items: int,
         memory: PackedMemory | None = None,
         graphs: bool = True,
-        encoder: PackedEncoder | None = None,
     ) -> None:
         self._flow = flow
-        self._encoder = PackedEncoder(flow, estimator.dtype) if encoder is None else encoder
+        self._encoder = encoder
         self._memory = memory
         self._items = items
         self._device = flow.spk_embed_affine_layer.weight.device
@@ -101,7 +98,7 @@ class PackedFlow:
         self._noise = fixed_noise(self._mels, self._device)[0].T.contiguous()  # (MAX_FRAMES, mels)
         self.graphs = GraphCache(self._device, graphs)
         self._largest = self._estimator.allocate(0)
-        self._sizes: dict[int, Rows] = {}
+        self._sizes: dict[int, Rows[BuffersT]] = {}
         self._speakers: WeakKeyDictionary[Memo, Tensor] = WeakKeyDictionary()  # by voice: (1, mels)
 
     def frames(self, item: FlowItem) -> int:
@@ -207,14 +204,14 @@ class PackedFlow:
 
     # ---- rows
 
-    def _rows_for(self, lengths: list[int]) -> Rows:
+    def _rows_for(self, lengths: list[int]) -> Rows[BuffersT]:
         """Return the rows of the smallest size with room for sequences of these lengths."""
         rows = self._rows(_bucket(sum(lengths)))
         while rows.tile_rows is not None and not has_room(len(rows.lines), lengths):
             rows = self._rows(_bucket(rows.size + 1))
         return rows
 
-    def _rows(self, size: int) -> Rows:
+    def _rows(self, size: int) -> Rows[BuffersT]:
         """Return the rows for `size` frames; all sizes share the memory of the largest one so far."""
         if size in self._sizes:
             return self._sizes[size]
@@ -225,7 +222,7 @@ class PackedFlow:
         store = None if self._memory is None else self._memory.store
         tile = self._estimator.rows_of_tile(COPIES * size)
         block_rows = tile or attention_rows(size)
-        buffers = self._largest.first(size, size <= FEW_ROWS, joined=tile is not None)
+        buffers = self._estimator.part(self._largest, size)
         pages = 0 if store is None else self._items * (MAX_FRAMES // store.frames)
         blocks = 0 if tile else size // block_rows + self._items
         tile_rows = self._estimator.rows_of_resnet_tile(COPIES * size)
@@ -233,11 +230,11 @@ class PackedFlow:
         self._sizes[size] = rows
         return rows
 
-    def _step_work(self, rows: Rows) -> SizedWork:
+    def _step_work(self, rows: Rows[BuffersT]) -> SizedWork:
         """Return an Euler step. It changes x and the step counter, so it is recorded with empty rows."""
         return SizedWork(partial(self._estimator.step, rows), rows.clear)
 
-    def _place(self, rows: Rows, spans: list[PackedSpan]) -> list[Tensor]:
+    def _place(self, rows: Rows[BuffersT], spans: list[PackedSpan]) -> list[Tensor]:
         """Write the position of each item's rows to the device and reset to step 0. Returns the prompts' mel
         frames among the rows."""
         table = rows.empty()
@@ -266,7 +263,7 @@ class PackedFlow:
         rows.table.copy_(pinned(table, self._device), non_blocking=True)
         return known
 
-    def _fill(self, rows: Rows, spans: list[PackedSpan], known: list[Tensor]) -> None:
+    def _fill(self, rows: Rows[BuffersT], spans: list[PackedSpan], known: list[Tensor]) -> None:
         """Write the other inputs of the estimator: noise, speaker and the prompt's mel, beside the encoded
         tokens; the unconditioned copy has only the noise. known: see `_place`."""
         fill_rows(
@@ -302,7 +299,7 @@ class PackedFlow:
     def _plan_encoder(self, height: int, width: int) -> None:
         self.graphs.plan(("encode", height, width), partial(self._encoder_work, height, width))
 
-    def _encoder_work(self, height: int, width: int, encoder: PackedEncoder | None = None) -> SizedWork:
+    def _encoder_work(self, height: int, width: int, encoder: TableEncoder | None = None) -> SizedWork:
         """`encoder`: another one, for rehearsals."""
         encoder = encoder or self._encoder
         table = torch.from_numpy(encoder.empty(height, width)).to(self._device)

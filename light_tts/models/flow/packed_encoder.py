@@ -9,11 +9,10 @@ taps for each of the repetitions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,40 +22,13 @@ from light_tts.kernels.flow.packed_linear import packed_linear, packed_linear_ad
 from light_tts.kernels.flow.relative_attention import relative_attention
 from light_tts.kernels.flow.row_norm import row_norm
 from light_tts.kernels.flow.shifted_linear import shifted_linear
-from light_tts.models.checkpoint.config import MAX_FRAMES
 from light_tts.models.flow.encoder import CausalUpsample, ConformerBlock, InputProjection, relative_positions
+from light_tts.models.flow.encoder_table import EncoderParts, TableEncoder
 from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.packed_lookahead import PackedLookahead, Weights
 
 FEW_ROWS = 512  # up to this many positions, fewer kernels are faster: linear layers normalise their input
 KEPT_TOKENS = 512  # up to this length, projected positions are computed once
-
-Weights = tuple[Tensor, Tensor]  # (in, out), and (out,) float32
-Table = Tensor | np.ndarray
-
-
-class EncoderParts(NamedTuple):
-    """The tables of a batch, all int32. items: (items, 4), length and chunk (0: none) in tokens, then in
-    frames; ids: (items * tokens,), the vocabulary size where there is none; tokens: (items * tokens,),
-    position of each token in its item, -1 where there is none, and for those that are only context; frames:
-    (items * ratio * tokens,), likewise; target: (items * ratio * tokens,), the row of the result for each
-    frame, -1: none."""
-
-    items: Any
-    ids: Any
-    tokens: Any
-    frames: Any
-    target: Any
-
-
-@dataclass(frozen=True)
-class EncoderItem:
-    """ids: (n,), of prompt and speech; spoken: number of them that are not only context; the frames [start,
-    ratio * spoken) are wanted."""
-
-    ids: np.ndarray
-    spoken: int
-    streaming: bool
-    start: int
 
 
 @dataclass(frozen=True)
@@ -133,19 +105,16 @@ class Stack:
             packed_linear_add_(x, feed, *layer.down, position)
 
 
-class PackedEncoder:
+class PackedEncoder(TableEncoder):
     """`flow`: with its weights in any type, better float32; `dtype`: type of weights and activations; sums
     and norms are float32. Thread-safe."""
 
     @torch.inference_mode()
     def __init__(self, flow: Flow, dtype: torch.dtype) -> None:
         encoder = flow.encoder
-        self._vocabulary = flow.input_embedding.num_embeddings
-        self._ratio, self._chunk = flow.ratio, encoder.chunk_size
-        self._places = np.arange(MAX_FRAMES, dtype=np.int32)
+        super().__init__(flow)
         self._embedded = _embedded(encoder.embed, flow.input_embedding.weight).to(dtype)
-        lookahead = encoder.pre_lookahead_layer
-        self._ahead, self._before = (_taps(conv, dtype) for conv in (lookahead.conv1, lookahead.conv2))
+        self._lookahead = PackedLookahead(encoder.pre_lookahead_layer, dtype)
         self._tokens = Stack(encoder.encoders, KEPT_TOKENS, dtype)
         linear, norm = _linear_and_norm(encoder.up_embed)
         self._upsampled = _upsampled(encoder.up_layer, linear, dtype)
@@ -158,54 +127,15 @@ class PackedEncoder:
         self._eps = encoder.after_norm.eps
 
     def shortened(self) -> PackedEncoder:
-        """Return an encoder that launches the same kernels, but fewer times, for rehearsals."""
         other = copy.copy(self)
         other._tokens, other._frames = self._tokens.shortened(), self._frames.shortened()
         return other
 
-    def parts(self, table: Table, height: int, width: int) -> EncoderParts:
-        """Return views of a table, on the host or device, for `height` items of `width` tokens."""
-        end, tokens, frames = 4 * height, height * width, height * width * self._ratio
-        found = [table[:end].reshape(height, 4)]
-        for size in (tokens, tokens, frames, frames):
-            found.append(table[end : end + size])
-            end += size
-        return EncoderParts(*found)
-
-    def empty(self, height: int, width: int) -> np.ndarray:
-        """Return a table without any item."""
-        table = np.full(4 * height + 2 * (1 + self._ratio) * height * width, -1, np.int32)
-        parts = self.parts(table, height, width)
-        parts.items[:] = 0
-        parts.ids[:] = self._vocabulary
-        return table
-
-    def table(self, items: Sequence[EncoderItem], first_row: int, height: int, width: int) -> np.ndarray:
-        """Return the table of up to `height` items of up to `width` ids. The wanted frames of all items are
-        consecutive rows of the result from `first_row` on."""
-        table = self.empty(height, width)
-        items_of, ids, tokens, frames, target = self.parts(table, height, width)
-        for row, item in enumerate(items):
-            end, chunk = self._ratio * item.spoken, self._chunk if item.streaming else 0
-            items_of[row] = item.spoken, chunk, end, self._ratio * chunk
-            token, frame = row * width, row * width * self._ratio
-            np.maximum(item.ids, 0, out=ids[token : token + len(item.ids)])
-            tokens[token : token + item.spoken] = self._places[: item.spoken]
-            frames[frame : frame + end] = self._places[:end]
-            next_row = first_row + end - item.start
-            target[frame + item.start : frame + end] = np.arange(first_row, next_row)
-            first_row = next_row
-        return table
-
     def __call__(self, parts: EncoderParts, out: Tensor) -> None:
-        """Write the features of the wanted frames to their rows of `out`, (rows, mels), may be strided."""
         height = len(parts.items)
         size = len(parts.ids) // height
         x = self._embedded.index_select(0, parts.ids)
-        ahead = x.new_empty(len(x), self._ahead[0].shape[2])
-        shifted_linear(x, *self._ahead, parts.tokens, ahead, size, 0, "leaky_relu")
-        before = 1 - len(self._before[0])
-        x = shifted_linear(ahead, *self._before, parts.tokens, torch.empty_like(x), size, before, x)
+        x = self._lookahead(x, parts.tokens, size)
         self._tokens(x, parts.tokens, parts.items[:, :2])
         y = x.new_empty(len(x), self._upsampled[0].shape[2])
         shifted_linear(x, *self._upsampled, parts.tokens, y, size, 1 - len(self._upsampled[0]))
@@ -241,12 +171,6 @@ def _upsampled(up: CausalUpsample, linear: nn.Linear, dtype: torch.dtype) -> Wei
             weight[(repetition + tap) // ratio, :, repetition] += values
     bias = linear.weight.float() @ conv.bias.float() + linear.bias.float()
     return weight.flatten(2).to(dtype), bias.repeat(ratio)
-
-
-def _taps(conv: nn.Conv1d, dtype: torch.dtype) -> Weights:
-    """Return weight (taps, in, out) and bias."""
-    assert conv.bias is not None
-    return conv.weight.float().permute(2, 1, 0).contiguous().to(dtype), conv.bias.float()
 
 
 def _plain(linear: nn.Linear, dtype: torch.dtype) -> Weights:

@@ -6,26 +6,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from light_tts.kernels.flow.packed_attention import Prefix
-from light_tts.models.flow.flow import Flow
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
-from light_tts.models.flow.pages import CachedPast, Lease, PagePool
-from light_tts.models.flow.unet.packed import PackedEstimator
-from light_tts.models.flow.unet.page_store import (
+from light_tts.models.flow.packed_rows import Parts
+from light_tts.models.flow.page_store import (
     ANY_PAGES,
     COPIES,
-    EDGE,
     PageLimits,
     PageStore,
     TooLittleMemory,
 )
-from light_tts.models.flow.unet.rows import Parts
+from light_tts.models.flow.pages import CachedPast, Lease, PagePool
+from light_tts.models.flow.step_estimator import StepEstimator
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class PackedMemory:
     def __init__(self, store: PageStore, ratio: int, lookahead: int) -> None:
         self.store = store
         self.pool = PagePool(store.pages)
-        self._page = store.frames
+        self._page, self._edge = store.frames, store.edge
         self._ratio = ratio
         self._lookahead = lookahead
         self._on_gpu = store.layers[0].device.type == "cuda"
@@ -118,7 +118,7 @@ class PackedMemory:
     def place(self, parts: Parts, spans: Sequence[PackedSpan]) -> list[Prefix]:
         """Write into `parts` the pages of the items, and the rows that their convolutions read from and save
         to the cache."""
-        prefixes, first_page, first_row = [], 0, 0
+        edge, prefixes, first_page, first_row = self._edge, [], 0, 0
         for span in spans:
             pages = span.lease.pages if span.lease else ()
             prefixes.append(Prefix(span.start, first_page, self._page * len(pages)))
@@ -129,13 +129,13 @@ class PackedMemory:
                 before[:, : span.frames] = pages[known - 1]
             for place, page in enumerate(pages[known:], 1):
                 end = self._page * place
-                keep[:, end - EDGE : end] = EDGE * page + np.arange(EDGE)
+                keep[:, end - edge : end] = edge * page + np.arange(edge)
             first_page += len(pages)
             first_row += span.frames
         return prefixes
 
 
-def reserve(flow: Flow, estimator: PackedEstimator, room: int, automatic: bool) -> PackedMemory | None:
+def reserve(flow: BaseFlow, estimator: StepEstimator[Any], room: int, automatic: bool) -> PackedMemory | None:
     """Return a memory of at most `room` bytes, less if the device has no more; log its size. None: the device
     has none, or `automatic` (nobody asked for `room`) and it would have fewer than USEFUL_PAGES; more are not
     made then. Raises TooLittleMemory if `room` was asked for and not even one page fits."""
@@ -161,12 +161,12 @@ def reserve(flow: Flow, estimator: PackedEstimator, room: int, automatic: bool) 
 
 
 def remember(
-    flow: Flow, estimator: PackedEstimator, room: int, limits: PageLimits = ANY_PAGES
+    flow: BaseFlow, estimator: StepEstimator[Any], room: int, limits: PageLimits = ANY_PAGES
 ) -> PackedMemory:
     """Return a memory of at most `room` bytes, shared by all instances. Raises TooLittleMemory if fewer pages
     than allowed fit, torch.OutOfMemoryError if the device has no memory for them, and ValueError if the
-    attention chunks of the flow's encoder and estimator differ."""
+    attention chunks of the flow's encoder and estimator differ or are too short, see PageStore."""
     frames = flow.decoder.chunk_size
-    if frames != flow.ratio * flow.encoder.chunk_size:
+    if frames != flow.ratio * flow.chunk_size:
         raise ValueError("the attention chunks of the flow's encoder and estimator differ")
     return PackedMemory(estimator.keep(room, frames, limits), flow.ratio, flow.lookahead)

@@ -12,20 +12,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from light_tts.common.cuda_graphs import GraphCache
-from light_tts.models.flow.base import BaseFlow, Decoder
+from light_tts.models.flow.base import BaseFlow
 from light_tts.models.flow.interface import FlowItem
 from light_tts.models.flow.memos import Memo
 
 
 class PaddedFlow:
-    """Items with the same attention mode share a padded batch. `decoder`: instead of the flow's own."""
+    """Items with the same attention mode share a padded batch."""
 
     packed = False
     graphs: GraphCache | None = None
 
-    def __init__(self, flow: BaseFlow, decoder: Decoder | None = None) -> None:
+    def __init__(self, flow: BaseFlow) -> None:
         self._flow = flow
-        self._decoder = decoder
         self._device = flow.spk_embed_affine_layer.weight.device
 
     def cached_frames(self, voice: Memo, stream: Memo) -> int:
@@ -52,7 +51,6 @@ class PaddedFlow:
                 embedding=torch.stack([item.embedding for item in group]),
                 streaming=streaming,
                 finalize=torch.tensor([item.finalize for item in group], device=self._device),
-                decoder=self._decoder,
             )
             for row, (index, length) in enumerate(zip(indices, lengths.tolist(), strict=True)):
                 found[index] = mel[row, :, :length].T

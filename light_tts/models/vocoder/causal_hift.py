@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ from light_tts.models.vocoder.hift import ResidualPairs, load_hift
 from light_tts.models.vocoder.spectrum import Transform
 
 POST_KERNEL = 7
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far samples depend on mel frames. lookahead: frames after a frame that its pitch depends on; held:
+    see `CausalHift.held_frames`; context: the frames before the first new sample that suffice for mel, source
+    and pitch."""
+
+    lookahead: int
+    held: int
+    context: int
 
 
 class CausalResBlock(ResidualPairs):
@@ -95,6 +107,12 @@ class CausalHift(nn.Module):
         # One frame more, because the last samples of the inverse transform lack windows.
         self.held_frames = self.f0_predictor.lookahead + config.conv_pre_look_right + 1
         self.mel_context, self.source_context = self._contexts()
+        source_frames = -(-self.source_context // self.samples_per_frame)
+        self.reach = Reach(
+            self.f0_predictor.lookahead,
+            self.held_frames,
+            max(self.mel_context, source_frames, self.f0_predictor.context),
+        )
 
     @classmethod
     def from_checkpoint(cls, model_dir: Path, config: Config3, device: torch.device | str) -> CausalHift:

@@ -26,6 +26,6 @@ class DiTChunkEstimator(ChunkEstimator):
         rotation = timed.estimator.rotary_embed(run.start, run.start + len(given))
 
         def velocity(step: int, x: Tensor) -> Tensor:
-            return timed.velocity(x[None], entered, timed.blocks[step], timed.final[step], rotation, run=run)
+            return timed.velocity(x[None], entered, timed.blocks[step], timed.final[step], rotation, run)
 
         return velocity

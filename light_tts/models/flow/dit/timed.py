@@ -12,7 +12,6 @@ from torch import Tensor
 
 from light_tts.models.flow.chunk_estimator import ChunkRun
 from light_tts.models.flow.dit.estimator import DiT, Modulation, Rotation, modulated
-from light_tts.models.flow.masks import Mask
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,7 @@ class TimedDiT:
         blocks: Tensor,
         final: Tensor,
         rotation: Rotation,
-        mask: Mask | None = None,
-        run: ChunkRun | None = None,
+        run: ChunkRun,
     ) -> Tensor:
         """Return the velocity of both copies of each item, (2 * items, frames, mels). x: (items, frames,
         mels), the state; entered: (2, items, frames, width); blocks: (blocks, 6, width) and final: (2, width)
@@ -65,5 +63,5 @@ class TimedDiT:
         h = (entered + F.linear(x, self.of_x)).flatten(0, 1)
         h = h + self.estimator.input_embed.conv_pos_embed(h, run)
         for block, modulation in zip(self.estimator.transformer_blocks, blocks, strict=True):
-            h = block(h, Modulation(*modulation), rotation, mask, run)
+            h = block(h, Modulation(*modulation), rotation, None, run)
         return self.estimator.proj_out(modulated(h, *final))

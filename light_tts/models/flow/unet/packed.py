@@ -27,16 +27,53 @@ from light_tts.kernels.flow.resnet_block import ResnetWeights, resnet_block
 from light_tts.kernels.flow.transformer_block import BlockWeights, transformer_block
 from light_tts.kernels.launch import rows_of_tile
 from light_tts.models.flow.estimator_parts import sinusoids
+from light_tts.models.flow.packed_rows import PackedRun, Rows
+from light_tts.models.flow.page_store import COPIES, PageLimits, PageStore
 from light_tts.models.flow.unet.estimator import (
     CausalBlock,
     Estimator,
     ResnetBlock,
     TransformerBlock,
 )
-from light_tts.models.flow.unet.page_store import COPIES, PageLimits, PageStore
-from light_tts.models.flow.unet.rows import Buffers, PackedRun, Rows
 
 T = TypeVar("T")
+
+EDGE = 2  # number of preceding frames that a convolution reads
+FEW_ROWS = 1024  # up to this many frames, fewer and smaller kernels are faster (see packed_linear)
+
+
+@dataclass(frozen=True)
+class UNetBuffers:
+    """Implements `Buffers`."""
+
+    x: Tensor
+    inputs: Tensor
+    hidden: tuple[Tensor, Tensor, Tensor]  # (2 rows, width)
+    joined: Tensor  # (2 rows, 2 width): input of the up block, with the skip connection in the second half
+    qkv: Tensor  # (2 rows, 3 inner)
+    attended: Tensor  # (2 rows, inner)
+    feed: Tensor  # (2 rows, 4 width)
+    normal: Tensor | None  # (2 rows, width); None for few rows, see packed_linear
+    next_qkv: Tensor | None  # (2 rows, 3 inner); None: a transformer block is computed in five kernels
+
+    def first(self, rows: int, few: bool, joined: bool = False) -> UNetBuffers:
+        """Return the first part of these buffers, for fewer frames. `joined`: a transformer block is computed
+        in one kernel; `few`: if it is not, without `normal`."""
+        both = COPIES * rows
+        return UNetBuffers(
+            x=self.x[:rows],
+            inputs=self.inputs[:both],
+            hidden=(self.hidden[0][:both], self.hidden[1][:both], self.hidden[2][:both]),
+            joined=self.joined[:both],
+            qkv=self.qkv[:both],
+            attended=self.attended[:both],
+            feed=self.feed[:both],
+            normal=None if (few and not joined) or self.normal is None else self.normal[:both],
+            next_qkv=self.next_qkv[:both] if joined and self.next_qkv is not None else None,
+        )
+
+
+UNetRun = PackedRun[UNetBuffers]
 
 
 @dataclass(frozen=True)
@@ -93,7 +130,7 @@ class Resnet:
             qkv,
         )
 
-    def __call__(self, run: PackedRun, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
+    def __call__(self, run: UNetRun, x: Tensor, between: Tensor, out: Tensor, eps: float) -> Tensor:
         """x: (2 rows, in) -> out: (2 rows, width); `eps`: of the following norm"""
         rows, position = run.rows, run.rows.position
         first, second = self.first, self.second
@@ -153,7 +190,7 @@ class Transformer:
             plain(feed[2]),
         )
 
-    def __call__(self, run: PackedRun, x: Tensor, has_qkv: bool = False) -> None:
+    def __call__(self, run: UNetRun, x: Tensor, has_qkv: bool = False) -> None:
         """x: (2 rows, width), in place; `has_qkv`: queries, keys and values have been computed"""
         rows, position, normal = run.rows, run.rows.position, run.rows.buffers.normal
         if has_qkv:
@@ -209,9 +246,7 @@ class UNetStage:
         """Return this stage with only the first and the last of its transformer blocks."""
         return replace(self, blocks=_ends(self.blocks), joined=_ends(self.joined))
 
-    def __call__(
-        self, run: PackedRun, x: Tensor, between: Tensor, out: Tensor, first: bool = False
-    ) -> Tensor:
+    def __call__(self, run: UNetRun, x: Tensor, between: Tensor, out: Tensor, first: bool = False) -> Tensor:
         """x: (2 rows, in) -> out: (2 rows, width); `first`: of the step"""
         rows, qkv, eps = run.rows, run.rows.buffers.qkv, self.blocks[0].eps
         if rows.tile_rows is not None:  # with the first queries, keys and values
@@ -227,7 +262,7 @@ class UNetStage:
                 block(run, out, has_qkv=index == 0 and rows.tile_rows is not None)
             return out
         if rows.tile_rows is None:
-            assert rows.buffers.normal is not None  # see Buffers
+            assert rows.buffers.normal is not None  # see UNetBuffers
             packed_linear(rows.buffers.normal, *self.blocks[0].qkv, rows.position, qkv)
         for weights in self.joined:
             transformer_block(
@@ -238,8 +273,9 @@ class UNetStage:
 
 
 class PackedEstimator:
-    """`steps`: (t, dt) of each Euler step; `guidance`: strength of classifier-free guidance; `dtype`: type of
-    weights and activations; sums, norms and the integration state are float32."""
+    """Implements `StepEstimator`. `steps`: (t, dt) of each Euler step; `guidance`: strength of
+    classifier-free guidance; `dtype`: type of weights and activations; sums, norms and the integration state
+    are float32."""
 
     def __init__(
         self,
@@ -276,15 +312,13 @@ class PackedEstimator:
         self._inner = self._down.blocks[0].out[0].shape[0]
 
     def shortened(self) -> PackedEstimator:
-        """Return an estimator that launches the same kernels, but fewer times, for rehearsals: without the
-        stages and blocks between others of the same sizes."""
+        """Without the stages and blocks between others of the same sizes."""
         other = copy.copy(self)
         other._down, other._up = self._down.shortened(), self._up.shortened()
         other._mid = [stage.shortened() for stage in _ends(self._mid)]
         return other
 
-    def step(self, rows: Rows) -> None:
-        """Run one Euler step: updates x, also in the inputs, and adds 1 to `rows.step`."""
+    def step(self, rows: Rows[UNetBuffers]) -> None:
         width, run = self._width, PackedRun(rows)
         joined, skip = rows.buffers.joined[:, :width], rows.buffers.joined[:, width:]
         a, b, between = rows.buffers.hidden
@@ -315,39 +349,32 @@ class PackedEstimator:
         rows.step.add_(1)
 
     def keep(self, room: int, frames: int, limits: PageLimits) -> PageStore:
-        """Return a memory of at most `room` bytes for pages of `frames` frames. Raises TooLittleMemory and
-        torch.OutOfMemoryError."""
         stages = self._stages
         convs = [conv for stage in stages for conv in (stage.resnet.first.conv, stage.resnet.second.conv)]
         convs = [*convs[:2], self._down_conv, *convs[2:], self._up_conv, self._final.conv]
         inputs = [conv.weight.shape[1] for conv in convs]
         layers = sum(len(stage.blocks) for stage in stages)
         return PageStore(
-            room, frames, self.steps, layers, self._inner, inputs, self.dtype, self.device, limits
+            room, frames, self.steps, layers, self._inner, EDGE, inputs, self.dtype, self.device, limits
         )
 
     def rows_of_tile(self, rows: int) -> int | None:
-        """Return the rows of a tile if transformer blocks of this number of rows (of both copies) are
-        computed in one kernel; else None."""
         if self._down.joined[0].packed is None:
             return None
         return rows_of_tile("transformer_block", self.device, self.dtype, rows)
 
     def rows_of_resnet_tile(self, rows: int) -> int | None:
-        """Return the rows of a tile if residual blocks of this number of rows (of both copies) are
-        computed in one kernel; else None."""
         if any(stage.head.packed is None for stage in self._stages):
             return None
         return rows_of_tile("resnet_block", self.device, self.dtype, rows)
 
-    def allocate(self, rows: int) -> Buffers:
-        """Return buffers for `rows` frames."""
+    def allocate(self, rows: int) -> UNetBuffers:
         width, device = self._width, self.device
 
         def matrix(columns: int) -> Tensor:
             return torch.zeros(COPIES * rows, columns, dtype=self.dtype, device=device)
 
-        return Buffers(
+        return UNetBuffers(
             x=torch.zeros(rows, self.mels, device=device),
             inputs=matrix(self._inputs),
             hidden=(matrix(width), matrix(width), matrix(width)),
@@ -358,6 +385,9 @@ class PackedEstimator:
             normal=matrix(width),
             next_qkv=matrix(3 * self._inner),
         )
+
+    def part(self, buffers: UNetBuffers, rows: int) -> UNetBuffers:
+        return buffers.first(rows, rows <= FEW_ROWS, joined=self.rows_of_tile(COPIES * rows) is not None)
 
 
 def _ends(parts: list[T]) -> list[T]:

@@ -14,7 +14,6 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 COPIES = 2  # of a batch: with and without guidance
-EDGE = 2  # number of preceding frames that a convolution reads
 
 
 class TooLittleMemory(Exception):
@@ -34,11 +33,11 @@ ANY_PAGES = PageLimits()
 class PageStore:
     """As many pages as `limits` allow and fit in `room` bytes; half of that, a quarter and so on, if the
     device has no more memory. All are allocated at once, so that there are not fewer later. A page holds, for
-    all Euler steps, the keys and values of `frames` frames in each attention layer, and the last EDGE inputs
-    of each convolution.
+    all Euler steps, the keys and values of `frames` frames in each attention layer, and the last `edge`
+    inputs of each convolution.
 
     layers: for each, (pages, steps, COPIES, frames, 2 * inner); edges: for each convolution, (pages, steps,
-    COPIES, EDGE, inputs).
+    COPIES, edge, inputs).
     """
 
     def __init__(
@@ -48,16 +47,22 @@ class PageStore:
         steps: int,
         layers: int,
         inner: int,
+        edge: int,
         inputs: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
         limits: PageLimits = ANY_PAGES,
     ) -> None:
-        """inner: channels of a key; inputs: channels of each convolution's input. Raises TooLittleMemory if
-        fewer pages than allowed fit, torch.OutOfMemoryError if the device has no memory for them."""
+        """inner: channels of a key; edge: number of preceding frames that a convolution reads; inputs:
+        channels of each convolution's input. Raises TooLittleMemory if fewer pages than allowed fit,
+        torch.OutOfMemoryError if the device has no memory for them, and ValueError if a page is shorter than
+        an edge, as all frames of an edge are in the page that ends with it."""
+        if frames < edge:
+            raise ValueError(f"an attention chunk of {frames} frames is shorter than a convolution's {edge}")
         keys = (steps, layers, COPIES, frames, 2 * inner)
-        edges = [(steps, COPIES, EDGE, channels) for channels in inputs]
+        edges = [(steps, COPIES, edge, channels) for channels in inputs]
         self.frames = frames
+        self.edge = edge
         self.page_bytes = dtype.itemsize * sum(map(math.prod, [keys, *edges]))
         pages = min(room // self.page_bytes, limits.most)
         if pages < limits.least:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from light_tts.kernels.flow.packed_attention import (
 )
 from light_tts.kernels.flow.packed_conv import CachedEdges
 from light_tts.kernels.flow.resnet_block import line_count
-from light_tts.models.flow.unet.page_store import COPIES, PageStore
+from light_tts.models.flow.page_store import COPIES, PageStore
 
 ALIGNMENT = 8  # int32 values: 32 bytes
 
@@ -47,47 +46,30 @@ class Parts(NamedTuple):
     pages: Any
 
 
-@dataclass(frozen=True)
-class Buffers:
-    """The buffers of a step for a number of frames (rows), COPIES times.
+class Buffers(Protocol):
+    """The buffers of a step for a number of frames (rows), COPIES times. Those of each estimator have more
+    for its own use.
 
-    x: (rows, mels) float32, the state of the integration; inputs: (2 rows, estimator input).
+    x: (rows, mels) float32, the state of the integration; inputs: (2 rows, 4 mels), see `fill_rows`.
     """
 
-    x: Tensor
-    inputs: Tensor
-    hidden: tuple[Tensor, Tensor, Tensor]  # (2 rows, width)
-    joined: Tensor  # (2 rows, 2 width): input of the up block, with the skip connection in the second half
-    qkv: Tensor  # (2 rows, 3 inner)
-    attended: Tensor  # (2 rows, inner)
-    feed: Tensor  # (2 rows, 4 width)
-    normal: Tensor | None  # (2 rows, width); None for few rows, see packed_linear
-    next_qkv: Tensor | None  # (2 rows, 3 inner); None: a transformer block is computed in five kernels
+    @property
+    def x(self) -> Tensor: ...
 
-    def first(self, rows: int, few: bool, joined: bool = False) -> Buffers:
-        """Return the first part of these buffers, for fewer frames. `joined`: a transformer block is computed
-        in one kernel; `few`: if it is not, without `normal`."""
-        both = COPIES * rows
-        return Buffers(
-            x=self.x[:rows],
-            inputs=self.inputs[:both],
-            hidden=(self.hidden[0][:both], self.hidden[1][:both], self.hidden[2][:both]),
-            joined=self.joined[:both],
-            qkv=self.qkv[:both],
-            attended=self.attended[:both],
-            feed=self.feed[:both],
-            normal=None if (few and not joined) or self.normal is None else self.normal[:both],
-            next_qkv=self.next_qkv[:both] if joined and self.next_qkv is not None else None,
-        )
+    @property
+    def inputs(self) -> Tensor: ...
 
 
-class Rows:
+BuffersT = TypeVar("BuffersT", bound=Buffers)
+
+
+class Rows(Generic[BuffersT]):
     """Buffers and the device tables that describe their rows. The tables are views of one tensor, so that a
     single copy updates them."""
 
     def __init__(
         self,
-        buffers: Buffers,
+        buffers: BuffersT,
         blocks: int,
         block_rows: int,
         page_store: PageStore | None = None,
@@ -104,7 +86,7 @@ class Rows:
         self.page_store = page_store
         both = COPIES * self.size
         per_row = 0 if page_store is None else both
-        queries = -(-self.size // block_rows) * block_rows if buffers.next_qkv is not None else 0
+        queries = 0 if blocks else -(-self.size // block_rows) * block_rows
         attention = [BLOCK_ENTRIES * blocks, ROW_ENTRIES * queries]
         lines = 0 if tile_rows is None else line_count(self.size, tile_rows)
         self._sizes = [1, both, FILL_ENTRIES * self.size, *attention, lines, per_row, per_row, pages]
@@ -166,11 +148,11 @@ def _seen(
     return attention_of_rows(lengths, chunks, count, prefixes)
 
 
-class PackedRun:
+class PackedRun(Generic[BuffersT]):
     """One evaluation over `rows`: hands each convolution and each attention layer, in order, its part of the
     cache; None if there is no cache."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows[BuffersT]) -> None:
         self.rows = rows
         self._edges = iter(rows.page_store.edges if rows.page_store else ())
         self._layers = iter(rows.page_store.layers if rows.page_store else ())
