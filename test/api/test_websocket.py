@@ -24,6 +24,12 @@ UPSTREAM = "/inference_zero_shot_bistream"
 OURS = "/inference_bistream"
 
 
+@pytest.fixture(scope="module")
+def server(mortal_server: Server) -> Server:
+    mortal_server.wait_until_ready()  # other files kill its processes
+    return mortal_server
+
+
 class Talk:
     """The audio, errors and close received on one WebSocket."""
 

@@ -14,7 +14,7 @@ from support.server_process import FEW_STEPS, launch, speak, start_server
 from system.test_lifecycle import eventually, stream_in_background
 
 # So short that the old server need not wait long for clients that are connected and say nothing.
-SHORT = {"header_timeout": 2, "idle_timeout": 2}
+SHORT = {"header_timeout": 2, "idle_timeout": 2, **FEW_STEPS}
 
 
 class Clients:
@@ -51,11 +51,11 @@ class Clients:
 
 
 def test_a_server_takes_the_port_over_and_no_request_fails():
-    with start_server(httpserver_workers=2, replace=True, **SHORT, **FEW_STEPS) as old:  # where there is none: a start
+    with start_server(httpserver_workers=2, replace=True, **SHORT) as old:  # where there is none: a start
         stream, result, speaking = stream_in_background(old)
         assert speaking.wait(60)
         clients = Clients(old.url)
-        with launch(wait=False, port=old.port, replace=True, **SHORT, **FEW_STEPS) as new, clients.asking():
+        with launch(wait=False, port=old.port, replace=True, **SHORT) as new, clients.asking():
             assert old.process.wait(120) == 0, old.output
             stream.join(60)
             assert result.get("status") == 200 and "error" not in result, result
