@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import interpreter
-from support.server_process import LARGE, Server, launch, start_server
+from support.server_process import FEW_STEPS, LARGE, Server, launch, start_server
 from support.streams import run_clients
 from support.styles import STYLES, checkpoint_with
 
@@ -28,15 +28,20 @@ LONGEST = (
     "test_lifecycle",
     "test_upstream_weaknesses",
     "test_command",
-    "test_hangs",
-    "test_scripts",
-    "test_decode_stage",
-    "test_token2wav",
-    "test_connections",
     "test_takeover",
-    "test_mps",
+    "test_scripts",
     "test_hift_runner",
     "test_causal_runner",
+    "test_hangs",
+    "test_resnet_block",
+    "test_token2wav",
+    "test_tensor_linear",
+    "test_llm_kernels",
+    "test_mps",
+    "test_decode_stage",
+    "test_llm_triton",
+    "test_flow_kernels",
+    "test_cosyvoice3",
 )
 
 # Files that share one of the servers below. With several workers, those of a group run on the same one.
@@ -98,7 +103,7 @@ def voice_server() -> Iterator[Server]:
 def strict_server() -> Iterator[Server]:
     """A real server with low limits."""
     limits = {"request_timeout": 3, "max_upload_mb": 0.5, "max_text_length": 60, "max_prompt_seconds": 5}
-    with start_server(**limits, max_part_tokens=3500) as running:
+    with start_server(**limits, max_part_tokens=3500, **FEW_STEPS) as running:
         yield running
 
 
@@ -107,14 +112,14 @@ def styles_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real server with all styles of support/styles.py, two requests at a time in each, and room for one
     prompt only."""
     model = checkpoint_with(*STYLES, folder=tmp_path_factory.mktemp("model"))
-    with start_server(model_dir=model, gpt_paral_num=2, cache_capacity=1, **LARGE) as running:
+    with start_server(model_dir=model, gpt_paral_num=2, cache_capacity=1, **LARGE, **FEW_STEPS) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def mortal_server() -> Iterator[Server]:
     """A real server, like `server`, whose processes are killed by tests."""
-    with start_server(httpserver_workers=2, decode_process_num=2) as running:
+    with start_server(httpserver_workers=2, decode_process_num=2, **FEW_STEPS) as running:
         yield running
 
 

@@ -15,12 +15,18 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
-from support.server_process import PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+from support.server_process import FEW_STEPS, PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
 from support.waiting import eventually
 
 TOKEN_SAMPLES = 960  # 24 kHz, 25 tokens a second
 EXACTLY_40 = {"min_new_tokens": 40, "max_new_tokens": 40}
 TEXT = "Hello there, how are you today?"
+
+
+@pytest.fixture(scope="module")
+def server(mortal_server: Server) -> Server:
+    mortal_server.wait_until_ready()  # other files kill its processes
+    return mortal_server
 
 
 @pytest.fixture()
@@ -38,7 +44,11 @@ def strict(strict_server: Server) -> Server:
 def narrow():
     """A server that takes two requests at a time and keeps the result of a health check for a minute."""
     with start_server(
-        max_pending_requests=2, decode_process_num=2, httpserver_workers=2, health_cache_seconds=60
+        max_pending_requests=2,
+        decode_process_num=2,
+        httpserver_workers=2,
+        health_cache_seconds=60,
+        **FEW_STEPS,
     ) as running:
         yield running
 

@@ -76,7 +76,15 @@ import pytest
 import soundfile
 import websockets
 from support.processes import find_below
-from support.server_process import LARGE, PROMPT_TEXT, PROMPT_WAV, Server, speak, start_server
+from support.server_process import (
+    FEW_STEPS,
+    LARGE,
+    PROMPT_TEXT,
+    PROMPT_WAV,
+    Server,
+    speak,
+    start_server,
+)
 from support.styles import STYLES, checkpoint_with
 from support.waiting import eventually
 
@@ -423,7 +431,7 @@ def test_sockets_and_shared_memory_are_private_and_their_names_not_predictable(s
 @pytest.fixture(scope="module")
 def doomed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = checkpoint_with("ending", folder=tmp_path_factory.mktemp("model"))
-    with start_server(model_dir=model, gpt_paral_num=1, request_timeout=6, **LARGE) as running:
+    with start_server(model_dir=model, gpt_paral_num=1, request_timeout=6, **LARGE, **FEW_STEPS) as running:
         yield running
 
 

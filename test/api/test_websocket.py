@@ -24,6 +24,12 @@ UPSTREAM = "/inference_zero_shot_bistream"
 OURS = "/inference_bistream"
 
 
+@pytest.fixture(scope="module")
+def server(mortal_server: Server) -> Server:
+    mortal_server.wait_until_ready()  # other files kill its processes
+    return mortal_server
+
+
 class Talk:
     """The audio, errors and close received on one WebSocket."""
 
@@ -266,8 +272,8 @@ async def converse(server: Server, stage_to_kill: str | None) -> bytes:
             return bytes(audio)
 
 
-def test_a_stage_killed_in_a_conversation_loses_no_sample(mortal_server):
-    undisturbed = asyncio.run(converse(mortal_server, None))
+def test_a_stage_killed_in_a_conversation_loses_no_sample(server):
+    undisturbed = asyncio.run(converse(server, None))
     for stage in ("encode", "llm", "decode"):
-        assert asyncio.run(converse(mortal_server, stage)) == undisturbed, stage
-        mortal_server.wait_until_ready()
+        assert asyncio.run(converse(server, stage)) == undisturbed, stage
+        server.wait_until_ready()

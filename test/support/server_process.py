@@ -34,6 +34,7 @@ SMALL = {
     "max_part_tokens": 40_000,  # so that a request can be as long as a test wants
     "load_trt": False,
 }
+FEW_STEPS = {"n_timesteps": 2}  # of 10: half of the time of speech, where only its length or sameness counts
 LARGE = {"max_total_token_num": 65536, "max_req_total_len": 32768}  # for requests of minutes
 
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 import websockets
-from support.server_process import GOLDEN, Server, speak, start_server
+from support.server_process import FEW_STEPS, GOLDEN, Server, speak, start_server
 from support.streams import TOKENS, Client, assert_same_audio, run_clients, stage_pid
 
 CHECKPOINT = GOLDEN.parent / "cosyvoice3" / "checkpoint"
@@ -27,7 +27,7 @@ SAMPLES = 960  # of a speech token
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with start_server(model_dir=CHECKPOINT, decode_process_num=2) as running:
+    with start_server(model_dir=CHECKPOINT, decode_process_num=2, **FEW_STEPS) as running:
         yield running
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from support.server_process import start_server
+from support.server_process import FEW_STEPS, start_server
 from support.streams import CLIENTS, assert_same_audio, run_clients, stage_pid
 from support.waiting import eventually
 
@@ -21,7 +21,7 @@ PTRACE_SEIZE, PTRACE_INTERRUPT, WAIT_ALL = 0x4206, 0x4207, 0x40000000
 
 @pytest.fixture(scope="module")
 def server():
-    with start_server(decode_process_num=2, hang_timeout_cpu=HANG_TIMEOUT) as running:
+    with start_server(decode_process_num=2, hang_timeout_cpu=HANG_TIMEOUT, **FEW_STEPS) as running:
         yield running
 
 

@@ -202,28 +202,41 @@ def test_a_killed_parent_leaves_nothing_also_where_its_directories_were_removed(
         assert eventually(lambda: not any(process.is_running() for process in tree), 10)
 
 
-def test_a_stage_that_keeps_dying_ends_in_503_until_the_health_monitor_starts_it_again():
-    flags = {"health_monitor": True, "health_check_interval": 3, "health_cache_seconds": 0}
-    with start_server(**flags) as server:
-        killed: set[int] = set()
+@pytest.fixture(scope="module")
+def monitored() -> Iterator[Server]:
+    """A server with a health monitor, and with flags that it cannot heed on a CPU."""
+    monitor = {"health_monitor": True, "health_check_interval": 3, "health_cache_seconds": 0}
+    vain = {"tokenizer_mode": "auto", "mode": "triton_flashdecoding", "device": "cpu"}
+    with start_server(**monitor, **vain) as running:
+        yield running
 
-        def kill_next() -> bool:
-            pid = pid_of(server, "light_tts.server.core.stage_main", "decode")
-            if pid in killed:
-                return False
-            os.kill(pid, signal.SIGKILL)
-            killed.add(pid)
-            return True
 
-        for _ in range(3):
-            assert eventually(kill_next)
-        assert eventually(lambda: "died 3 times" in server.readiness().text)
-        with server.client() as client:
-            assert speak(client, "Nobody can say this.").status_code == 503
-        server.wait_until_ready()
-        assert "3 health checks in a row failed" in server.output
-        with server.client() as client:
-            assert speak(client, "It is back.").status_code == 200
+def test_what_a_flag_cannot_do_here_is_said_once_in_the_log_file_too(monitored):
+    log = (monitored.directory / "logs" / "light-tts.log").read_text()
+    for note in ("without effect: --tokenizer_mode", "--device cpu: ignoring --mode triton_flashdecoding"):
+        assert monitored.output.count(note) == log.count(note) == 1
+
+
+def test_a_stage_that_keeps_dying_ends_in_503_until_the_health_monitor_starts_it_again(monitored):
+    killed: set[int] = set()
+
+    def kill_next() -> bool:
+        pid = pid_of(monitored, "light_tts.server.core.stage_main", "decode")
+        if pid in killed:
+            return False
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+        return True
+
+    for _ in range(3):
+        assert eventually(kill_next)
+    assert eventually(lambda: "died 3 times" in monitored.readiness().text)
+    with monitored.client() as client:
+        assert speak(client, "Nobody can say this.").status_code == 503
+    monitored.wait_until_ready()
+    assert "3 health checks in a row failed" in monitored.output
+    with monitored.client() as client:
+        assert speak(client, "It is back.").status_code == 200
 
 
 # ---------------------------------------------------------------- a start that fails
@@ -246,20 +259,28 @@ def test_a_taken_port_is_found_before_any_stage_starts():
         began = time.monotonic()
         with failed_start(port=port) as server:
             assert time.monotonic() - began < 5
-            assert f"--port {port}" in server.output and "in use" in server.output
+            assert f"--port {port}" in server.output.strip().splitlines()[-1] and "in use" in server.output
             assert "loading" not in server.output
+            assert f"--port {port}" in (server.directory / "logs" / "light-tts.log").read_text()
 
 
 @pytest.mark.parametrize(
-    "file", [pytest.param("llm.pt", marks=pytest.mark.nightly), "speech_tokenizer_v2.onnx"]
+    "file",
+    [
+        pytest.param("llm.pt", marks=pytest.mark.nightly),
+        pytest.param("flow.pt", marks=pytest.mark.nightly),
+        "speech_tokenizer_v2.onnx",
+    ],
 )
-def test_a_truncated_file_is_named(tmp_path, file):
+def test_a_truncated_file_is_named_in_the_last_line_and_in_the_log_file(tmp_path, file):
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model)
-    with open(model / file, "r+b") as handle:
-        handle.truncate(1000)
+    os.truncate(model / file, 1000)
     with failed_start(model_dir=model) as server:
-        assert "cannot start" in server.output and file in server.output
+        last = server.output.strip().splitlines()[-1]
+        assert last.startswith("light-tts: error:") and "cannot start" in server.output and file in last
+        log = (server.directory / "logs" / "light-tts.log").read_text()
+        assert "the server cannot start" in log and file in log
 
 
 def test_a_missing_model_file_is_named(tmp_path):
@@ -279,37 +300,9 @@ def test_a_stage_killed_while_loading_ends_the_start():
         assert nothing_left(server)
 
 
-def test_the_reason_of_a_failed_start_is_the_last_line_and_in_the_log_file(tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(CHECKPOINT, model)
-    os.truncate(model / "flow.pt", 1000)
-    with failed_start(model_dir=model) as server:
-        last = server.output.strip().splitlines()[-1]
-        assert last.startswith("light-tts: error:") and "flow.pt" in last
-        log = (server.directory / "logs" / "light-tts.log").read_text()
-        assert "the server cannot start" in log and "flow.pt" in log
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        port = holder.getsockname()[1]
-        with failed_start(port=port, log_dir=tmp_path / "logs") as server:
-            assert f"--port {port}" in server.output.strip().splitlines()[-1]
-            assert f"--port {port}" in (tmp_path / "logs" / "light-tts.log").read_text()
-
-
 def test_a_directory_of_voices_that_cannot_be_made_is_named():
     with failed_start(spk_dir="/proc/voices") as server:
         assert "--spk_dir /proc/voices" in server.output
-
-
-def test_what_a_flag_cannot_do_here_is_said_once_in_the_log_file_too():
-    with start_server(tokenizer_mode="auto", mode="triton_flashdecoding", device="cpu") as server:
-        log = (server.directory / "logs" / "light-tts.log").read_text()
-        for note in (
-            "without effect: --tokenizer_mode",
-            "--device cpu: ignoring --mode triton_flashdecoding",
-        ):
-            assert server.output.count(note) == log.count(note) == 1
 
 
 def test_a_log_directory_that_cannot_be_made_is_named():

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 import httpx
 import psutil
-from support.server_process import launch, speak, start_server
+from support.server_process import FEW_STEPS, launch, speak, start_server
 from system.test_lifecycle import eventually, stream_in_background
 
 # So short that the old server need not wait long for clients that are connected and say nothing.
-SHORT = {"header_timeout": 2, "idle_timeout": 2}
+SHORT = {"header_timeout": 2, "idle_timeout": 2, **FEW_STEPS}
 
 
 class Clients:

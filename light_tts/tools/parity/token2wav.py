@@ -23,10 +23,11 @@ MEMORY = 1 << 28  # bytes for the flow's cached state
 GROWN = 4  # the official schedule grows its chunks to this multiple of the first
 
 
-def load(golden: Golden, full_last_chunk: bool) -> Token2Wav:
-    """Return the same configuration as a server on a CPU."""
+def load(golden: Golden, full_last_chunk: bool, n_timesteps: int | None = None) -> Token2Wav:
+    """Return the same configuration as a server on a CPU (`n_timesteps`: Euler steps of the flow, if not
+    those of the checkpoint)."""
     family, device = load_family(golden.checkpoint), torch.device("cpu")
-    flow = family.load_flow(device, torch.float32, FlowOptions(memory=MEMORY))()
+    flow = family.load_flow(device, torch.float32, FlowOptions(memory=MEMORY, n_timesteps=n_timesteps))()
     vocoder = family.load_vocoder(device, OVERLAP_FRAMES)()
     return Token2Wav(flow, vocoder, family.numbers, full_last_chunk, device)
 
