@@ -126,6 +126,7 @@ def milliseconds(call: Callable[[], object], seconds: float = 0.6) -> float:
     return 1e3 * statistics.median(times)
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--family", choices=FAMILIES, default="cosyvoice2")
@@ -140,7 +141,6 @@ def main() -> None:
         overlap.enabled = lambda *_: args.overlap == "on"
     dtype = getattr(torch, args.dtype)
     torch.cuda.set_stream(torch.cuda.Stream())
-    torch.set_grad_enabled(False)
     family = FAMILIES[args.family]
     flow32 = family.full_size("cuda")
     parts = family.pack(flow32, dtype)

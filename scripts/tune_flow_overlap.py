@@ -3,7 +3,7 @@
 machine's GPU, and writes the result to light_tts/kernels/configs/. Run it after tune_flow.py; takes about a
 minute:
 
-    python scripts/tune_flow_overlap.py [--most_rows 1024]
+    python scripts/tune_flow_overlap.py [--family cosyvoice3] [--most_rows 1024]
 
 Whole solves are timed, because a kernel may slow others down. Beyond --most_rows nothing overlaps: the
 waiting programs of large batches take resources from other processes on the GPU, which is not measured here.
@@ -18,27 +18,53 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench_flow import full_size, item, milliseconds
+from bench_flow import FAMILIES, item, milliseconds
 
 from light_tts.kernels import configs, overlap
-from light_tts.models.flow.pack import pack
 from light_tts.models.flow.packed import PackedFlow
 
+# Kernels of each family whose overlap is chosen. What CosyVoice3 shares with CosyVoice2 overlaps as for that.
 KERNELS = {
-    "grouped_conv",
-    "layer_norm_linear",
-    "modulated_norm",
-    "packed_linear",
-    "packed_linear_add",
-    "packed_attention",
-    "packed_conv",
-    "flow_step",
-    "relative_attention",
-    "row_norm",
-    "shifted_linear",
+    "cosyvoice2": {
+        "layer_norm_linear",
+        "packed_linear_256x1536",
+        "packed_linear_256x1024",
+        "packed_linear_512x1536",
+        "packed_linear_512x2048",
+        "packed_linear_add",
+        "packed_attention",
+        "packed_conv",
+        "flow_step",
+        "relative_attention",
+        "row_norm",
+        "shifted_linear",
+    },
+    "cosyvoice3": {
+        "grouped_conv",
+        "modulated_norm",
+        "packed_linear_320x1024",
+        "packed_linear_1024x3072",
+        "packed_linear_1024x2048",
+    },
 }
 # Kernels excluded from overlapping: those seen to become slower at some sizes.
-CHOICES = [KERNELS, set(), {"layer_norm_linear"}, {"packed_conv"}, {"layer_norm_linear", "packed_conv"}]
+CHOICES: dict[str, list[set[str]]] = {
+    "cosyvoice2": [
+        set(),
+        KERNELS["cosyvoice2"],
+        {"layer_norm_linear"},
+        {"packed_conv"},
+        {"layer_norm_linear", "packed_conv"},
+    ],
+    "cosyvoice3": [
+        set(),
+        KERNELS["cosyvoice3"],
+        {"grouped_conv"},
+        {"modulated_norm"},
+        {"packed_linear_1024x3072", "packed_linear_1024x2048"},
+    ],
+}
+MEASURED = overlap.enabled
 FIRST, WHOLE = (41, True, False), (125, False, True)  # tokens, streaming, finalize
 
 
@@ -78,38 +104,44 @@ def ranges_of(best: dict[int, set[str]]) -> Ranges:
     return found
 
 
-def _overlaps(left_out: set[str], device: torch.device, kernel: str, rows: int) -> bool:
-    return kernel not in left_out
+def _overlaps(chosen: set[str], family: set[str], device: torch.device, kernel: str, rows: int) -> bool:
+    """Replaces `overlap.enabled`: of the kernels `family` those that are `chosen` overlap, others as measured
+    before."""
+    return kernel in chosen if kernel in family else MEASURED(device, kernel, rows)
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--most_rows", type=int, default=1024, help="of a batch, both copies of each frame")
     parser.add_argument("--output", type=Path, help="instead of the file of this GPU")
+    parser.add_argument("--family", choices=FAMILIES, default="cosyvoice2")
     args = parser.parse_args()
     torch.cuda.set_stream(torch.cuda.Stream())
-    torch.set_grad_enabled(False)
-    flow = full_size("cuda")
-    parts, half = pack(flow, torch.float16), copy.deepcopy(flow).half()
+    family, kernels = FAMILIES[args.family], KERNELS[args.family]
+    flow = family.full_size("cuda")
+    parts, half = family.pack(flow, torch.float16), copy.deepcopy(flow).half()
     best: dict[int, set[str]] = {}
     for case in CASES:
         if case.rows > args.most_rows:
             break
         items = [item(seed, *case.chunk) for seed in range(case.requests)]
         times = {}
-        for left_out in CHOICES:
-            overlap.enabled = partial(_overlaps, left_out)
+        for left_out in CHOICES[args.family]:
+            overlap.enabled = partial(_overlaps, kernels - left_out, kernels)
             packed = PackedFlow(half, *parts, items=len(items))  # with its own graphs
             packed.graphs.at_first_use = True
             packed(items)
-            times[frozenset(KERNELS - left_out)] = milliseconds(partial(packed, items))
+            times[frozenset(kernels - left_out)] = milliseconds(partial(packed, items))
         chosen = min(times, key=times.__getitem__)
         best[case.rows] = set(chosen)
-        shown = ", ".join(f"{'+'.join(sorted(kernels)) or 'none'} {ms:.2f}" for kernels, ms in times.items())
+        shown = ", ".join(f"{'+'.join(sorted(each)) or 'none'} {ms:.2f}" for each, ms in times.items())
         print(f"up to {case.rows} rows, ms: {shown}", flush=True)
     device = torch.device("cuda")
-    llm = {"llm": configs.load(device).get("overlap", {}).get("llm", [])}
-    configs.save(device, {"overlap": {**llm, **ranges_of(best)}}, args.output)
+    ranges = dict(configs.load(device).get("overlap", {}))
+    for kernel in kernels:
+        ranges.pop(kernel, None)
+    configs.save(device, {"overlap": {**ranges, **ranges_of(best)}}, args.output)
 
 
 if __name__ == "__main__":

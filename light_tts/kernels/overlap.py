@@ -27,8 +27,8 @@ from light_tts.kernels import configs
 
 def enabled(device: torch.device, kernel: str, rows: int) -> bool:
     """Return whether overlap was measured to be faster for this number of rows on this GPU: for "llm", all
-    kernels of a decode step (rows: tokens of the batch), or for one of the flow's (rows of the packed batch,
-    all copies)."""
+    kernels of a decode step (rows: tokens of the batch), or for one of the flow's, `packed_linear` with its
+    sizes (rows of the packed batch, all copies)."""
     ranges = configs.load(device).get("overlap", {}).get(kernel, [])
     return any(first <= rows <= last for first, last in ranges)
 

@@ -35,6 +35,7 @@ CHECKPOINT = Path("test/golden/cosyvoice3/checkpoint")
 CONFIG = load_config3(CHECKPOINT)
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 FRAME = 480  # samples
+TURNS = 6e-8 if CUDA else 1e-9  # a GPU may round the quotient in float32 that is summed differently
 LIMIT = 5e-3 if CUDA else 2e-5  # in float32; on a GPU as TF32, which tensor cores may cut off
 needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a GPU")
 
@@ -167,7 +168,7 @@ def check(found: Spoken, expected: Spoken, limit: float) -> None:
             assert state.first_frame == plain_state.first_frame
             assert torch.equal(state.mel.cpu(), plain_state.mel)
             torch.testing.assert_close(state.source.cpu(), plain_state.source, atol=5e-6, rtol=0)
-            torch.testing.assert_close(state.turns.cpu(), plain_state.turns, atol=1e-9, rtol=0)
+            torch.testing.assert_close(state.turns.cpu(), plain_state.turns, atol=TURNS, rtol=0)
 
 
 def equal(found: Spoken, expected: Spoken) -> None:

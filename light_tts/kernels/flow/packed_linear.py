@@ -75,7 +75,8 @@ def packed_linear(
     position: (rows,) int32, rows with negative position are skipped; out: (rows, out), saturates if it is
     float16."""
     rows, (width, out_width) = x.shape[0], weight.shape
-    config = measured_for_rows(f"packed_linear_{width}x{out_width}", x, rows)
+    name = f"packed_linear_{width}x{out_width}"
+    config = measured_for_rows(name, x, rows)
     config = (
         config
         or _wide_config(x, rows, out_width)
@@ -108,7 +109,7 @@ def packed_linear(
         SECOND=turn.starts[1],
         DIM=turn.dim,
         **config,
-        **overlap.options(x.device, "packed_linear", rows),
+        **overlap.options(x.device, name, rows),
     )
     return out
 
