@@ -43,9 +43,8 @@ ENCODER_WIDTH, ENCODER_FEED, ENCODER_LENGTH, MELS = 512, 2048, 256, 80
 TRANSFORMER_ROWS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 DIT_WIDTH, DIT_FEED, DIT_HEAD = 1024, 2048, 64  # Fun-CosyVoice3-0.5B
 DIT_STEPS, TAPS, GROUPS = 10, 31, 16
-COLD = (
-    60  # calls with different weights, together more than the L2 cache holds, as in a step of the transformer
-)
+# Calls of the transformer have so many different weights, more than the L2 cache holds, as in a step.
+COLD = 60
 Product = tuple[str, int, int]  # kernel, in, out
 ESTIMATOR: list[Product] = [
     ("layer_norm_linear", WIDTH, 3 * INNER),
