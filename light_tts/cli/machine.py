@@ -14,6 +14,7 @@ import psutil
 from light_tts import __version__
 from light_tts.cli.findings import Findings
 from light_tts.common.gpu import visible_gpus
+from light_tts.server.core.host_memory import memory
 from light_tts.server.core.rundir import SHARED_MEMORY
 
 GB = 1e9
@@ -26,11 +27,12 @@ def look(findings: Findings) -> None:
     """Report everything that does not depend on a checkpoint."""
     findings.heading("This machine")
     findings.ok("Light-TTS", f"{__version__}, Python {platform.python_version()}, {_version_of('torch')}")
-    memory = psutil.virtual_memory()
+    usable = memory()
+    free = min(usable, psutil.virtual_memory().available)
     findings.ok(
         "processors, memory",
         f"{os.cpu_count()} cores (load {os.getloadavg()[0]:.1f}), "
-        f"{memory.available / GB:.1f} of {memory.total / GB:.1f} GB free",
+        f"{free / GB:.1f} of {usable / GB:.1f} GB free",
     )
     _gpus(findings)
     _shared_memory(findings)

@@ -8,6 +8,8 @@ import psutil
 import pytest
 from support.server_process import CHECKPOINT
 
+from light_tts.cli import machine
+from light_tts.cli.findings import Findings
 from light_tts.server.core import host_memory
 from light_tts.server.core.settings import Settings
 
@@ -58,3 +60,9 @@ def test_the_memory_is_the_limit_of_a_control_group(tmp_path, path, limited):
     this_process(tmp_path, f"1:name=systemd:/\n0::{path}\n")
     group(tmp_path, limited, str(GIB // 2))
     assert host_memory.memory(tmp_path) == GIB // 2
+
+
+def test_the_doctor_shows_what_may_be_used(monkeypatch, capsys):
+    monkeypatch.setattr(machine, "memory", lambda: 500_000_000)
+    machine.look(Findings())
+    assert " of 0.5 GB free" in capsys.readouterr().out
