@@ -14,8 +14,9 @@ from support.flow_rows import (
     positions,
     with_new_pages,
 )
-from support.interpreter import grid
+from support.interpreter import GPU, grid
 
+from light_tts.kernels.flow import packed_linear as packed_linear_module
 from light_tts.kernels.flow.euler_step import flow_step, flow_step_reference
 from light_tts.kernels.flow.grouped_conv import grouped_conv, grouped_conv_reference
 from light_tts.kernels.flow.modulated_norm import modulated_norm, modulated_norm_reference
@@ -37,6 +38,7 @@ from light_tts.kernels.flow.packed_linear import (
 from light_tts.models.flow.dit.estimator import RotaryEmbedding
 
 COPIES = 2
+WIDTH = 1024 if GPU else 128  # of the model; the interpreter is slow
 LARGEST = torch.finfo(torch.float16).max
 
 
@@ -44,10 +46,10 @@ def step_on_device(step: int) -> torch.Tensor:
     return torch.tensor([step], dtype=torch.int32, device=DEVICE)
 
 
-@pytest.mark.parametrize(("dtype", "width"), grid(DTYPES, [40, 1024]))
+@pytest.mark.parametrize(("dtype", "width"), grid(DTYPES, [40, WIDTH]))
 def test_norm_with_shift_and_scale_of_the_step(dtype, width):
     torch.manual_seed(0)
-    where = positions(copies=COPIES)
+    where = positions((19, 1, 12), 8, copies=COPIES)
     x = draw(len(where), width, scale=3.0) + 1
     x[where < 0] = torch.nan
     modulation = draw(STEPS, 5, 2, width)[:, 3]  # of all blocks of a step; strided
@@ -96,7 +98,7 @@ def test_gelu_with_tanh(dtype):
             (32, 192, (0, 64), 16),  # several in a block
             (64, 480, (16, 176), 32),  # beginning within blocks
             (64, 272, (96, 240), 64),  # across blocks, and less than the last rotation in the end
-            (1024, 1024, (0, 512), 64),
+            *[(WIDTH, WIDTH, (0, 512), 64)] * GPU,
         ],
     ),
 )
@@ -137,7 +139,7 @@ def test_the_table_rotates_as_the_estimator():
     assert torch.allclose(found, expected[0], atol=1e-6)
 
 
-@pytest.mark.parametrize(("dtype", "widths"), grid(DTYPES, [(24, 32), (128, 104), (2048, 1024)]))
+@pytest.mark.parametrize(("dtype", "widths"), grid(DTYPES, [(24, 32), (2 * WIDTH, WIDTH)]))
 def test_gated_sum_in_float32(dtype, widths):
     torch.manual_seed(4)
     width, out_width = widths
@@ -242,9 +244,9 @@ def test_grouped_conv_in_pages_is_that_of_the_whole(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_step_and_attention_of_the_full_width(dtype):
+def test_step_and_attention_with_heads_of_64(dtype):
     torch.manual_seed(9)
-    heads, width, mels = 16, 1024, 80
+    heads, width, mels = WIDTH // 64, WIDTH, 80
     where = positions((37, 3), 8, copies=COPIES)
     rows = len(where) // COPIES
     qkv = draw(len(where), 3 * width, dtype=dtype)
@@ -265,3 +267,13 @@ def test_step_and_attention_of_the_full_width(dtype):
         step(qkv[:, :width].contiguous(), weight, bias, 0.7, dt, step_on_device(1), where, x, own)
     assert_close(*states, torch.float32 if dtype == torch.float32 else dtype)
     assert_close(*inputs, dtype)
+
+
+@pytest.mark.parametrize(
+    ("rows", "out_width", "tile"),
+    [(200, 3072, (64, 128)), (200, 2048, (64, 64)), (200, 1024, (64, 32)), (8192, 3072, (128, 128))],
+)
+def test_wide_products_have_the_largest_tiles_that_occupy_a_gpu(rows, out_width, tile):
+    config = packed_linear_module._wide_config(torch.empty(rows, 1024).half(), rows, out_width)
+    assert config is not None and (config["BLOCK_ROWS"], config["BLOCK_OUT"]) == tile
+    assert packed_linear_module._wide_config(torch.empty(rows, 512).half(), rows, out_width) is None

@@ -1,7 +1,8 @@
 """The vocoder on its kernels: the whole against PyTorch, independence of items, sizes of graphs.
 
-Without a GPU the tiny checkpoint runs through the interpreter, a few frames long."""
+Without a GPU a small model runs through the interpreter, a few frames long."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,21 @@ needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a GPU")
 
 @pytest.fixture(scope="module")
 def hift() -> Hift:
-    return Hift.from_checkpoint(CHECKPOINT, CONFIG, DEVICE)
+    torch.manual_seed(1)
+    config = dataclasses.replace(
+        CONFIG.hift,
+        base_channels=16,
+        upsample_rates=(12, 10),
+        upsample_kernel_sizes=(16, 12),
+        resblock_kernel_sizes=(3, 5),
+        resblock_dilation_sizes=((2,), (1,)),
+        source_resblock_kernel_sizes=(5, 3),
+        source_resblock_dilation_sizes=((1,), (3,)),
+    )
+    found = Hift(config).eval().requires_grad_(False)
+    found.f0_predictor.classifier.weight.mul_(40.0)
+    found.f0_predictor.classifier.bias.fill_(180.0)
+    return found.to(DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +122,13 @@ def check_whole(
 
 def test_whole_equals_the_plain_path(hift, together):
     check_whole(hift, batch(LENGTHS), *together, limit=1e-3)
+
+
+@pytest.mark.nightly  # with more levels and layers, which take the interpreter a minute
+def test_the_golden_checkpoint_equals_the_plain_path():
+    hift = Hift.from_checkpoint(CHECKPOINT, CONFIG, DEVICE)
+    inputs = batch(LENGTHS)
+    check_whole(hift, inputs, *HiftRunner(HiftNetwork(hift), CACHED).speak(inputs), limit=1e-3)
 
 
 def test_whole_in_float32_equals_the_plain_path(hift):
