@@ -345,6 +345,7 @@ def test_busy_connections_leave_room_for_those_who_ask_how_the_server_is(server)
         for _ in range(CONNECTIONS + 2):
             connection = stack.enter_context(connect(server))
             connection.sendall(post(1000))
+        assert eventually(lambda: httpx.get(f"{server.url}/spk_list").status_code == 503, 30)
         for path, status in (("/liveness", 200), ("/metrics", 200), ("/spk_list", 503)):
             answer = httpx.get(f"{server.url}{path}", timeout=30)
             assert answer.status_code == status, answer.text
