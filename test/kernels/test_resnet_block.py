@@ -32,6 +32,8 @@ DEVICE = GPU if ON_GPU else torch.device("cpu")
 COPIES, STEPS, PAGES, EPS = 2, 3, 6, 1e-5
 LENGTHS = (16, 1, 3, 50, 2)
 SIZES = [(16, 256), (16, 512), (32, 320), (48, 256), (64, 512)]  # rows of a tile, channels
+# Each number of rows and of channels; each kernel takes long to compile for the emulator.
+SOME_SIZES = SIZES if ON_GPU else [size for size in SIZES if size != (16, 512)]
 pytestmark = pytest.mark.skipif(not ON_GPU and not cuda_on_cpu.AVAILABLE, reason="neither such a GPU nor g++")
 
 
@@ -123,7 +125,7 @@ def pages(lengths=LENGTHS) -> tuple[list[int], list[int]]:
     return before, keep
 
 
-@pytest.mark.parametrize(("block_rows", "inputs"), SIZES)
+@pytest.mark.parametrize(("block_rows", "inputs"), SOME_SIZES)
 def test_sequences_that_begin(run, block_rows, inputs):
     torch.manual_seed(block_rows + inputs)
     found, expected = both(run, weights(inputs), block_rows)
@@ -182,13 +184,13 @@ def test_seven_tiles_have_room_for_all_but_the_edges_between_sequences(block_row
     assert has_room(count, (50, most - 52)) and not has_room(count, (50, most - 51))
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_the_order_of_threads_does_not_matter(run, seed):
+def test_the_order_of_threads_does_not_matter(run):
     torch.manual_seed(2)
     layers = weights(256)
     found = []
-    for each in (0, seed):
+    for seed in range(4):
         torch.manual_seed(3)
-        found.append(both(run, layers, 16, (6, 14), [2] * 6 + [4] * 14, [-1] * 7 + [2, 3], seed=each)[0])
-    for first, other in zip(found[0], found[1], strict=True):
-        assert torch.equal(first.nan_to_num(), other.nan_to_num())
+        found.append(both(run, layers, 16, (6, 14), [2] * 6 + [4] * 14, [-1] * 7 + [2, 3], seed=seed)[0])
+    for others in found[1:]:
+        for first, other in zip(found[0], others, strict=True):
+            assert torch.equal(first.nan_to_num(), other.nan_to_num())

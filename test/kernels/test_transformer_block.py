@@ -142,13 +142,13 @@ def test_many_rows_have_two_thread_blocks_a_multiprocessor(run):
     assert_close(qkv, other_qkv, torch.float16)
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
-def test_the_order_of_threads_does_not_matter(run, seed):
+def test_the_order_of_threads_does_not_matter(run):
     torch.manual_seed(2)
     layers = weights()
     found = []
-    for each in (0, seed):
+    for seed in range(4):
         torch.manual_seed(3)
-        found.append(both(run, (9, 31), (0, 0), 16, layers, seed=each)[0])
-    for first, other in zip(found[0], found[1], strict=True):
-        assert (first is None and other is None) or torch.equal(first.nan_to_num(), other.nan_to_num())
+        found.append(both(run, (9, 31), (0, 0), 16, layers, seed=seed)[0][:2])
+    for others in found[1:]:
+        for first, other in zip(found[0], others, strict=True):
+            assert torch.equal(first.nan_to_num(), other.nan_to_num())

@@ -48,9 +48,14 @@ def bistream(seed: int = 5, forced: list[int] = (), **options) -> Bistream:
         part=0,
         seed=seed,
         ids=load_model(GOLDEN).ids,
-        **{"limit": SLOTS, "max_outputs": 100, "sampling": RULE, **options},
+        **{
+            "limit": SLOTS,
+            "max_outputs": 100,
+            "sampling": RULE,
+            "prompt_speech": PROMPT[:20],
+            **options,
+        },
         prompt_text=TEXT[:7],
-        prompt_speech=PROMPT[:20],
         forced=list(forced),
     )
     return Bistream(part, mix=(5, 15))
