@@ -38,6 +38,29 @@ def test_other_stages_import_nothing_of_the_frontend(stage: str):
     assert not found & {"transformers", "tokenizers", "onnxruntime", "wetext", "soundfile"}
 
 
+@pytest.mark.parametrize("family", ["cosyvoice2", "cosyvoice3"])
+def test_on_a_cpu_no_stage_needs_triton(family: str):
+    """Only the test dependencies and PyTorch for CUDA bring it along."""
+    code = f"""
+import sys
+sys.modules["triton"] = None  # importing it fails
+from pathlib import Path
+import torch
+from light_tts.models.family import load_family
+from light_tts.models.flow_options import FlowOptions
+from light_tts.server.tts_decode import manager, stage
+from light_tts.server.tts_llm import manager, stage
+from light_tts.engine.llm.engine import LLMEngine
+from light_tts.engine.llm.options import EngineOptions
+family, cpu = load_family(Path("test/golden/{family}/checkpoint")), torch.device("cpu")
+family.load_flow(cpu, torch.float32, FlowOptions(max_batch_size=1))()
+family.load_vocoder(cpu, 8)()
+model = family.load_llm(Path("test/golden/{family}/checkpoint/llm.pt"), cpu, torch.float32)
+LLMEngine(model, EngineOptions(slots=64, rows=1, max_len=64))
+"""
+    assert "torch" in imported(code)
+
+
 @pytest.mark.parametrize("module", ["api_server", "supervision.supervisor"])
 def test_the_stages_are_started_by_processes_without_numpy_and_a_web_framework(module: str):
     found = imported(f"import light_tts.server.{module}")

@@ -14,10 +14,6 @@ from torch import Tensor
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.kernels.llm.prefill_attention import QUERY_BLOCK, prefill_blocks
 
-# Larger prefills have no CUDA graph. Launched kernel by kernel beside the flow, they took 7 to 35 ms.
-PREFILL_TOKENS = 2048
-PREFILL_REQUESTS = 16
-
 _ALIGNED = 4  # numbers in 16 bytes: kernels are compiled for this alignment of the lists
 _KEPT = 256  # shapes whose places are remembered
 

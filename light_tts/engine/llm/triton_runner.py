@@ -13,8 +13,8 @@ from light_tts.common.cuda_graphs import GraphCache, SizedWork
 from light_tts.common.transfer import pinned, upload
 from light_tts.engine.llm.attention import RowSpan
 from light_tts.engine.llm.memory import EngineMemory
-from light_tts.engine.llm.options import EngineOptions
-from light_tts.engine.llm.prefill_batch import PREFILL_REQUESTS, PREFILL_TOKENS, PrefillShape
+from light_tts.engine.llm.options import PREFILL_REQUESTS, PREFILL_TOKENS, EngineOptions
+from light_tts.engine.llm.prefill_batch import PrefillShape
 from light_tts.kernels.compile_ahead import compile_ahead
 from light_tts.kernels.llm.decode_attention import decode_attention
 from light_tts.kernels.llm.prefill_attention import prefill_attention

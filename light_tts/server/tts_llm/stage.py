@@ -11,8 +11,8 @@ from light_tts.engine.llm.credit import Credit
 from light_tts.engine.llm.engine import LLMEngine, Work
 from light_tts.engine.llm.llm_yield import LLMYield
 from light_tts.engine.llm.one_shot import OneShot
+from light_tts.engine.llm.options import PREFILL_REQUESTS
 from light_tts.engine.llm.pace import RoundPace
-from light_tts.engine.llm.prefill_batch import PREFILL_REQUESTS
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import Sequence, SequenceError
 from light_tts.server.core import messages, metrics
