@@ -53,8 +53,8 @@ PROMPT = 87
 
 
 class Work(NamedTuple):
-    """Of an estimator: 10 steps, guided; gflop: for a frame, without the part of attention that grows with
-    the length; layers: of attention; inner: channels of a key."""
+    """The work of an estimator in 10 guided steps. gflop: for a frame, without the part of attention that
+    grows with the length; layers: of attention; inner: channels of a key."""
 
     gflop: float
     layers: int

@@ -8,6 +8,7 @@ import sys
 import pytest
 from support.server_process import CHECKPOINT, ROOT
 
+from light_tts.engine.llm.options import PREFILL_TOKENS
 from light_tts.server import api_cli
 from light_tts.server.core.settings import Settings, SettingsError, load, save
 
@@ -118,6 +119,10 @@ def test_a_size_may_be_automatic(tmp_path, flag, text, value):
     save(settings, str(tmp_path / "settings.json"))
     assert load(str(tmp_path / "settings.json")) == settings
     assert "auto|N" in api_cli._parser().format_help()
+
+
+def test_prefills_have_cuda_graphs_unless_larger_ones_are_asked_for():
+    assert parse().batch_max_tokens == PREFILL_TOKENS
 
 
 def test_a_prefill_batch_may_be_smaller_than_the_longest_request():

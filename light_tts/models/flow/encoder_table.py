@@ -1,4 +1,4 @@
-"""What the encoders of the packed flow have in common: the table that describes a batch of items padded to a
+"""Base class of the packed flow's encoders: makes the table that describes a batch of items padded to a
 common length."""
 
 from __future__ import annotations

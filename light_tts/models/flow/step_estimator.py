@@ -1,4 +1,4 @@
-"""What the packed flow needs of a family's estimator."""
+"""The interface of a family's estimator for the packed flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the chunks of a part are computed from: a bounded number of earlier frames, then their own."""
+"""The frames that a chunk of a part is computed from: a bounded number of earlier ones, then its own."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from light_tts.engine.llm.options import PREFILL_REQUESTS
 from light_tts.engine.llm.pace import RoundPace
 from light_tts.engine.llm.scheduler import Limits, Scheduler
 from light_tts.engine.llm.sequence import Sequence, SequenceError
+from light_tts.engine.speech.policy import ENOUGH_AUDIO
 from light_tts.server.core import messages, metrics
 from light_tts.server.core.ended_jobs import EndedJobs
 from light_tts.server.core.gone_workers import GoneWorkers
@@ -33,10 +34,9 @@ OPENING = (
 )  # fmt: skip
 STAGE = "llm"
 SLOW_CPU = 0.1  # seconds per token, assumed before it has been measured
-# While tokens of first chunks are sampled on a GPU, steps leave out streams whose clients have more audio
-# than this (seconds), but not for longer at a time, and at most a fifth of the time: later their chunks would
-# come before first ones.
-ENOUGH_AUDIO = 0.5
+# While tokens of first chunks are sampled on a GPU, steps leave out streams whose clients have ENOUGH_AUDIO:
+# for LONGEST_LEFT_OUT seconds at a time, and a fifth of the time at most. Left out for longer, streams would
+# come near the end of their audio, and decode would speak their chunks before first ones.
 LONGEST_LEFT_OUT, REGAINED = 0.1, 0.25
 POLL_SECONDS = 0.001  # seconds between checks while steps are held back; the shortest sleep of an inbox
 

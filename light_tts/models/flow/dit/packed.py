@@ -59,8 +59,8 @@ DiTRun = PackedRun[DiTBuffers]
 
 @dataclass(frozen=True)
 class Modulated:
-    """What the time does to a layer: modulation: (steps, 2, width), shift and scale of its input; gate:
-    (steps, width), of its result. Both are float32."""
+    """The parameters of a layer that depend on the time, float32. modulation: (steps, 2, width), shift and
+    scale of its input; gate: (steps, width), of its result."""
 
     modulation: Tensor
     gate: Tensor
